@@ -1,0 +1,49 @@
+# Everything uses the release profile: RocksDB is built from source, which takes long, and each
+# profile would build it once more.
+
+.DEFAULT_GOAL := help
+.PHONY: help prerequisites build demo test lint clean
+
+target := $(or $(CARGO_TARGET_DIR),target)
+
+# bindgen finds libclang through the dynamic linker, or through LIBCLANG_PATH where the library is
+# only in the directory of its LLVM version. Looked up when it is used, since `prerequisites` may
+# have just installed it.
+find_libclang = ls -d /usr/lib/llvm-*/lib/libclang.so* 2>/dev/null | sort -V | tail -n 1 | xargs -r dirname
+libclang_path = $(shell PATH="$$PATH:/sbin:/usr/sbin"; ldconfig -p 2>/dev/null | grep -q libclang || $(find_libclang))
+cargo = $(if $(LIBCLANG_PATH),,$(addprefix LIBCLANG_PATH=,$(libclang_path))) cargo
+
+# The tests start a ClickHouse of their own, from this library, unless CLICKHOUSE_BINARY is set.
+clickhouse_library = library="$${CLICKHOUSE_LIBRARY:-$$(scripts/fetch-clickhouse.sh)}" && \
+	CLICKHOUSE_LIBRARY="$$library"
+
+announce_rocksdb = ls -d $(target)/release/build/librocksdb-sys-* >/dev/null 2>&1 || \
+	echo "The first build includes RocksDB, which takes about 13 minutes on two cores, once."
+
+help: ## list these targets
+	@echo "Targets:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
+
+prerequisites: ## install what the build, the tests and the demo need
+	@scripts/install-prerequisites.sh
+
+build: prerequisites ## build target/release/events-backfill
+	@$(announce_rocksdb)
+	$(cargo) build --release --locked
+
+demo: prerequisites ## backfill a generated month in a ClickHouse of its own, and show the result
+	@$(announce_rocksdb)
+	@$(cargo) build --release --locked --bins --example embedded_clickhouse
+	@scripts/demo.sh
+
+test: prerequisites ## run all tests, against a real ClickHouse
+	@$(announce_rocksdb)
+	@$(clickhouse_library) $(cargo) test --release --locked
+
+lint: prerequisites ## check the formatting, and what the compiler and clippy have to say
+	@$(announce_rocksdb)
+	$(cargo) fmt --check
+	$(cargo) clippy --release --all-targets --locked -- -D warnings
+
+clean: ## remove what was built, RocksDB included
+	$(cargo) clean

@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# Makes sure that everything the build, the tests and the demo need is installed, and says nothing
+# when it is.
+#
+# What is missing is installed with apt-get where that is possible without asking for a password.
+# Elsewhere the script prints the one command to run, and fails. It never installs a Rust toolchain:
+# which one you have is your business.
+set -euo pipefail
+
+# `ldconfig` is not on the path of an ordinary user everywhere.
+PATH="$PATH:/usr/sbin:/sbin"
+
+say() { printf '%s\n' "$*" >&2; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Prints one word for each thing that is missing.
+missing_things() {
+    have cc && { have c++ || have g++ || have clang++; } || echo compiler
+    have make || echo make
+    have_libclang || echo libclang
+    have curl || echo curl
+    have npm || have_clickhouse || echo npm
+}
+
+# RocksDB's bindings are generated during the build by bindgen, which loads libclang and reads the
+# headers that belong to it.
+have_libclang() {
+    local file
+    if [[ -n ${LIBCLANG_PATH:-} ]]; then
+        for file in "$LIBCLANG_PATH" "$LIBCLANG_PATH"/libclang*.so* "$LIBCLANG_PATH"/libclang*.dylib; do
+            [[ -f $file ]] && return 0
+        done
+        return 1
+    fi
+    if [[ $(uname -s) == Darwin ]]; then
+        file=$(xcode-select -p 2>/dev/null)
+        [[ -e $file/usr/lib/libclang.dylib ||
+            -e $file/Toolchains/XcodeDefault.xctoolchain/usr/lib/libclang.dylib ]]
+        return
+    fi
+    # On Debian the library alone comes without its headers.
+    if have apt-get; then
+        for file in /usr/lib/llvm-*/lib/clang/*/include/stddef.h; do
+            [[ -f $file && -n $(libclang_files "${file%/lib/clang/*}/lib") ]] && return 0
+        done
+        return 1
+    fi
+    [[ -n $(libclang_files /usr/lib /usr/lib64 /usr/lib/llvm*/lib) ]] && return 0
+    { ldconfig -p 2>/dev/null || true; } | grep -q 'libclang[-.0-9]*\.so'
+}
+
+# Prints the paths of libclang in the given directories.
+libclang_files() {
+    local directory file
+    for directory; do
+        for file in "$directory"/libclang.so* "$directory"/libclang-[0-9]*.so*; do
+            if [[ -f $file ]]; then echo "$file"; fi
+        done
+    done
+}
+
+# npm is needed only to fetch the ClickHouse library.
+have_clickhouse() {
+    [[ -n ${CLICKHOUSE_BINARY:-} || -f ${CLICKHOUSE_LIBRARY:-} ]] && return 0
+    "${BASH_SOURCE[0]%/*}/fetch-clickhouse.sh" --is-there
+}
+
+# Prints the Debian packages that provide the given things.
+packages_for() {
+    local thing
+    for thing; do
+        case $thing in
+            compiler) echo g++ ;;
+            libclang) echo libclang-dev ;;
+            curl) echo curl ca-certificates ;;
+            *) echo "$thing" ;;
+        esac
+    done
+}
+
+# Prints what an ordinary person calls the given things.
+names_of() {
+    local thing names=()
+    for thing; do
+        case $thing in
+            compiler) names+=("a C and C++ compiler") ;;
+            libclang) names+=("libclang (for bindgen)") ;;
+            npm) names+=("npm (to fetch ClickHouse, unless CLICKHOUSE_BINARY is set)") ;;
+            *) names+=("$thing") ;;
+        esac
+    done
+    local IFS=';'
+    printf '%s' "${names[*]}" | sed 's/;/, /g'
+}
+
+# install_with_apt PREFIX PACKAGE...: PREFIX makes a command run as root, and may be empty.
+install_with_apt() {
+    local as_root
+    read -r -a as_root <<<"$1"
+    shift
+    say "Installing with apt-get: $*"
+    # Failing to refresh one list need not matter; failing to install does.
+    ${as_root[@]+"${as_root[@]}"} apt-get update -qq >&2 </dev/null ||
+        say "apt-get update failed; trying to install all the same."
+    ${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive \
+        apt-get install --yes --quiet --no-install-recommends "$@" >&2 </dev/null
+}
+
+if ! have cargo && [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]]; then
+    say "cargo is installed in ${CARGO_HOME:-$HOME/.cargo}/bin, but that directory is not in your PATH." \
+        "Add it and run this again."
+    exit 1
+elif ! have cargo; then
+    say "cargo is missing. Install a current Rust toolchain as https://rustup.rs describes, then run this again."
+    exit 1
+fi
+
+# shellcheck disable=SC2046 # one word for each thing
+set -- $(missing_things)
+if (($# == 0)); then
+    exit 0
+fi
+
+say "Missing: $(names_of "$@")."
+if ! have apt-get; then
+    say "Install these with the package manager of this system, then run this again."
+    say "(Fedora calls the packages gcc-c++, make, clang-devel, curl and npm; Alpine g++, make, clang-dev," \
+        "curl and npm; on macOS 'xcode-select --install' and 'brew install node' bring them.)"
+    exit 1
+fi
+# shellcheck disable=SC2046 # the packages are words
+if [[ $(id -u) == 0 ]]; then
+    install_with_apt '' $(packages_for "$@")
+elif have sudo && sudo -n true 2>/dev/null; then
+    install_with_apt 'sudo -n' $(packages_for "$@")
+else
+    say "Run this, then try again:" \
+        "sudo apt-get install --no-install-recommends" $(packages_for "$@")
+    exit 1
+fi
+
+# shellcheck disable=SC2046
+set -- $(missing_things)
+if (($# > 0)); then
+    say "Still missing after the installation: $(names_of "$@")."
+    exit 1
+fi

@@ -1,0 +1,120 @@
+//! The words of the command line. What they mean, together with the
+//! environment and `.env`, is worked out in `options.rs`.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Fills Langfuse's ClickHouse events table from its observations and traces, one
+/// monthly partition at a time, in little memory.
+///
+/// Every observation of the partition is written as an event, with the
+/// attributes of its trace (user, session, tags, release, name, version,
+/// metadata, …). Traces are kept in a local store on disk meanwhile, so memory
+/// does not grow with their number.
+///
+/// Each option can also be given in the environment, or in a file .env in the
+/// current directory, under the name in brackets. An option on the command line
+/// counts before the environment, and the environment before .env. The
+/// password comes from CLICKHOUSE_PASSWORD, or from the file named by
+/// CLICKHOUSE_PASSWORD_FILE.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+pub struct Arguments {
+    /// Month to backfill, as the id of its partition [env: PARTITION]
+    #[arg(long, value_name = "YYYYMM")]
+    pub partition: Option<String>,
+
+    /// Read, look up and enrich everything, but insert nothing [env: DRY_RUN]
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Continue the unfinished run in the state directory
+    #[arg(long, conflicts_with = "restart")]
+    pub resume: bool,
+
+    /// Discard the run in the state directory and start over
+    #[arg(long)]
+    pub restart: bool,
+
+    /// Directory for the trace store and the checkpoint; needs room for about
+    /// 60 bytes per trace, and more for long metadata
+    /// [env: STATE_DIR] [default: ./state]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Memory the process may take [env: MEMORY_LIMIT] [default: 512MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<String>,
+
+    /// Segments of the partition that are worked on at once
+    /// [env: CONCURRENCY] [default: number of processors, 2 to 4]
+    #[arg(long, value_name = "N")]
+    pub concurrency: Option<String>,
+
+    /// Most rows in one insert; the memory limit bounds its bytes besides
+    /// [env: BATCH_SIZE] [default: 50000]
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<String>,
+
+    /// Rows per segment: the unit of work, and of what is done again after an
+    /// interruption [env: SEGMENT_ROWS] [default: 250000]
+    #[arg(long, value_name = "N")]
+    pub segment_rows: Option<String>,
+
+    /// Table to write to
+    /// [env: TARGET_TABLE] [default: events_full where it exists, else events]
+    #[arg(long, value_name = "NAME")]
+    pub target_table: Option<String>,
+
+    /// Leave out observations whose trace belongs to a dataset run
+    /// [env: EXCLUDE_DATASET_ITEMS]
+    #[arg(long)]
+    pub exclude_dataset_items: bool,
+
+    /// Do not add the trace's metadata to the observation's [env: NO_TRACE_METADATA]
+    #[arg(long)]
+    pub no_trace_metadata: bool,
+
+    /// Write to a target that is not a ReplacingMergeTree, where running again
+    /// adds every row a second time
+    #[arg(long)]
+    pub allow_duplicates: bool,
+
+    /// Compression on the way to and from ClickHouse: auto is none to this
+    /// machine and LZ4 to any other [env: COMPRESSION] [default: auto]
+    #[arg(long, value_name = "auto|lz4|none")]
+    pub compression: Option<String>,
+
+    /// Take any TLS certificate for the server's. Who is between you and the
+    /// server can then read and change everything
+    #[arg(long)]
+    pub dangerously_accept_invalid_certificates: bool,
+
+    /// Write the summary to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+
+    /// Print nothing but errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+const EXAMPLES: &str = "\
+Further settings, from the environment or .env only:
+  CLICKHOUSE_URL            address of ClickHouse's HTTP interface [default: http://localhost:8123]
+  CLICKHOUSE_USER           [default: default]
+  CLICKHOUSE_PASSWORD       or CLICKHOUSE_PASSWORD_FILE, a file that holds it
+  CLICKHOUSE_DB             database of the Langfuse tables [default: default]
+  STREAM_BLOCK_SIZE         most rows in one block that is read [default: 8192]
+  MAX_RETRIES               tries after a passing error, per batch or segment [default: 8]
+
+Examples:
+  See what there would be to do, without writing:
+    events-backfill --partition 202406 --dry-run
+  Do it, keeping state on a large disk:
+    events-backfill --partition 202406 --state-dir /data/backfill
+  Continue after an interruption:
+    events-backfill --partition 202406 --state-dir /data/backfill --resume
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 or 143 interrupted.";

@@ -1,0 +1,203 @@
+//! The connection to one ClickHouse server: reads go through the official
+//! client, inserts through the same HTTP stack (see `insert.rs` for why).
+
+use std::time::Duration;
+
+use clickhouse::Compression as ClientCompression;
+use clickhouse::query::BytesCursor;
+use clickhouse::{Client, RowOwned, RowRead};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use url::Url;
+
+use super::error::RequestError;
+use super::insert::BatchBody;
+use super::tls;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// ClickHouse closes idle connections after 3 s unless told otherwise; staying
+/// below that avoids sending a request into a connection that is being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the server may be silent while it reads for us.
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A password. Never shown: `Debug` hides it and there is no `Display`.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Password(String);
+
+impl Password {
+    /// Wraps a password.
+    pub fn new(password: impl Into<String>) -> Self {
+        Self(password.into())
+    }
+
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+/// Whether what travels is compressed with LZ4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Bytes as they are: half the processor time, five times the bytes.
+    None,
+    /// LZ4 in both directions.
+    Lz4,
+}
+
+/// Where ClickHouse is, and who asks.
+#[derive(Debug, Clone)]
+pub struct ConnectionOptions {
+    /// HTTP or HTTPS address.
+    pub url: Url,
+    /// User name.
+    pub user: String,
+    /// Password.
+    pub password: Password,
+    /// Whether to compress.
+    pub compression: Compression,
+    /// Do not verify the server's certificate.
+    pub accept_invalid_certificates: bool,
+}
+
+/// Connects to one ClickHouse server. Cheap to clone; connections are pooled.
+#[derive(Clone)]
+pub struct Connection {
+    client: Client,
+    pub(super) http: HttpClient<HttpsConnector<HttpConnector>, BatchBody>,
+    pub(super) options: ConnectionOptions,
+}
+
+impl Connection {
+    /// Prepares a connection; nothing is sent yet.
+    ///
+    /// # Errors
+    /// A sentence where TLS cannot be set up.
+    pub fn new(options: ConnectionOptions) -> Result<Self, String> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        tcp.set_keepalive(Some(Duration::from_secs(60)));
+        let tls = tls::client_config(
+            options.url.scheme() == "https",
+            options.accept_invalid_certificates,
+        )?;
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let mut builder = HttpClient::builder(TokioExecutor::new());
+        builder
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_timer(hyper_util::rt::TokioTimer::new());
+        let client = Client::with_http_client(builder.build(connector.clone()))
+            .with_url(options.url.as_str())
+            .with_user(&options.user)
+            .with_password(options.password.reveal())
+            .with_product_info(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+            .with_compression(match options.compression {
+                Compression::None => ClientCompression::None,
+                Compression::Lz4 => ClientCompression::Lz4,
+            });
+        // A limit in the user's profile that ends a query quietly would lose rows:
+        // make every such limit an error.
+        let client = [
+            ("read_overflow_mode", "throw"),
+            ("result_overflow_mode", "throw"),
+            ("timeout_overflow_mode", "throw"),
+            ("sort_overflow_mode", "throw"),
+            ("limit", "0"),
+            ("offset", "0"),
+        ]
+        .into_iter()
+        .fold(client, |client, (name, value)| {
+            client.with_setting(name, value)
+        });
+        Ok(Self {
+            client,
+            http: builder.build(connector),
+            options,
+        })
+    }
+
+    /// The address without credentials, for messages.
+    pub fn address(&self) -> &str {
+        self.options.url.as_str()
+    }
+
+    /// Whether what travels is compressed.
+    pub fn compression(&self) -> Compression {
+        self.options.compression
+    }
+
+    /// All rows of a small result.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn rows<T>(&self, sql: &str) -> Result<Vec<T>, RequestError>
+    where
+        T: RowOwned + RowRead,
+    {
+        let fetch = self.client.query_raw(sql).fetch_all::<T>();
+        match tokio::time::timeout(READ_TIMEOUT, fetch).await {
+            Ok(rows) => Ok(rows?),
+            Err(_) => Err(read_timed_out()),
+        }
+    }
+
+    /// Starts a query whose result is streamed in `Native` format.
+    ///
+    /// # Errors
+    /// [`RequestError::Unexpected`] where the request cannot even be formed.
+    pub fn stream(
+        &self,
+        sql: &str,
+        settings: &[(&str, String)],
+    ) -> Result<NativeStream, RequestError> {
+        let query = settings
+            .iter()
+            .fold(self.client.query_raw(sql), |query, (name, value)| {
+                query.with_setting(*name, value)
+            });
+        Ok(NativeStream {
+            cursor: query.fetch_bytes("Native")?,
+        })
+    }
+}
+
+/// The bytes of a result, as they arrive.
+pub struct NativeStream {
+    cursor: BytesCursor,
+}
+
+impl NativeStream {
+    /// The next bytes, or `None` at the end of a complete response.
+    ///
+    /// # Errors
+    /// Whatever ended the response before its end, an exception after a
+    /// status of 200 included.
+    pub async fn next_chunk(&mut self) -> Result<Option<bytes::Bytes>, RequestError> {
+        match tokio::time::timeout(READ_TIMEOUT, self.cursor.next()).await {
+            Ok(chunk) => Ok(chunk?),
+            Err(_) => Err(read_timed_out()),
+        }
+    }
+}
+
+fn read_timed_out() -> RequestError {
+    RequestError::TimedOut {
+        doing: "send the rows that were asked for",
+        limit: READ_TIMEOUT,
+    }
+}

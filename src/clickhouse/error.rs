@@ -1,0 +1,195 @@
+//! What can go wrong between this program and a ClickHouse server, and which of
+//! it passes by itself. This is the only place that decides what is retried.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+/// A request that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// ClickHouse answered with an exception.
+    #[error("ClickHouse answered with error {code}: {message}")]
+    Exception {
+        /// The number in `system.errors`.
+        code: u32,
+        /// The server's own words, without code and version.
+        message: String,
+    },
+    /// Something answered, but not with a ClickHouse exception: a proxy, or not ClickHouse at all.
+    #[error("the server answered with HTTP status {status}: {message}")]
+    Http {
+        /// The HTTP status.
+        status: u16,
+        /// The beginning of the body, or the status in words.
+        message: String,
+    },
+    /// The connection could not be made, or broke.
+    #[error("the connection to ClickHouse failed: {0}")]
+    Network(String),
+    /// Nothing came for too long.
+    #[error("ClickHouse did not {doing} within {} seconds", limit.as_secs())]
+    TimedOut {
+        /// What was waited for.
+        doing: &'static str,
+        /// How long.
+        limit: Duration,
+    },
+    /// An answer that does not mean what it must.
+    #[error("{0}")]
+    Unexpected(String),
+}
+
+/// Longest part of a server's message that is shown, in characters.
+const MAX_MESSAGE: usize = 600;
+
+/// Exceptions after which the same request may succeed later.
+/// Numbers and names from <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
+const PASSING: &[u32] = &[
+    3,   // UNEXPECTED_END_OF_FILE: the connection broke while the server read the batch
+    32,  // ATTEMPT_TO_READ_AFTER_EOF: likewise
+    33,  // CANNOT_READ_ALL_DATA: likewise
+    159, // TIMEOUT_EXCEEDED
+    198, // DNS_ERROR
+    201, // QUOTA_EXCEEDED
+    202, // TOO_MANY_SIMULTANEOUS_QUERIES
+    203, // NO_FREE_CONNECTION
+    209, // SOCKET_TIMEOUT
+    210, // NETWORK_ERROR
+    236, // ABORTED: the server is shutting down
+    241, // MEMORY_LIMIT_EXCEEDED: merges or other queries will give it back
+    242, // TABLE_IS_READ_ONLY: a replica that lost its Keeper session
+    252, // TOO_MANY_PARTS
+    279, // ALL_CONNECTION_TRIES_FAILED
+    285, // TOO_FEW_LIVE_REPLICAS
+    319, // UNKNOWN_STATUS_OF_INSERT
+    364, // UNEXPECTED_ZOOKEEPER_ERROR
+    394, // QUERY_WAS_CANCELLED
+    439, // CANNOT_SCHEDULE_TASK
+    735, // QUERY_WAS_CANCELLED_BY_CLIENT: the connection broke while the server answered
+    745, // SERVER_OVERLOADED
+    999, // KEEPER_EXCEPTION
+];
+
+impl RequestError {
+    /// Whether the same request may succeed later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            RequestError::Exception { code, .. } => PASSING.contains(code),
+            RequestError::Http { status, .. } => matches!(status, 408 | 429 | 500 | 502..=504),
+            RequestError::Network(_) | RequestError::TimedOut { .. } => true,
+            RequestError::Unexpected(_) => false,
+        }
+    }
+
+    /// The number of the ClickHouse exception, if it was one.
+    pub fn code(&self) -> Option<u32> {
+        match self {
+            RequestError::Exception { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// What a body says that came with a status other than 200, or an exception
+    /// code in a header.
+    pub(crate) fn from_response(status: u16, header_code: Option<u32>, body: &str) -> Self {
+        let (body_code, message) = split_exception(body);
+        match header_code.or(body_code) {
+            Some(code) => RequestError::Exception { code, message },
+            None => RequestError::Http { status, message },
+        }
+    }
+
+    /// A transport error with all its causes: the first one alone says next to nothing.
+    pub(crate) fn network(error: &(dyn StdError + 'static)) -> Self {
+        let mut words = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            let text = inner.to_string();
+            if !words.contains(&text) {
+                words.push_str(": ");
+                words.push_str(&text);
+            }
+            cause = inner.source();
+        }
+        RequestError::Network(words)
+    }
+}
+
+impl From<clickhouse::error::Error> for RequestError {
+    fn from(error: clickhouse::error::Error) -> Self {
+        use clickhouse::error::Error;
+        match &error {
+            Error::BadResponse(body) => {
+                // Without an exception the client's text is a body, or "503 Service Unavailable".
+                let status = body.get(..3).and_then(|digits| digits.parse().ok());
+                RequestError::from_response(status.unwrap_or(500), None, body)
+            }
+            Error::Network(cause) => RequestError::network(cause.as_ref()),
+            // A response that was cut in the middle of a compressed frame, among others.
+            Error::Decompression(cause) => RequestError::network(cause.as_ref()),
+            Error::TimedOut => RequestError::TimedOut {
+                doing: "answer",
+                limit: Duration::ZERO,
+            },
+            _ => RequestError::Unexpected(error.to_string()),
+        }
+    }
+}
+
+/// `Code: 60. DB::Exception: text (UNKNOWN_TABLE) (version 26.7.2.1)` → (60, `text (UNKNOWN_TABLE)`)
+fn split_exception(body: &str) -> (Option<u32>, String) {
+    let body = body.trim();
+    let parsed = body.strip_prefix("Code: ").and_then(|rest| {
+        let (code, rest) = rest.split_once('.')?;
+        Some((code.parse().ok()?, rest.trim_start()))
+    });
+    let (code, mut text) = match parsed {
+        Some((code, text)) => (Some(code), text),
+        None => (None, body),
+    };
+    text = text.strip_prefix("DB::Exception: ").unwrap_or(text);
+    if code.is_some()
+        && let Some(version) = text.rfind(" (version ")
+    {
+        text = &text[..version];
+    }
+    let shortened: String = text.chars().take(MAX_MESSAGE).collect();
+    let message = shortened.split_whitespace().collect::<Vec<_>>().join(" ");
+    (code, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exception_is_told_by_code_and_in_the_servers_words() {
+        let body = "Code: 60. DB::Exception: Table a.b does not exist. (UNKNOWN_TABLE) (version 26.7.2.1 (official build))\n";
+        let error = RequestError::from_response(404, None, body);
+        assert_eq!(
+            error,
+            RequestError::Exception {
+                code: 60,
+                message: "Table a.b does not exist. (UNKNOWN_TABLE)".into()
+            }
+        );
+        assert!(!error.is_passing());
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_retried_and_what_does_not_is_not() {
+        let exception = |code| RequestError::Exception {
+            code,
+            message: String::new(),
+        };
+        for code in [241, 252, 159, 202, 209] {
+            assert!(exception(code).is_passing(), "{code}");
+        }
+        for code in [16, 47, 60, 81, 497, 516, 243] {
+            assert!(!exception(code).is_passing(), "{code}");
+        }
+        let http = |status| RequestError::from_response(status, None, "busy");
+        assert!(http(503).is_passing() && http(429).is_passing());
+        assert!(!http(404).is_passing() && !http(401).is_passing());
+    }
+}

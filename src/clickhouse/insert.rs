@@ -1,0 +1,202 @@
+//! Inserting one batch.
+//!
+//! The official client's inserts do not tell how many rows the server wrote (it
+//! drops the `X-ClickHouse-Summary` header of an insert), and "rows written
+//! equal rows sent" is what guards against a row being lost silently. So a
+//! batch is posted with the HTTP client underneath. It is complete before it is
+//! sent: a retry sends the same bytes.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, USER_AGENT};
+use hyper::{Request, Response};
+
+use super::connection::{Compression, Connection};
+use super::error::RequestError;
+
+/// How long the server may take to accept and write one batch.
+const INSERT_TIMEOUT: Duration = Duration::from_secs(900);
+/// Bytes of an answer that are read; an exception text is far shorter.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// The bytes of one insert, ready to be sent any number of times.
+#[derive(Debug, Clone)]
+pub struct InsertRequest {
+    /// `INSERT INTO … FORMAT Native`
+    pub sql: String,
+    /// `Native` blocks, compressed as the connection's options say.
+    pub body: Vec<Bytes>,
+    /// Rows in `body`.
+    pub rows: u64,
+    /// Lets a server that keeps a deduplication window recognise the batch if
+    /// it is sent again. Only ever reused for the same bytes.
+    pub deduplication_token: String,
+    /// Whether the target has materialized views; the rows they write are
+    /// counted with the target's own.
+    pub has_views: bool,
+}
+
+/// The pieces of a batch as an HTTP body, sent without being joined.
+pub(super) struct BatchBody {
+    pieces: VecDeque<Bytes>,
+    remaining: u64,
+}
+
+impl BatchBody {
+    fn new(pieces: &[Bytes]) -> Self {
+        Self {
+            pieces: pieces.iter().filter(|p| !p.is_empty()).cloned().collect(),
+            remaining: pieces.iter().map(|piece| piece.len() as u64).sum(),
+        }
+    }
+}
+
+impl Body for BatchBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = self.pieces.pop_front();
+        if let Some(piece) = &piece {
+            self.remaining -= piece.len() as u64;
+        }
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.remaining)
+    }
+}
+
+impl Connection {
+    /// Sends one batch once, and checks that the server wrote all of it.
+    ///
+    /// # Errors
+    /// Whatever the request met, or [`RequestError::Unexpected`] where fewer
+    /// rows were written than sent.
+    pub async fn insert(&self, insert: &InsertRequest) -> Result<(), RequestError> {
+        let request = self.insert_request(insert)?;
+        let answer = async {
+            let response = self
+                .http
+                .request(request)
+                .await
+                .map_err(|error| RequestError::network(&error))?;
+            read_answer(response).await
+        };
+        let headers = tokio::time::timeout(INSERT_TIMEOUT, answer)
+            .await
+            .map_err(|_| RequestError::TimedOut {
+                doing: "accept a batch",
+                limit: INSERT_TIMEOUT,
+            })??;
+        check_written_rows(&headers, insert)
+    }
+
+    fn insert_request(&self, insert: &InsertRequest) -> Result<Request<BatchBody>, RequestError> {
+        let mut url = self.options.url.clone();
+        url.query_pairs_mut().clear().extend_pairs([
+            ("query", insert.sql.as_str()),
+            // On by default since 26.1: the answer would come before the rows are written.
+            ("async_insert", "0"),
+            // Otherwise a column the table does not have is dropped without a word.
+            ("input_format_skip_unknown_fields", "0"),
+            ("input_format_native_allow_types_conversion", "1"),
+            ("insert_deduplication_token", &insert.deduplication_token),
+            // A retried batch whose rows are there already still has to reach the
+            // views, if that is where the first attempt stopped.
+            ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+            // The number of written rows is in a header, so it must be known by then.
+            ("wait_end_of_query", "1"),
+        ]);
+        let body = BatchBody::new(&insert.body);
+        let mut request = Request::post(url.as_str())
+            .header(
+                USER_AGENT,
+                concat!("events-backfill/", env!("CARGO_PKG_VERSION")),
+            )
+            .header("X-ClickHouse-User", &self.options.user)
+            .header("X-ClickHouse-Key", self.options.password.reveal())
+            .header(CONTENT_LENGTH, body.remaining);
+        if self.options.compression == Compression::Lz4 {
+            request = request.header(CONTENT_ENCODING, "lz4");
+        }
+        request.body(body).map_err(|error| {
+            RequestError::Unexpected(format!("the insert cannot be formed: {error}"))
+        })
+    }
+}
+
+async fn read_answer(response: Response<Incoming>) -> Result<HeaderMap, RequestError> {
+    let (head, body) = response.into_parts();
+    let code = head
+        .headers
+        .get("X-ClickHouse-Exception-Code")
+        .and_then(|code| code.to_str().ok()?.parse().ok());
+    let body = Limited::new(body, MAX_ANSWER).collect().await;
+    if head.status.is_success() && code.is_none() {
+        // Rows are only safe once the whole answer, however short, has come.
+        return match body {
+            Ok(body) => {
+                let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+                if text.trim().is_empty() {
+                    Ok(head.headers)
+                } else {
+                    Err(RequestError::from_response(200, None, &text))
+                }
+            }
+            Err(error) => Err(RequestError::network(error.as_ref())),
+        };
+    }
+    let text = match body {
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+        Err(_) => String::new(),
+    };
+    let text = if text.trim().is_empty() {
+        head.status.to_string()
+    } else {
+        text
+    };
+    Err(RequestError::from_response(
+        head.status.as_u16(),
+        code,
+        &text,
+    ))
+}
+
+fn check_written_rows(headers: &HeaderMap, insert: &InsertRequest) -> Result<(), RequestError> {
+    let summary = headers
+        .get("X-ClickHouse-Summary")
+        .and_then(|summary| summary.to_str().ok())
+        .and_then(|summary| serde_json::from_str::<serde_json::Value>(summary).ok());
+    let written = summary
+        .as_ref()
+        .and_then(|summary| summary.get("written_rows")?.as_str()?.parse::<u64>().ok());
+    match written {
+        Some(written) if written == insert.rows => Ok(()),
+        Some(written) if insert.has_views && written > insert.rows => Ok(()),
+        Some(written) => Err(RequestError::Unexpected(format!(
+            "ClickHouse reports {written} rows written where {} were sent",
+            insert.rows
+        ))),
+        None => Err(RequestError::Unexpected(
+            "the answer to an insert does not say how many rows were written (no \
+             X-ClickHouse-Summary header): is there a proxy that removes headers?"
+                .to_owned(),
+        )),
+    }
+}

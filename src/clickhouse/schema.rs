@@ -1,0 +1,218 @@
+//! What the server says about itself and its tables.
+
+use clickhouse::Row;
+use serde::Deserialize;
+
+use super::connection::Connection;
+use super::error::RequestError;
+use super::sql;
+
+/// The server.
+#[derive(Debug, Clone, Row, Deserialize)]
+pub struct ServerInfo {
+    /// Its version, e.g. `26.7.2.1`.
+    pub version: String,
+    /// Its time zone, which decides where a day begins.
+    pub timezone: String,
+}
+
+/// One column as `system.columns` has it.
+#[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
+pub struct TableColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type, as ClickHouse spells it.
+    pub data_type: String,
+    /// `""`, `DEFAULT`, `MATERIALIZED`, `ALIAS` or `EPHEMERAL`.
+    pub default_kind: String,
+}
+
+impl TableColumn {
+    /// Whether an insert may name the column.
+    pub fn is_insertable(&self) -> bool {
+        !matches!(self.default_kind.as_str(), "MATERIALIZED" | "ALIAS")
+    }
+}
+
+/// One table.
+#[derive(Debug, Clone)]
+pub struct TableInfo {
+    /// Database it is in.
+    pub database: String,
+    /// Its name.
+    pub name: String,
+    /// Its identity: a table that was dropped and made again has another one.
+    pub uuid: String,
+    /// E.g. `ReplacingMergeTree` or `ReplicatedReplacingMergeTree`.
+    pub engine: String,
+    /// The engine with its arguments.
+    pub engine_full: String,
+    /// The partition key expression.
+    pub partition_key: String,
+    /// The primary key expressions, separated by commas.
+    pub primary_key: String,
+    /// Whether materialized views are fed by it.
+    pub has_views: bool,
+    /// Its columns in their order.
+    pub columns: Vec<TableColumn>,
+}
+
+impl TableInfo {
+    /// The column of that name.
+    pub fn column(&self, name: &str) -> Option<&TableColumn> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// Whether the engine keeps only the latest of several versions of a row.
+    pub fn is_replacing(&self) -> bool {
+        self.engine.contains("ReplacingMergeTree")
+    }
+
+    /// `database.table` for SQL.
+    pub fn qualified_name(&self) -> String {
+        sql::qualified(&self.database, &self.name)
+    }
+}
+
+/// How large one partition of a table is.
+#[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
+pub struct PartitionSize {
+    /// Its id: `YYYYMM` for a table partitioned by month.
+    pub partition_id: String,
+    /// Rows in its parts, versions that are not merged yet included.
+    pub rows: u64,
+    /// Number of parts.
+    pub parts: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct TableRow {
+    uuid: String,
+    engine: String,
+    engine_full: String,
+    partition_key: String,
+    primary_key: String,
+    views: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct Count {
+    count: u64,
+}
+
+impl Connection {
+    /// The server's version and time zone.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn server_info(&self) -> Result<ServerInfo, RequestError> {
+        let rows = self
+            .rows::<ServerInfo>("SELECT version() AS version, timezone() AS timezone")
+            .await?;
+        rows.into_iter()
+            .next()
+            .ok_or_else(|| RequestError::Unexpected("SELECT version() has no row".to_owned()))
+    }
+
+    /// Whether a database exists (and the user may know of it).
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn database_exists(&self, database: &str) -> Result<bool, RequestError> {
+        let sql = format!(
+            "SELECT count() AS count FROM system.databases WHERE name = {}",
+            sql::string(database)
+        );
+        Ok(self
+            .rows::<Count>(&sql)
+            .await?
+            .iter()
+            .any(|row| row.count > 0))
+    }
+
+    /// A table and its columns, or `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn table(
+        &self,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<TableInfo>, RequestError> {
+        let condition = format!(
+            "database = {} AND name = {}",
+            sql::string(database),
+            sql::string(name)
+        );
+        let tables = self
+            .rows::<TableRow>(&format!(
+                "SELECT toString(uuid) AS uuid, engine, engine_full, partition_key, primary_key, \
+                 length(dependencies_table) AS views FROM system.tables WHERE {condition}"
+            ))
+            .await?;
+        let Some(table) = tables.into_iter().next() else {
+            return Ok(None);
+        };
+        let columns = self
+            .rows::<TableColumn>(&format!(
+                "SELECT name, type AS data_type, default_kind FROM system.columns \
+                 WHERE database = {} AND table = {} ORDER BY position",
+                sql::string(database),
+                sql::string(name)
+            ))
+            .await?;
+        Ok(Some(TableInfo {
+            database: database.to_owned(),
+            name: name.to_owned(),
+            uuid: table.uuid,
+            engine: table.engine,
+            engine_full: table.engine_full,
+            partition_key: table.partition_key,
+            primary_key: table.primary_key,
+            has_views: table.views > 0,
+            columns,
+        }))
+    }
+
+    /// The partitions of a table, oldest first.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn partitions(&self, table: &TableInfo) -> Result<Vec<PartitionSize>, RequestError> {
+        self.rows(&format!(
+            "SELECT partition_id, sum(rows) AS rows, count() AS parts FROM system.parts \
+             WHERE active AND database = {} AND table = {} \
+             GROUP BY partition_id ORDER BY partition_id",
+            sql::string(&table.database),
+            sql::string(&table.name)
+        ))
+        .await
+    }
+
+    /// Uncompressed bytes of some columns of one partition.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn column_bytes(
+        &self,
+        table: &TableInfo,
+        partition_id: &str,
+        columns: &[&str],
+    ) -> Result<u64, RequestError> {
+        let names: Vec<String> = columns.iter().map(sql::string).collect();
+        let sql = format!(
+            "SELECT sum(column_data_uncompressed_bytes) AS count FROM system.parts_columns \
+             WHERE active AND database = {} AND table = {} AND partition_id = {} \
+             AND column IN ({})",
+            sql::string(&table.database),
+            sql::string(&table.name),
+            sql::string(partition_id),
+            names.join(", ")
+        );
+        Ok(self
+            .rows::<Count>(&sql)
+            .await?
+            .first()
+            .map_or(0, |row| row.count))
+    }
+}

@@ -1,0 +1,97 @@
+//! What ends a run, as one sentence and an exit code.
+
+use std::fmt;
+
+use crate::clickhouse::RequestError;
+use crate::enrich::EnrichError;
+use crate::native::NativeError;
+use crate::trace_store::StoreError;
+
+/// An error that ends the run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error {
+    /// The command line, the environment, or what they point at is wrong;
+    /// nothing was done. Exit code 2.
+    Configuration(String),
+    /// The work could not be finished. Exit code 1.
+    Failed(String),
+    /// Ended by a signal after a clean stop. Exit code 128 + signal.
+    Interrupted {
+        /// Number of the signal: 2 (SIGINT) or 15 (SIGTERM).
+        signal: u8,
+        /// What to do next.
+        message: String,
+    },
+}
+
+impl Error {
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Configuration(_) => 2,
+            Error::Failed(_) => 1,
+            Error::Interrupted { signal, .. } => 128 + signal,
+        }
+    }
+
+    /// Wraps an error that happened while `doing` something.
+    pub fn failed(doing: impl fmt::Display, cause: impl fmt::Display) -> Self {
+        Error::Failed(format!("{doing}: {cause}"))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Configuration(message)
+            | Error::Failed(message)
+            | Error::Interrupted { message, .. } => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Why reading, enriching or writing some rows did not work, before it is
+/// decided whether to try again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WorkError {
+    /// The server or the way to it.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// A batch was sent as often as it may be.
+    #[error("an insert failed: {error}")]
+    InsertGivenUp {
+        /// The last error.
+        error: RequestError,
+        /// How often the batch was sent.
+        failures: u32,
+    },
+    /// What the server sent.
+    #[error(transparent)]
+    Native(#[from] NativeError),
+    /// The trace store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl WorkError {
+    /// Whether the same work may succeed later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            WorkError::Request(error) => error.is_passing(),
+            // A response that was cut or garbled on its way is sent again.
+            WorkError::Native(NativeError::Truncated { .. } | NativeError::Corrupt(_)) => true,
+            WorkError::InsertGivenUp { .. } | WorkError::Native(_) | WorkError::Store(_) => false,
+        }
+    }
+}
+
+impl From<EnrichError> for WorkError {
+    fn from(error: EnrichError) -> Self {
+        match error {
+            EnrichError::Native(error) => WorkError::Native(error),
+            EnrichError::Store(error) => WorkError::Store(error),
+        }
+    }
+}

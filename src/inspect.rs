@@ -1,0 +1,250 @@
+//! Looks at the server and its tables before anything is done, and says in one
+//! sentence what is missing.
+
+use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo};
+use crate::error::Error;
+use crate::mapping::Mapping;
+use crate::options::Options;
+
+/// Tables tried in this order when no target is named.
+const TARGETS: [&str; 2] = ["events_full", "events"];
+/// Table that says which traces belong to dataset runs.
+const DATASET_ITEMS: &str = "dataset_run_items_rmt";
+
+/// Everything that is known before the work begins.
+pub struct Inspected {
+    /// The server.
+    pub server: ServerInfo,
+    /// `observations`
+    pub observations: TableInfo,
+    /// `traces`
+    pub traces: TableInfo,
+    /// The events table to fill.
+    pub target: TableInfo,
+    /// `dataset_run_items_rmt`, if its traces are left out.
+    pub dataset_items: Option<TableInfo>,
+    /// How one becomes the other.
+    pub mapping: Mapping,
+    /// The partition of `observations`.
+    pub observation_rows: PartitionSize,
+    /// The partition of `traces`; without rows if there is none.
+    pub trace_rows: PartitionSize,
+    /// Uncompressed bytes of what is stored of the traces.
+    pub trace_bytes: u64,
+}
+
+/// Inspects server, tables and partition.
+///
+/// # Errors
+/// [`Error::Configuration`] with what is wrong and what to do.
+pub async fn inspect(connection: &Connection, options: &Options) -> Result<Inspected, Error> {
+    let inspector = Inspector {
+        connection,
+        options,
+    };
+    inspector.inspect().await
+}
+
+struct Inspector<'a> {
+    connection: &'a Connection,
+    options: &'a Options,
+}
+
+impl Inspector<'_> {
+    async fn inspect(&self) -> Result<Inspected, Error> {
+        let server = self.server().await?;
+        let observations = self.source("observations").await?;
+        let traces = self.source("traces").await?;
+        let target = self.target().await?;
+        let dataset_items = self.dataset_items().await?;
+        require_partition_key(&observations, "toYYYYMM(start_time)")?;
+        require_partition_key(&traces, "toYYYYMM(timestamp)")?;
+        let mapping = Mapping::new(&observations, &traces, &target, self.options.trace_metadata)
+            .map_err(|error| {
+                Error::Configuration(format!(
+                    "{error}; is this database a Langfuse v3 or v4 that has run all its migrations?"
+                ))
+            })?;
+        let partition_id = self.options.partition.to_string();
+        let observation_rows = self
+            .observation_partition(&observations, &partition_id)
+            .await?;
+        let trace_partitions = self.ask(self.connection.partitions(&traces)).await?;
+        let trace_rows = trace_partitions
+            .into_iter()
+            .find(|partition| partition.partition_id == partition_id)
+            .unwrap_or(PartitionSize {
+                partition_id: partition_id.clone(),
+                rows: 0,
+                parts: 0,
+            });
+        let mut stored = mapping.trace_columns();
+        stored.extend(["id", "project_id"]);
+        let trace_bytes = self
+            .ask(
+                self.connection
+                    .column_bytes(&traces, &partition_id, &stored),
+            )
+            .await?;
+        Ok(Inspected {
+            server,
+            observations,
+            traces,
+            target,
+            dataset_items,
+            mapping,
+            observation_rows,
+            trace_rows,
+            trace_bytes,
+        })
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl Future<Output = Result<T, RequestError>>,
+    ) -> Result<T, Error> {
+        request.await.map_err(|error| self.describe(&error))
+    }
+
+    /// Puts what commonly goes wrong at the beginning into the operator's words.
+    fn describe(&self, error: &RequestError) -> Error {
+        let address = self.connection.address();
+        let user = &self.options.connection.user;
+        Error::Configuration(match (error, error.code()) {
+            (_, Some(516 | 192 | 193 | 194)) => format!(
+                "ClickHouse at {address} does not let user '{user}' in: check CLICKHOUSE_USER and \
+                 CLICKHOUSE_PASSWORD"
+            ),
+            (_, Some(497)) => format!("user '{user}' lacks a right: {error}"),
+            (RequestError::Network(cause), _) => format!(
+                "ClickHouse at {address} cannot be reached ({cause}): check CLICKHOUSE_URL, and \
+                 that it is the port of the HTTP interface"
+            ),
+            (RequestError::Http { .. }, _) => {
+                format!("what answers at {address} is not ClickHouse's HTTP interface: {error}")
+            }
+            _ => error.to_string(),
+        })
+    }
+
+    async fn server(&self) -> Result<ServerInfo, Error> {
+        let server = self.ask(self.connection.server_info()).await?;
+        let database = &self.options.database;
+        if self.ask(self.connection.database_exists(database)).await? {
+            return Ok(server);
+        }
+        Err(Error::Configuration(format!(
+            "ClickHouse at {} has no database '{database}', or user '{}' may not see it: check \
+             CLICKHOUSE_DB",
+            self.connection.address(),
+            self.options.connection.user
+        )))
+    }
+
+    async fn find(&self, name: &str) -> Result<Option<TableInfo>, Error> {
+        self.ask(self.connection.table(&self.options.database, name))
+            .await
+    }
+
+    async fn source(&self, name: &str) -> Result<TableInfo, Error> {
+        let database = &self.options.database;
+        let Some(table) = self.find(name).await? else {
+            return Err(Error::Configuration(format!(
+                "database '{database}' has no table {name}: is it the one that Langfuse uses? \
+                 Check CLICKHOUSE_DB"
+            )));
+        };
+        if !table.is_replacing() {
+            return Err(Error::Configuration(format!(
+                "table {database}.{name} is a {}, not a ReplacingMergeTree, so which version of a \
+                 row counts cannot be told",
+                table.engine
+            )));
+        }
+        Ok(table)
+    }
+
+    async fn target(&self) -> Result<TableInfo, Error> {
+        let database = &self.options.database;
+        let table = match &self.options.target_table {
+            Some(name) => self.find(name).await?.ok_or_else(|| {
+                Error::Configuration(format!(
+                    "database '{database}' has no table {name} to write to"
+                ))
+            })?,
+            None => self.default_target().await?,
+        };
+        if !table.is_replacing() && !self.options.allow_duplicates {
+            return Err(Error::Configuration(format!(
+                "the target {database}.{} is a {}, not a ReplacingMergeTree: a run that is done \
+                 again, or resumed, would leave rows in it twice; say --allow-duplicates if that \
+                 is what you want",
+                table.name, table.engine
+            )));
+        }
+        Ok(table)
+    }
+
+    async fn default_target(&self) -> Result<TableInfo, Error> {
+        for name in TARGETS {
+            if let Some(table) = self.find(name).await? {
+                return Ok(table);
+            }
+        }
+        Err(Error::Configuration(format!(
+            "database '{}' has neither a table events_full nor events: run Langfuse's v4 \
+             migrations first, or name the table with --target-table",
+            self.options.database
+        )))
+    }
+
+    async fn dataset_items(&self) -> Result<Option<TableInfo>, Error> {
+        if !self.options.exclude_dataset_items {
+            return Ok(None);
+        }
+        self.find(DATASET_ITEMS).await?.map(Some).ok_or_else(|| {
+            Error::Configuration(format!(
+                "--exclude-dataset-items needs the table {DATASET_ITEMS}, which database '{}' \
+                 does not have",
+                self.options.database
+            ))
+        })
+    }
+
+    async fn observation_partition(
+        &self,
+        observations: &TableInfo,
+        partition_id: &str,
+    ) -> Result<PartitionSize, Error> {
+        let partitions = self.ask(self.connection.partitions(observations)).await?;
+        let there_are: Vec<&str> = partitions
+            .iter()
+            .map(|partition| partition.partition_id.as_str())
+            .collect();
+        let there_are = match there_are.is_empty() {
+            true => "the table is empty".to_owned(),
+            false => format!("there are {}", there_are.join(", ")),
+        };
+        partitions
+            .iter()
+            .find(|partition| partition.partition_id == partition_id)
+            .cloned()
+            .ok_or_else(|| {
+                Error::Configuration(format!(
+                    "table {}.observations has no partition {partition_id}: {there_are}",
+                    observations.database
+                ))
+            })
+    }
+}
+
+fn require_partition_key(table: &TableInfo, expected: &str) -> Result<(), Error> {
+    if table.partition_key == expected {
+        return Ok(());
+    }
+    Err(Error::Configuration(format!(
+        "table {}.{} is partitioned by '{}', not by month ({expected}), so its partitions are not \
+         months",
+        table.database, table.name, table.partition_key
+    )))
+}

@@ -1,0 +1,37 @@
+//! Fills Langfuse's ClickHouse events table from its observations and traces,
+//! in bounded memory.
+//!
+//! ```text
+//!             plan                       trace_store
+//!  ClickHouse ─────▶ segments   traces ──▶ load ──▶ RocksDB, one column family per day
+//!      │                                                │ look-ups, batched and sorted
+//!      └── pipeline: a segment's blocks ──▶ enrich ─────┘
+//!                                             └──▶ batches ──▶ ClickHouse
+//! ```
+//!
+//! Layers point one way: `job` puts the others together; `pipeline` and `load`
+//! know ClickHouse and the store; `enrich` knows blocks and the store; `native`
+//! and `trace_store` know neither each other nor ClickHouse.
+
+#![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod cli;
+pub mod clickhouse;
+pub mod enrich;
+pub mod error;
+pub mod inspect;
+pub mod job;
+mod json;
+pub mod load;
+pub mod mapping;
+pub mod memory;
+pub mod native;
+pub mod options;
+pub mod pipeline;
+pub mod plan;
+pub mod progress;
+pub mod report;
+mod retry;
+mod state_dir;
+pub mod trace_store;

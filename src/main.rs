@@ -1,0 +1,28 @@
+//! `events-backfill`: parse, run, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use events_backfill::cli::Arguments;
+use events_backfill::error::Error;
+use events_backfill::job;
+use events_backfill::options::{Environment, Options};
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Error> {
+    let options = Options::new(arguments, &Environment::read()?)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("the program cannot start its threads", error))?;
+    runtime.block_on(job::run(options))
+}

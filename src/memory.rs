@@ -1,0 +1,165 @@
+//! Memory is a budget: `--memory-limit` divided among everything that grows.
+
+use std::fmt;
+use std::str::FromStr;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+/// A number of bytes, written by people as `512MiB`, `1.5GB` or `1073741824`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let factor = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "k" | "kib" => KIB,
+            "m" | "mib" => MIB,
+            "g" | "gib" => GIB,
+            "kb" => 1_000,
+            "mb" => 1_000_000,
+            "gb" => 1_000_000_000,
+            _ => {
+                return Err(format!(
+                    "'{text}' is not a size: write for example 512MiB or 2GiB"
+                ));
+            }
+        };
+        let number: f64 = number
+            .parse()
+            .map_err(|_| format!("'{text}' is not a size: write for example 512MiB or 2GiB"))?;
+        Ok(ByteSize((number * factor as f64) as u64))
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, name) = match self.0 {
+            GIB.. => (GIB, "GiB"),
+            MIB.. => (MIB, "MiB"),
+            KIB.. => (KIB, "KiB"),
+            _ => return write!(f, "{} B", self.0),
+        };
+        write!(f, "{:.1} {name}", self.0 as f64 / unit as f64)
+    }
+}
+
+/// Program, stacks, connections, SST writers: what does not depend on the data.
+const FIXED: u64 = 96 * MIB;
+/// Least bytes of one batch for which the budget makes sense.
+const SMALLEST_BATCH: u64 = 2 * MIB;
+/// More per batch gains nothing: the server squashes no further.
+const LARGEST_BATCH: u64 = 64 * MIB;
+
+/// How the limit is divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// RocksDB's block cache, indexes and filters included.
+    pub cache_bytes: usize,
+    /// Filter over the traces seen while loading. Given back before streaming.
+    pub seen_bytes: usize,
+    /// One batch of one segment.
+    pub batch_bytes: usize,
+    /// The largest block that may arrive, or be made by enriching one.
+    pub max_block_bytes: usize,
+    /// The size of block the server is asked for.
+    pub preferred_block_bytes: usize,
+}
+
+impl Budget {
+    /// Divides `limit` for `concurrency` segments at once.
+    ///
+    /// A quarter is the block cache. The rest, less what is fixed, is for the
+    /// segments; each holds a batch that is being sent, one that is being
+    /// filled, and a block that is arriving with what enriching makes of it.
+    ///
+    /// # Errors
+    /// A sentence where the limit is too small.
+    pub fn new(limit: ByteSize, concurrency: usize) -> Result<Self, String> {
+        let cache = limit.0 / 4;
+        let segments = limit.0.saturating_sub(cache + FIXED) / concurrency.max(1) as u64;
+        let batch = (segments / 4).min(LARGEST_BATCH);
+        if batch < SMALLEST_BATCH {
+            let least = (FIXED + concurrency as u64 * 4 * SMALLEST_BATCH) * 4 / 3 + MIB;
+            return Err(format!(
+                "a memory limit of {limit} is too small for {concurrency} segments at once: \
+                 use at least {}, or fewer with --concurrency",
+                ByteSize(least)
+            ));
+        }
+        Ok(Self {
+            cache_bytes: cache as usize,
+            seen_bytes: cache as usize,
+            batch_bytes: batch as usize,
+            max_block_bytes: batch as usize,
+            preferred_block_bytes: (batch / 4) as usize,
+        })
+    }
+}
+
+/// Peak resident memory of this process, in bytes.
+pub fn peak_resident_bytes() -> u64 {
+    // The kernel's getrusage counts what the parent had before exec; VmHWM does not.
+    let from_proc = std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| {
+            let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
+    if let Some(kib) = from_proc {
+        return kib * KIB;
+    }
+    use nix::sys::resource::{UsageWho, getrusage};
+    getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| {
+        let peak = u64::try_from(usage.max_rss()).unwrap_or(0);
+        if cfg!(target_os = "macos") {
+            peak
+        } else {
+            peak * KIB
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        for (text, bytes) in [
+            ("512MiB", 512 * MIB),
+            ("512M", 512 * MIB),
+            ("1.5 GiB", GIB + 512 * MIB),
+            ("2gb", 2_000_000_000),
+            ("1000", 1000),
+        ] {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for text in ["", "MiB", "5 apples", "-1", "1..2G"] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_parts_of_the_budget_stay_within_the_limit() {
+        for limit in [256, 512, 1024, 8192] {
+            for concurrency in [1, 2, 4] {
+                let limit = ByteSize(limit * MIB);
+                let budget = Budget::new(limit, concurrency).unwrap();
+                let segments = concurrency * (budget.batch_bytes * 2 + budget.max_block_bytes * 2);
+                assert!((budget.cache_bytes + segments) as u64 + FIXED <= limit.0);
+            }
+        }
+        assert!(Budget::new(ByteSize(64 * MIB), 1).is_err());
+        assert!(Budget::new(ByteSize(512 * MIB), 100).is_err());
+    }
+}

@@ -1,0 +1,201 @@
+//! Reads the values of one column in row order, without copying them.
+//!
+//! A cursor stands on bytes that [`super::BlockReader`] has walked, so running
+//! out of bytes means that more rows were asked for than the block has; that is
+//! an error like any other, not a panic.
+
+use super::NativeError;
+
+fn exhausted() -> NativeError {
+    NativeError::corrupt("a column ends before its last row")
+}
+
+fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], NativeError> {
+    let (taken, left) = rest.split_at_checked(length).ok_or_else(exhausted)?;
+    *rest = left;
+    Ok(taken)
+}
+
+fn take_varint(rest: &mut &[u8]) -> Result<usize, NativeError> {
+    let mut value = 0_u64;
+    for (index, &byte) in rest.iter().enumerate().take(10) {
+        value |= u64::from(byte & 0x7f) << (7 * index);
+        if byte < 0x80 {
+            *rest = &rest[index + 1..];
+            return usize::try_from(value).map_err(|_| exhausted());
+        }
+    }
+    Err(exhausted())
+}
+
+/// The values of a `String` column.
+#[derive(Debug, Clone)]
+pub struct StringCursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> StringCursor<'a> {
+    /// A cursor before the first value of `values`.
+    pub fn new(values: &'a [u8]) -> Self {
+        Self { rest: values }
+    }
+
+    /// The next value.
+    ///
+    /// # Errors
+    /// [`NativeError::Corrupt`] where there is none.
+    pub fn next_value(&mut self) -> Result<&'a [u8], NativeError> {
+        let length = take_varint(&mut self.rest)?;
+        take(&mut self.rest, length)
+    }
+
+    /// The bytes of the next `count` values as they are encoded, lengths
+    /// included: what a column with these values after others consists of.
+    ///
+    /// # Errors
+    /// [`NativeError::Corrupt`] where there are fewer.
+    pub fn next_encoded(&mut self, count: usize) -> Result<&'a [u8], NativeError> {
+        let start = self.rest;
+        for _ in 0..count {
+            self.next_value()?;
+        }
+        Ok(&start[..start.len() - self.rest.len()])
+    }
+}
+
+/// The values of a `Nullable(String)` column.
+#[derive(Debug, Clone)]
+pub struct NullableStringCursor<'a> {
+    flags: &'a [u8],
+    values: StringCursor<'a>,
+}
+
+impl<'a> NullableStringCursor<'a> {
+    /// A cursor before the first of `rows` values.
+    ///
+    /// # Errors
+    /// [`NativeError::Corrupt`] where there are fewer null flags than rows.
+    pub fn new(mut values: &'a [u8], rows: usize) -> Result<Self, NativeError> {
+        let flags = take(&mut values, rows)?;
+        Ok(Self {
+            flags,
+            values: StringCursor::new(values),
+        })
+    }
+
+    /// The next value; `None` is null.
+    ///
+    /// # Errors
+    /// [`NativeError::Corrupt`] where there is none.
+    pub fn next_value(&mut self) -> Result<Option<&'a [u8]>, NativeError> {
+        let flag = take(&mut self.flags, 1)?[0];
+        let value = self.values.next_value()?;
+        Ok((flag == 0).then_some(value))
+    }
+}
+
+/// The values of a column of fixed width, as `WIDTH` little-endian bytes each.
+#[derive(Debug, Clone)]
+pub struct FixedCursor<'a, const WIDTH: usize> {
+    rest: &'a [u8],
+}
+
+impl<'a, const WIDTH: usize> FixedCursor<'a, WIDTH> {
+    /// A cursor before the first value of `values`.
+    pub fn new(values: &'a [u8]) -> Self {
+        Self { rest: values }
+    }
+
+    /// The next value.
+    ///
+    /// # Errors
+    /// [`NativeError::Corrupt`] where there is none.
+    pub fn next_value(&mut self) -> Result<[u8; WIDTH], NativeError> {
+        let (value, rest) = self.rest.split_first_chunk().ok_or_else(exhausted)?;
+        self.rest = rest;
+        Ok(*value)
+    }
+}
+
+/// The number of elements of each row of an `Array` column, and where the elements are.
+#[derive(Debug, Clone)]
+pub struct ArrayCursor<'a> {
+    offsets: FixedCursor<'a, 8>,
+    previous: u64,
+}
+
+impl<'a> ArrayCursor<'a> {
+    /// A cursor over `rows` end offsets, and the values of all elements.
+    ///
+    /// # Errors
+    /// [`NativeError::Corrupt`] where there are fewer offsets than rows.
+    pub fn new(mut values: &'a [u8], rows: usize) -> Result<(Self, &'a [u8]), NativeError> {
+        let offsets = take(&mut values, rows.checked_mul(8).ok_or_else(exhausted)?)?;
+        let cursor = Self {
+            offsets: FixedCursor::new(offsets),
+            previous: 0,
+        };
+        Ok((cursor, values))
+    }
+
+    /// How many elements the next row has.
+    ///
+    /// # Errors
+    /// [`NativeError::Corrupt`] where there is no row, or offsets go backwards.
+    pub fn next_length(&mut self) -> Result<usize, NativeError> {
+        let end = u64::from_le_bytes(self.offsets.next_value()?);
+        let length = end.checked_sub(self.previous).ok_or_else(exhausted)?;
+        self.previous = end;
+        usize::try_from(length).map_err(|_| exhausted())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{StringArrayBuilder, StringBuilder};
+    use super::*;
+
+    #[test]
+    fn strings_are_read_back_as_they_were_written() {
+        let long = vec![0xff_u8; 300];
+        let values: [&[u8]; 4] = [b"", b"a\0b", &long, "späti".as_bytes()];
+        let mut builder = StringBuilder::default();
+        for value in values {
+            builder.push(value);
+        }
+        let bytes = builder.into_bytes();
+        let mut cursor = StringCursor::new(&bytes);
+        for value in values {
+            assert_eq!(cursor.next_value().unwrap(), value);
+        }
+        assert!(cursor.next_value().is_err());
+    }
+
+    #[test]
+    fn encoded_runs_can_be_spliced_into_another_array() {
+        let mut builder = StringArrayBuilder::default();
+        builder.push_element(b"one");
+        builder.push_element(b"two");
+        builder.end_row();
+        builder.end_row();
+        let bytes = builder.into_bytes();
+        let (mut lengths, elements) = ArrayCursor::new(&bytes, 2).unwrap();
+        let mut strings = StringCursor::new(elements);
+        let mut copy = StringArrayBuilder::default();
+        for _ in 0..2 {
+            let length = lengths.next_length().unwrap();
+            copy.push_encoded(strings.next_encoded(length).unwrap(), length);
+            copy.end_row();
+        }
+        assert_eq!(copy.into_bytes(), bytes);
+    }
+
+    #[test]
+    fn asking_for_more_rows_than_there_are_is_an_error() {
+        assert!(FixedCursor::<8>::new(&[1, 2, 3]).next_value().is_err());
+        assert!(NullableStringCursor::new(&[0], 2).is_err());
+        assert!(ArrayCursor::new(&[0; 8], 2).is_err());
+        assert!(StringCursor::new(&[0xff; 12]).next_value().is_err());
+        assert!(StringCursor::new(&[5, b'a']).next_value().is_err());
+    }
+}

@@ -1,0 +1,491 @@
+//! What the user asked for: command line, environment and `.env` put together
+//! and validated. A job takes [`Options`] only, so nothing unchecked is run.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use url::{Host, Url};
+
+use crate::cli::Arguments;
+use crate::clickhouse::{Compression, ConnectionOptions, Password};
+use crate::error::Error;
+use crate::memory::{Budget, ByteSize};
+
+/// A month, as ClickHouse names its partition: `202406`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Partition {
+    year: i32,
+    month: time::Month,
+}
+
+impl Partition {
+    /// The days of the month, as days since 1970-01-01.
+    pub fn days(self) -> impl Iterator<Item = crate::trace_store::Day> {
+        let epoch = time::Date::from_ordinal_date(1970, 1).map_or(0, time::Date::to_julian_day);
+        let first = time::Date::from_calendar_date(self.year, self.month, 1)
+            .map_or(epoch, time::Date::to_julian_day);
+        let length = i32::from(self.month.length(self.year));
+        (first..first + length).filter_map(move |day| u16::try_from(day - epoch).ok())
+    }
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04}{:02}", self.year, u8::from(self.month))
+    }
+}
+
+impl FromStr for Partition {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("partition '{text}' is not a month: write it as YYYYMM, for example 202406");
+        if text.len() != 6 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(wrong());
+        }
+        let year: i32 = text[..4].parse().map_err(|_| wrong())?;
+        let month: u8 = text[4..].parse().map_err(|_| wrong())?;
+        let month = time::Month::try_from(month).map_err(|_| {
+            format!("partition '{text}' is not a month: there is no month {month:02}")
+        })?;
+        // The range of ClickHouse's Date type, in which days are counted.
+        if !(1970..=2148).contains(&year) {
+            return Err(format!(
+                "partition '{text}' is out of range: years go from 1970 to 2148"
+            ));
+        }
+        Ok(Self { year, month })
+    }
+}
+
+/// A validated job.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The month.
+    pub partition: Partition,
+    /// Where ClickHouse is.
+    pub connection: ConnectionOptions,
+    /// Database of the tables.
+    pub database: String,
+    /// Table to write to, if the user named one.
+    pub target_table: Option<String>,
+    /// Insert nothing.
+    pub dry_run: bool,
+    /// Continue an unfinished run.
+    pub resume: bool,
+    /// Discard an unfinished run.
+    pub restart: bool,
+    /// Directory of all state.
+    pub state_dir: PathBuf,
+    /// Memory the process may take.
+    pub memory_limit: ByteSize,
+    /// How it is divided.
+    pub budget: Budget,
+    /// Segments at once.
+    pub concurrency: usize,
+    /// Most rows in one insert.
+    pub batch_rows: usize,
+    /// Most rows in one block that is read.
+    pub block_rows: usize,
+    /// Rows per segment.
+    pub segment_rows: u64,
+    /// Tries after a passing error.
+    pub max_retries: u32,
+    /// Leave out observations of dataset runs.
+    pub exclude_dataset_items: bool,
+    /// Add the traces' metadata.
+    pub trace_metadata: bool,
+    /// Write to a table that keeps duplicates.
+    pub allow_duplicates: bool,
+    /// Where to write the summary as JSON.
+    pub report: Option<PathBuf>,
+    /// Print nothing but errors.
+    pub quiet: bool,
+}
+
+/// Settings outside of the command line: the environment, then `.env`.
+#[derive(Debug, Default)]
+pub struct Environment {
+    variables: HashMap<String, String>,
+}
+
+impl Environment {
+    /// The process's environment, and the file `.env` in the current directory.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] where `.env` is there and cannot be read.
+    pub fn read() -> Result<Self, Error> {
+        let mut variables = HashMap::new();
+        let file = Path::new(".env");
+        if file.exists() {
+            let wrong = |error: dotenvy::Error| Error::Configuration(describe_dotenv(&error));
+            for pair in dotenvy::from_path_iter(file).map_err(wrong)? {
+                let (name, value) = pair.map_err(wrong)?;
+                variables.insert(name, value);
+            }
+        }
+        for (name, value) in std::env::vars_os() {
+            if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
+                variables.insert(name, value);
+            }
+        }
+        Ok(Self { variables })
+    }
+
+    /// An environment of these variables only.
+    pub fn of(pairs: &[(&str, &str)]) -> Self {
+        let pairs = pairs
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        Self {
+            variables: pairs.collect(),
+        }
+    }
+
+    /// A variable that is set and not empty.
+    fn get(&self, name: &str) -> Option<&str> {
+        self.variables
+            .get(name)
+            .map(|value| value.trim())
+            .filter(|value| !value.is_empty())
+    }
+
+    fn flag(&self, name: &str) -> Result<bool, Error> {
+        match self.get(name).map(str::to_ascii_lowercase).as_deref() {
+            None | Some("0" | "false" | "no" | "off" | "n" | "f") => Ok(false),
+            Some("1" | "true" | "yes" | "on" | "y" | "t") => Ok(true),
+            Some(other) => Err(Error::Configuration(format!(
+                "{name} is '{other}': write true or false"
+            ))),
+        }
+    }
+}
+
+/// dotenvy's own message repeats the line, which may hold a password.
+fn describe_dotenv(error: &dotenvy::Error) -> String {
+    match error {
+        dotenvy::Error::LineParse(_, position) => format!(
+            "the file .env cannot be understood (near character {position} of a line): each line is \
+             NAME=value, and values with spaces, quotes or # need double quotes around them"
+        ),
+        dotenvy::Error::Io(error) => format!("the file .env cannot be read: {error}"),
+        _ => "the file .env cannot be read".to_owned(),
+    }
+}
+
+impl Options {
+    /// Puts everything together.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`], with a sentence that names the setting.
+    pub fn new(arguments: Arguments, environment: &Environment) -> Result<Self, Error> {
+        let settings = Settings { environment };
+        let partition = settings
+            .text(arguments.partition, "PARTITION")
+            .ok_or_else(|| {
+                Error::Configuration(
+                    "which month? Name its partition with --partition YYYYMM, for example \
+                     --partition 202406"
+                        .to_owned(),
+                )
+            })?
+            .parse()
+            .map_err(Error::Configuration)?;
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        let concurrency = settings.number(
+            arguments.concurrency,
+            "--concurrency",
+            "CONCURRENCY",
+            processors.clamp(2, 4) as u64,
+            1..=64,
+        )? as usize;
+        let memory_limit = settings
+            .text(arguments.memory_limit, "MEMORY_LIMIT")
+            .unwrap_or_else(|| "512MiB".to_owned())
+            .parse::<ByteSize>()
+            .map_err(|error| Error::Configuration(format!("--memory-limit: {error}")))?;
+        let budget = Budget::new(memory_limit, concurrency).map_err(Error::Configuration)?;
+        let compression = settings.text(arguments.compression, "COMPRESSION");
+        let connection = settings.connection(
+            compression.as_deref(),
+            arguments.dangerously_accept_invalid_certificates,
+        )?;
+        Ok(Self {
+            partition,
+            connection,
+            database: settings
+                .text(None, "CLICKHOUSE_DB")
+                .unwrap_or_else(|| "default".to_owned()),
+            target_table: settings.text(arguments.target_table, "TARGET_TABLE"),
+            dry_run: arguments.dry_run || environment.flag("DRY_RUN")?,
+            resume: arguments.resume,
+            restart: arguments.restart,
+            state_dir: arguments
+                .state_dir
+                .or_else(|| settings.text(None, "STATE_DIR").map(PathBuf::from))
+                .unwrap_or_else(|| PathBuf::from("./state")),
+            memory_limit,
+            budget,
+            concurrency,
+            batch_rows: settings.number(
+                arguments.batch_size,
+                "--batch-size",
+                "BATCH_SIZE",
+                50_000,
+                1..=10_000_000,
+            )? as usize,
+            block_rows: settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=1_000_000)?
+                as usize,
+            segment_rows: settings.number(
+                arguments.segment_rows,
+                "--segment-rows",
+                "SEGMENT_ROWS",
+                250_000,
+                1..=1_000_000_000,
+            )?,
+            max_retries: settings.number(None, "", "MAX_RETRIES", 8, 0..=1_000)? as u32,
+            exclude_dataset_items: arguments.exclude_dataset_items
+                || environment.flag("EXCLUDE_DATASET_ITEMS")?,
+            trace_metadata: !(arguments.no_trace_metadata
+                || environment.flag("NO_TRACE_METADATA")?),
+            allow_duplicates: arguments.allow_duplicates,
+            report: arguments.report,
+            quiet: arguments.quiet,
+        })
+    }
+}
+
+struct Settings<'a> {
+    environment: &'a Environment,
+}
+
+impl Settings<'_> {
+    fn text(&self, argument: Option<String>, variable: &str) -> Option<String> {
+        argument.or_else(|| self.environment.get(variable).map(str::to_owned))
+    }
+
+    fn number(
+        &self,
+        argument: Option<String>,
+        flag: &str,
+        variable: &str,
+        default: u64,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<u64, Error> {
+        let (name, text) = match (argument, self.environment.get(variable)) {
+            (Some(text), _) => (flag, text),
+            (None, Some(text)) => (variable, text.to_owned()),
+            (None, None) => return Ok(default),
+        };
+        text.parse()
+            .ok()
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| {
+                Error::Configuration(format!(
+                    "{name} is '{text}': it must be a whole number from {} to {}",
+                    range.start(),
+                    range.end()
+                ))
+            })
+    }
+
+    fn connection(
+        &self,
+        compression: Option<&str>,
+        accept_invalid_certificates: bool,
+    ) -> Result<ConnectionOptions, Error> {
+        let text = self
+            .text(None, "CLICKHOUSE_URL")
+            .unwrap_or_else(|| "http://localhost:8123".to_owned());
+        let url = parse_url(&text).map_err(Error::Configuration)?;
+        let compression = match compression {
+            None | Some("auto") if is_loopback(&url) => Compression::None,
+            None | Some("auto" | "lz4") => Compression::Lz4,
+            Some("none") => Compression::None,
+            Some(other) => {
+                return Err(Error::Configuration(format!(
+                    "--compression is '{other}': it must be auto, lz4 or none"
+                )));
+            }
+        };
+        Ok(ConnectionOptions {
+            url,
+            user: self
+                .text(None, "CLICKHOUSE_USER")
+                .unwrap_or_else(|| "default".to_owned()),
+            password: self.password()?,
+            compression,
+            accept_invalid_certificates,
+        })
+    }
+
+    fn password(&self) -> Result<Password, Error> {
+        // Not trimmed: a password may begin or end with a space.
+        let variable = self.environment.variables.get("CLICKHOUSE_PASSWORD");
+        match (variable, self.environment.get("CLICKHOUSE_PASSWORD_FILE")) {
+            (Some(password), _) if !password.is_empty() => Ok(Password::new(password)),
+            (_, Some(file)) => {
+                let content = std::fs::read_to_string(file).map_err(|error| {
+                    Error::Configuration(format!(
+                        "the password file {file} (CLICKHOUSE_PASSWORD_FILE) cannot be read: {error}"
+                    ))
+                })?;
+                Ok(Password::new(content.trim_end_matches(['\r', '\n'])))
+            }
+            _ => Ok(Password::default()),
+        }
+    }
+}
+
+fn parse_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| {
+        format!(
+            "CLICKHOUSE_URL cannot be understood ({error}): write for example http://localhost:8123"
+        )
+    })?;
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err(format!(
+            "CLICKHOUSE_URL begins with '{}:': it must be the address of ClickHouse's HTTP \
+             interface, for example http://localhost:8123",
+            url.scheme()
+        ));
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+        return Err(
+            "CLICKHOUSE_URL must not hold credentials or parameters: use CLICKHOUSE_USER, \
+                    CLICKHOUSE_PASSWORD and CLICKHOUSE_DB"
+                .to_owned(),
+        );
+    }
+    Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => IpAddr::V4(address).is_loopback(),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address).is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn options(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Options, Error> {
+        let arguments = std::iter::once(&"events-backfill").chain(arguments);
+        Options::new(
+            Arguments::parse_from(arguments),
+            &Environment::of(environment),
+        )
+    }
+
+    #[test]
+    fn a_flag_counts_before_the_environment() {
+        let variables = [
+            ("PARTITION", "202401"),
+            ("BATCH_SIZE", "77"),
+            ("DRY_RUN", "true"),
+        ];
+        let merged = options(&["--partition", "202406"], &variables).unwrap();
+        assert_eq!(merged.partition.to_string(), "202406");
+        assert_eq!(merged.batch_rows, 77);
+        assert!(merged.dry_run);
+    }
+
+    #[test]
+    fn empty_variables_are_as_if_not_there() {
+        let variables = [
+            ("PARTITION", "202401"),
+            ("BATCH_SIZE", ""),
+            ("DRY_RUN", " "),
+        ];
+        let merged = options(&[], &variables).unwrap();
+        assert_eq!(merged.batch_rows, 50_000);
+        assert!(!merged.dry_run);
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_the_name_of_the_setting() {
+        for (variables, word) in [
+            ([("BATCH_SIZE", "many")], "BATCH_SIZE"),
+            ([("DRY_RUN", "maybe")], "DRY_RUN"),
+            ([("MEMORY_LIMIT", "12 apples")], "12 apples"),
+            ([("CONCURRENCY", "0")], "CONCURRENCY"),
+            ([("COMPRESSION", "gzip")], "gzip"),
+            ([("CLICKHOUSE_URL", "localhost")], "CLICKHOUSE_URL"),
+            (
+                [("CLICKHOUSE_URL", "tcp://localhost:9000")],
+                "CLICKHOUSE_URL",
+            ),
+            (
+                [("CLICKHOUSE_URL", "http://me:pass@localhost")],
+                "CLICKHOUSE_USER",
+            ),
+            ([("CLICKHOUSE_PASSWORD_FILE", "/nowhere")], "/nowhere"),
+        ] {
+            let error = options(&["--partition", "202406"], &variables).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        for partition in ["2024-06", "202413", "202400", "20240", "junk42", "196912"] {
+            assert!(
+                options(&["--partition", partition], &[]).is_err(),
+                "{partition}"
+            );
+        }
+        assert!(options(&[], &[]).is_err());
+    }
+
+    #[test]
+    fn compression_is_for_other_machines() {
+        let compression = |url| {
+            options(&["--partition", "202406"], &[("CLICKHOUSE_URL", url)])
+                .unwrap()
+                .connection
+                .compression
+        };
+        for url in [
+            "http://localhost:8123",
+            "http://127.0.0.2",
+            "https://[::1]:8443",
+        ] {
+            assert_eq!(compression(url), Compression::None, "{url}");
+        }
+        for url in ["http://clickhouse:8123", "https://10.0.0.1:8443"] {
+            assert_eq!(compression(url), Compression::Lz4, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_month_has_its_days() {
+        let days = |text: &str| {
+            text.parse::<Partition>()
+                .unwrap()
+                .days()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(days("197001"), (0..31).collect::<Vec<_>>());
+        assert_eq!(days("202402").len(), 29);
+        assert_eq!(days("202406")[0], 19_875);
+    }
+
+    #[test]
+    fn passwords_are_never_shown() {
+        let shown = format!(
+            "{:?}",
+            options(
+                &["--partition", "202406"],
+                &[("CLICKHOUSE_PASSWORD", "hunter2")]
+            )
+            .unwrap()
+        );
+        assert!(!shown.contains("hunter2"));
+    }
+}

@@ -1,0 +1,440 @@
+//! Segments, several at once: read → enrich → insert, bounded.
+//!
+//! Each segment holds at most one block that is arriving, one batch that is
+//! being filled and one that is being sent. A segment is done when the insert of
+//! its last batch is acknowledged; if anything of it fails in a way that may
+//! pass, all of it is done again, and the target's ReplacingMergeTree makes one
+//! row of equal ones.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::batch::{Batch, SealedBatch};
+use crate::clickhouse::{Connection, InsertRequest, NativeStream, RequestError};
+use crate::enrich::Enricher;
+use crate::error::{Error, WorkError};
+use crate::memory::Budget;
+use crate::native::{BlockReader, NativeError};
+use crate::plan::Segment;
+use crate::progress::Phase;
+use crate::retry::RetryPolicy;
+
+/// ClickHouse closes a response that nobody reads for 30 s (`http_send_timeout`;
+/// giving another value with the query is not honoured: measured on 26.7). So
+/// while an insert takes long, a little is read at least this often.
+const SIP_EVERY: Duration = Duration::from_secs(8);
+/// By how much fewer rows per block are asked for when a block was too large.
+const SMALLER_BLOCKS: usize = 8;
+
+/// What all segments share.
+pub struct Pipeline {
+    /// The server.
+    pub connection: Connection,
+    /// Makes events of observations.
+    pub enricher: Enricher,
+    /// The query of one segment.
+    pub query: SegmentQuery,
+    /// `INSERT INTO … FORMAT Native`
+    pub insert_sql: String,
+    /// Whether views count in the rows that are written.
+    pub target_has_views: bool,
+    /// Distinguishes the batches of this run from those of any other.
+    pub run_id: String,
+    /// Insert nothing.
+    pub dry_run: bool,
+    /// How much memory everything may take.
+    pub budget: Budget,
+    /// Most rows in one insert.
+    pub batch_rows: usize,
+    /// Most rows in one block that is read.
+    pub block_rows: usize,
+    /// When to try again.
+    pub retries: RetryPolicy,
+    /// Segments at once.
+    pub concurrency: usize,
+}
+
+/// How the rows of a segment are asked for.
+pub struct SegmentQuery {
+    /// `SELECT … FROM … FINAL WHERE …`, to which the segment's condition is added.
+    pub select: String,
+    /// Table whose traces are left out, quoted, if any are.
+    pub excluded_by: Option<String>,
+}
+
+impl SegmentQuery {
+    fn sql(&self, segment: &Segment) -> String {
+        let mut sql = format!("{} AND {}", self.select, segment.predicate());
+        if let Some(table) = &self.excluded_by {
+            let projects = segment
+                .project_condition("i.project_id")
+                .map_or_else(String::new, |condition| format!(" WHERE {condition}"));
+            sql.push_str(&format!(
+                " AND (o.project_id, o.trace_id) NOT IN \
+                 (SELECT i.project_id, i.trace_id FROM {table} AS i FINAL{projects})"
+            ));
+        }
+        sql
+    }
+}
+
+/// What was done, over all segments.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Observations of finished segments.
+    pub observations: AtomicU64,
+    /// Rows acknowledged for finished segments.
+    pub inserted: AtomicU64,
+    /// Observations of finished segments whose trace was not found.
+    pub without_trace: AtomicU64,
+    /// Finished segments.
+    pub segments: AtomicU64,
+    /// Tries that were repeated.
+    pub retries: AtomicU64,
+    /// Time spent waiting for inserts, summed.
+    pub insert_nanoseconds: AtomicU64,
+}
+
+/// What one segment came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SegmentCounts {
+    /// Observations read.
+    pub observations: u64,
+    /// Rows acknowledged.
+    pub inserted: u64,
+    /// Observations whose trace was not found.
+    pub without_trace: u64,
+}
+
+/// Works through all segments; the largest first, so that none holds the rest up.
+///
+/// # Errors
+/// [`Error::Failed`] with the segment and the server's words. Segments that
+/// were finished before stay finished.
+pub async fn run(
+    pipeline: Arc<Pipeline>,
+    mut segments: Vec<Segment>,
+    counters: Arc<Counters>,
+    phase: Arc<Phase>,
+) -> Result<(), Error> {
+    segments.sort_by_key(|segment| segment.rows);
+    let mut running = JoinSet::new();
+    loop {
+        while running.len() < pipeline.concurrency
+            && let Some(segment) = segments.pop()
+        {
+            let work = SegmentWork {
+                pipeline: Arc::clone(&pipeline),
+                counters: Arc::clone(&counters),
+                phase: Arc::clone(&phase),
+                segment,
+            };
+            running.spawn(work.run());
+        }
+        match running.join_next().await {
+            None => return Ok(()),
+            Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(error))) => return Err(error),
+            Some(Err(error)) => return Err(Error::failed("a segment ended unexpectedly", error)),
+        }
+    }
+}
+
+/// One segment on its way.
+struct SegmentWork {
+    pipeline: Arc<Pipeline>,
+    counters: Arc<Counters>,
+    phase: Arc<Phase>,
+    segment: Segment,
+}
+
+/// How far one try at a segment got, for the progress bar.
+#[derive(Default)]
+struct Attempt {
+    number: u32,
+    shown_rows: u64,
+}
+
+impl SegmentWork {
+    async fn run(self) -> Result<(), Error> {
+        let mut failures = 0;
+        let mut block_rows = self.pipeline.block_rows;
+        let mut attempt = Attempt::default();
+        loop {
+            let error = match self.try_once(block_rows, &mut attempt).await {
+                Ok(counts) => {
+                    self.finish(counts, attempt.shown_rows);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            self.phase.go_back(attempt.shown_rows);
+            attempt.shown_rows = 0;
+            attempt.number += 1;
+            if let WorkError::Native(NativeError::TooLarge { rows, .. }) = error
+                && rows > 1
+                && block_rows > 1
+            {
+                // Rows are larger than usual here: ask for fewer at a time.
+                block_rows = (block_rows.min(rows) / SMALLER_BLOCKS).max(1);
+                continue;
+            }
+            failures += 1;
+            match self.wait(&error, failures) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(self.give_up(&error, failures)),
+            }
+        }
+    }
+
+    fn wait(&self, error: &WorkError, failures: u32) -> Option<Duration> {
+        if !error.is_passing() {
+            return None;
+        }
+        let wait = self.pipeline.retries.wait_after(failures)?;
+        self.counters.retries.fetch_add(1, Ordering::Relaxed);
+        self.phase.note(format!(
+            "segment {}: {error}; trying again in {:.0} s",
+            self.segment.number,
+            wait.as_secs_f64().ceil()
+        ));
+        Some(wait)
+    }
+
+    fn give_up(&self, error: &WorkError, failures: u32) -> Error {
+        let tries = match failures {
+            0 | 1 => String::new(),
+            _ => format!(" ({failures} tries)"),
+        };
+        let advice = match error {
+            WorkError::Native(NativeError::TooLarge { .. }) => {
+                ": a single row is larger than that; raise --memory-limit or lower --concurrency"
+            }
+            _ => "",
+        };
+        Error::Failed(format!(
+            "segment {} could not be done{tries}: {error}{advice}",
+            self.segment.number
+        ))
+    }
+
+    fn finish(&self, counts: SegmentCounts, shown_rows: u64) {
+        let counters = &self.counters;
+        counters
+            .observations
+            .fetch_add(counts.observations, Ordering::Relaxed);
+        counters
+            .inserted
+            .fetch_add(counts.inserted, Ordering::Relaxed);
+        counters
+            .without_trace
+            .fetch_add(counts.without_trace, Ordering::Relaxed);
+        counters.segments.fetch_add(1, Ordering::Relaxed);
+        self.phase.finish_piece(shown_rows, self.segment.rows);
+    }
+
+    async fn try_once(
+        &self,
+        block_rows: usize,
+        attempt: &mut Attempt,
+    ) -> Result<SegmentCounts, WorkError> {
+        let pipeline = &self.pipeline;
+        let settings = [
+            ("max_block_size", block_rows.to_string()),
+            (
+                "preferred_block_size_bytes",
+                pipeline.budget.preferred_block_bytes.to_string(),
+            ),
+            // Deleted rows must be seen by FINAL before a condition hides them.
+            ("optimize_move_to_prewhere_if_final", "0".to_owned()),
+            // A key never lies in two partitions, so none has to be compared across them.
+            (
+                "do_not_merge_across_partitions_select_final",
+                "1".to_owned(),
+            ),
+        ];
+        let mut stream = pipeline
+            .connection
+            .stream(&pipeline.query.sql(&self.segment), &settings)?;
+        let mut reader = BlockReader::new(pipeline.budget.max_block_bytes);
+        let compression = pipeline.connection.compression();
+        let mut batch = Batch::new(compression);
+        let mut sender = Sender::new(self, attempt.number);
+        loop {
+            while let Some(block) = reader.next_block()? {
+                let enriched = tokio::task::block_in_place(|| pipeline.enricher.enrich(&block))?;
+                drop(block);
+                if self.is_full(&batch, enriched.rows, enriched.bytes()) {
+                    let full = std::mem::replace(&mut batch, Batch::new(compression));
+                    sender.send(full, &mut stream, &mut reader).await?;
+                }
+                attempt.shown_rows += enriched.rows as u64;
+                self.phase.advance(enriched.rows as u64);
+                tokio::task::block_in_place(|| batch.push(enriched)).map_err(compression_failed)?;
+            }
+            match stream.next_chunk().await? {
+                Some(chunk) => reader.push(&chunk),
+                None => break,
+            }
+        }
+        reader.finish()?;
+        sender.send(batch, &mut stream, &mut reader).await?;
+        sender.finish().await
+    }
+
+    /// Whether a batch must be sent before so many rows and bytes are added.
+    fn is_full(&self, batch: &Batch, rows: usize, bytes: usize) -> bool {
+        batch.rows() > 0
+            && (batch.rows() + rows > self.pipeline.batch_rows
+                || batch.bytes() + bytes > self.pipeline.budget.batch_bytes)
+    }
+}
+
+fn compression_failed(error: std::io::Error) -> WorkError {
+    WorkError::Request(RequestError::Unexpected(format!(
+        "a batch cannot be compressed: {error}"
+    )))
+}
+
+/// Sends the batches of one try at a segment, one at a time.
+struct Sender<'a> {
+    work: &'a SegmentWork,
+    attempt: u32,
+    batches: u32,
+    in_flight: Option<JoinHandle<Result<(), WorkError>>>,
+    counts: SegmentCounts,
+}
+
+impl<'a> Sender<'a> {
+    fn new(work: &'a SegmentWork, attempt: u32) -> Self {
+        Self {
+            work,
+            attempt,
+            batches: 0,
+            in_flight: None,
+            counts: SegmentCounts::default(),
+        }
+    }
+
+    /// Waits for the batch before, sipping from the stream meanwhile, and then
+    /// begins to send this one.
+    async fn send(
+        &mut self,
+        batch: Batch,
+        stream: &mut NativeStream,
+        reader: &mut BlockReader,
+    ) -> Result<(), WorkError> {
+        if batch.rows() == 0 {
+            return Ok(());
+        }
+        let sealed = tokio::task::block_in_place(|| batch.seal()).map_err(compression_failed)?;
+        self.settle(Some((stream, reader))).await?;
+        self.counts.observations += sealed.rows as u64;
+        self.counts.without_trace += sealed.without_trace as u64;
+        if self.work.pipeline.dry_run {
+            return Ok(());
+        }
+        self.counts.inserted += sealed.rows as u64;
+        let request = self.request(sealed);
+        let (pipeline, counters, phase, number) = (
+            Arc::clone(&self.work.pipeline),
+            Arc::clone(&self.work.counters),
+            Arc::clone(&self.work.phase),
+            self.work.segment.number,
+        );
+        self.in_flight = Some(tokio::spawn(async move {
+            insert_with_retries(&pipeline, &counters, &phase, number, &request).await
+        }));
+        Ok(())
+    }
+
+    fn request(&mut self, sealed: SealedBatch) -> InsertRequest {
+        let pipeline = &self.work.pipeline;
+        // Another try at the segment may cut its rows into other batches, so
+        // the token names the try: the same token is always the same bytes.
+        let deduplication_token = format!(
+            "{}-{}-{}-{}",
+            pipeline.run_id, self.work.segment.number, self.attempt, self.batches
+        );
+        self.batches += 1;
+        InsertRequest {
+            sql: pipeline.insert_sql.clone(),
+            body: sealed.body,
+            rows: sealed.rows as u64,
+            deduplication_token,
+            has_views: pipeline.target_has_views,
+        }
+    }
+
+    /// Waits for the batch in flight, if there is one.
+    async fn settle(
+        &mut self,
+        mut source: Option<(&mut NativeStream, &mut BlockReader)>,
+    ) -> Result<(), WorkError> {
+        let Some(mut in_flight) = self.in_flight.take() else {
+            return Ok(());
+        };
+        loop {
+            tokio::select! {
+                result = &mut in_flight => {
+                    return result.unwrap_or_else(|error| {
+                        Err(RequestError::Unexpected(format!("an insert ended: {error}")).into())
+                    });
+                }
+                () = tokio::time::sleep(SIP_EVERY) => {
+                    let Some((stream, reader)) = &mut source else { continue };
+                    // No more than a block's bytes: then rather let the read
+                    // break, and the segment be done again, than go over budget.
+                    if reader.buffered_bytes() < self.work.pipeline.budget.max_block_bytes
+                        && let Some(chunk) = stream.next_chunk().await?
+                    {
+                        reader.push(&chunk);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn finish(mut self) -> Result<SegmentCounts, WorkError> {
+        self.settle(None).await?;
+        Ok(self.counts)
+    }
+}
+
+async fn insert_with_retries(
+    pipeline: &Pipeline,
+    counters: &Counters,
+    phase: &Phase,
+    segment: u32,
+    request: &InsertRequest,
+) -> Result<(), WorkError> {
+    let started = Instant::now();
+    let mut failures = 0;
+    let result = loop {
+        let error = match pipeline.connection.insert(request).await {
+            Ok(()) => break Ok(()),
+            Err(error) => error,
+        };
+        failures += 1;
+        let wait = error
+            .is_passing()
+            .then(|| pipeline.retries.wait_after(failures));
+        let Some(wait) = wait.flatten() else {
+            break Err(WorkError::InsertGivenUp { error, failures });
+        };
+        counters.retries.fetch_add(1, Ordering::Relaxed);
+        phase.note(format!(
+            "segment {segment}: an insert failed: {error}; trying again in {:.0} s",
+            wait.as_secs_f64().ceil()
+        ));
+        tokio::time::sleep(wait).await;
+    };
+    let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    counters
+        .insert_nanoseconds
+        .fetch_add(nanoseconds, Ordering::Relaxed);
+    result
+}

@@ -1,0 +1,433 @@
+//! Partition → segments.
+//!
+//! A segment is a half-open range of the observations' sort key, a few hundred
+//! thousand rows long: the unit of work, of parallelism, of progress and of the
+//! checkpoint. The first one begins before every key and the last one ends
+//! after every key, so together they cover every row exactly once, rows that
+//! arrive after the plan was made included.
+//!
+//! Where the keys lie is read from the primary index itself (`mergeTreeIndex`),
+//! at one row per granule, so planning does not scan the table.
+
+use clickhouse::Row;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::clickhouse::{Connection, RequestError, TableInfo, sql};
+use crate::mapping::OBSERVATION;
+use crate::trace_store::Day;
+
+/// The primary key whose index [`read_groups`] knows how to read.
+const PRIMARY_KEY: &str = "project_id, type, toDate(start_time)";
+/// Rows of a granule, at most (`index_granularity`).
+const GRANULE_ROWS: u64 = 8_192;
+/// Each segment reads up to one granule per part that belongs to its neighbour
+/// too; segments of this many granules per part keep that below a sixth.
+const GRANULES_PER_PART: u64 = 6;
+/// A group this many times larger than a segment is split by id.
+const SPLIT_FROM: u64 = 8;
+/// Each piece of a split group scans the group's ids again, since the id is not
+/// in the primary index. All splits together may scan a fifth of the partition.
+const SPLIT_SCAN_DIVISOR: u64 = 5;
+/// Ids sampled per piece of a split.
+const SAMPLES_PER_PIECE: u64 = 64;
+
+/// Observations of one project, type and day: neighbours in the sort order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Row)]
+pub struct Group {
+    /// `project_id`
+    pub project_id: ByteBuf,
+    /// `type`
+    pub observation_type: ByteBuf,
+    /// `toDate(start_time)`
+    pub day: Day,
+    /// About how many rows, versions that are not merged yet included.
+    pub rows: u64,
+}
+
+/// A place in the sort order: before all rows of a group, or inside one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Boundary {
+    /// `project_id`
+    pub project_id: ByteBuf,
+    /// `type`
+    pub observation_type: ByteBuf,
+    /// `toDate(start_time)`
+    pub day: Day,
+    /// Rows of the group with this id or a greater one come after the boundary.
+    pub id: Option<ByteBuf>,
+}
+
+impl Boundary {
+    fn before(group: &Group) -> Self {
+        Self {
+            project_id: group.project_id.clone(),
+            observation_type: group.observation_type.clone(),
+            day: group.day,
+            id: None,
+        }
+    }
+
+    /// The sort key's columns and this boundary's values, for SQL.
+    fn terms(&self) -> Vec<(String, String)> {
+        let mut terms = vec![
+            (
+                format!("{OBSERVATION}.project_id"),
+                sql::string(&self.project_id),
+            ),
+            (
+                format!("{OBSERVATION}.type"),
+                sql::string(&self.observation_type),
+            ),
+            (
+                format!("toDate({OBSERVATION}.start_time)"),
+                format!("toDate({})", self.day),
+            ),
+        ];
+        if let Some(id) = &self.id {
+            terms.push((format!("{OBSERVATION}.id"), sql::string(id)));
+        }
+        terms
+    }
+}
+
+/// A range of the sort order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Number of the segment, from 0.
+    pub number: u32,
+    /// Where it begins; `None` is before every row.
+    pub from: Option<Boundary>,
+    /// Where it ends, exclusively; `None` is after every row.
+    pub to: Option<Boundary>,
+    /// About how many rows, versions that are not merged yet included.
+    pub rows: u64,
+}
+
+impl Segment {
+    /// The condition that is true for the segment's rows. Written so that
+    /// ClickHouse prunes by its primary key: equality on what both ends share,
+    /// then nested `>` and `=` (a comparison of whole tuples is not pruned).
+    pub fn predicate(&self) -> String {
+        let from = self.from.as_ref().map(Boundary::terms).unwrap_or_default();
+        let to = self.to.as_ref().map(Boundary::terms).unwrap_or_default();
+        // The last term is never shared: the range would be empty.
+        let shared = from
+            .iter()
+            .zip(&to)
+            .take(from.len().min(to.len()).saturating_sub(1))
+            .take_while(|(a, b)| a == b)
+            .count();
+        let mut conditions: Vec<String> = from[..shared]
+            .iter()
+            .map(|(column, value)| format!("{column} = {value}"))
+            .collect();
+        if !from.is_empty() {
+            conditions.push(compare(&from[shared..], ">", ">="));
+        }
+        if !to.is_empty() {
+            conditions.push(compare(&to[shared..], "<", "<"));
+        }
+        if conditions.is_empty() {
+            return "1".to_owned();
+        }
+        conditions.join(" AND ")
+    }
+
+    /// A condition on a column `project_id` that holds for every project of the
+    /// segment, or none.
+    pub fn project_condition(&self, column: &str) -> Option<String> {
+        let from = self
+            .from
+            .as_ref()
+            .map(|b| format!("{column} >= {}", sql::string(&b.project_id)));
+        let to = self
+            .to
+            .as_ref()
+            .map(|b| format!("{column} <= {}", sql::string(&b.project_id)));
+        match (from, to) {
+            (Some(from), Some(to)) => Some(format!("{from} AND {to}")),
+            (from, to) => from.or(to),
+        }
+    }
+}
+
+/// `a > x OR (a = x AND (b > y OR (b = y AND c >= z)))`
+fn compare(terms: &[(String, String)], strict: &str, last: &str) -> String {
+    let Some(((column, value), rest)) = terms.split_first() else {
+        return "1".to_owned();
+    };
+    if rest.is_empty() {
+        return format!("{column} {last} {value}");
+    }
+    format!(
+        "({column} {strict} {value} OR ({column} = {value} AND {}))",
+        compare(rest, strict, last)
+    )
+}
+
+/// Makes the plan for one partition: segments of about `segment_rows` rows,
+/// larger where the partition lies in so many parts that shorter ones would
+/// scan too much twice.
+///
+/// # Errors
+/// Whatever the requests met.
+pub async fn make(
+    connection: &Connection,
+    observations: &TableInfo,
+    partition_id: &str,
+    parts: u64,
+    segment_rows: u64,
+) -> Result<Vec<Segment>, RequestError> {
+    let groups = read_groups(connection, observations, partition_id).await?;
+    let target = segment_rows.max(parts * GRANULE_ROWS * GRANULES_PER_PART);
+    let mut pieces = Vec::new();
+    for (group, count) in groups.iter().zip(pieces_per_group(&groups, target)) {
+        let ids = if count > 1 {
+            sample_ids(connection, observations, partition_id, group, count).await?
+        } else {
+            Vec::new()
+        };
+        pieces.extend(split(group, ids));
+    }
+    Ok(pack(&pieces, target))
+}
+
+/// The groups of a partition in sort order, from the primary index; where the
+/// table has another primary key than Langfuse's, from a scan.
+async fn read_groups(
+    connection: &Connection,
+    observations: &TableInfo,
+    partition_id: &str,
+) -> Result<Vec<Group>, RequestError> {
+    let from_index = format!(
+        "SELECT project_id, CAST(type, 'String') AS observation_type, \
+         `toDate(start_time)` AS day, sum(rows_in_granule) AS rows \
+         FROM mergeTreeIndex({}, {}) WHERE startsWith(part_name, {}) \
+         GROUP BY project_id, observation_type, day ORDER BY project_id, observation_type, day",
+        sql::string(&observations.database),
+        sql::string(&observations.name),
+        sql::string(format!("{partition_id}_")),
+    );
+    let from_scan = format!(
+        "SELECT project_id, CAST(type, 'String') AS observation_type, \
+         toDate(start_time) AS day, count() AS rows FROM {} WHERE _partition_id = {} \
+         GROUP BY project_id, observation_type, day ORDER BY project_id, observation_type, day",
+        observations.qualified_name(),
+        sql::string(partition_id),
+    );
+    if observations.primary_key != PRIMARY_KEY {
+        return connection.rows(&from_scan).await;
+    }
+    match connection.rows(&from_index).await {
+        // UNKNOWN_FUNCTION (servers before 24.2), ACCESS_DENIED
+        Err(error) if matches!(error.code(), Some(46 | 497)) => connection.rows(&from_scan).await,
+        groups => groups,
+    }
+}
+
+/// Into how many pieces to split each group.
+fn pieces_per_group(groups: &[Group], target: u64) -> Vec<u64> {
+    let total: u64 = groups.iter().map(|group| group.rows).sum();
+    let mut scan_budget = total / SPLIT_SCAN_DIVISOR;
+    let mut pieces = vec![1; groups.len()];
+    let mut largest_first: Vec<usize> = (0..groups.len()).collect();
+    largest_first.sort_by_key(|&index| std::cmp::Reverse(groups[index].rows));
+    for index in largest_first {
+        let rows = groups[index].rows;
+        if rows < target.saturating_mul(SPLIT_FROM) {
+            break;
+        }
+        // One scan to sample, and one for each piece but the first.
+        let affordable = scan_budget / rows;
+        let wanted = rows / (target * SPLIT_FROM / 2);
+        let count = wanted.min(affordable);
+        if count > 1 {
+            pieces[index] = count;
+            scan_budget -= count * rows;
+        }
+    }
+    pieces
+}
+
+#[derive(Row, Deserialize)]
+struct SampledIds {
+    ids: Vec<ByteBuf>,
+}
+
+/// The ids at which to cut a group into `count` pieces of about equal size.
+async fn sample_ids(
+    connection: &Connection,
+    observations: &TableInfo,
+    partition_id: &str,
+    group: &Group,
+    count: u64,
+) -> Result<Vec<ByteBuf>, RequestError> {
+    let conditions: Vec<String> = Boundary::before(group)
+        .terms()
+        .into_iter()
+        .map(|(column, value)| format!("{column} = {value}"))
+        .collect();
+    let sql = format!(
+        "SELECT arraySort(groupArraySample({}, 1)({OBSERVATION}.id)) AS ids FROM {} AS {OBSERVATION} \
+         WHERE {OBSERVATION}._partition_id = {} AND {}",
+        count * SAMPLES_PER_PIECE,
+        observations.qualified_name(),
+        sql::string(partition_id),
+        conditions.join(" AND ")
+    );
+    let sample = connection.rows::<SampledIds>(&sql).await?;
+    let ids = sample
+        .into_iter()
+        .next()
+        .map_or_else(Vec::new, |row| row.ids);
+    let mut cuts: Vec<ByteBuf> = (1..count)
+        .filter_map(|piece| {
+            ids.get((piece as usize * ids.len()) / count as usize)
+                .cloned()
+        })
+        .collect();
+    cuts.dedup();
+    // An empty id is before every row of the group: no cut.
+    cuts.retain(|id| !id.is_empty());
+    Ok(cuts)
+}
+
+/// A group, or a piece of one: where it begins, and its rows.
+type Piece = (Boundary, u64);
+
+fn split(group: &Group, cuts: Vec<ByteBuf>) -> Vec<Piece> {
+    let rows = group.rows / (cuts.len() as u64 + 1);
+    let mut pieces = vec![(Boundary::before(group), rows)];
+    pieces.extend(cuts.into_iter().map(|id| {
+        let boundary = Boundary {
+            id: Some(id),
+            ..Boundary::before(group)
+        };
+        (boundary, rows)
+    }));
+    pieces
+}
+
+/// Packs pieces, in their order, into segments of about `target` rows.
+fn pack(pieces: &[Piece], target: u64) -> Vec<Segment> {
+    let mut cuts: Vec<Option<Boundary>> = vec![None];
+    let mut rows = vec![0_u64];
+    for (boundary, piece_rows) in pieces {
+        let current = rows.last().copied().unwrap_or(0);
+        let overfull = current + piece_rows > target + target / 2;
+        if current > 0 && (current >= target || overfull) {
+            cuts.push(Some(boundary.clone()));
+            rows.push(0);
+        }
+        if let Some(last) = rows.last_mut() {
+            *last += piece_rows;
+        }
+    }
+    let ends = cuts.iter().skip(1).cloned().chain([None]);
+    let ranges = cuts.iter().cloned().zip(ends).zip(rows);
+    ranges
+        .enumerate()
+        .map(|(number, ((from, to), rows))| Segment {
+            number: number as u32,
+            from,
+            to,
+            rows,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn group(project: &str, kind: &str, day: Day, rows: u64) -> Group {
+        Group {
+            project_id: ByteBuf::from(project),
+            observation_type: ByteBuf::from(kind),
+            day,
+            rows,
+        }
+    }
+
+    #[test]
+    fn what_both_ends_share_becomes_equality() {
+        let segment = Segment {
+            number: 0,
+            from: Some(Boundary::before(&group("p", "SPAN", 3, 0))),
+            to: Some(Boundary::before(&group("p", "SPAN", 5, 0))),
+            rows: 0,
+        };
+        assert_eq!(
+            segment.predicate(),
+            "o.project_id = 'p' AND o.type = 'SPAN' AND toDate(o.start_time) >= toDate(3) \
+             AND toDate(o.start_time) < toDate(5)"
+        );
+    }
+
+    #[test]
+    fn different_ends_become_nested_comparisons() {
+        let segment = Segment {
+            number: 0,
+            from: Some(Boundary::before(&group("p", "SPAN", 3, 0))),
+            to: None,
+            rows: 0,
+        };
+        assert_eq!(
+            segment.predicate(),
+            "(o.project_id > 'p' OR (o.project_id = 'p' AND (o.type > 'SPAN' OR \
+             (o.type = 'SPAN' AND toDate(o.start_time) >= toDate(3)))))"
+        );
+    }
+
+    #[test]
+    fn a_partition_without_rows_is_one_segment() {
+        let segments = pack(&[], 100);
+        assert_eq!(segments.len(), 1);
+        assert_eq!(segments[0].predicate(), "1");
+    }
+
+    #[test]
+    fn splitting_scans_at_most_a_fifth_of_the_partition() {
+        let mut groups = vec![group("a", "SPAN", 1, 30_000)];
+        groups.extend((2..60).map(|day| group("a", "SPAN", day, 20_000)));
+        let pieces = pieces_per_group(&groups, 1_000);
+        assert!(pieces[0] > 1);
+        let total: u64 = groups.iter().map(|group| group.rows).sum();
+        let scanned: u64 = groups
+            .iter()
+            .zip(&pieces)
+            .filter(|(_, count)| **count > 1)
+            .map(|(group, count)| group.rows * count)
+            .sum();
+        assert!(scanned <= total / SPLIT_SCAN_DIVISOR);
+        assert_eq!(pieces_per_group(&groups[..1], 1_000), [1]);
+    }
+
+    proptest! {
+        #[test]
+        fn segments_follow_each_other_without_gap_or_overlap(
+            sizes in proptest::collection::vec(1_u64..5_000, 0..200), target in 1_u64..3_000,
+        ) {
+            let pieces: Vec<Piece> = sizes
+                .iter()
+                .enumerate()
+                .map(|(day, &rows)| (Boundary::before(&group("p", "t", day as Day, rows)), rows))
+                .collect();
+            let segments = pack(&pieces, target);
+            prop_assert_eq!(&segments[0].from, &None);
+            prop_assert_eq!(&segments[segments.len() - 1].to, &None);
+            for pair in segments.windows(2) {
+                prop_assert_eq!(&pair[0].to, &pair[1].from);
+                prop_assert!(pair[0].from < pair[1].from);
+            }
+            let total: u64 = segments.iter().map(|segment| segment.rows).sum();
+            prop_assert_eq!(total, sizes.iter().sum::<u64>());
+            let largest = sizes.iter().copied().max().unwrap_or(0);
+            for segment in &segments {
+                prop_assert!(segment.rows <= (target * 2).max(largest));
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What the operator sees while it runs: bars on a terminal, a plain line every
+//! ten seconds elsewhere, nothing with `--quiet`. All of it on standard error.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Where progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Display {
+    /// Bars.
+    Terminal,
+    /// A line now and then.
+    Lines,
+    /// Nothing.
+    Quiet,
+}
+
+impl Display {
+    /// What fits standard error.
+    pub fn detect(quiet: bool) -> Self {
+        if quiet {
+            Display::Quiet
+        } else if std::io::stderr().is_terminal() {
+            Display::Terminal
+        } else {
+            Display::Lines
+        }
+    }
+
+    /// Prints one line between phases.
+    pub fn note(self, text: impl std::fmt::Display) {
+        if self != Display::Quiet {
+            eprintln!("{text}");
+        }
+    }
+}
+
+/// Progress of one phase towards a total that is known beforehand.
+///
+/// The total counts rows in parts, of which several may be versions of one;
+/// so finished work is set to its planned rows, and the end is 100 %.
+pub struct Phase {
+    display: Display,
+    name: &'static str,
+    bar: ProgressBar,
+    position: AtomicU64,
+    total: u64,
+    started: Instant,
+    /// Rows that were done before this process began.
+    offset: u64,
+    last_line: Mutex<Instant>,
+}
+
+impl Phase {
+    /// Begins a phase of `total` rows, `offset` of which are done already.
+    pub fn begin(display: Display, name: &'static str, total: u64, offset: u64) -> Self {
+        let bar = match display {
+            Display::Terminal => ProgressBar::new(total),
+            _ => ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden()),
+        };
+        let template =
+            "{msg:<22} [{wide_bar}] {percent:>3} % {human_pos}/{human_len} {per_sec} {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(name);
+        bar.set_position(offset);
+        // The rate and the time left must not count what an earlier run did.
+        bar.reset_eta();
+        let now = Instant::now();
+        Self {
+            display,
+            name,
+            bar,
+            position: AtomicU64::new(offset),
+            total,
+            started: now,
+            offset,
+            last_line: Mutex::new(now),
+        }
+    }
+
+    /// Counts rows as they pass.
+    pub fn advance(&self, rows: u64) {
+        let position = self.position.fetch_add(rows, Ordering::Relaxed) + rows;
+        self.show(position);
+    }
+
+    /// Takes rows back that have to be done again.
+    pub fn go_back(&self, rows: u64) {
+        let position = self.position.fetch_sub(rows, Ordering::Relaxed) - rows;
+        self.show(position);
+    }
+
+    /// Replaces rows counted for a piece of work by the rows planned for it.
+    pub fn finish_piece(&self, counted: u64, planned: u64) {
+        if counted <= planned {
+            self.advance(planned - counted);
+        } else {
+            self.go_back(counted - planned);
+        }
+    }
+
+    /// Prints a line without disturbing the bar.
+    pub fn note(&self, text: impl std::fmt::Display) {
+        if self.display != Display::Quiet {
+            self.bar.suspend(|| eprintln!("{text}"));
+        }
+    }
+
+    /// Ends the phase.
+    pub fn finish(&self) {
+        match self.display {
+            Display::Terminal => self.bar.finish(),
+            Display::Lines => self.print_line(self.position.load(Ordering::Relaxed)),
+            Display::Quiet => {}
+        }
+    }
+
+    fn show(&self, position: u64) {
+        match self.display {
+            Display::Terminal => self.bar.set_position(position.min(self.total)),
+            Display::Lines => {
+                let mut last = self
+                    .last_line
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                if last.elapsed() >= LINE_EVERY {
+                    *last = Instant::now();
+                    drop(last);
+                    self.print_line(position);
+                }
+            }
+            Display::Quiet => {}
+        }
+    }
+
+    fn print_line(&self, position: u64) {
+        let seconds = self.started.elapsed().as_secs_f64().max(0.001);
+        let rate = position.saturating_sub(self.offset) as f64 / seconds;
+        let percent = match self.total {
+            0 => 100,
+            total => position.min(total) * 100 / total,
+        };
+        let left = match position {
+            position if position >= self.total || rate <= 0.0 => String::new(),
+            position => {
+                let seconds = (self.total - position) as f64 / rate;
+                format!(
+                    ", {} left",
+                    HumanDuration(Duration::from_secs_f64(seconds.min(1e9)))
+                )
+            }
+        };
+        eprintln!(
+            "{}: {} of {} ({percent} %), {}/s{left}",
+            self.name,
+            HumanCount(position.min(self.total)),
+            HumanCount(self.total),
+            HumanCount(rate as u64),
+        );
+    }
+}

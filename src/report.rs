@@ -1,0 +1,129 @@
+//! The summary of a run, as text and as JSON.
+
+use std::fmt;
+use std::io::Write;
+use std::path::Path;
+
+use indicatif::HumanCount;
+use serde::Serialize;
+
+use crate::memory::ByteSize;
+
+/// Seconds by the clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Seconds {
+    /// Loading traces.
+    pub load: f64,
+    /// Streaming observations, inserts included.
+    pub stream: f64,
+    /// Waiting for inserts, summed over the segments that ran side by side;
+    /// so it can exceed `stream`.
+    pub insert: f64,
+    /// Everything.
+    pub total: f64,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// The partition, `YYYYMM`.
+    pub partition: String,
+    /// `database.table` that was written to.
+    pub target_table: String,
+    /// Whether nothing was inserted on purpose.
+    pub dry_run: bool,
+    /// Whether the run continued an earlier one.
+    pub resumed: bool,
+    /// Traces in the store.
+    pub traces_loaded: u64,
+    /// Observations read and enriched.
+    pub observations_processed: u64,
+    /// Rows the server acknowledged.
+    pub events_inserted: u64,
+    /// Observations whose trace was not in the partition.
+    pub observations_without_trace: u64,
+    /// Errors that ended work for good.
+    pub errors: u64,
+    /// Tries that were repeated after a passing error.
+    pub retries: u64,
+    /// Segments of the plan.
+    pub segments_total: u64,
+    /// Segments that are done.
+    pub segments_done: u64,
+    /// Peak resident memory of the process, in bytes.
+    pub peak_rss_bytes: u64,
+    /// The trace store on disk, in bytes.
+    pub store_bytes: u64,
+    /// Where the time went.
+    pub seconds: Seconds,
+    /// Observations per second of `seconds.stream`.
+    pub observations_per_second: f64,
+}
+
+impl Report {
+    /// Writes the report as JSON, whole or not at all.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn write_json(&self, path: &Path) -> std::io::Result<()> {
+        let directory = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        serde_json::to_writer_pretty(&mut file, self)?;
+        file.write_all(b"\n")?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |number: u64| HumanCount(number).to_string();
+        let seconds = |number: f64| format!("{number:.1} s");
+        let dry_run = match self.dry_run {
+            true => "yes: nothing was inserted",
+            false => "no",
+        };
+        let rows: [(&str, String); 17] = [
+            ("Partition", self.partition.clone()),
+            ("Target table", self.target_table.clone()),
+            ("Dry run", dry_run.to_owned()),
+            ("Traces loaded", count(self.traces_loaded)),
+            ("Observations processed", count(self.observations_processed)),
+            ("Events inserted", count(self.events_inserted)),
+            (
+                "Observations without trace",
+                count(self.observations_without_trace),
+            ),
+            ("Errors", count(self.errors)),
+            ("Retries", count(self.retries)),
+            (
+                "Segments done",
+                format!("{} of {}", self.segments_done, self.segments_total),
+            ),
+            ("Time loading traces", seconds(self.seconds.load)),
+            ("Time streaming", seconds(self.seconds.stream)),
+            ("Time inserting (summed)", seconds(self.seconds.insert)),
+            ("Time in total", seconds(self.seconds.total)),
+            (
+                "Throughput",
+                format!(
+                    "{} observations/s",
+                    count(self.observations_per_second as u64)
+                ),
+            ),
+            ("Peak memory", ByteSize(self.peak_rss_bytes).to_string()),
+            (
+                "Trace store on disk",
+                ByteSize(self.store_bytes).to_string(),
+            ),
+        ];
+        for (name, value) in rows {
+            writeln!(f, "{name:<28}{value}")?;
+        }
+        Ok(())
+    }
+}

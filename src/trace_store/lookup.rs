@@ -1,0 +1,120 @@
+//! Looking up a batch of traces.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::{Day, MOVED, StoreError, TraceRecord, TraceStore, day_family};
+
+/// Keys asked for at once. Each may pin a block of the cache until its value is
+/// copied, so this bounds what is pinned (1,024 blocks of 16 KiB).
+const KEYS_AT_ONCE: usize = 1_024;
+
+/// The records found for a batch of keys, in the order of the keys.
+#[derive(Debug, Default)]
+pub struct Found {
+    bytes: Vec<u8>,
+    records: Vec<Option<Range<usize>>>,
+}
+
+impl Found {
+    /// Bytes of all records that were found.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The record of the key at `index`; `None` where there is no such trace,
+    /// or it is deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`] where the record is damaged.
+    pub fn record(&self, index: usize) -> Result<Option<TraceRecord<'_>>, StoreError> {
+        let Some(range) = self.records[index].clone() else {
+            return Ok(None);
+        };
+        let record = TraceRecord::decode(&self.bytes[range])?;
+        Ok((!record.is_deleted).then_some(record))
+    }
+
+    fn keep(&mut self, index: usize, value: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.records[index] = Some(start..self.bytes.len());
+    }
+}
+
+impl TraceStore {
+    /// Looks up the traces of `keys`, which must be distinct; each comes with
+    /// the day to look at first.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the store fails.
+    pub fn look_up(&self, keys: &[(Day, &[u8])]) -> Result<Found, StoreError> {
+        let mut found = Found {
+            bytes: Vec::new(),
+            records: vec![None; keys.len()],
+        };
+        let mut missing: Vec<usize> = (0..keys.len()).collect();
+        missing.sort_unstable_by_key(|&index| keys[index].1);
+        if self.has_moved.load(Ordering::Relaxed) {
+            self.ask(MOVED, keys, &mut missing, &mut found)?;
+        }
+        let days = self.days();
+        // The own day, its neighbours, the rest.
+        for distance in [0..=0, 1..=1, 2..=Day::MAX] {
+            for &day in &days {
+                let (mut asked, others): (Vec<usize>, Vec<usize>) = missing
+                    .iter()
+                    .partition(|&&index| distance.contains(&keys[index].0.abs_diff(day)));
+                if !asked.is_empty() {
+                    self.ask(&day_family(day), keys, &mut asked, &mut found)?;
+                    missing = merge_sorted(asked, others, keys);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Looks `indices` up in one family and leaves those in it that were not found.
+    fn ask(
+        &self,
+        family: &str,
+        keys: &[(Day, &[u8])],
+        indices: &mut Vec<usize>,
+        found: &mut Found,
+    ) -> Result<(), StoreError> {
+        let family = self.family(family)?;
+        let mut missing = Vec::new();
+        for chunk in indices.chunks(KEYS_AT_ONCE) {
+            let asked = chunk.iter().map(|&index| keys[index].1);
+            let answers = self.database.batched_multi_get_cf(&family, asked, true);
+            for (&index, answer) in chunk.iter().zip(answers) {
+                match answer.map_err(|error| self.failed(error))? {
+                    Some(value) => found.keep(index, &value),
+                    None => missing.push(index),
+                }
+            }
+        }
+        *indices = missing;
+        Ok(())
+    }
+}
+
+/// Merges two lists of indices, each sorted by key, into one that is.
+fn merge_sorted(first: Vec<usize>, second: Vec<usize>, keys: &[(Day, &[u8])]) -> Vec<usize> {
+    if first.is_empty() {
+        return second;
+    }
+    let mut merged = Vec::with_capacity(first.len() + second.len());
+    let (mut first, mut second) = (first.into_iter().peekable(), second.into_iter().peekable());
+    while let (Some(&a), Some(&b)) = (first.peek(), second.peek()) {
+        let next = if keys[a].1 <= keys[b].1 {
+            &mut first
+        } else {
+            &mut second
+        };
+        merged.extend(next.next());
+    }
+    merged.extend(first);
+    merged.extend(second);
+    merged
+}

@@ -1,0 +1,157 @@
+//! What is stored of a trace: exactly what events take from it.
+//!
+//! Encoded with bincode 2 (standard configuration: little-endian, variable-length
+//! integers). Nothing outside this file knows the encoding.
+
+use bincode::config::{Configuration, standard};
+use serde::{Deserialize, Serialize};
+use serde_bytes::Bytes;
+
+use super::StoreError;
+
+/// The attributes of one version of a trace. Text is bytes, since ClickHouse
+/// strings need not be UTF-8; null is stored as empty, as events have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceRecord<'a> {
+    /// Version: milliseconds since 1970 of the event that wrote it. The greatest counts.
+    pub event_ts: i64,
+    /// Whether this version says that the trace is deleted; then the rest is empty.
+    pub is_deleted: bool,
+    /// `traces.public`
+    pub public: bool,
+    /// `traces.bookmarked`
+    pub bookmarked: bool,
+    /// `traces.name`
+    #[serde(borrow)]
+    pub name: &'a Bytes,
+    /// `traces.user_id`
+    #[serde(borrow)]
+    pub user_id: &'a Bytes,
+    /// `traces.session_id`
+    #[serde(borrow)]
+    pub session_id: &'a Bytes,
+    /// `traces.release`
+    #[serde(borrow)]
+    pub release: &'a Bytes,
+    /// `traces.version`
+    #[serde(borrow)]
+    pub version: &'a Bytes,
+    /// `traces.tags`
+    #[serde(borrow)]
+    pub tags: Vec<&'a Bytes>,
+    /// `traces.metadata`, in its order
+    #[serde(borrow)]
+    pub metadata: Vec<(&'a Bytes, &'a Bytes)>,
+}
+
+impl<'a> TraceRecord<'a> {
+    /// A record that says only that the trace is deleted.
+    pub fn deleted(event_ts: i64) -> Self {
+        let empty = Bytes::new(&[]);
+        Self {
+            event_ts,
+            is_deleted: true,
+            public: false,
+            bookmarked: false,
+            name: empty,
+            user_id: empty,
+            session_id: empty,
+            release: empty,
+            version: empty,
+            tags: Vec::new(),
+            metadata: Vec::new(),
+        }
+    }
+
+    /// Replaces the content of `out` by the encoded record.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`]; does not happen for a record in memory.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), StoreError> {
+        out.clear();
+        bincode::serde::encode_into_std_write(self, out, configuration())
+            .map(|_| ())
+            .map_err(|error| StoreError::Record(error.to_string()))
+    }
+
+    /// Reads a record back without copying its texts.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`] where the bytes are not a record.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, StoreError> {
+        let (record, length) = bincode::serde::borrow_decode_from_slice(bytes, configuration())
+            .map_err(|error| StoreError::Record(error.to_string()))?;
+        if length == bytes.len() {
+            Ok(record)
+        } else {
+            Err(StoreError::Record("there are bytes after its end".into()))
+        }
+    }
+
+    /// The version of an encoded record, without decoding the rest.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`] where the bytes are not a record.
+    pub fn event_ts_of(bytes: &[u8]) -> Result<i64, StoreError> {
+        bincode::serde::decode_from_slice(bytes, configuration())
+            .map(|(event_ts, _)| event_ts)
+            .map_err(|error| StoreError::Record(error.to_string()))
+    }
+
+    /// Bytes of all metadata, for bounding what an enriched block may take.
+    pub fn metadata_bytes(&self) -> usize {
+        self.metadata
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 4)
+            .sum()
+    }
+}
+
+fn configuration() -> Configuration {
+    standard()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn text() -> impl Strategy<Value = Vec<u8>> {
+        vec(any::<u8>(), 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_is_read_back_as_it_was_stored(
+            event_ts: i64, flags: (bool, bool, bool), texts in vec(text(), 5),
+            tags in vec(text(), 0..4), metadata in vec((text(), text()), 0..4),
+        ) {
+            let record = TraceRecord {
+                event_ts,
+                is_deleted: flags.0,
+                public: flags.1,
+                bookmarked: flags.2,
+                name: Bytes::new(&texts[0]),
+                user_id: Bytes::new(&texts[1]),
+                session_id: Bytes::new(&texts[2]),
+                release: Bytes::new(&texts[3]),
+                version: Bytes::new(&texts[4]),
+                tags: tags.iter().map(|tag| Bytes::new(tag)).collect(),
+                metadata: metadata.iter().map(|(k, v)| (Bytes::new(k), Bytes::new(v))).collect(),
+            };
+            let mut encoded = Vec::new();
+            record.encode(&mut encoded).unwrap();
+            prop_assert_eq!(TraceRecord::decode(&encoded).unwrap(), record);
+            prop_assert_eq!(TraceRecord::event_ts_of(&encoded).unwrap(), event_ts);
+            for length in 0..encoded.len() {
+                prop_assert!(TraceRecord::decode(&encoded[..length]).is_err());
+            }
+        }
+
+        #[test]
+        fn any_bytes_decode_to_a_record_or_an_error(bytes in vec(any::<u8>(), 0..200)) {
+            let _ = TraceRecord::decode(&bytes);
+        }
+    }
+}
