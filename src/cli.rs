@@ -29,7 +29,8 @@ pub struct Arguments {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Continue the unfinished run in the state directory
+    /// Continue the unfinished run in the state directory (not yet: runs keep no
+    /// checkpoint so far)
     #[arg(long, conflicts_with = "restart")]
     pub resume: bool,
 
@@ -37,8 +38,8 @@ pub struct Arguments {
     #[arg(long)]
     pub restart: bool,
 
-    /// Directory for the trace store and the checkpoint; needs room for about
-    /// 60 bytes per trace, and more for long metadata
+    /// Directory for the trace store; needs room for about 60 bytes per trace,
+    /// and more for long metadata
     /// [env: STATE_DIR] [default: ./state]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -114,7 +115,7 @@ Examples:
     events-backfill --partition 202406 --dry-run
   Do it, keeping state on a large disk:
     events-backfill --partition 202406 --state-dir /data/backfill
-  Continue after an interruption:
-    events-backfill --partition 202406 --state-dir /data/backfill --resume
+  With few resources, and the summary for a program:
+    events-backfill --partition 202406 --memory-limit 256MiB --quiet --report summary.json
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 or 143 interrupted.";
+Exit codes: 0 done, 1 failed, 2 usage or configuration.";

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_bytes::Bytes as Text;
 
+use crate::buffer_pool::BufferPool;
 use crate::json;
 use crate::mapping::{Enriched, Helper, Mapping};
 use crate::native::{
-    ArrayCursor, Block, FixedCursor, NativeError, NullableStringCursor, StringArrayBuilder,
-    StringBuilder, StringCursor, put_block_header, put_column_header,
+    ArrayCursor, Block, FixedCursor, NativeError, NullableStringCursor, StringArrayWriter,
+    StringCursor, put_block_header, put_column_header, put_string,
 };
 use crate::trace_store::{Day, Found, StoreError, TraceRecord, TraceStore, key};
 
@@ -54,15 +55,23 @@ pub struct Enricher {
     mapping: Arc<Mapping>,
     store: Arc<TraceStore>,
     max_block_bytes: usize,
+    pool: BufferPool,
 }
 
 impl Enricher {
-    /// An enricher that refuses to build more than `max_block_bytes` for one block.
-    pub fn new(mapping: Arc<Mapping>, store: Arc<TraceStore>, max_block_bytes: usize) -> Self {
+    /// An enricher that refuses to build more than `max_block_bytes` for one
+    /// block, and builds it in buffers of `pool`.
+    pub fn new(
+        mapping: Arc<Mapping>,
+        store: Arc<TraceStore>,
+        max_block_bytes: usize,
+        pool: BufferPool,
+    ) -> Self {
         Self {
             mapping,
             store,
             max_block_bytes,
+            pool,
         }
     }
 
@@ -84,10 +93,11 @@ impl Enricher {
             records: &records,
         };
         self.check_size(block, &traces)?;
-        let mut appended = Vec::new();
+        let merged = self.merge_metadata(block, &traces)?;
+        let mut appended = self.pool.take();
         for (name, column) in &self.mapping.enriched {
             put_column_header(&mut appended, name, column.sent_type());
-            appended.extend_from_slice(&self.build(*column, block, &traces)?);
+            self.build(*column, block, &traces, &merged, &mut appended)?;
         }
         let pass_through = self.mapping.pass_through.len();
         let mut header = Vec::with_capacity(8);
@@ -100,7 +110,7 @@ impl Enricher {
             pieces: vec![
                 Bytes::from(header),
                 block.slice(0..pass_through),
-                Bytes::from(appended),
+                appended.freeze(),
             ],
             rows: block.rows,
             without_trace: traces.iter().filter(Option::is_none).count(),
@@ -195,174 +205,112 @@ impl Enricher {
         Ok(())
     }
 
+    /// Appends the values of one column to `out`.
     fn build(
         &self,
         column: Enriched,
         block: &Block,
         traces: &RowTraces<'_, '_>,
-    ) -> Result<Vec<u8>, NativeError> {
-        Ok(match column {
-            Enriched::Version => self.build_version(block, traces)?,
-            Enriched::Release => traces.strings(|trace| trace.release),
-            Enriched::UserId => traces.strings(|trace| trace.user_id),
-            Enriched::SessionId => traces.strings(|trace| trace.session_id),
-            Enriched::TraceName => traces.strings(|trace| trace.name),
-            Enriched::Tags => traces.tags(),
-            Enriched::Public => traces
-                .iter()
-                .map(|t| u8::from(t.is_some_and(|t| t.public)))
-                .collect(),
-            Enriched::Bookmarked => self.build_bookmarked(block, traces)?,
-            Enriched::MetadataNames => {
-                let mut names = StringArrayBuilder::default();
-                self.merge_metadata(block, traces, &mut names, &mut Discard)?;
-                names.into_bytes()
+        merged: &[MergedRow<'_, '_>],
+        out: &mut Vec<u8>,
+    ) -> Result<(), NativeError> {
+        match column {
+            Enriched::Version => self.build_version(block, traces, out)?,
+            Enriched::Release => traces.put_strings(out, |trace| trace.release),
+            Enriched::UserId => traces.put_strings(out, |trace| trace.user_id),
+            Enriched::SessionId => traces.put_strings(out, |trace| trace.session_id),
+            Enriched::TraceName => traces.put_strings(out, |trace| trace.name),
+            Enriched::Tags => traces.put_tags(out),
+            Enriched::Public => {
+                out.extend(traces.iter().map(|trace| u8::from(trace.is_some_and(|t| t.public))));
             }
-            Enriched::MetadataValues => {
-                let mut values = StringArrayBuilder::default();
-                self.merge_metadata(block, traces, &mut Discard, &mut values)?;
-                values.into_bytes()
-            }
+            Enriched::Bookmarked => self.build_bookmarked(block, traces, out)?,
+            Enriched::MetadataNames => put_names(merged, out),
+            Enriched::MetadataValues => put_values(merged, out),
             Enriched::MetadataMap => {
-                let mut names = StringArrayBuilder::default();
-                let mut values = StringArrayBuilder::default();
-                self.merge_metadata(block, traces, &mut names, &mut values)?;
                 // A map is the offsets once, then all keys, then all values.
-                let mut map = names.into_bytes();
-                map.extend_from_slice(&values.into_parts().1);
-                map
+                put_names(merged, out);
+                merged.iter().for_each(|row| row.for_each_value(&mut Appended(out)));
             }
-            Enriched::MetadataJson => self.build_metadata_json(block, traces)?,
-        })
+            Enriched::MetadataJson => {
+                for row in merged {
+                    put_string(out, &row.to_json()?);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn build_version(
         &self,
         block: &Block,
         traces: &RowTraces<'_, '_>,
-    ) -> Result<Vec<u8>, NativeError> {
+        out: &mut Vec<u8>,
+    ) -> Result<(), NativeError> {
         let own = self.helper(block, Helper::Version)?;
         let mut own = NullableStringCursor::new(own, block.rows)?;
-        let mut versions = StringBuilder::with_capacity(block.rows * 2);
         for trace in traces.iter() {
             let of_trace = trace.map_or(&b""[..], |trace| trace.version);
-            versions.push(own.next_value()?.unwrap_or(of_trace));
+            put_string(out, own.next_value()?.unwrap_or(of_trace));
         }
-        Ok(versions.into_bytes())
+        Ok(())
     }
 
     fn build_bookmarked(
         &self,
         block: &Block,
         traces: &RowTraces<'_, '_>,
-    ) -> Result<Vec<u8>, NativeError> {
-        let mut is_root = FixedCursor::<1>::new(self.helper(block, Helper::IsRoot)?);
-        traces
-            .iter()
-            .map(|trace| {
-                let root = is_root.next_value()?[0] != 0;
-                Ok(u8::from(
-                    root && trace.is_some_and(|trace| trace.bookmarked),
-                ))
-            })
-            .collect()
-    }
-
-    /// The observation's pairs, then the trace's whose key the observation
-    /// lacks, then the tags if they have no column of their own.
-    fn merge_metadata(
-        &self,
-        block: &Block,
-        traces: &RowTraces<'_, '_>,
-        names: &mut dyn PairSide,
-        values: &mut dyn PairSide,
+        out: &mut Vec<u8>,
     ) -> Result<(), NativeError> {
-        let mut own = OwnMetadata::new(
-            self.helper(block, Helper::MetadataNames)?,
-            self.helper(block, Helper::MetadataValues)?,
-            block.rows,
-        )?;
-        let mut own_names: Vec<&[u8]> = Vec::new();
+        let mut is_root = FixedCursor::<1>::new(self.helper(block, Helper::IsRoot)?);
         for trace in traces.iter() {
-            let row = own.next_row(&mut own_names)?;
-            names.encoded(row.names, own_names.len());
-            values.encoded(row.values, own_names.len());
-            if let Some(trace) = trace {
-                for (name, value) in self.trace_pairs(trace, &own_names) {
-                    names.element(name);
-                    values.element(value);
-                }
-                if let Some(tags) = self.tags_pair(trace, &own_names) {
-                    names.element(TAGS_KEY);
-                    values.element(&tags);
-                }
-            }
-            names.end_row();
-            values.end_row();
+            let root = is_root.next_value()? != [0];
+            out.push(u8::from(root && trace.is_some_and(|trace| trace.bookmarked)));
         }
         Ok(())
     }
 
-    fn build_metadata_json(
+    /// For each row the observation's pairs, then the trace's whose key the
+    /// observation lacks, then the tags if they have no column of their own.
+    fn merge_metadata<'a>(
         &self,
-        block: &Block,
-        traces: &RowTraces<'_, '_>,
-    ) -> Result<Vec<u8>, NativeError> {
+        block: &'a Block,
+        traces: &RowTraces<'a, 'a>,
+    ) -> Result<Vec<MergedRow<'a, 'a>>, NativeError> {
+        if self.mapping.helper_index(Helper::MetadataNames).is_none() {
+            return Ok(Vec::new());
+        }
         let mut own = OwnMetadata::new(
             self.helper(block, Helper::MetadataNames)?,
             self.helper(block, Helper::MetadataValues)?,
             block.rows,
         )?;
         let mut own_names: Vec<&[u8]> = Vec::new();
-        let mut objects = StringBuilder::default();
+        let mut merged = Vec::with_capacity(block.rows);
         for trace in traces.iter() {
-            let row = own.next_row(&mut own_names)?;
-            let mut object = json::Object::default();
-            let mut own_values = StringCursor::new(row.values);
-            for name in &own_names {
-                object.pair(name, own_values.next_value()?);
-            }
+            let mut row = own.next_row(&mut own_names)?;
             if let Some(trace) = trace {
-                for (name, value) in self.trace_pairs(trace, &own_names) {
-                    object.pair(name, value);
+                if self.mapping.trace_metadata {
+                    row.from_trace = Kept::pairs_not_in(&trace.metadata, &own_names);
                 }
-                if let Some(tags) = self.tags_pair(trace, &own_names) {
-                    object.pair(TAGS_KEY, &tags);
-                }
+                row.tags = self.tags_pair(trace, &row.from_trace, &own_names);
             }
-            objects.push(&object.finish());
+            merged.push(row);
         }
-        Ok(objects.into_bytes())
+        Ok(merged)
     }
 
-    /// The trace's pairs whose key the observation lacks.
-    fn trace_pairs<'r>(
+    fn tags_pair(
         &self,
-        trace: &'r TraceRecord<'_>,
-        own_names: &'r [&[u8]],
-    ) -> impl Iterator<Item = (&'r [u8], &'r [u8])> {
-        let pairs = if self.mapping.trace_metadata {
-            trace.metadata.as_slice()
-        } else {
-            &[]
-        };
-        pairs
-            .iter()
-            .map(|(name, value)| (name.as_ref(), value.as_ref()))
-            .filter(|(name, _)| !own_names.contains(name))
-    }
-
-    fn tags_pair(&self, trace: &TraceRecord<'_>, own_names: &[&[u8]]) -> Option<Vec<u8>> {
-        let is_taken = || {
-            own_names.contains(&TAGS_KEY)
-                || self
-                    .trace_pairs(trace, own_names)
-                    .any(|(name, _)| name == TAGS_KEY)
-        };
-        if !self.mapping.tags_in_metadata || trace.tags.is_empty() || is_taken() {
+        trace: &TraceRecord<'_>,
+        kept: &Kept<'_, '_>,
+        own_names: &[&[u8]],
+    ) -> Option<Vec<u8>> {
+        if !self.mapping.tags_in_metadata || trace.tags.is_empty() {
             return None;
         }
-        Some(json::array(trace.tags.iter().map(|tag| tag.as_ref())))
+        let is_taken = own_names.contains(&TAGS_KEY) || kept.iter().any(|(name, _)| name == TAGS_KEY);
+        (!is_taken).then(|| json::array(trace.tags.iter().map(|tag| tag.as_ref())))
     }
 }
 
@@ -400,34 +348,72 @@ impl<'a, 'r> RowTraces<'a, 'r> {
             .map(move |&slot| records[slot as usize].as_ref())
     }
 
-    fn strings(&self, attribute: impl Fn(&TraceRecord<'r>) -> &'r Text) -> Vec<u8> {
-        let mut column = StringBuilder::with_capacity(self.of_row.len() * 16);
+    fn put_strings(&self, out: &mut Vec<u8>, attribute: impl Fn(&TraceRecord<'r>) -> &'r Text) {
         for trace in self.iter() {
-            column.push(trace.map_or(&b""[..], |trace| attribute(trace)));
+            put_string(out, trace.map_or(&b""[..], |trace| attribute(trace)));
         }
-        column.into_bytes()
     }
 
-    fn tags(&self) -> Vec<u8> {
-        let mut column = StringArrayBuilder::with_capacity(self.of_row.len(), 0);
+    fn put_tags(&self, out: &mut Vec<u8>) {
+        let mut column = StringArrayWriter::new(out, self.of_row.len());
         for trace in self.iter() {
             for tag in trace.iter().flat_map(|trace| &trace.tags) {
                 column.push_element(tag);
             }
             column.end_row();
         }
-        column.into_bytes()
     }
 }
 
-/// One side of the metadata pairs: the names, or the values, or neither.
-trait PairSide {
-    fn encoded(&mut self, encoded: &[u8], count: usize);
-    fn element(&mut self, value: &[u8]);
-    fn end_row(&mut self);
+type Pair<'r> = (&'r Text, &'r Text);
+
+/// The pairs of a trace that a row takes.
+enum Kept<'a, 'r> {
+    /// All of them: the usual case.
+    All(&'a [Pair<'r>]),
+    /// Those whose key the observation lacks.
+    Some(Vec<Pair<'r>>),
 }
 
-impl PairSide for StringArrayBuilder {
+impl<'a, 'r> Kept<'a, 'r> {
+    fn pairs_not_in(pairs: &'a [Pair<'r>], own_names: &[&[u8]]) -> Self {
+        let is_own = |(name, _): &Pair<'r>| own_names.contains(&name.as_ref());
+        if !pairs.iter().any(is_own) {
+            return Kept::All(pairs);
+        }
+        Kept::Some(pairs.iter().filter(|pair| !is_own(pair)).copied().collect())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&'r [u8], &'r [u8])> + use<'_, 'a, 'r> {
+        let pairs = match self {
+            Kept::All(pairs) => pairs,
+            Kept::Some(pairs) => pairs.as_slice(),
+        };
+        pairs.iter().map(|&(name, value)| (as_slice(name), as_slice(value)))
+    }
+}
+
+fn as_slice(text: &Text) -> &[u8] {
+    text
+}
+
+/// The metadata of one event.
+struct MergedRow<'a, 'r> {
+    own_count: usize,
+    /// The observation's keys and values as they are encoded.
+    own_names: &'a [u8],
+    own_values: &'a [u8],
+    from_trace: Kept<'a, 'r>,
+    tags: Option<Vec<u8>>,
+}
+
+/// Where the elements of a column go.
+trait Elements {
+    fn encoded(&mut self, encoded: &[u8], count: usize);
+    fn element(&mut self, value: &[u8]);
+}
+
+impl Elements for StringArrayWriter<'_> {
     fn encoded(&mut self, encoded: &[u8], count: usize) {
         self.push_encoded(encoded, count);
     }
@@ -435,18 +421,69 @@ impl PairSide for StringArrayBuilder {
     fn element(&mut self, value: &[u8]) {
         self.push_element(value);
     }
+}
 
-    fn end_row(&mut self) {
-        StringArrayBuilder::end_row(self);
+/// Elements without offsets of their own.
+struct Appended<'a>(&'a mut Vec<u8>);
+
+impl Elements for Appended<'_> {
+    fn encoded(&mut self, encoded: &[u8], _count: usize) {
+        self.0.extend_from_slice(encoded);
+    }
+
+    fn element(&mut self, value: &[u8]) {
+        put_string(self.0, value);
     }
 }
 
-struct Discard;
+impl MergedRow<'_, '_> {
+    fn for_each_name(&self, out: &mut impl Elements) {
+        out.encoded(self.own_names, self.own_count);
+        self.from_trace.iter().for_each(|(name, _)| out.element(name));
+        if self.tags.is_some() {
+            out.element(TAGS_KEY);
+        }
+    }
 
-impl PairSide for Discard {
-    fn encoded(&mut self, _encoded: &[u8], _count: usize) {}
-    fn element(&mut self, _value: &[u8]) {}
-    fn end_row(&mut self) {}
+    fn for_each_value(&self, out: &mut impl Elements) {
+        out.encoded(self.own_values, self.own_count);
+        self.from_trace.iter().for_each(|(_, value)| out.element(value));
+        if let Some(tags) = &self.tags {
+            out.element(tags);
+        }
+    }
+
+    fn to_json(&self) -> Result<Vec<u8>, NativeError> {
+        let mut object = json::Object::default();
+        let mut names = StringCursor::new(self.own_names);
+        let mut values = StringCursor::new(self.own_values);
+        for _ in 0..self.own_count {
+            object.pair(names.next_value()?, values.next_value()?);
+        }
+        for (name, value) in self.from_trace.iter() {
+            object.pair(name, value);
+        }
+        if let Some(tags) = &self.tags {
+            object.pair(TAGS_KEY, tags);
+        }
+        Ok(object.finish())
+    }
+}
+
+fn put_names(merged: &[MergedRow<'_, '_>], out: &mut Vec<u8>) {
+    let mut column = StringArrayWriter::new(out, merged.len());
+    for row in merged {
+        row.for_each_name(&mut column);
+        column.end_row();
+    }
+}
+
+fn put_values(merged: &[MergedRow<'_, '_>], out: &mut Vec<u8>) {
+    let mut column = StringArrayWriter::new(out, merged.len());
+    for row in merged {
+        row.for_each_value(&mut column);
+        column.end_row();
+    }
 }
 
 /// The observations' own metadata, row by row.
@@ -455,12 +492,6 @@ struct OwnMetadata<'a> {
     names: StringCursor<'a>,
     value_lengths: ArrayCursor<'a>,
     values: StringCursor<'a>,
-}
-
-/// One row's names and values as they are encoded.
-struct OwnRow<'a> {
-    names: &'a [u8],
-    values: &'a [u8],
 }
 
 impl<'a> OwnMetadata<'a> {
@@ -476,7 +507,10 @@ impl<'a> OwnMetadata<'a> {
     }
 
     /// The next row; its names are put into `decoded`.
-    fn next_row(&mut self, decoded: &mut Vec<&'a [u8]>) -> Result<OwnRow<'a>, NativeError> {
+    fn next_row(
+        &mut self,
+        decoded: &mut Vec<&'a [u8]>,
+    ) -> Result<MergedRow<'a, 'a>, NativeError> {
         let count = self.name_lengths.next_length()?;
         if self.value_lengths.next_length()? != count {
             return Err(NativeError::corrupt(
@@ -488,9 +522,12 @@ impl<'a> OwnMetadata<'a> {
         for _ in 0..count {
             decoded.push(names.next_value()?);
         }
-        Ok(OwnRow {
-            names: self.names.next_encoded(count)?,
-            values: self.values.next_encoded(count)?,
+        Ok(MergedRow {
+            own_count: count,
+            own_names: self.names.next_encoded(count)?,
+            own_values: self.values.next_encoded(count)?,
+            from_trace: Kept::All(&[]),
+            tags: None,
         })
     }
 }

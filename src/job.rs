@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
+use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{Connection, sql};
 use crate::enrich::Enricher;
 use crate::error::Error;
@@ -30,6 +31,13 @@ const STORE_BYTES_PER_TRACE: u64 = 16;
 /// # Errors
 /// [`Error`] with a sentence for the operator and the exit code.
 pub async fn run(options: Options) -> Result<(), Error> {
+    if options.resume {
+        return Err(Error::Configuration(
+            "--resume has nothing to continue: runs of this version keep no checkpoint; start over \
+             without it (rows that are there already become one with their equals)"
+                .to_owned(),
+        ));
+    }
     let display = Display::detect(options.quiet);
     let connection = Connection::new(options.connection.clone()).map_err(Error::Configuration)?;
     let started = Instant::now();
@@ -42,12 +50,14 @@ pub async fn run(options: Options) -> Result<(), Error> {
         TraceStore::open(&state.trace_store(), options.budget.cache_bytes)
             .map_err(|error| Error::Failed(error.to_string()))?,
     );
+    let pool = BufferPool::new(options.budget.pool_bytes);
     let job = Job {
         options,
         connection,
         inspected,
         display,
         counters: Arc::new(Counters::default()),
+        pool,
         started,
     };
     let outcome = job.work(&store).await;
@@ -116,6 +126,7 @@ struct Job {
     inspected: Inspected,
     display: Display,
     counters: Arc<Counters>,
+    pool: BufferPool,
     started: Instant,
 }
 
@@ -181,6 +192,7 @@ impl Job {
             partition_id: &partition_id,
             mapping: &self.inspected.mapping,
             budget: self.options.budget,
+            pool: self.pool.clone(),
         };
         let retries = self.retry_policy();
         let mut failures = 0;
@@ -262,7 +274,12 @@ impl Job {
         );
         Pipeline {
             connection: self.connection.clone(),
-            enricher: Enricher::new(mapping, Arc::clone(store), budget.max_block_bytes),
+            enricher: Enricher::new(
+                mapping,
+                Arc::clone(store),
+                budget.max_block_bytes,
+                BufferPool::new(budget.pool_bytes),
+            ),
             query: SegmentQuery {
                 select,
                 excluded_by: inspected
@@ -275,6 +292,7 @@ impl Job {
             run_id: new_run_id(),
             dry_run: self.options.dry_run,
             budget,
+            pool: self.pool.clone(),
             batch_rows: self.options.batch_rows,
             block_rows: self.options.block_rows,
             retries: self.retry_policy(),

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod buffer_pool;
 pub mod cli;
 pub mod clickhouse;
 pub mod enrich;

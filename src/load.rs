@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 
 use serde_bytes::Bytes as Text;
 
+use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{Connection, TableInfo, sql};
 use crate::error::WorkError;
 use crate::mapping::Mapping;
@@ -30,6 +31,8 @@ pub struct TraceSource<'a> {
     pub mapping: &'a Mapping,
     /// How much memory a block may take.
     pub budget: Budget,
+    /// Buffers of blocks.
+    pub pool: BufferPool,
 }
 
 /// What came of loading a day.
@@ -63,7 +66,7 @@ impl TraceSource<'_> {
             ("optimize_read_in_order", "1".to_owned()),
         ];
         let mut stream = self.connection.stream(&self.query(day), &settings)?;
-        let mut reader = BlockReader::new(self.budget.max_block_bytes);
+        let mut reader = BlockReader::new(self.budget.max_block_bytes, &self.pool);
         let mut latest = LatestVersions {
             writer: DayWriter::new(store, day),
             pending: None,

@@ -73,6 +73,8 @@ pub struct Budget {
     pub max_block_bytes: usize,
     /// The size of block the server is asked for.
     pub preferred_block_bytes: usize,
+    /// Buffers that are kept for the next block.
+    pub pool_bytes: usize,
 }
 
 impl Budget {
@@ -102,6 +104,7 @@ impl Budget {
             batch_bytes: batch as usize,
             max_block_bytes: batch as usize,
             preferred_block_bytes: (batch / 4) as usize,
+            pool_bytes: segments as usize * concurrency,
         })
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::batch::{Batch, SealedBatch};
+use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{Connection, InsertRequest, NativeStream, RequestError};
 use crate::enrich::Enricher;
 use crate::error::{Error, WorkError};
@@ -47,6 +48,8 @@ pub struct Pipeline {
     pub dry_run: bool,
     /// How much memory everything may take.
     pub budget: Budget,
+    /// Buffers of blocks.
+    pub pool: BufferPool,
     /// Most rows in one insert.
     pub batch_rows: usize,
     /// Most rows in one block that is read.
@@ -259,7 +262,7 @@ impl SegmentWork {
         let mut stream = pipeline
             .connection
             .stream(&pipeline.query.sql(&self.segment), &settings)?;
-        let mut reader = BlockReader::new(pipeline.budget.max_block_bytes);
+        let mut reader = BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool);
         let compression = pipeline.connection.compression();
         let mut batch = Batch::new(compression);
         let mut sender = Sender::new(self, attempt.number);

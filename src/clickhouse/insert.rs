@@ -23,6 +23,8 @@ use super::error::RequestError;
 
 /// How long the server may take to accept and write one batch.
 const INSERT_TIMEOUT: Duration = Duration::from_secs(900);
+/// Bytes handed to the HTTP client at once.
+const FRAME_BYTES: usize = 256 * 1024;
 /// Bytes of an answer that are read; an exception text is far shorter.
 const MAX_ANSWER: usize = 64 * 1024;
 
@@ -66,11 +68,16 @@ impl Body for BatchBody {
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece = self.pieces.pop_front();
-        if let Some(piece) = &piece {
-            self.remaining -= piece.len() as u64;
+        let Some(piece) = self.pieces.front_mut() else {
+            return Poll::Ready(None);
+        };
+        // The HTTP client may copy a frame into its own buffer, whatever its size.
+        let frame = piece.split_to(piece.len().min(FRAME_BYTES));
+        if piece.is_empty() {
+            self.pieces.pop_front();
         }
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+        self.remaining -= frame.len() as u64;
+        Poll::Ready(Some(Ok(Frame::data(frame))))
     }
 
     fn is_end_stream(&self) -> bool {

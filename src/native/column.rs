@@ -152,18 +152,17 @@ impl<'a> ArrayCursor<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{StringArrayBuilder, StringBuilder};
+    use super::super::{StringArrayWriter, put_string};
     use super::*;
 
     #[test]
     fn strings_are_read_back_as_they_were_written() {
         let long = vec![0xff_u8; 300];
         let values: [&[u8]; 4] = [b"", b"a\0b", &long, "späti".as_bytes()];
-        let mut builder = StringBuilder::default();
+        let mut bytes = Vec::new();
         for value in values {
-            builder.push(value);
+            put_string(&mut bytes, value);
         }
-        let bytes = builder.into_bytes();
         let mut cursor = StringCursor::new(&bytes);
         for value in values {
             assert_eq!(cursor.next_value().unwrap(), value);
@@ -173,21 +172,22 @@ mod tests {
 
     #[test]
     fn encoded_runs_can_be_spliced_into_another_array() {
-        let mut builder = StringArrayBuilder::default();
-        builder.push_element(b"one");
-        builder.push_element(b"two");
-        builder.end_row();
-        builder.end_row();
-        let bytes = builder.into_bytes();
+        let mut bytes = Vec::new();
+        let mut writer = StringArrayWriter::new(&mut bytes, 2);
+        writer.push_element(b"one");
+        writer.push_element(b"two");
+        writer.end_row();
+        writer.end_row();
         let (mut lengths, elements) = ArrayCursor::new(&bytes, 2).unwrap();
         let mut strings = StringCursor::new(elements);
-        let mut copy = StringArrayBuilder::default();
+        let mut copy = Vec::new();
+        let mut writer = StringArrayWriter::new(&mut copy, 2);
         for _ in 0..2 {
             let length = lengths.next_length().unwrap();
-            copy.push_encoded(strings.next_encoded(length).unwrap(), length);
-            copy.end_row();
+            writer.push_encoded(strings.next_encoded(length).unwrap(), length);
+            writer.end_row();
         }
-        assert_eq!(copy.into_bytes(), bytes);
+        assert_eq!(copy, bytes);
     }
 
     #[test]

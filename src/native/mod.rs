@@ -15,7 +15,7 @@ pub use column::{ArrayCursor, FixedCursor, NullableStringCursor, StringCursor};
 pub use reader::{Block, BlockReader, Column};
 pub use types::{DataType, Layout, TypeError};
 pub use writer::{
-    StringArrayBuilder, StringBuilder, put_block_header, put_column_header, put_string, put_varint,
+    StringArrayWriter, put_block_header, put_column_header, put_string, put_varint,
 };
 
 /// Why bytes are not a sequence of `Native` blocks, or not one that is accepted.

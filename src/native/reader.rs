@@ -8,9 +8,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{DataType, Layout, NativeError};
+use crate::buffer_pool::{BufferPool, PooledBuffer};
 
 /// More columns than any table here has; a larger number is a sign of garbage.
 const MAX_COLUMNS: u64 = 4_096;
@@ -113,7 +114,8 @@ enum State {
 #[derive(Debug)]
 pub struct BlockReader {
     max_block_bytes: usize,
-    buffer: BytesMut,
+    pool: BufferPool,
+    buffer: PooledBuffer,
     /// Where the walk is; may lie beyond the bytes that have arrived.
     position: usize,
     state: State,
@@ -130,11 +132,13 @@ pub struct BlockReader {
 type Walked<T> = Result<Option<T>, NativeError>;
 
 impl BlockReader {
-    /// A reader that refuses blocks of more than `max_block_bytes`.
-    pub fn new(max_block_bytes: usize) -> Self {
+    /// A reader that refuses blocks of more than `max_block_bytes`, and keeps
+    /// them in buffers of `pool`.
+    pub fn new(max_block_bytes: usize, pool: &BufferPool) -> Self {
         Self {
             max_block_bytes,
-            buffer: BytesMut::new(),
+            buffer: pool.take(),
+            pool: pool.clone(),
             position: 0,
             state: State::BlockHeader,
             rows: 0,
@@ -149,15 +153,14 @@ impl BlockReader {
 
     /// Takes the next bytes of the stream.
     pub fn push(&mut self, chunk: &[u8]) {
-        if self.buffer.capacity() - self.buffer.len() < chunk.len() {
+        let missing = chunk.len().saturating_sub(self.buffer.capacity() - self.buffer.len());
+        if missing > 0 {
             // One allocation of the right size instead of several doublings:
             // blocks of one stream are of similar size.
-            let expected = self
-                .last_block_bytes
-                .max(FIRST_CAPACITY)
-                .min(self.max_block_bytes);
-            let wanted = expected.saturating_sub(self.buffer.len()).max(chunk.len());
-            self.buffer.reserve(wanted);
+            let expected = self.last_block_bytes.max(FIRST_CAPACITY);
+            let wanted = (expected + expected / 8).saturating_sub(self.buffer.len());
+            let additional = wanted.max(chunk.len()).max(self.buffer.len() / 2);
+            self.buffer.reserve_exact(additional);
         }
         self.buffer.extend_from_slice(chunk);
     }
@@ -221,7 +224,11 @@ impl BlockReader {
 
     fn take_block(&mut self) -> Block {
         self.last_block_bytes = self.position;
-        let bytes = self.buffer.split_to(self.position).freeze();
+        // What has arrived of the next block goes on in a buffer of its own.
+        let mut next = self.pool.take();
+        next.extend_from_slice(&self.buffer[self.position..]);
+        self.buffer.truncate(self.position);
+        let bytes = std::mem::replace(&mut self.buffer, next).freeze();
         self.position = 0;
         self.state = State::BlockHeader;
         Block {
