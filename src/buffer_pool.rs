@@ -43,7 +43,11 @@ impl BufferPool {
 
     /// An empty buffer, with whatever capacity it had before.
     pub fn take(&self) -> PooledBuffer {
-        let mut kept = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self
+            .shared
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let buffer = kept.buffers.pop().unwrap_or_default();
         kept.bytes -= buffer.capacity();
         PooledBuffer {
@@ -91,7 +95,11 @@ impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
-        let mut kept = self.pool.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self
+            .pool
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if kept.bytes + buffer.capacity() <= self.pool.max_kept_bytes {
             kept.bytes += buffer.capacity();
             kept.buffers.push(buffer);
@@ -130,6 +138,9 @@ mod tests {
         }
         let kept = pool.shared.kept.lock().unwrap();
         assert!(kept.bytes <= 1000);
-        assert_eq!(kept.bytes, kept.buffers.iter().map(Vec::capacity).sum::<usize>());
+        assert_eq!(
+            kept.bytes,
+            kept.buffers.iter().map(Vec::capacity).sum::<usize>()
+        );
     }
 }

@@ -222,7 +222,11 @@ impl Enricher {
             Enriched::TraceName => traces.put_strings(out, |trace| trace.name),
             Enriched::Tags => traces.put_tags(out),
             Enriched::Public => {
-                out.extend(traces.iter().map(|trace| u8::from(trace.is_some_and(|t| t.public))));
+                out.extend(
+                    traces
+                        .iter()
+                        .map(|trace| u8::from(trace.is_some_and(|t| t.public))),
+                );
             }
             Enriched::Bookmarked => self.build_bookmarked(block, traces, out)?,
             Enriched::MetadataNames => put_names(merged, out),
@@ -230,7 +234,9 @@ impl Enricher {
             Enriched::MetadataMap => {
                 // A map is the offsets once, then all keys, then all values.
                 put_names(merged, out);
-                merged.iter().for_each(|row| row.for_each_value(&mut Appended(out)));
+                merged
+                    .iter()
+                    .for_each(|row| row.for_each_value(&mut Appended(out)));
             }
             Enriched::MetadataJson => {
                 for row in merged {
@@ -265,7 +271,9 @@ impl Enricher {
         let mut is_root = FixedCursor::<1>::new(self.helper(block, Helper::IsRoot)?);
         for trace in traces.iter() {
             let root = is_root.next_value()? != [0];
-            out.push(u8::from(root && trace.is_some_and(|trace| trace.bookmarked)));
+            out.push(u8::from(
+                root && trace.is_some_and(|trace| trace.bookmarked),
+            ));
         }
         Ok(())
     }
@@ -309,7 +317,8 @@ impl Enricher {
         if !self.mapping.tags_in_metadata || trace.tags.is_empty() {
             return None;
         }
-        let is_taken = own_names.contains(&TAGS_KEY) || kept.iter().any(|(name, _)| name == TAGS_KEY);
+        let is_taken =
+            own_names.contains(&TAGS_KEY) || kept.iter().any(|(name, _)| name == TAGS_KEY);
         (!is_taken).then(|| json::array(trace.tags.iter().map(|tag| tag.as_ref())))
     }
 }
@@ -389,7 +398,9 @@ impl<'a, 'r> Kept<'a, 'r> {
             Kept::All(pairs) => pairs,
             Kept::Some(pairs) => pairs.as_slice(),
         };
-        pairs.iter().map(|&(name, value)| (as_slice(name), as_slice(value)))
+        pairs
+            .iter()
+            .map(|&(name, value)| (as_slice(name), as_slice(value)))
     }
 }
 
@@ -439,7 +450,9 @@ impl Elements for Appended<'_> {
 impl MergedRow<'_, '_> {
     fn for_each_name(&self, out: &mut impl Elements) {
         out.encoded(self.own_names, self.own_count);
-        self.from_trace.iter().for_each(|(name, _)| out.element(name));
+        self.from_trace
+            .iter()
+            .for_each(|(name, _)| out.element(name));
         if self.tags.is_some() {
             out.element(TAGS_KEY);
         }
@@ -447,7 +460,9 @@ impl MergedRow<'_, '_> {
 
     fn for_each_value(&self, out: &mut impl Elements) {
         out.encoded(self.own_values, self.own_count);
-        self.from_trace.iter().for_each(|(_, value)| out.element(value));
+        self.from_trace
+            .iter()
+            .for_each(|(_, value)| out.element(value));
         if let Some(tags) = &self.tags {
             out.element(tags);
         }
@@ -507,10 +522,7 @@ impl<'a> OwnMetadata<'a> {
     }
 
     /// The next row; its names are put into `decoded`.
-    fn next_row(
-        &mut self,
-        decoded: &mut Vec<&'a [u8]>,
-    ) -> Result<MergedRow<'a, 'a>, NativeError> {
+    fn next_row(&mut self, decoded: &mut Vec<&'a [u8]>) -> Result<MergedRow<'a, 'a>, NativeError> {
         let count = self.name_lengths.next_length()?;
         if self.value_lengths.next_length()? != count {
             return Err(NativeError::corrupt(

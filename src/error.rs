@@ -87,6 +87,39 @@ impl WorkError {
     }
 }
 
+/// By how much fewer rows per block are asked for when a block was too large.
+const SMALLER_BLOCKS: usize = 8;
+
+impl WorkError {
+    /// How many rows to ask for in a block after one of up to `block_rows` was
+    /// too large; `None` where the error is another, or rows cannot be fewer.
+    pub fn smaller_blocks(&self, block_rows: usize) -> Option<usize> {
+        match self {
+            WorkError::Native(NativeError::TooLarge { rows, .. })
+                if *rows > 1 && block_rows > 1 =>
+            {
+                Some((block_rows.min(*rows) / SMALLER_BLOCKS).max(1))
+            }
+            _ => None,
+        }
+    }
+
+    /// What to do about it, if there is something, to be put behind the error.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            WorkError::Native(NativeError::TooLarge { .. }) => {
+                ": a single row is larger than that; raise --memory-limit or lower --concurrency"
+            }
+            WorkError::Store(StoreError::Database { message, .. })
+                if message.contains("No space left") =>
+            {
+                ": the disk is full; make room, or name a larger one with --state-dir"
+            }
+            _ => "",
+        }
+    }
+}
+
 impl From<EnrichError> for WorkError {
     fn from(error: EnrichError) -> Self {
         match error {

@@ -3,7 +3,8 @@
 
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo};
 use crate::error::Error;
-use crate::mapping::Mapping;
+use crate::load;
+use crate::mapping::{Mapping, OBSERVATION};
 use crate::options::Options;
 
 /// Tables tried in this order when no target is named.
@@ -65,6 +66,10 @@ impl Inspector<'_> {
                     "{error}; is this database a Langfuse v3 or v4 that has run all its migrations?"
                 ))
             })?;
+        self.probe(&observations, OBSERVATION, &mapping.select_items())
+            .await?;
+        self.probe(&traces, load::TRACE, &load::select_items(&mapping))
+            .await?;
         let partition_id = self.options.partition.to_string();
         let observation_rows = self
             .observation_partition(&observations, &partition_id)
@@ -120,11 +125,35 @@ impl Inspector<'_> {
                 "ClickHouse at {address} cannot be reached ({cause}): check CLICKHOUSE_URL, and \
                  that it is the port of the HTTP interface"
             ),
-            (RequestError::Http { .. }, _) => {
-                format!("what answers at {address} is not ClickHouse's HTTP interface: {error}")
-            }
+            (RequestError::TimedOut { .. }, _) => format!(
+                "ClickHouse at {address} takes the connection and does not answer ({error}): check \
+                 CLICKHOUSE_URL, and that the server is not overloaded"
+            ),
+            (RequestError::Http { .. } | RequestError::Unexpected(_), _) => format!(
+                "what answers at {address} is not ClickHouse's HTTP interface: check \
+                 CLICKHOUSE_URL ({error})"
+            ),
             _ => error.to_string(),
         })
+    }
+
+    /// Lets the server check that it can compute every column, and finds the one
+    /// that it cannot.
+    async fn probe(&self, table: &TableInfo, alias: &str, items: &[String]) -> Result<(), Error> {
+        let name = table.qualified_name();
+        let select = |items: &str| format!("SELECT {items} FROM {name} AS {alias} LIMIT 0");
+        let Err(error) = self.connection.check(&select(&items.join(", "))).await else {
+            return Ok(());
+        };
+        for item in items {
+            if let Err(error) = self.connection.check(&select(item)).await {
+                return Err(Error::Configuration(format!(
+                    "table {}.{} cannot be read as it must be, {item}: {error}",
+                    table.database, table.name
+                )));
+            }
+        }
+        Err(self.describe(&error))
     }
 
     async fn server(&self) -> Result<ServerInfo, Error> {
@@ -174,6 +203,13 @@ impl Inspector<'_> {
             })?,
             None => self.default_target().await?,
         };
+        if let Some(source) = self.ask(self.connection.fed_by_view(&table)).await? {
+            return Err(Error::Configuration(format!(
+                "table {database}.{} is filled from {source} by a materialized view: write to \
+                 {source}",
+                table.name
+            )));
+        }
         if !table.is_replacing() && !self.options.allow_duplicates {
             return Err(Error::Configuration(format!(
                 "the target {database}.{} is a {}, not a ReplacingMergeTree: a run that is done \

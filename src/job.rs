@@ -11,20 +11,22 @@ use crate::clickhouse::{Connection, sql};
 use crate::enrich::Enricher;
 use crate::error::Error;
 use crate::inspect::{Inspected, inspect};
-use crate::load::TraceSource;
+use crate::load::{self, TraceSource};
 use crate::mapping::OBSERVATION;
 use crate::memory::peak_resident_bytes;
 use crate::options::Options;
 use crate::pipeline::{self, Counters, Pipeline, SegmentQuery};
 use crate::plan;
 use crate::progress::{Display, Phase};
-use crate::report::{Report, Seconds};
+use crate::report::{self, Report, Seconds};
 use crate::retry::RetryPolicy;
 use crate::state_dir::StateDir;
 use crate::trace_store::{Day, SeenTraces, TraceStore};
 
-/// Bytes of a stored trace besides its attributes: key overhead, filter, index.
-const STORE_BYTES_PER_TRACE: u64 = 16;
+/// Bytes of a stored trace besides its attributes: key, lengths, filter, index.
+const STORE_BYTES_PER_TRACE: u64 = 32;
+/// Bytes of a store without traces.
+const STORE_BYTES_EMPTY: u64 = 1 << 20;
 
 /// Backfills one partition and prints the summary.
 ///
@@ -43,6 +45,9 @@ pub async fn run(options: Options) -> Result<(), Error> {
     let started = Instant::now();
     let inspected = inspect(&connection, &options).await?;
     describe(&options, &inspected, display);
+    if let Some(path) = &options.report {
+        report::require_writable(path)?;
+    }
     let state = StateDir::prepare(&options.state_dir, options.partition)?;
     state.remove_trace_store()?;
     state.require_space(estimate_store(&inspected))?;
@@ -114,10 +119,11 @@ fn describe(options: &Options, inspected: &Inspected, display: Display) {
     }
 }
 
-/// About how many bytes the trace store will take. LZ4 brings ids and short
-/// texts to about two thirds.
+/// How many bytes the trace store can take. LZ4 brings ids and short texts to
+/// about two thirds, but not every text, and a disk that is full is worse than
+/// one that has room left.
 fn estimate_store(inspected: &Inspected) -> u64 {
-    inspected.trace_bytes * 2 / 3 + inspected.trace_rows.rows * STORE_BYTES_PER_TRACE
+    STORE_BYTES_EMPTY + inspected.trace_bytes + inspected.trace_rows.rows * STORE_BYTES_PER_TRACE
 }
 
 struct Job {
@@ -170,7 +176,7 @@ impl Job {
                 traces += self.load_day(store, day, &mut seen, &phase).await?;
             }
             drop(seen);
-            tokio::task::block_in_place(|| store.settle_moved_traces())
+            traces -= tokio::task::block_in_place(|| store.settle_moved_traces())
                 .map_err(|error| Error::Failed(error.to_string()))?;
         }
         phase.finish();
@@ -196,27 +202,36 @@ impl Job {
         };
         let retries = self.retry_policy();
         let mut failures = 0;
+        let mut block_rows = load::BLOCK_ROWS;
         loop {
             let shown = std::sync::atomic::AtomicU64::new(0);
             let on_rows = |rows| {
                 shown.fetch_add(rows, Ordering::Relaxed);
                 phase.advance(rows);
             };
-            let error = match source.load_day(store, day, seen, &on_rows).await {
+            let error = match source
+                .load_day(store, day, block_rows, seen, &on_rows)
+                .await
+            {
                 Ok(loaded) => return Ok(loaded.traces),
                 Err(error) => error,
             };
             phase.go_back(shown.into_inner());
+            if let Some(fewer) = error.smaller_blocks(block_rows) {
+                block_rows = fewer;
+                continue;
+            }
             failures += 1;
             let wait = error
                 .is_passing()
                 .then(|| retries.wait_after(failures))
                 .flatten();
             let Some(wait) = wait else {
-                return Err(Error::failed(
-                    format!("the traces of day {day} could not be loaded"),
-                    error,
-                ));
+                return Err(Error::Failed(format!(
+                    "the traces of {} could not be loaded: {error}{}",
+                    date(day),
+                    error.advice()
+                )));
             };
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
             phase.note(format_args!("loading traces: {error}; trying again"));
@@ -342,6 +357,13 @@ impl Job {
             },
         }
     }
+}
+
+/// A day as `YYYY-MM-DD`.
+fn date(day: Day) -> String {
+    const EPOCH: i32 = 2_440_588; // Julian day of 1970-01-01
+    time::Date::from_julian_day(EPOCH + i32::from(day))
+        .map_or_else(|_| format!("day {day}"), |date| date.to_string())
 }
 
 /// A name no other run has.

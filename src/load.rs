@@ -4,8 +4,6 @@
 //! latest is kept. `FINAL` is of no use here: it hides a deleted trace, and the
 //! store has to know of it, because an older version may stand on another day.
 
-use std::fmt::Write as _;
-
 use serde_bytes::Bytes as Text;
 
 use crate::buffer_pool::BufferPool;
@@ -16,8 +14,8 @@ use crate::memory::Budget;
 use crate::native::{ArrayCursor, Block, BlockReader, FixedCursor, NativeError, StringCursor};
 use crate::trace_store::{Day, DayWriter, SeenTraces, TraceRecord, TraceStore, key};
 
-/// Most rows in one block of traces.
-const BLOCK_ROWS: usize = 8_192;
+/// Most rows in one block of traces, unless they turn out to be large.
+pub const BLOCK_ROWS: usize = 8_192;
 
 /// What loading one day needs to know.
 pub struct TraceSource<'a> {
@@ -45,7 +43,8 @@ pub struct LoadedDay {
 }
 
 impl TraceSource<'_> {
-    /// Loads one day into the store; all of it, or nothing.
+    /// Loads one day into the store; all of it, or nothing. Reads at most
+    /// `block_rows` rows at a time.
     ///
     /// # Errors
     /// [`WorkError`] of whatever kind; the day can be loaded again.
@@ -53,11 +52,12 @@ impl TraceSource<'_> {
         &self,
         store: &TraceStore,
         day: Day,
+        block_rows: usize,
         seen: &mut SeenTraces,
         on_rows: &(dyn Fn(u64) + Sync),
     ) -> Result<LoadedDay, WorkError> {
         let settings = [
-            ("max_block_size", BLOCK_ROWS.to_string()),
+            ("max_block_size", block_rows.to_string()),
             (
                 "preferred_block_size_bytes",
                 self.budget.preferred_block_bytes.to_string(),
@@ -87,35 +87,44 @@ impl TraceSource<'_> {
     }
 
     fn query(&self, day: Day) -> String {
-        let wanted = self.mapping.trace_columns();
-        let mut list = String::from(
-            "CAST(t.project_id, 'String') AS c1, CAST(t.id, 'String') AS c2, \
-             CAST(t.event_ts, 'DateTime64(6)') AS c3, CAST(t.is_deleted, 'UInt8') AS c4",
-        );
-        for (index, (name, data_type, default)) in ATTRIBUTES.iter().enumerate() {
-            let expression = match (*name, wanted.contains(name)) {
-                (_, false) => (*default).to_owned(),
-                ("metadata", true) if *data_type == NAMES => "mapKeys(t.metadata)".to_owned(),
-                ("metadata", true) => "mapValues(t.metadata)".to_owned(),
-                ("tags", true) => "t.tags".to_owned(),
-                (name, true) => format!("ifNull(t.{name}, {default})"),
-            };
-            let data_type = data_type.trim_end();
-            // Writing to a string does not fail.
-            let _ = write!(
-                list,
-                ", CAST({expression}, '{data_type}') AS c{}",
-                index + 5
-            );
-        }
         format!(
-            "SELECT {list} FROM {} AS t WHERE t._partition_id = {} \
-             AND toDate(t.timestamp) = toDate({day}) \
-             ORDER BY t.project_id, toDate(t.timestamp), t.id",
+            "SELECT {} FROM {} AS {TRACE} WHERE {TRACE}._partition_id = {} \
+             AND toDate({TRACE}.timestamp) = toDate({day}) \
+             ORDER BY {TRACE}.project_id, toDate({TRACE}.timestamp), {TRACE}.id",
+            select_items(self.mapping).join(", "),
             self.table.qualified_name(),
             sql::string(self.partition_id),
         )
     }
+}
+
+/// How the traces table is called inside the SELECT.
+pub const TRACE: &str = "t";
+
+/// The items of the SELECT list: the keys, then [`ATTRIBUTES`] in their order.
+pub fn select_items(mapping: &Mapping) -> Vec<String> {
+    let wanted = mapping.trace_columns();
+    let keys = [
+        "CAST(t.project_id, 'String')",
+        "CAST(t.id, 'String')",
+        "CAST(t.event_ts, 'DateTime64(6)')",
+        "CAST(t.is_deleted, 'UInt8')",
+    ];
+    let attributes = ATTRIBUTES.iter().map(|(name, data_type, default)| {
+        let expression = match (*name, wanted.contains(name)) {
+            (_, false) => (*default).to_owned(),
+            ("metadata", true) if *data_type == NAMES => "mapKeys(t.metadata)".to_owned(),
+            ("metadata", true) => "mapValues(t.metadata)".to_owned(),
+            ("tags", true) => "t.tags".to_owned(),
+            (name, true) => format!("ifNull(t.{name}, {default})"),
+        };
+        format!("CAST({expression}, '{}')", data_type.trim_end())
+    });
+    let expressions = keys.iter().map(|&key| key.to_owned()).chain(attributes);
+    expressions
+        .enumerate()
+        .map(|(index, expression)| format!("{expression} AS c{index}"))
+        .collect()
 }
 
 const NAMES: &str = "Array(String)";

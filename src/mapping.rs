@@ -325,7 +325,7 @@ impl Mapping {
                 None => {}
             }
         }
-        let mut enriched = enriched_columns(target);
+        let mut enriched = enriched_columns(target)?;
         if !enriched.iter().any(|(_, column)| column.is_metadata()) {
             return Err(missing(
                 target,
@@ -391,11 +391,11 @@ impl Mapping {
         })
     }
 
-    /// The SELECT list: pass-through columns, then helpers.
-    pub fn select_list(&self) -> String {
+    /// The items of the SELECT list: pass-through columns, then helpers.
+    pub fn select_items(&self) -> Vec<String> {
         let helpers = self.helpers.iter().map(|helper| helper.selected());
         let columns = self.pass_through.iter().cloned().chain(helpers);
-        let items: Vec<String> = columns
+        columns
             .map(|column| {
                 format!(
                     "CAST({}, {}) AS {}",
@@ -404,8 +404,12 @@ impl Mapping {
                     sql::identifier(&column.name)
                 )
             })
-            .collect();
-        items.join(", ")
+            .collect()
+    }
+
+    /// The SELECT list: pass-through columns, then helpers.
+    pub fn select_list(&self) -> String {
+        self.select_items().join(", ")
     }
 
     /// Names of the columns of an insert, for SQL.
@@ -517,35 +521,73 @@ fn apply(
     }))
 }
 
-fn enriched_columns(target: &TableInfo) -> Vec<(String, Enriched)> {
-    let metadata_form = insertable(target, "metadata").and_then(|column| {
-        let data_type = DataType::parse(&column.data_type).ok()?;
-        match data_type.without_low_cardinality() {
-            DataType::Map(..) => Some(Enriched::MetadataMap),
-            DataType::Scalar { name, .. } if name == "JSON" || name == "String" => {
-                Some(Enriched::MetadataJson)
+fn enriched_columns(target: &TableInfo) -> Result<Vec<(String, Enriched)>, MappingError> {
+    let mut enriched = Vec::new();
+    for (name, form) in [
+        ("version", Enriched::Version),
+        ("release", Enriched::Release),
+        ("user_id", Enriched::UserId),
+        ("session_id", Enriched::SessionId),
+        ("trace_name", Enriched::TraceName),
+        ("tags", Enriched::Tags),
+        ("public", Enriched::Public),
+        ("bookmarked", Enriched::Bookmarked),
+        ("metadata_names", Enriched::MetadataNames),
+        ("metadata_values", Enriched::MetadataValues),
+        ("metadata", Enriched::MetadataMap),
+    ] {
+        let Some(column) = insertable(target, name) else {
+            continue;
+        };
+        let data_type = parse_type(target, column)?.without_low_cardinality();
+        match fitting(form, &data_type) {
+            Some(form) => enriched.push((name.to_owned(), form)),
+            None => {
+                return Err(MappingError::ColumnType {
+                    table: format!("{}.{}", target.database, target.name),
+                    column: column.name.clone(),
+                    error: TypeError::Unsupported(column.data_type.clone()),
+                });
             }
-            _ => None,
         }
-    });
-    let candidates = [
-        ("version", Some(Enriched::Version)),
-        ("release", Some(Enriched::Release)),
-        ("user_id", Some(Enriched::UserId)),
-        ("session_id", Some(Enriched::SessionId)),
-        ("trace_name", Some(Enriched::TraceName)),
-        ("tags", Some(Enriched::Tags)),
-        ("public", Some(Enriched::Public)),
-        ("bookmarked", Some(Enriched::Bookmarked)),
-        ("metadata_names", Some(Enriched::MetadataNames)),
-        ("metadata_values", Some(Enriched::MetadataValues)),
-        ("metadata", metadata_form),
-    ];
-    candidates
-        .into_iter()
-        .filter(|(name, _)| insertable(target, name).is_some())
-        .filter_map(|(name, form)| Some((name.to_owned(), form?)))
-        .collect()
+    }
+    let has = |wanted| enriched.iter().any(|(_, form)| *form == wanted);
+    match (has(Enriched::MetadataNames), has(Enriched::MetadataValues)) {
+        (true, false) => Err(missing(
+            target,
+            "metadata_values",
+            "metadata_names goes with",
+        )),
+        (false, true) => Err(missing(
+            target,
+            "metadata_names",
+            "metadata_values goes with",
+        )),
+        _ => Ok(enriched),
+    }
+}
+
+/// How the column is sent to a target column of that type, if it can be.
+fn fitting(form: Enriched, data_type: &DataType) -> Option<Enriched> {
+    let is_scalar = |names: &[&str]| match data_type {
+        DataType::Scalar { name, .. } => names.contains(&name.as_str()),
+        _ => false,
+    };
+    let fits = match form {
+        Enriched::Tags | Enriched::MetadataNames | Enriched::MetadataValues => {
+            matches!(data_type, DataType::Array(element) if element.is_string())
+        }
+        Enriched::Public | Enriched::Bookmarked => is_scalar(&["Bool", "UInt8", "Int8"]),
+        Enriched::MetadataMap if is_scalar(&["JSON", "String"]) => {
+            return Some(Enriched::MetadataJson);
+        }
+        Enriched::MetadataMap => matches!(
+            data_type,
+            DataType::Map(key, value) if key.is_string() && value.is_string()
+        ),
+        _ => data_type.is_string(),
+    };
+    fits.then_some(form)
 }
 
 /// Without the traces' metadata, the observation's passes through as it is.

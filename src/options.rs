@@ -107,6 +107,28 @@ pub struct Options {
     pub quiet: bool,
 }
 
+/// The variables that mean something here.
+const VARIABLES: &[&str] = &[
+    "BATCH_SIZE",
+    "CLICKHOUSE_DB",
+    "CLICKHOUSE_PASSWORD",
+    "CLICKHOUSE_PASSWORD_FILE",
+    "CLICKHOUSE_URL",
+    "CLICKHOUSE_USER",
+    "COMPRESSION",
+    "CONCURRENCY",
+    "DRY_RUN",
+    "EXCLUDE_DATASET_ITEMS",
+    "MAX_RETRIES",
+    "MEMORY_LIMIT",
+    "NO_TRACE_METADATA",
+    "PARTITION",
+    "SEGMENT_ROWS",
+    "STATE_DIR",
+    "STREAM_BLOCK_SIZE",
+    "TARGET_TABLE",
+];
+
 /// Settings outside of the command line: the environment, then `.env`.
 #[derive(Debug, Default)]
 pub struct Environment {
@@ -128,9 +150,17 @@ impl Environment {
                 variables.insert(name, value);
             }
         }
-        for (name, value) in std::env::vars_os() {
-            if let (Ok(name), Ok(value)) = (name.into_string(), value.into_string()) {
-                variables.insert(name, value);
+        for name in VARIABLES {
+            match std::env::var(name) {
+                Ok(value) => {
+                    variables.insert((*name).to_owned(), value);
+                }
+                Err(std::env::VarError::NotPresent) => {}
+                Err(std::env::VarError::NotUnicode(_)) => {
+                    return Err(Error::Configuration(format!(
+                        "the environment variable {name} is not UTF-8 text"
+                    )));
+                }
             }
         }
         Ok(Self { variables })
@@ -214,6 +244,17 @@ impl Options {
             compression.as_deref(),
             arguments.dangerously_accept_invalid_certificates,
         )?;
+        let batch_rows = settings.number(
+            arguments.batch_size,
+            "--batch-size",
+            "BATCH_SIZE",
+            50_000,
+            1..=10_000_000,
+        )? as usize;
+        // A block is never divided, so a batch cannot be smaller than one.
+        let block_rows = settings
+            .number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=1_000_000)?
+            .min(batch_rows as u64) as usize;
         Ok(Self {
             partition,
             connection,
@@ -231,15 +272,8 @@ impl Options {
             memory_limit,
             budget,
             concurrency,
-            batch_rows: settings.number(
-                arguments.batch_size,
-                "--batch-size",
-                "BATCH_SIZE",
-                50_000,
-                1..=10_000_000,
-            )? as usize,
-            block_rows: settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=1_000_000)?
-                as usize,
+            batch_rows,
+            block_rows,
             segment_rows: settings.number(
                 arguments.segment_rows,
                 "--segment-rows",
@@ -312,11 +346,17 @@ impl Settings<'_> {
                 )));
             }
         };
+        let user = self
+            .text(None, "CLICKHOUSE_USER")
+            .unwrap_or_else(|| "default".to_owned());
+        if user.contains(':') {
+            return Err(Error::Configuration(
+                "CLICKHOUSE_USER contains a colon, which cannot be sent over HTTP".to_owned(),
+            ));
+        }
         Ok(ConnectionOptions {
             url,
-            user: self
-                .text(None, "CLICKHOUSE_USER")
-                .unwrap_or_else(|| "default".to_owned()),
+            user,
             password: self.password()?,
             compression,
             accept_invalid_certificates,

@@ -18,7 +18,7 @@ use crate::clickhouse::{Connection, InsertRequest, NativeStream, RequestError};
 use crate::enrich::Enricher;
 use crate::error::{Error, WorkError};
 use crate::memory::Budget;
-use crate::native::{BlockReader, NativeError};
+use crate::native::BlockReader;
 use crate::plan::Segment;
 use crate::progress::Phase;
 use crate::retry::RetryPolicy;
@@ -27,8 +27,6 @@ use crate::retry::RetryPolicy;
 /// giving another value with the query is not honoured: measured on 26.7). So
 /// while an insert takes long, a little is read at least this often.
 const SIP_EVERY: Duration = Duration::from_secs(8);
-/// By how much fewer rows per block are asked for when a block was too large.
-const SMALLER_BLOCKS: usize = 8;
 
 /// What all segments share.
 pub struct Pipeline {
@@ -177,12 +175,9 @@ impl SegmentWork {
             self.phase.go_back(attempt.shown_rows);
             attempt.shown_rows = 0;
             attempt.number += 1;
-            if let WorkError::Native(NativeError::TooLarge { rows, .. }) = error
-                && rows > 1
-                && block_rows > 1
-            {
-                // Rows are larger than usual here: ask for fewer at a time.
-                block_rows = (block_rows.min(rows) / SMALLER_BLOCKS).max(1);
+            if let Some(fewer) = error.smaller_blocks(block_rows) {
+                // Rows are larger than usual here.
+                block_rows = fewer;
                 continue;
             }
             failures += 1;
@@ -212,15 +207,10 @@ impl SegmentWork {
             0 | 1 => String::new(),
             _ => format!(" ({failures} tries)"),
         };
-        let advice = match error {
-            WorkError::Native(NativeError::TooLarge { .. }) => {
-                ": a single row is larger than that; raise --memory-limit or lower --concurrency"
-            }
-            _ => "",
-        };
         Error::Failed(format!(
-            "segment {} could not be done{tries}: {error}{advice}",
-            self.segment.number
+            "segment {} could not be done{tries}: {error}{}",
+            self.segment.number,
+            error.advice()
         ))
     }
 
@@ -253,6 +243,11 @@ impl SegmentWork {
             ),
             // Deleted rows must be seen by FINAL before a condition hides them.
             ("optimize_move_to_prewhere_if_final", "0".to_owned()),
+            // Otherwise every thread's layer reads a granule of every part again.
+            (
+                "split_intersecting_parts_ranges_into_layers_final",
+                "0".to_owned(),
+            ),
             // A key never lies in two partitions, so none has to be compared across them.
             (
                 "do_not_merge_across_partitions_select_final",

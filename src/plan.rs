@@ -9,6 +9,8 @@
 //! Where the keys lie is read from the primary index itself (`mergeTreeIndex`),
 //! at one row per granule, so planning does not scan the table.
 
+use std::time::Duration;
+
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -29,6 +31,8 @@ const SPLIT_FROM: u64 = 8;
 /// Each piece of a split group scans the group's ids again, since the id is not
 /// in the primary index. All splits together may scan a fifth of the partition.
 const SPLIT_SCAN_DIVISOR: u64 = 5;
+/// How long a query may take that reads a column of a group, or of the partition.
+const SCAN_TIMEOUT: Duration = Duration::from_secs(900);
 /// Ids sampled per piece of a split.
 const SAMPLES_PER_PIECE: u64 = 64;
 
@@ -68,8 +72,20 @@ impl Boundary {
         }
     }
 
-    /// The sort key's columns and this boundary's values, for SQL.
+    /// The sort key's columns and this boundary's values, for SQL, as far as
+    /// they matter: at its end, the least value of a column says nothing, and
+    /// ClickHouse may keep only a prefix of the key in its index.
     fn terms(&self) -> Vec<(String, String)> {
+        let mut terms = self.all_terms();
+        if self.id.is_none() {
+            let least = [self.observation_type.is_empty(), self.day == 0];
+            let meaningless = least.iter().rev().take_while(|&&least| least).count();
+            terms.truncate(terms.len() - meaningless);
+        }
+        terms
+    }
+
+    fn all_terms(&self) -> Vec<(String, String)> {
         let mut terms = vec![
             (
                 format!("{OBSERVATION}.project_id"),
@@ -217,11 +233,13 @@ async fn read_groups(
         sql::string(partition_id),
     );
     if observations.primary_key != PRIMARY_KEY {
-        return connection.rows(&from_scan).await;
+        return connection.rows_within(&from_scan, SCAN_TIMEOUT).await;
     }
-    match connection.rows(&from_index).await {
+    match connection.rows_within(&from_index, SCAN_TIMEOUT).await {
         // UNKNOWN_FUNCTION (servers before 24.2), ACCESS_DENIED
-        Err(error) if matches!(error.code(), Some(46 | 497)) => connection.rows(&from_scan).await,
+        Err(error) if matches!(error.code(), Some(46 | 497)) => {
+            connection.rows_within(&from_scan, SCAN_TIMEOUT).await
+        }
         groups => groups,
     }
 }
@@ -264,7 +282,7 @@ async fn sample_ids(
     count: u64,
 ) -> Result<Vec<ByteBuf>, RequestError> {
     let conditions: Vec<String> = Boundary::before(group)
-        .terms()
+        .all_terms()
         .into_iter()
         .map(|(column, value)| format!("{column} = {value}"))
         .collect();
@@ -276,7 +294,9 @@ async fn sample_ids(
         sql::string(partition_id),
         conditions.join(" AND ")
     );
-    let sample = connection.rows::<SampledIds>(&sql).await?;
+    let sample = connection
+        .rows_within::<SampledIds>(&sql, SCAN_TIMEOUT)
+        .await?;
     let ids = sample
         .into_iter()
         .next()
@@ -378,6 +398,20 @@ mod tests {
             segment.predicate(),
             "(o.project_id > 'p' OR (o.project_id = 'p' AND (o.type > 'SPAN' OR \
              (o.type = 'SPAN' AND toDate(o.start_time) >= toDate(3)))))"
+        );
+    }
+
+    #[test]
+    fn least_values_at_the_end_of_a_boundary_are_left_out() {
+        let segment = Segment {
+            number: 0,
+            from: Some(Boundary::before(&group("a", "", 0, 0))),
+            to: Some(Boundary::before(&group("b", "SPAN", 0, 0))),
+            rows: 0,
+        };
+        assert_eq!(
+            segment.predicate(),
+            "o.project_id >= 'a' AND (o.project_id < 'b' OR (o.project_id = 'b' AND o.type < 'SPAN'))"
         );
     }
 

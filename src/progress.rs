@@ -55,7 +55,13 @@ pub struct Phase {
     started: Instant,
     /// Rows that were done before this process began.
     offset: u64,
-    last_line: Mutex<Instant>,
+    last_line: Mutex<LastLine>,
+}
+
+/// When the last line was printed, and for which position.
+struct LastLine {
+    at: Instant,
+    position: Option<u64>,
 }
 
 impl Phase {
@@ -83,7 +89,10 @@ impl Phase {
             total,
             started: now,
             offset,
-            last_line: Mutex::new(now),
+            last_line: Mutex::new(LastLine {
+                at: now,
+                position: None,
+            }),
         }
     }
 
@@ -119,7 +128,7 @@ impl Phase {
     pub fn finish(&self) {
         match self.display {
             Display::Terminal => self.bar.finish(),
-            Display::Lines => self.print_line(self.position.load(Ordering::Relaxed)),
+            Display::Lines => self.line(self.position.load(Ordering::Relaxed), Duration::ZERO),
             Display::Quiet => {}
         }
     }
@@ -127,18 +136,23 @@ impl Phase {
     fn show(&self, position: u64) {
         match self.display {
             Display::Terminal => self.bar.set_position(position.min(self.total)),
-            Display::Lines => {
-                let mut last = self
-                    .last_line
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                if last.elapsed() >= LINE_EVERY {
-                    *last = Instant::now();
-                    drop(last);
-                    self.print_line(position);
-                }
-            }
+            Display::Lines => self.line(position, LINE_EVERY),
             Display::Quiet => {}
+        }
+    }
+
+    /// Prints a line unless there was one less than `pause` ago, or it would say the same.
+    fn line(&self, position: u64, pause: Duration) {
+        let mut last = self
+            .last_line
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if last.at.elapsed() >= pause && last.position != Some(position) {
+            *last = LastLine {
+                at: Instant::now(),
+                position: Some(position),
+            };
+            self.print_line(position);
         }
     }
 

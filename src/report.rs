@@ -7,6 +7,7 @@ use std::path::Path;
 use indicatif::HumanCount;
 use serde::Serialize;
 
+use crate::error::Error;
 use crate::memory::ByteSize;
 
 /// Seconds by the clock.
@@ -60,17 +61,37 @@ pub struct Report {
     pub observations_per_second: f64,
 }
 
+/// Makes sure that a report can be written to `path`, before there is one.
+///
+/// # Errors
+/// [`Error::Configuration`] where it cannot.
+pub fn require_writable(path: &Path) -> Result<(), Error> {
+    let probe = match path.is_dir() {
+        true => Err(std::io::ErrorKind::IsADirectory.into()),
+        false => tempfile::NamedTempFile::new_in(directory_of(path)).map(drop),
+    };
+    probe.map_err(|error| {
+        Error::Configuration(format!(
+            "the report {} cannot be written: {error}; name another file with --report",
+            path.display()
+        ))
+    })
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
 impl Report {
     /// Writes the report as JSON, whole or not at all.
     ///
     /// # Errors
     /// Whatever the file system says.
     pub fn write_json(&self, path: &Path) -> std::io::Result<()> {
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        let mut file = tempfile::NamedTempFile::new_in(directory_of(path))?;
         serde_json::to_writer_pretty(&mut file, self)?;
         file.write_all(b"\n")?;
         file.as_file().sync_all()?;

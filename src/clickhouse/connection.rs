@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use clickhouse::Compression as ClientCompression;
 use clickhouse::query::BytesCursor;
 use clickhouse::{Client, RowOwned, RowRead};
+use hyper::header::AUTHORIZATION;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -21,6 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// ClickHouse closes idle connections after 3 s unless told otherwise; staying
 /// below that avoids sending a request into a connection that is being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the server may take to answer what it knows without reading data.
+const ASK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the server may be silent while it reads for us.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -69,6 +74,15 @@ pub struct ConnectionOptions {
     pub accept_invalid_certificates: bool,
 }
 
+impl ConnectionOptions {
+    /// The `Authorization` header. ClickHouse's own headers would do for most
+    /// passwords, but cannot hold one that is not ASCII.
+    pub(super) fn authorization(&self) -> String {
+        let credentials = format!("{}:{}", self.user, self.password.reveal());
+        format!("Basic {}", BASE64_STANDARD.encode(credentials))
+    }
+}
+
 /// Connects to one ClickHouse server. Cheap to clone; connections are pooled.
 #[derive(Clone)]
 pub struct Connection {
@@ -103,8 +117,7 @@ impl Connection {
             .pool_timer(hyper_util::rt::TokioTimer::new());
         let client = Client::with_http_client(builder.build(connector.clone()))
             .with_url(options.url.as_str())
-            .with_user(&options.user)
-            .with_password(options.password.reveal())
+            .with_header(AUTHORIZATION.as_str(), options.authorization())
             .with_product_info(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
             .with_compression(match options.compression {
                 Compression::None => ClientCompression::None,
@@ -141,7 +154,7 @@ impl Connection {
         self.options.compression
     }
 
-    /// All rows of a small result.
+    /// All rows of a small result of a query that the server answers at once.
     ///
     /// # Errors
     /// Whatever the request met.
@@ -149,11 +162,35 @@ impl Connection {
     where
         T: RowOwned + RowRead,
     {
+        self.rows_within(sql, ASK_TIMEOUT).await
+    }
+
+    /// All rows of a small result of a query that may take up to `limit`.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn rows_within<T>(&self, sql: &str, limit: Duration) -> Result<Vec<T>, RequestError>
+    where
+        T: RowOwned + RowRead,
+    {
         let fetch = self.client.query_raw(sql).fetch_all::<T>();
-        match tokio::time::timeout(READ_TIMEOUT, fetch).await {
+        match tokio::time::timeout(limit, fetch).await {
             Ok(rows) => Ok(rows?),
-            Err(_) => Err(read_timed_out()),
+            Err(_) => Err(RequestError::TimedOut {
+                doing: "answer",
+                limit,
+            }),
         }
+    }
+
+    /// Runs a query and ignores what it yields.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn check(&self, sql: &str) -> Result<(), RequestError> {
+        let mut stream = self.stream(sql, &[])?;
+        while stream.next_chunk().await?.is_some() {}
+        Ok(())
     }
 
     /// Starts a query whose result is streamed in `Native` format.

@@ -16,10 +16,10 @@ pub enum RequestError {
         message: String,
     },
     /// Something answered, but not with a ClickHouse exception: a proxy, or not ClickHouse at all.
-    #[error("the server answered with HTTP status {status}: {message}")]
+    #[error("the answer{} is not ClickHouse's: {message}", describe_status(*status))]
     Http {
-        /// The HTTP status.
-        status: u16,
+        /// The HTTP status, where it is known.
+        status: Option<u16>,
         /// The beginning of the body, or the status in words.
         message: String,
     },
@@ -70,12 +70,26 @@ const PASSING: &[u32] = &[
     999, // KEEPER_EXCEPTION
 ];
 
+/// Part of the message of an exception that has the code of a cut connection,
+/// and comes from a type that does not fit.
+const CONVERSION_FAILED: &str = "while converting column";
+
+fn describe_status(status: Option<u16>) -> String {
+    status.map_or_else(String::new, |status| format!(" (HTTP status {status})"))
+}
+
 impl RequestError {
     /// Whether the same request may succeed later.
     pub fn is_passing(&self) -> bool {
         match self {
-            RequestError::Exception { code, .. } => PASSING.contains(code),
-            RequestError::Http { status, .. } => matches!(status, 408 | 429 | 500 | 502..=504),
+            RequestError::Exception { code, message } => {
+                PASSING.contains(code) && !message.contains(CONVERSION_FAILED)
+            }
+            // Without a status (the official client does not tell it) it is most
+            // likely a proxy's page that says that the server is away.
+            RequestError::Http { status, .. } => {
+                status.is_none_or(|status| matches!(status, 408 | 429 | 500 | 502..=504))
+            }
             RequestError::Network(_) | RequestError::TimedOut { .. } => true,
             RequestError::Unexpected(_) => false,
         }
@@ -91,7 +105,7 @@ impl RequestError {
 
     /// What a body says that came with a status other than 200, or an exception
     /// code in a header.
-    pub(crate) fn from_response(status: u16, header_code: Option<u32>, body: &str) -> Self {
+    pub(crate) fn from_response(status: Option<u16>, header_code: Option<u32>, body: &str) -> Self {
         let (body_code, message) = split_exception(body);
         match header_code.or(body_code) {
             Some(code) => RequestError::Exception { code, message },
@@ -121,8 +135,11 @@ impl From<clickhouse::error::Error> for RequestError {
         match &error {
             Error::BadResponse(body) => {
                 // Without an exception the client's text is a body, or "503 Service Unavailable".
-                let status = body.get(..3).and_then(|digits| digits.parse().ok());
-                RequestError::from_response(status.unwrap_or(500), None, body)
+                let status = body
+                    .split_once(' ')
+                    .and_then(|(digits, _)| digits.parse().ok())
+                    .filter(|status| (400..600).contains(status));
+                RequestError::from_response(status, None, body)
             }
             Error::Network(cause) => RequestError::network(cause.as_ref()),
             // A response that was cut in the middle of a compressed frame, among others.
@@ -148,10 +165,11 @@ fn split_exception(body: &str) -> (Option<u32>, String) {
         None => (None, body),
     };
     text = text.strip_prefix("DB::Exception: ").unwrap_or(text);
-    if code.is_some()
-        && let Some(version) = text.rfind(" (version ")
-    {
-        text = &text[..version];
+    if code.is_some() {
+        // The server repeats the statement and its version, at any length.
+        for end in [" (version ", ": In scope ", ": while executing"] {
+            text = text.split_once(end).map_or(text, |(before, _)| before);
+        }
     }
     let shortened: String = text.chars().take(MAX_MESSAGE).collect();
     let message = shortened.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -165,7 +183,7 @@ mod tests {
     #[test]
     fn an_exception_is_told_by_code_and_in_the_servers_words() {
         let body = "Code: 60. DB::Exception: Table a.b does not exist. (UNKNOWN_TABLE) (version 26.7.2.1 (official build))\n";
-        let error = RequestError::from_response(404, None, body);
+        let error = RequestError::from_response(Some(404), None, body);
         assert_eq!(
             error,
             RequestError::Exception {
@@ -188,7 +206,7 @@ mod tests {
         for code in [16, 47, 60, 81, 497, 516, 243] {
             assert!(!exception(code).is_passing(), "{code}");
         }
-        let http = |status| RequestError::from_response(status, None, "busy");
+        let http = |status| RequestError::from_response(Some(status), None, "busy");
         assert!(http(503).is_passing() && http(429).is_passing());
         assert!(!http(404).is_passing() && !http(401).is_passing());
     }

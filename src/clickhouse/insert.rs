@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, USER_AGENT};
 use hyper::{Request, Response};
 
 use super::connection::{Compression, Connection};
@@ -136,8 +136,7 @@ impl Connection {
                 USER_AGENT,
                 concat!("events-backfill/", env!("CARGO_PKG_VERSION")),
             )
-            .header("X-ClickHouse-User", &self.options.user)
-            .header("X-ClickHouse-Key", self.options.password.reveal())
+            .header(AUTHORIZATION, self.options.authorization())
             .header(CONTENT_LENGTH, body.remaining);
         if self.options.compression == Compression::Lz4 {
             request = request.header(CONTENT_ENCODING, "lz4");
@@ -163,7 +162,7 @@ async fn read_answer(response: Response<Incoming>) -> Result<HeaderMap, RequestE
                 if text.trim().is_empty() {
                     Ok(head.headers)
                 } else {
-                    Err(RequestError::from_response(200, None, &text))
+                    Err(RequestError::from_response(Some(200), None, &text))
                 }
             }
             Err(error) => Err(RequestError::network(error.as_ref())),
@@ -179,7 +178,7 @@ async fn read_answer(response: Response<Incoming>) -> Result<HeaderMap, RequestE
         text
     };
     Err(RequestError::from_response(
-        head.status.as_u16(),
+        Some(head.status.as_u16()),
         code,
         &text,
     ))

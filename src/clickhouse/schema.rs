@@ -174,6 +174,36 @@ impl Connection {
         }))
     }
 
+    /// The table that feeds this one through a materialized view, if there is such a view.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn fed_by_view(&self, table: &TableInfo) -> Result<Option<String>, RequestError> {
+        // A view that writes TO a table names it right after its own name, and
+        // the table it reads lists the view as depending on it.
+        let view = format!(
+            "SELECT name FROM system.tables WHERE engine = 'MaterializedView' \
+             AND position(replaceAll(create_table_query, '`', ''), {}) > 0",
+            sql::string(format!(" TO {}.{} ", table.database, table.name))
+        );
+        let source = format!(
+            "SELECT name FROM system.tables WHERE hasAny(dependencies_table, \
+             (SELECT groupArray(name) FROM ({view})))"
+        );
+        #[derive(Row, Deserialize)]
+        struct Name {
+            name: String,
+        }
+        if self.rows::<Name>(&view).await?.is_empty() {
+            return Ok(None);
+        }
+        let source = self.rows::<Name>(&source).await?.into_iter().next();
+        Ok(Some(source.map_or_else(
+            || "another table".to_owned(),
+            |row| row.name,
+        )))
+    }
+
     /// The partitions of a table, oldest first.
     ///
     /// # Errors

@@ -14,9 +14,7 @@ mod writer;
 pub use column::{ArrayCursor, FixedCursor, NullableStringCursor, StringCursor};
 pub use reader::{Block, BlockReader, Column};
 pub use types::{DataType, Layout, TypeError};
-pub use writer::{
-    StringArrayWriter, put_block_header, put_column_header, put_string, put_varint,
-};
+pub use writer::{StringArrayWriter, put_block_header, put_column_header, put_string, put_varint};
 
 /// Why bytes are not a sequence of `Native` blocks, or not one that is accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -153,7 +153,9 @@ impl BlockReader {
 
     /// Takes the next bytes of the stream.
     pub fn push(&mut self, chunk: &[u8]) {
-        let missing = chunk.len().saturating_sub(self.buffer.capacity() - self.buffer.len());
+        let missing = chunk
+            .len()
+            .saturating_sub(self.buffer.capacity() - self.buffer.len());
         if missing > 0 {
             // One allocation of the right size instead of several doublings:
             // blocks of one stream are of similar size.

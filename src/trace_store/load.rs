@@ -9,7 +9,8 @@ use fastbloom::BloomFilter;
 use rocksdb::{IngestExternalFileOptions, SstFileWriter, WriteBatch, WriteOptions};
 
 use super::options::{TARGET_FILE_BYTES, TARGET_FILE_ENTRIES};
-use super::{Day, MOVED, SUSPECTS, StoreError, TraceRecord, TraceStore, day_family};
+use super::record::RecordHead;
+use super::{Day, MOVED, SUSPECTS, StoreError, TraceStore, day_family};
 
 /// Bits per trace of the filter over all traces seen so far: 1 % false suspects.
 const SEEN_BITS: usize = 10;
@@ -62,7 +63,7 @@ impl<'a> DayWriter<'a> {
         }
     }
 
-    /// Adds a trace with its encoded [`TraceRecord`]. Keys must come in ascending order.
+    /// Adds a trace with its encoded [`TraceRecord`](super::TraceRecord). Keys must come in ascending order.
     ///
     /// # Errors
     /// [`StoreError::Database`] where the disk is full, or the order is wrong.
@@ -171,7 +172,7 @@ impl TraceStore {
     /// Finds the traces that stand on more than one day and settles which of
     /// their versions counts: the one with the greatest `event_ts`, whatever its
     /// day, and if that one is deleted, none. To be called once all days are
-    /// loaded. Gives the number of such traces.
+    /// loaded. Gives the number of loaded versions that do not count.
     ///
     /// # Errors
     /// [`StoreError`] where the store fails.
@@ -179,27 +180,28 @@ impl TraceStore {
         let suspects = self.family(SUSPECTS)?;
         let moved = self.family(MOVED)?;
         let days = self.days();
-        let mut settled = 0;
+        let mut superseded = 0;
         let mut iterator = self.database.raw_iterator_cf(&suspects);
         iterator.seek_to_first();
         while let Some(key) = iterator.key() {
-            if let Some(latest) = self.latest_of_several(key, &days)? {
+            if let Some(several) = self.versions(key, &days)? {
                 let mut batch = WriteBatch::default();
-                batch.put_cf(&moved, key, latest);
+                batch.put_cf(&moved, key, several.latest);
                 self.write(batch)?;
-                settled += 1;
+                superseded += several.superseded;
             }
             iterator.next();
         }
         iterator.status().map_err(|error| self.failed(error))?;
-        self.has_moved.store(settled > 0, Ordering::Relaxed);
-        Ok(settled)
+        self.has_moved
+            .store(!self.family_is_empty(MOVED)?, Ordering::Relaxed);
+        Ok(superseded)
     }
 
-    /// The latest version of a trace that is on at least two days.
-    fn latest_of_several(&self, key: &[u8], days: &[Day]) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut latest: Option<(i64, Vec<u8>)> = None;
-        let mut versions = 0;
+    /// The versions of a trace that is on at least two days.
+    fn versions(&self, key: &[u8], days: &[Day]) -> Result<Option<Versions>, StoreError> {
+        let mut latest: Option<(RecordHead, Vec<u8>)> = None;
+        let (mut versions, mut live) = (0, 0);
         for &day in days {
             let family = self.family(&day_family(day))?;
             let Some(found) = self
@@ -209,13 +211,30 @@ impl TraceStore {
             else {
                 continue;
             };
+            let head = RecordHead::decode(&found)?;
             versions += 1;
-            let event_ts = TraceRecord::event_ts_of(&found)?;
+            live += u64::from(!head.is_deleted);
             // The later day wins a tie, as the version written last would.
-            if latest.as_ref().is_none_or(|(best, _)| event_ts >= *best) {
-                latest = Some((event_ts, found.to_vec()));
+            if latest
+                .as_ref()
+                .is_none_or(|(best, _)| head.event_ts >= best.event_ts)
+            {
+                latest = Some((head, found.to_vec()));
             }
         }
-        Ok(latest.filter(|_| versions > 1).map(|(_, record)| record))
+        Ok(latest
+            .filter(|_| versions > 1)
+            .map(|(head, record)| Versions {
+                latest: record,
+                superseded: live - u64::from(!head.is_deleted),
+            }))
     }
+}
+
+/// The versions of a trace on several days.
+struct Versions {
+    /// The record that counts.
+    latest: Vec<u8>,
+    /// Records that are not deleted and do not count.
+    superseded: u64,
 }

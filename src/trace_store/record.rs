@@ -13,7 +13,7 @@ use super::StoreError;
 /// strings need not be UTF-8; null is stored as empty, as events have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceRecord<'a> {
-    /// Version: milliseconds since 1970 of the event that wrote it. The greatest counts.
+    /// Version: microseconds since 1970 of the event that wrote it. The greatest counts.
     pub event_ts: i64,
     /// Whether this version says that the trace is deleted; then the rest is empty.
     pub is_deleted: bool,
@@ -88,22 +88,33 @@ impl<'a> TraceRecord<'a> {
         }
     }
 
-    /// The version of an encoded record, without decoding the rest.
-    ///
-    /// # Errors
-    /// [`StoreError::Record`] where the bytes are not a record.
-    pub fn event_ts_of(bytes: &[u8]) -> Result<i64, StoreError> {
-        bincode::serde::decode_from_slice(bytes, configuration())
-            .map(|(event_ts, _)| event_ts)
-            .map_err(|error| StoreError::Record(error.to_string()))
-    }
-
     /// Bytes of all metadata, for bounding what an enriched block may take.
     pub fn metadata_bytes(&self) -> usize {
         self.metadata
             .iter()
             .map(|(key, value)| key.len() + value.len() + 4)
             .sum()
+    }
+}
+
+/// What a record begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct RecordHead {
+    /// As [`TraceRecord::event_ts`].
+    pub event_ts: i64,
+    /// As [`TraceRecord::is_deleted`].
+    pub is_deleted: bool,
+}
+
+impl RecordHead {
+    /// Reads the beginning of an encoded record, and leaves the rest.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`] where the bytes are not a record.
+    pub fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        bincode::serde::decode_from_slice(bytes, configuration())
+            .map(|(head, _)| head)
+            .map_err(|error| StoreError::Record(error.to_string()))
     }
 }
 
@@ -143,7 +154,8 @@ mod tests {
             let mut encoded = Vec::new();
             record.encode(&mut encoded).unwrap();
             prop_assert_eq!(TraceRecord::decode(&encoded).unwrap(), record);
-            prop_assert_eq!(TraceRecord::event_ts_of(&encoded).unwrap(), event_ts);
+            let head = RecordHead::decode(&encoded).unwrap();
+            prop_assert_eq!((head.event_ts, head.is_deleted), (event_ts, flags.0));
             for length in 0..encoded.len() {
                 prop_assert!(TraceRecord::decode(&encoded[..length]).is_err());
             }
