@@ -118,4 +118,4 @@ Examples:
   With few resources, and the summary for a program:
     events-backfill --partition 202406 --memory-limit 256MiB --quiet --report summary.json
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration.";
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 or 143 ended by a signal.";

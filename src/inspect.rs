@@ -1,7 +1,7 @@
 //! Looks at the server and its tables before anything is done, and says in one
 //! sentence what is missing.
 
-use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo};
+use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, sql};
 use crate::error::Error;
 use crate::load;
 use crate::mapping::{Mapping, OBSERVATION};
@@ -147,9 +147,18 @@ impl Inspector<'_> {
         };
         for item in items {
             if let Err(error) = self.connection.check(&select(item)).await {
+                let types: Vec<String> = table
+                    .columns
+                    .iter()
+                    .filter(|column| mentions(item, alias, &column.name))
+                    .map(|column| format!("{} is {}", column.name, column.data_type))
+                    .collect();
                 return Err(Error::Configuration(format!(
-                    "table {}.{} cannot be read as it must be, {item}: {error}",
-                    table.database, table.name
+                    "table {}.{} has a column of another type than Langfuse's ({}): {item} fails, \
+                     {error}",
+                    table.database,
+                    table.name,
+                    types.join(", ")
                 )));
             }
         }
@@ -272,6 +281,17 @@ impl Inspector<'_> {
                 ))
             })
     }
+}
+
+/// Whether an expression reads that column of the table called `alias`.
+fn mentions(expression: &str, alias: &str, column: &str) -> bool {
+    let quoted = format!("{alias}.{}", sql::identifier(column));
+    let plain = format!("{alias}.{column}");
+    expression.contains(&quoted)
+        || expression.match_indices(&plain).any(|(start, found)| {
+            let rest = &expression[start + found.len()..];
+            !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+        })
 }
 
 fn require_partition_key(table: &TableInfo, expected: &str) -> Result<(), Error> {

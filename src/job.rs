@@ -15,7 +15,7 @@ use crate::load::{self, TraceSource};
 use crate::mapping::OBSERVATION;
 use crate::memory::peak_resident_bytes;
 use crate::options::Options;
-use crate::pipeline::{self, Counters, Pipeline, SegmentQuery};
+use crate::pipeline::{self, BlockSize, Counters, Pipeline, SegmentQuery};
 use crate::plan;
 use crate::progress::{Display, Phase};
 use crate::report::{self, Report, Seconds};
@@ -309,7 +309,7 @@ impl Job {
             budget,
             pool: self.pool.clone(),
             batch_rows: self.options.batch_rows,
-            block_rows: self.options.block_rows,
+            block_size: BlockSize::new(self.options.block_rows, self.options.batch_rows),
             retries: self.retry_policy(),
             concurrency: self.options.concurrency,
         }

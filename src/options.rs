@@ -251,10 +251,8 @@ impl Options {
             50_000,
             1..=10_000_000,
         )? as usize;
-        // A block is never divided, so a batch cannot be smaller than one.
-        let block_rows = settings
-            .number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=1_000_000)?
-            .min(batch_rows as u64) as usize;
+        let block_rows =
+            settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=1_000_000)? as usize;
         Ok(Self {
             partition,
             connection,
