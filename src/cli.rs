@@ -58,8 +58,8 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     pub batch_size: Option<String>,
 
-    /// Rows per segment: the unit of work, and of what is done again after an
-    /// interruption [env: SEGMENT_ROWS] [default: 250000]
+    /// Rows per segment, the unit of work; raised where the month lies in so
+    /// many parts that shorter segments would read too much twice [env: SEGMENT_ROWS] [default: 250000]
     #[arg(long, value_name = "N")]
     pub segment_rows: Option<String>,
 

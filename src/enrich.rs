@@ -3,7 +3,7 @@
 //! The pass-through columns are not touched: they are one slice of the block
 //! that arrived. Only the columns the trace has a part in are built.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -95,9 +95,9 @@ impl Enricher {
         self.check_size(block, &traces)?;
         let merged = self.merge_metadata(block, &traces)?;
         let mut appended = self.pool.take();
-        for (name, column) in &self.mapping.enriched {
-            put_column_header(&mut appended, name, column.sent_type());
-            self.build(*column, block, &traces, &merged, &mut appended)?;
+        for column in &self.mapping.enriched {
+            put_column_header(&mut appended, &column.name, &column.sent_type);
+            self.build(column.form, block, &traces, &merged, &mut appended)?;
         }
         let pass_through = self.mapping.pass_through.len();
         let mut header = Vec::with_capacity(8);
@@ -238,7 +238,11 @@ impl Enricher {
                     .iter()
                     .for_each(|row| row.for_each_value(&mut Appended(out)));
             }
-            Enriched::MetadataJson => {
+            Enriched::MetadataJson | Enriched::MetadataText => {
+                if column == Enriched::MetadataJson {
+                    // Says that the values follow as text.
+                    out.extend_from_slice(&1_u64.to_le_bytes());
+                }
                 for row in merged {
                     put_string(out, &row.to_json()?);
                 }
@@ -376,6 +380,9 @@ impl<'a, 'r> RowTraces<'a, 'r> {
 
 type Pair<'r> = (&'r Text, &'r Text);
 
+/// From so many keys on a set is faster than comparing each with each.
+const MANY_NAMES: usize = 16;
+
 /// The pairs of a trace that a row takes.
 enum Kept<'a, 'r> {
     /// All of them: the usual case.
@@ -386,7 +393,12 @@ enum Kept<'a, 'r> {
 
 impl<'a, 'r> Kept<'a, 'r> {
     fn pairs_not_in(pairs: &'a [Pair<'r>], own_names: &[&[u8]]) -> Self {
-        let is_own = |(name, _): &Pair<'r>| own_names.contains(&name.as_ref());
+        let set: Option<HashSet<&[u8]>> =
+            (own_names.len() > MANY_NAMES).then(|| own_names.iter().copied().collect());
+        let is_own = |(name, _): &Pair<'r>| match &set {
+            Some(set) => set.contains(as_slice(name)),
+            None => own_names.contains(&as_slice(name)),
+        };
         if !pairs.iter().any(is_own) {
             return Kept::All(pairs);
         }

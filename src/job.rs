@@ -1,7 +1,7 @@
 //! The whole job for one partition: inspect, load traces, plan, stream, report.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
@@ -15,7 +15,7 @@ use crate::load::{self, TraceSource};
 use crate::mapping::OBSERVATION;
 use crate::memory::peak_resident_bytes;
 use crate::options::Options;
-use crate::pipeline::{self, BlockSize, Counters, Pipeline, SegmentQuery};
+use crate::pipeline::{self, Counters, Pipeline, SegmentQuery};
 use crate::plan;
 use crate::progress::{Display, Phase};
 use crate::report::{self, Report, Seconds};
@@ -204,7 +204,7 @@ impl Job {
         let mut failures = 0;
         let mut block_rows = load::BLOCK_ROWS;
         loop {
-            let shown = std::sync::atomic::AtomicU64::new(0);
+            let shown = AtomicU64::new(0);
             let on_rows = |rows| {
                 shown.fetch_add(rows, Ordering::Relaxed);
                 phase.advance(rows);
@@ -276,8 +276,10 @@ impl Job {
         let inspected = &self.inspected;
         let mapping = Arc::new(inspected.mapping.clone());
         let budget = self.options.budget;
+        // The ARRAY JOIN changes no row. It divides blocks to max_block_size,
+        // which FINAL alone does not: it yields granules of up to 10 MiB.
         let select = format!(
-            "SELECT {} FROM {} AS {OBSERVATION} FINAL WHERE {OBSERVATION}._partition_id = {}",
+            "SELECT {} FROM {} AS {OBSERVATION} FINAL ARRAY JOIN [1] AS one WHERE {OBSERVATION}._partition_id = {}",
             mapping.select_list(),
             inspected.observations.qualified_name(),
             sql::string(&inspected.observation_rows.partition_id),
@@ -309,7 +311,8 @@ impl Job {
             budget,
             pool: self.pool.clone(),
             batch_rows: self.options.batch_rows,
-            block_size: BlockSize::new(self.options.block_rows, self.options.batch_rows),
+            // A block is never divided, so it must not be larger than a batch.
+            block_rows: AtomicUsize::new(self.options.block_rows.min(self.options.batch_rows)),
             retries: self.retry_policy(),
             concurrency: self.options.concurrency,
         }
@@ -322,7 +325,7 @@ impl Job {
     }
 
     fn report(&self, done: &Done, store: &TraceStore, errors: u64) -> Report {
-        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let observations = count(&self.counters.observations);
         let stream = done.stream.as_secs_f64();
         let insert = Duration::from_nanos(count(&self.counters.insert_nanoseconds));

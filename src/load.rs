@@ -62,11 +62,13 @@ impl TraceSource<'_> {
                 "preferred_block_size_bytes",
                 self.budget.preferred_block_bytes.to_string(),
             ),
+            // With it, blocks are whole granules whatever is asked for.
+            ("use_query_condition_cache", "0".to_owned()),
             // Parts are sorted by this key: merge them, do not sort.
             ("optimize_read_in_order", "1".to_owned()),
         ];
         let mut stream = self.connection.stream(&self.query(day), &settings)?;
-        let mut reader = BlockReader::new(self.budget.max_block_bytes, &self.pool);
+        let mut reader = BlockReader::new(self.budget.load_block_bytes, &self.pool);
         let mut latest = LatestVersions {
             writer: DayWriter::new(store, day),
             pending: None,
@@ -87,10 +89,13 @@ impl TraceSource<'_> {
     }
 
     fn query(&self, day: Day) -> String {
+        // The ARRAY JOIN changes no row. It divides blocks to max_block_size: the
+        // reading below it yields granules of up to 10 MiB.
         format!(
-            "SELECT {} FROM {} AS {TRACE} WHERE {TRACE}._partition_id = {} \
+            "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {TRACE}._partition_id = {} \
              AND toDate({TRACE}.timestamp) = toDate({day}) \
-             ORDER BY {TRACE}.project_id, toDate({TRACE}.timestamp), {TRACE}.id",
+             ORDER BY {TRACE}.project_id, toDate({TRACE}.timestamp), {TRACE}.id) AS {TRACE} \
+             ARRAY JOIN [1] AS one",
             select_items(self.mapping).join(", "),
             self.table.qualified_name(),
             sql::string(self.partition_id),

@@ -159,19 +159,24 @@ pub enum Enriched {
     MetadataValues,
     /// Both, as a map.
     MetadataMap,
-    /// Both, as the text of a JSON object.
+    /// Both, as a JSON object in a JSON column.
     MetadataJson,
+    /// Both, as the text of a JSON object in a string column.
+    MetadataText,
 }
 
 impl Enriched {
     /// The type in which the column is sent; the server casts it to the target's.
-    pub fn sent_type(self) -> &'static str {
-        match self {
+    /// JSON is sent as it is: cast from a string, texts that look like times change.
+    fn sent_type(self, target: &DataType) -> String {
+        let fixed = match self {
             Enriched::Tags | Enriched::MetadataNames | Enriched::MetadataValues => "Array(String)",
             Enriched::Public | Enriched::Bookmarked => "Bool",
             Enriched::MetadataMap => "Map(String, String)",
+            Enriched::MetadataJson => return target.to_string(),
             _ => "String",
-        }
+        };
+        fixed.to_owned()
     }
 
     /// The column of `traces` it takes something from.
@@ -249,6 +254,17 @@ pub struct Selected {
     pub expression: String,
 }
 
+/// A column that enriching appends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnrichedColumn {
+    /// Its name in the target.
+    pub name: String,
+    /// What it is.
+    pub form: Enriched,
+    /// The type in which it is sent.
+    pub sent_type: String,
+}
+
 /// How observations become events, for one source and one target.
 #[derive(Debug, Clone)]
 pub struct Mapping {
@@ -256,8 +272,8 @@ pub struct Mapping {
     pub pass_through: Vec<Selected>,
     /// Helper columns, which follow them.
     pub helpers: Vec<Helper>,
-    /// Columns that enriching appends: target name and what it is.
-    pub enriched: Vec<(String, Enriched)>,
+    /// Columns that enriching appends.
+    pub enriched: Vec<EnrichedColumn>,
     /// Where the key columns are among the pass-through columns: project, trace.
     pub key_columns: (usize, usize),
     /// Whether the traces' metadata is part of the result.
@@ -326,14 +342,14 @@ impl Mapping {
             }
         }
         let mut enriched = enriched_columns(target)?;
-        if !enriched.iter().any(|(_, column)| column.is_metadata()) {
+        if !enriched.iter().any(|column| column.form.is_metadata()) {
             return Err(missing(
                 target,
                 "metadata_names",
                 "takes the metadata (with metadata_values; or a column metadata)",
             ));
         }
-        let has = |wanted| enriched.iter().any(|(_, column)| *column == wanted);
+        let has = |wanted| enriched.iter().any(|column| column.form == wanted);
         let tags_in_metadata = !has(Enriched::Tags);
         for (name, column) in [
             ("release", Enriched::Release),
@@ -351,11 +367,11 @@ impl Mapping {
         if !with_trace_metadata && !tags_in_metadata {
             pass_metadata_through(&mut enriched, &mut pass_through, observations)?;
         }
-        for (_, column) in &enriched {
+        for column in &enriched {
             // With --no-trace-metadata only tags reach the metadata.
-            let source = match column.is_metadata() && !with_trace_metadata {
+            let source = match column.form.is_metadata() && !with_trace_metadata {
                 true => "tags",
-                false => column.trace_column(),
+                false => column.form.trace_column(),
             };
             require(traces, &[source], "events take from their trace")?;
         }
@@ -371,7 +387,7 @@ impl Mapping {
         );
         let filled = |name: &str| {
             pass_through.iter().any(|column| column.name == name)
-                || enriched.iter().any(|(column, _)| column == name)
+                || enriched.iter().any(|column| column.name == name)
         };
         let left_to_default = target
             .columns
@@ -415,7 +431,7 @@ impl Mapping {
     /// Names of the columns of an insert, for SQL.
     pub fn insert_columns(&self) -> String {
         let pass_through = self.pass_through.iter().map(|column| column.name.as_str());
-        let enriched = self.enriched.iter().map(|(name, _)| name.as_str());
+        let enriched = self.enriched.iter().map(|column| column.name.as_str());
         let names: Vec<String> = pass_through.chain(enriched).map(sql::identifier).collect();
         names.join(", ")
     }
@@ -431,8 +447,8 @@ impl Mapping {
         let mut columns: Vec<_> = self
             .enriched
             .iter()
-            .filter(|(_, column)| !column.is_metadata())
-            .map(|(_, column)| column.trace_column())
+            .filter(|column| !column.form.is_metadata())
+            .map(|column| column.form.trace_column())
             .collect();
         if self.tags_in_metadata {
             columns.push("tags");
@@ -521,7 +537,7 @@ fn apply(
     }))
 }
 
-fn enriched_columns(target: &TableInfo) -> Result<Vec<(String, Enriched)>, MappingError> {
+fn enriched_columns(target: &TableInfo) -> Result<Vec<EnrichedColumn>, MappingError> {
     let mut enriched = Vec::new();
     for (name, form) in [
         ("version", Enriched::Version),
@@ -541,7 +557,11 @@ fn enriched_columns(target: &TableInfo) -> Result<Vec<(String, Enriched)>, Mappi
         };
         let data_type = parse_type(target, column)?.without_low_cardinality();
         match fitting(form, &data_type) {
-            Some(form) => enriched.push((name.to_owned(), form)),
+            Some(form) => enriched.push(EnrichedColumn {
+                name: name.to_owned(),
+                form,
+                sent_type: form.sent_type(&data_type),
+            }),
             None => {
                 return Err(MappingError::ColumnType {
                     table: format!("{}.{}", target.database, target.name),
@@ -551,7 +571,11 @@ fn enriched_columns(target: &TableInfo) -> Result<Vec<(String, Enriched)>, Mappi
             }
         }
     }
-    let has = |wanted| enriched.iter().any(|(_, form)| *form == wanted);
+    let has = |wanted| {
+        enriched
+            .iter()
+            .any(|column: &EnrichedColumn| column.form == wanted)
+    };
     match (has(Enriched::MetadataNames), has(Enriched::MetadataValues)) {
         (true, false) => Err(missing(
             target,
@@ -578,9 +602,8 @@ fn fitting(form: Enriched, data_type: &DataType) -> Option<Enriched> {
             matches!(data_type, DataType::Array(element) if element.is_string())
         }
         Enriched::Public | Enriched::Bookmarked => is_scalar(&["Bool", "UInt8", "Int8"]),
-        Enriched::MetadataMap if is_scalar(&["JSON", "String"]) => {
-            return Some(Enriched::MetadataJson);
-        }
+        Enriched::MetadataMap if is_scalar(&["JSON"]) => return Some(Enriched::MetadataJson),
+        Enriched::MetadataMap if is_scalar(&["String"]) => return Some(Enriched::MetadataText),
         Enriched::MetadataMap => matches!(
             data_type,
             DataType::Map(key, value) if key.is_string() && value.is_string()
@@ -592,7 +615,7 @@ fn fitting(form: Enriched, data_type: &DataType) -> Option<Enriched> {
 
 /// Without the traces' metadata, the observation's passes through as it is.
 fn pass_metadata_through(
-    enriched: &mut Vec<(String, Enriched)>,
+    enriched: &mut Vec<EnrichedColumn>,
     pass_through: &mut Vec<Selected>,
     observations: &TableInfo,
 ) -> Result<(), MappingError> {
@@ -609,7 +632,7 @@ fn pass_metadata_through(
         ),
         (Enriched::MetadataMap, "{c}.metadata", "Map(String, String)"),
     ] {
-        let Some(index) = enriched.iter().position(|(_, other)| *other == column) else {
+        let Some(index) = enriched.iter().position(|other| other.form == column) else {
             continue;
         };
         require(
@@ -617,7 +640,7 @@ fn pass_metadata_through(
             &["metadata"],
             "the events' metadata is made of",
         )?;
-        let (name, _) = enriched.remove(index);
+        let name = enriched.remove(index).name;
         pass_through.push(Selected {
             name,
             data_type: data_type.to_owned(),
@@ -628,13 +651,13 @@ fn pass_metadata_through(
 }
 
 fn helpers(
-    enriched: &[(String, Enriched)],
+    enriched: &[EnrichedColumn],
     observations: &TableInfo,
 ) -> Result<Vec<Helper>, MappingError> {
     let mut helpers = vec![Helper::Day];
     if enriched
         .iter()
-        .any(|(_, column)| *column == Enriched::Version)
+        .any(|column| column.form == Enriched::Version)
     {
         require(
             observations,
@@ -645,11 +668,11 @@ fn helpers(
     }
     if enriched
         .iter()
-        .any(|(_, column)| *column == Enriched::Bookmarked)
+        .any(|column| column.form == Enriched::Bookmarked)
     {
         helpers.push(Helper::IsRoot);
     }
-    if enriched.iter().any(|(_, column)| column.is_metadata()) {
+    if enriched.iter().any(|column| column.form.is_metadata()) {
         require(
             observations,
             &["metadata"],

@@ -71,6 +71,9 @@ pub struct Budget {
     pub batch_bytes: usize,
     /// The largest block that may arrive, or be made by enriching one.
     pub max_block_bytes: usize,
+    /// The largest block of traces that may arrive while loading, when nothing
+    /// else needs the segments' share.
+    pub load_block_bytes: usize,
     /// The size of block the server is asked for.
     pub preferred_block_bytes: usize,
     /// Buffers that are kept for the next block.
@@ -103,6 +106,7 @@ impl Budget {
             seen_bytes: cache as usize,
             batch_bytes: batch as usize,
             max_block_bytes: batch as usize,
+            load_block_bytes: (segments as usize * concurrency) / 4,
             preferred_block_bytes: (batch / 4) as usize,
             pool_bytes: segments as usize * concurrency,
         })

@@ -7,7 +7,7 @@
 //! row of equal ones.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::{JoinHandle, JoinSet};
@@ -18,7 +18,7 @@ use crate::clickhouse::{Connection, InsertRequest, NativeStream, RequestError};
 use crate::enrich::Enricher;
 use crate::error::{Error, WorkError};
 use crate::memory::Budget;
-use crate::native::{BlockReader, NativeError};
+use crate::native::BlockReader;
 use crate::plan::Segment;
 use crate::progress::Phase;
 use crate::retry::RetryPolicy;
@@ -50,8 +50,8 @@ pub struct Pipeline {
     pub pool: BufferPool,
     /// Most rows in one insert.
     pub batch_rows: usize,
-    /// How observations are read.
-    pub block_size: BlockSize,
+    /// Most rows in one block that is read; lowered when blocks prove too large.
+    pub block_rows: AtomicUsize,
     /// When to try again.
     pub retries: RetryPolicy,
     /// Segments at once.
@@ -60,7 +60,7 @@ pub struct Pipeline {
 
 /// How the rows of a segment are asked for.
 pub struct SegmentQuery {
-    /// `SELECT … FROM … FINAL WHERE …`, to which the segment's condition is added.
+    /// `SELECT … FROM … FINAL … WHERE …`, to which the segment's condition is added.
     pub select: String,
     /// Table whose traces are left out, quoted, if any are.
     pub excluded_by: Option<String>,
@@ -82,46 +82,14 @@ impl SegmentQuery {
     }
 }
 
-/// How many rows the server is asked to put into a block of observations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockSize {
-    /// Most rows.
-    pub rows: usize,
-    /// Whether no block may have more. ClickHouse only heeds that without its
-    /// vertical FINAL, which takes half the processor time (measured: 0.8 s
-    /// against 1.8 s for 234,000 rows) and yields blocks of some 5,000 to 10,000
-    /// rows or 10 MB, whatever it is asked for.
-    pub exact: bool,
-}
-
-/// Rows of a block that vertical FINAL stays below.
-const VERTICAL_BLOCK_ROWS: usize = 16_384;
-
-impl BlockSize {
-    /// The size for blocks of `block_rows` and batches of `batch_rows`.
-    pub fn new(block_rows: usize, batch_rows: usize) -> Self {
-        Self {
-            rows: block_rows.min(batch_rows),
-            exact: batch_rows < VERTICAL_BLOCK_ROWS || block_rows < VERTICAL_BLOCK_ROWS / 2,
-        }
-    }
-
-    /// The size to try after this error, if it was about size.
-    fn after(self, error: &WorkError) -> Option<Self> {
-        let rows = error.smaller_blocks(if self.exact { self.rows } else { usize::MAX })?;
-        Some(Self {
-            rows: rows.min(self.rows),
-            exact: true,
-        })
-    }
-}
-
-/// The settings with which a segment is read, in blocks of about `block_bytes`.
-pub fn read_settings(size: BlockSize, block_bytes: usize) -> [(&'static str, String); 6] {
+/// The settings with which a segment is read, in blocks of at most `block_rows`
+/// rows and about `block_bytes` bytes.
+pub fn read_settings(block_rows: usize, block_bytes: usize) -> [(&'static str, String); 6] {
     [
-        ("max_block_size", size.rows.to_string()),
+        ("max_block_size", block_rows.to_string()),
         ("preferred_block_size_bytes", block_bytes.to_string()),
-        ("enable_vertical_final", u8::from(!size.exact).to_string()),
+        // With it, blocks are whole granules: the setting before is not heeded.
+        ("use_query_condition_cache", "0".to_owned()),
         // Deleted rows must be seen by FINAL before a condition hides them.
         ("optimize_move_to_prewhere_if_final", "0".to_owned()),
         // Otherwise every thread's layer reads a granule of every part again.
@@ -217,10 +185,10 @@ struct Attempt {
 impl SegmentWork {
     async fn run(self) -> Result<(), Error> {
         let mut failures = 0;
-        let mut block_size = self.pipeline.block_size;
         let mut attempt = Attempt::default();
         loop {
-            let error = match self.try_once(block_size, &mut attempt).await {
+            let block_rows = self.pipeline.block_rows.load(Ordering::Relaxed);
+            let error = match self.try_once(block_rows, &mut attempt).await {
                 Ok(counts) => {
                     self.finish(counts, attempt.shown_rows);
                     return Ok(());
@@ -230,9 +198,9 @@ impl SegmentWork {
             self.phase.go_back(attempt.shown_rows);
             attempt.shown_rows = 0;
             attempt.number += 1;
-            if let Some(smaller) = block_size.after(&error) {
-                // Rows are larger than usual here.
-                block_size = smaller;
+            if let Some(fewer) = error.smaller_blocks(block_rows) {
+                // Rows are larger than expected, and probably not only here.
+                self.pipeline.block_rows.fetch_min(fewer, Ordering::Relaxed);
                 continue;
             }
             failures += 1;
@@ -286,11 +254,11 @@ impl SegmentWork {
 
     async fn try_once(
         &self,
-        block_size: BlockSize,
+        block_rows: usize,
         attempt: &mut Attempt,
     ) -> Result<SegmentCounts, WorkError> {
         let pipeline = &self.pipeline;
-        let settings = read_settings(block_size, pipeline.budget.preferred_block_bytes);
+        let settings = read_settings(block_rows, pipeline.budget.preferred_block_bytes);
         let mut stream = pipeline
             .connection
             .stream(&pipeline.query.sql(&self.segment), &settings)?;
@@ -300,14 +268,6 @@ impl SegmentWork {
         let mut sender = Sender::new(self, attempt.number);
         loop {
             while let Some(block) = reader.next_block()? {
-                if block.rows > pipeline.batch_rows {
-                    // A block is never divided, so it must not exceed a batch.
-                    return Err(NativeError::TooLarge {
-                        rows: block.rows,
-                        limit: pipeline.budget.max_block_bytes,
-                    }
-                    .into());
-                }
                 let enriched = tokio::task::block_in_place(|| pipeline.enricher.enrich(&block))?;
                 drop(block);
                 if self.is_full(&batch, enriched.rows, enriched.bytes()) {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use events_backfill::clickhouse::{
     Compression, Connection, ConnectionOptions, Password, TableInfo, sql,
 };
-use events_backfill::pipeline::{BlockSize, read_settings};
+use events_backfill::pipeline::read_settings;
 use events_backfill::plan::{self, Segment};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -220,7 +220,7 @@ impl<'a> Partition<'a> {
             sql::string(PARTITION),
             segment.predicate()
         );
-        let settings = read_settings(BlockSize::new(8_192, 50_000), 4_000_000);
+        let settings = read_settings(8_192, 4_000_000);
         self.runtime.block_on(async {
             let mut stream = self.connection.stream(&select, &settings).unwrap();
             let mut bytes = 0;

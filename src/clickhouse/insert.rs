@@ -123,6 +123,10 @@ impl Connection {
             // Otherwise a column the table does not have is dropped without a word.
             ("input_format_skip_unknown_fields", "0"),
             ("input_format_native_allow_types_conversion", "1"),
+            // Metadata for a JSON column: texts stay texts, whatever they look like.
+            ("input_format_try_infer_dates", "0"),
+            ("input_format_try_infer_datetimes", "0"),
+            ("type_json_skip_duplicated_paths", "1"),
             ("insert_deduplication_token", &insert.deduplication_token),
             // A retried batch whose rows are there already still has to reach the
             // views, if that is where the first attempt stopped.

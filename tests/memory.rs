@@ -1,0 +1,161 @@
+//! The program stays within `--memory-limit`, whatever the rows are like.
+//!
+//! The figure is the one in the report, which is the peak that the kernel has seen.
+
+mod support;
+
+#[path = "support/differential.rs"]
+mod differential;
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use differential::{ask_number, execute};
+use support::{Database, SAMPLE_PARTITION, Server, Tool, repository_file};
+
+const MIB: u64 = 1024 * 1024;
+
+/// One run at a time: two at once would slow each other down, and with them the inserts that make
+/// the program wait, and hold what it has read.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tables of a current Langfuse, and an `events` table without text indexes: what the server does
+/// with the rows is not of interest here.
+fn tables(name: &str) -> Database<'static> {
+    let database = Server::shared().database(name);
+    database.load_schema();
+    database.execute_file(&repository_file("bench-data/older-events.sql"), &[]);
+    database
+}
+
+/// Fills both tables: so many traces, each with so many observations, spread over the days of the
+/// month and over the types. `input` is an expression over the number of the observation, and
+/// `metadata` one over the number of the trace.
+fn fill(database: &Database, traces: u64, each: u64, input: &str, metadata: &str) {
+    execute(
+        database,
+        &format!(
+            "INSERT INTO traces (id, project_id, timestamp, event_ts, name, tags, metadata)
+             SELECT concat('trace-', toString(number)), 'project',
+                 toDateTime64('2024-06-01 00:00:00', 3) + number % 28 * 86400, now64(), 'name',
+                 ['one', 'two'], {metadata}
+             FROM numbers({traces})
+             SETTINGS max_block_size = 100"
+        ),
+    );
+    execute(
+        database,
+        &format!(
+            "INSERT INTO observations (id, trace_id, project_id, type, start_time, event_ts, input)
+             SELECT concat('observation-', toString(number)),
+                 concat('trace-', toString(number % {traces})), 'project',
+                 ['SPAN', 'EVENT', 'GENERATION', 'TOOL'][1 + number % 4],
+                 toDateTime64('2024-06-01 00:00:00', 3) + number % {traces} % 28 * 86400
+                     + number % 80000,
+                 now64(), {input}
+             FROM numbers({})
+             SETTINGS max_block_size = 4096",
+            traces * each
+        ),
+    );
+    // Few parts, so that there may be many segments.
+    execute(database, "OPTIMIZE TABLE observations FINAL");
+}
+
+/// Runs the program with a limit, and panics unless it wrote every row and stayed within it.
+fn assert_within_limit(database: &Database, limit: u64, least_segments: u64) {
+    let _turn = one_at_a_time();
+    execute(database, "TRUNCATE TABLE events");
+    let tool = Tool::new(database)
+        .args(["--partition", SAMPLE_PARTITION, "--target-table", "events"])
+        .args(["--memory-limit", &format!("{limit}MiB")])
+        .args(["--concurrency", "4", "--segment-rows", "1000"]);
+    tool.run().assert_code(0);
+
+    let report = tool.report();
+    let rows = ask_number(database, "SELECT count() FROM observations");
+    assert_eq!(report["events_inserted"], rows, "{report}");
+    assert_eq!(
+        ask_number(database, "SELECT count() FROM events FINAL"),
+        rows
+    );
+    let segments = report["segments_total"].as_u64().unwrap();
+    let peak = report["peak_rss_bytes"].as_u64().unwrap();
+    println!(
+        "{}: limit {limit} MiB, peak {} MiB, {segments} segments, {} s",
+        database.name,
+        peak / MIB,
+        report["seconds"]["total"]
+    );
+    assert!(segments >= least_segments, "{segments} segments");
+    assert!(
+        peak <= limit * MIB,
+        "peak memory is {} MiB with a limit of {limit} MiB\n{report}",
+        peak / MIB
+    );
+}
+
+/// 200,000 rows of 3 KB: enough rows for several segments at once.
+fn long_rows() -> &'static Database<'static> {
+    static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
+    DATABASE.get_or_init(|| {
+        let database = tables("long_rows");
+        let input = "repeat(hex(sipHash128(number)), 94)";
+        fill(&database, 20_000, 10, input, "map('key', 'value')");
+        database
+    })
+}
+
+/// 30,000 rows of 20 KB.
+fn longer_rows() -> &'static Database<'static> {
+    static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
+    DATABASE.get_or_init(|| {
+        let database = tables("longer_rows");
+        let input = "repeat(hex(sipHash128(number)), 625)";
+        fill(&database, 3_000, 10, input, "map('key', 'value')");
+        database
+    })
+}
+
+/// 5,000 rows, each of which gets 100 KB of metadata from its trace: 500 MB out of 2.5 MB.
+fn large_trace_metadata() -> &'static Database<'static> {
+    static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
+    DATABASE.get_or_init(|| {
+        let database = tables("large_trace_metadata");
+        let metadata = "map('large', repeat(hex(sipHash128(number)), 3125), 'small', 'value')";
+        fill(&database, 25, 200, "'short'", metadata);
+        database
+    })
+}
+
+#[test]
+fn long_rows_stay_within_256_mib() {
+    assert_within_limit(long_rows(), 256, 3);
+}
+
+#[test]
+fn long_rows_stay_within_512_mib() {
+    assert_within_limit(long_rows(), 512, 3);
+}
+
+#[test]
+fn longer_rows_stay_within_256_mib() {
+    assert_within_limit(longer_rows(), 256, 1);
+}
+
+#[test]
+fn longer_rows_stay_within_512_mib() {
+    assert_within_limit(longer_rows(), 512, 1);
+}
+
+#[test]
+fn large_metadata_that_many_observations_share_stays_within_256_mib() {
+    assert_within_limit(large_trace_metadata(), 256, 1);
+}
+
+#[test]
+fn large_metadata_that_many_observations_share_stays_within_512_mib() {
+    assert_within_limit(large_trace_metadata(), 512, 1);
+}
