@@ -50,7 +50,7 @@ impl Batch {
         self.rows
     }
 
-    /// Bytes so far, before compression.
+    /// Bytes of memory held so far, before compression.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -62,7 +62,7 @@ impl Batch {
     pub fn push(&mut self, block: EnrichedBlock) -> std::io::Result<()> {
         self.rows += block.rows;
         self.without_trace += block.without_trace;
-        self.bytes += block.bytes();
+        self.bytes += block.held_bytes;
         match &mut self.encoder {
             None => self.pieces.extend(block.pieces),
             Some(encoder) => {

@@ -13,8 +13,8 @@ use clap::Parser;
 /// metadata, …). Traces are kept in a local store on disk meanwhile, so memory
 /// does not grow with their number.
 ///
-/// Each option can also be given in the environment, or in a file .env in the
-/// current directory, under the name in brackets. An option on the command line
+/// Options with a name in brackets can also be given under that name in the
+/// environment, or in a file .env in the current directory. An option on the command line
 /// counts before the environment, and the environment before .env. The
 /// password comes from CLICKHOUSE_PASSWORD, or from the file named by
 /// CLICKHOUSE_PASSWORD_FILE.
@@ -29,8 +29,7 @@ pub struct Arguments {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Continue the unfinished run in the state directory (not yet: runs keep no
-    /// checkpoint so far)
+    /// Continue the unfinished run in the state directory
     #[arg(long, conflicts_with = "restart")]
     pub resume: bool,
 
@@ -38,7 +37,11 @@ pub struct Arguments {
     #[arg(long)]
     pub restart: bool,
 
-    /// Directory for the trace store; needs room for about 60 bytes per trace,
+    /// Keep the trace store after success, instead of deleting it
+    #[arg(long)]
+    pub keep_traces: bool,
+
+    /// Directory for the checkpoint and the trace store; needs room for about 100 bytes per trace,
     /// and more for long metadata
     /// [env: STATE_DIR] [default: ./state]
     #[arg(long, value_name = "DIR")]
@@ -115,7 +118,9 @@ Examples:
     events-backfill --partition 202406 --dry-run
   Do it, keeping state on a large disk:
     events-backfill --partition 202406 --state-dir /data/backfill
+  Continue after an interruption:
+    events-backfill --partition 202406 --state-dir /data/backfill --resume
   With few resources, and the summary for a program:
     events-backfill --partition 202406 --memory-limit 256MiB --quiet --report summary.json
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 or 143 ended by a signal.";
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 or 143 interrupted.";

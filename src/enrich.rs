@@ -13,8 +13,8 @@ use crate::buffer_pool::BufferPool;
 use crate::json;
 use crate::mapping::{Enriched, Helper, Mapping};
 use crate::native::{
-    ArrayCursor, Block, FixedCursor, NativeError, NullableStringCursor, StringArrayWriter,
-    StringCursor, put_block_header, put_column_header, put_string,
+    ArrayCursor, Block, DataType, FixedCursor, NativeError, NullableStringCursor,
+    StringArrayWriter, StringCursor, put_block_header, put_column_header, put_string,
 };
 use crate::trace_store::{Day, Found, StoreError, TraceRecord, TraceStore, key};
 
@@ -41,13 +41,9 @@ pub struct EnrichedBlock {
     pub rows: usize,
     /// Rows whose trace was not found.
     pub without_trace: usize,
-}
-
-impl EnrichedBlock {
-    /// Bytes of all pieces.
-    pub fn bytes(&self) -> usize {
-        self.pieces.iter().map(Bytes::len).sum()
-    }
+    /// Bytes of memory it holds: the whole block that arrived, helper columns
+    /// included, and what was built.
+    pub held_bytes: usize,
 }
 
 /// Enriches blocks. Shared by all segments.
@@ -56,6 +52,8 @@ pub struct Enricher {
     store: Arc<TraceStore>,
     max_block_bytes: usize,
     pool: BufferPool,
+    /// Name and type of each column that arrives.
+    expected: Vec<(String, DataType)>,
 }
 
 impl Enricher {
@@ -68,6 +66,7 @@ impl Enricher {
         pool: BufferPool,
     ) -> Self {
         Self {
+            expected: mapping.result_columns(),
             mapping,
             store,
             max_block_bytes,
@@ -83,7 +82,7 @@ impl Enricher {
     pub fn enrich(&self, block: &Block) -> Result<EnrichedBlock, EnrichError> {
         self.check_columns(block)?;
         let (slots, found) = self.look_up(block)?;
-        if found.bytes() > self.max_block_bytes {
+        if found.is_too_large() {
             return Err(self.too_large(block));
         }
         let unique = (0..slots.unique).map(|index| found.record(index));
@@ -98,6 +97,9 @@ impl Enricher {
         for column in &self.mapping.enriched {
             put_column_header(&mut appended, &column.name, &column.sent_type);
             self.build(column.form, block, &traces, &merged, &mut appended)?;
+            if appended.len() > self.max_block_bytes {
+                return Err(self.too_large(block));
+            }
         }
         let pass_through = self.mapping.pass_through.len();
         let mut header = Vec::with_capacity(8);
@@ -106,7 +108,9 @@ impl Enricher {
             pass_through + self.mapping.enriched.len(),
             block.rows,
         );
+        let held_bytes = block.bytes.len() + appended.len();
         Ok(EnrichedBlock {
+            held_bytes,
             pieces: vec![
                 Bytes::from(header),
                 block.slice(0..pass_through),
@@ -124,21 +128,21 @@ impl Enricher {
         })
     }
 
-    /// The columns that arrive must be the ones that were asked for, in type and order.
+    /// The columns that arrive must be the ones that were asked for, in name,
+    /// type and order.
     fn check_columns(&self, block: &Block) -> Result<(), NativeError> {
-        let expected = self.mapping.pass_through.len() + self.mapping.helpers.len();
-        if block.columns.len() != expected {
+        if block.columns.len() != self.expected.len() {
             return Err(NativeError::corrupt(format!(
-                "{} columns arrived where {expected} were asked for",
-                block.columns.len()
+                "{} columns arrived where {} were asked for",
+                block.columns.len(),
+                self.expected.len()
             )));
         }
-        let names = self.mapping.pass_through.iter().zip(&block.columns);
-        for (asked, arrived) in names {
-            if *asked.name != *arrived.name {
+        for ((name, data_type), arrived) in self.expected.iter().zip(&block.columns) {
+            if **name != *arrived.name || *data_type != *arrived.data_type {
                 return Err(NativeError::corrupt(format!(
-                    "column {} arrived where {} was asked for",
-                    arrived.name, asked.name
+                    "column {} {} arrived where {name} {data_type} was asked for",
+                    arrived.name, arrived.data_type
                 )));
             }
         }
@@ -178,7 +182,7 @@ impl Enricher {
             });
             of_row.push(slot);
         }
-        let found = self.store.look_up(&unique)?;
+        let found = self.store.look_up(&unique, self.max_block_bytes)?;
         let slots = Slots {
             of_row,
             unique: unique.len(),

@@ -60,7 +60,7 @@ pub enum WorkError {
     #[error(transparent)]
     Request(#[from] RequestError),
     /// A batch was sent as often as it may be.
-    #[error("an insert failed: {error}")]
+    #[error("an insert failed, tried {failures} times: {error}")]
     InsertGivenUp {
         /// The last error.
         error: RequestError,
@@ -73,6 +73,9 @@ pub enum WorkError {
     /// The trace store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The run was asked to end.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl WorkError {
@@ -82,7 +85,10 @@ impl WorkError {
             WorkError::Request(error) => error.is_passing(),
             // A response that was cut or garbled on its way is sent again.
             WorkError::Native(NativeError::Truncated { .. } | NativeError::Corrupt(_)) => true,
-            WorkError::InsertGivenUp { .. } | WorkError::Native(_) | WorkError::Store(_) => false,
+            WorkError::InsertGivenUp { .. }
+            | WorkError::Native(_)
+            | WorkError::Store(_)
+            | WorkError::Interrupted => false,
         }
     }
 }
@@ -107,7 +113,7 @@ impl WorkError {
     /// What to do about it, if there is something, to be put behind the error.
     pub fn advice(&self) -> &'static str {
         match self {
-            WorkError::Native(NativeError::TooLarge { .. }) => {
+            WorkError::Native(NativeError::TooLarge { rows: 1, .. }) => {
                 ": a single row is larger than that; raise --memory-limit or lower --concurrency"
             }
             WorkError::Store(StoreError::Database { message, .. })

@@ -222,7 +222,7 @@ impl Inspector<'_> {
         if !table.is_replacing() && !self.options.allow_duplicates {
             return Err(Error::Configuration(format!(
                 "the target {database}.{} is a {}, not a ReplacingMergeTree: a run that is done \
-                 again, or resumed, would leave rows in it twice; say --allow-duplicates if that \
+                 again or resumed, and a batch that is tried again, would leave rows in it twice; say --allow-duplicates if that \
                  is what you want",
                 table.name, table.engine
             )));
@@ -247,13 +247,19 @@ impl Inspector<'_> {
         if !self.options.exclude_dataset_items {
             return Ok(None);
         }
-        self.find(DATASET_ITEMS).await?.map(Some).ok_or_else(|| {
-            Error::Configuration(format!(
+        let Some(table) = self.find(DATASET_ITEMS).await? else {
+            return Err(Error::Configuration(format!(
                 "--exclude-dataset-items needs the table {DATASET_ITEMS}, which database '{}' \
                  does not have",
                 self.options.database
-            ))
-        })
+            )));
+        };
+        let select = format!(
+            "SELECT project_id, trace_id FROM {} FINAL LIMIT 0",
+            table.qualified_name()
+        );
+        self.ask(self.connection.check(&select)).await?;
+        Ok(Some(table))
     }
 
     async fn observation_partition(

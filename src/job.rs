@@ -1,27 +1,31 @@
 //! The whole job for one partition: inspect, load traces, plan, stream, report.
 
+use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
+use crate::begin::{self, Begin};
 use crate::buffer_pool::BufferPool;
+use crate::checkpoint::{Checkpoint, MadeFor};
 use crate::clickhouse::{Connection, sql};
 use crate::enrich::Enricher;
-use crate::error::Error;
+use crate::error::{Error, WorkError};
 use crate::inspect::{Inspected, inspect};
-use crate::load::{self, TraceSource};
+use crate::load::{self, LoadedDay, TraceSource};
 use crate::mapping::OBSERVATION;
 use crate::memory::peak_resident_bytes;
 use crate::options::Options;
 use crate::pipeline::{self, Counters, Pipeline, SegmentQuery};
-use crate::plan;
+use crate::plan::{self, Segment};
 use crate::progress::{Display, Phase};
 use crate::report::{self, Report, Seconds};
 use crate::retry::RetryPolicy;
+use crate::shutdown::Shutdown;
 use crate::state_dir::StateDir;
-use crate::trace_store::{Day, SeenTraces, TraceStore};
+use crate::trace_store::{Day, SeenTraces, StoreError, TraceStore};
 
 /// Bytes of a stored trace besides its attributes: key, lengths, filter, index.
 const STORE_BYTES_PER_TRACE: u64 = 32;
@@ -33,57 +37,66 @@ const STORE_BYTES_EMPTY: u64 = 1 << 20;
 /// # Errors
 /// [`Error`] with a sentence for the operator and the exit code.
 pub async fn run(options: Options) -> Result<(), Error> {
-    if options.resume {
-        return Err(Error::Configuration(
-            "--resume has nothing to continue: runs of this version keep no checkpoint; start over \
-             without it (rows that are there already become one with their equals)"
-                .to_owned(),
-        ));
-    }
     let display = Display::detect(options.quiet);
+    let shutdown = Shutdown::listen()
+        .map_err(|error| Error::failed("the program cannot listen to signals", error))?;
     let connection = Connection::new(options.connection.clone()).map_err(Error::Configuration)?;
     let started = Instant::now();
     let inspected = inspect(&connection, &options).await?;
-    describe(&options, &inspected, display);
     if let Some(path) = &options.report {
         report::require_writable(path)?;
     }
-    let state = StateDir::prepare(&options.state_dir, options.partition)?;
-    state.remove_trace_store()?;
-    state.require_space(estimate_store(&inspected))?;
-    let store = Arc::new(
-        TraceStore::open(&state.trace_store(), options.budget.cache_bytes)
-            .map_err(|error| Error::Failed(error.to_string()))?,
-    );
+    let state = StateDir::prepare(&options.state_dir, options.partition, options.dry_run)?;
+    let made_for = MadeFor::new(&options, &inspected);
+    let stored = Checkpoint::read(&state.checkpoint());
+    let begin = begin::decide(
+        stored,
+        &made_for,
+        state.path(),
+        options.resume,
+        options.restart,
+    )?;
+    let (checkpoint, resumed) = match begin {
+        Begin::Over(message) => {
+            display.note(message);
+            return Ok(());
+        }
+        Begin::Continue(checkpoint) => (*checkpoint, true),
+        Begin::Fresh => {
+            state.clear()?;
+            (
+                Checkpoint::begin(made_for, new_run_id(), seconds_since_1970()),
+                false,
+            )
+        }
+    };
+    describe(&options, &inspected, display);
+    if resumed {
+        display.note(format_args!(
+            "going on with {}",
+            begin::progress(&checkpoint)
+        ));
+    }
     let pool = BufferPool::new(options.budget.pool_bytes);
-    let job = Job {
+    let mut job = Job {
+        observations_before: checkpoint.counts().observations,
         options,
         connection,
         inspected,
+        state,
+        checkpoint,
+        resumed,
         display,
+        shutdown,
         counters: Arc::new(Counters::default()),
         pool,
         started,
     };
-    let outcome = job.work(&store).await;
-    let report = match &outcome {
-        Ok(done) => job.report(done, &store, 0),
-        Err((_, done)) => job.report(done, &store, 1),
-    };
-    drop(store);
-    if !job.options.quiet {
-        println!("\n{report}");
+    let outcome = job.work_and_report().await;
+    if job.options.dry_run {
+        job.state.remove();
     }
-    if let Some(path) = &job.options.report {
-        report.write_json(path).map_err(|error| {
-            Error::failed(
-                format!("the report {} cannot be written", path.display()),
-                error,
-            )
-        })?;
-    }
-    outcome.map_err(|(error, _)| error)?;
-    state.remove_trace_store()
+    outcome.map_err(|error| job.with_way_on(error))
 }
 
 /// What is about to be done, in a few lines.
@@ -130,57 +143,159 @@ struct Job {
     options: Options,
     connection: Connection,
     inspected: Inspected,
+    state: StateDir,
+    checkpoint: Checkpoint,
+    resumed: bool,
+    /// Observations that were done before this process began.
+    observations_before: u64,
     display: Display,
+    shutdown: Shutdown,
     counters: Arc<Counters>,
     pool: BufferPool,
     started: Instant,
 }
 
-/// How far the job got.
+/// Where the time of this process went, and what the store took.
 #[derive(Debug, Default)]
-struct Done {
-    traces_loaded: u64,
-    segments_total: u64,
+struct Spent {
     load: Duration,
     stream: Duration,
+    store_bytes: u64,
 }
 
 impl Job {
-    /// Both phases; on failure the error, and what was done before it.
-    async fn work(&self, store: &Arc<TraceStore>) -> Result<Done, (Error, Done)> {
-        let mut done = Done::default();
-        let load_started = Instant::now();
-        match self.load_traces(store).await {
-            Ok(traces) => done.traces_loaded = traces,
-            Err(error) => return Err((error, done)),
+    async fn work_and_report(&mut self) -> Result<(), Error> {
+        let mut spent = Spent::default();
+        let outcome = self.work(&mut spent).await;
+        let report = self.report(&spent, outcome.is_err());
+        let wanted = self.options.report.clone();
+        let kept = (!self.options.dry_run).then(|| self.state.report());
+        let mut written = Ok(());
+        for path in wanted.into_iter().chain(kept) {
+            written = written.and(report.write_json(&path).map_err(|error| {
+                Error::failed(
+                    format!("the report {} cannot be written", path.display()),
+                    error,
+                )
+            }));
         }
-        done.load = load_started.elapsed();
+        if !self.options.quiet {
+            // If nobody reads it, the work is done all the same.
+            let _ = writeln!(std::io::stdout().lock(), "\n{report}");
+        }
+        // What went wrong first is what the operator must know.
+        outcome.and(written)
+    }
+
+    /// Both phases.
+    async fn work(&mut self, spent: &mut Spent) -> Result<(), Error> {
+        let segments = self.plan().await?;
+        let store = Arc::new(self.open_store()?);
+        let load_started = Instant::now();
+        let loaded = self.load_traces(&store).await;
+        spent.load = load_started.elapsed();
+        spent.store_bytes = store.disk_bytes();
+        loaded?;
         let stream_started = Instant::now();
-        let streamed = self
-            .stream_observations(store, &mut done.segments_total)
-            .await;
-        done.stream = stream_started.elapsed();
-        match streamed {
-            Ok(()) => Ok(done),
-            Err(error) => Err((error, done)),
+        let streamed = self.stream_observations(&store, &segments).await;
+        spent.stream = stream_started.elapsed();
+        streamed?;
+        drop(store);
+        self.checkpoint.finished = true;
+        self.save()?;
+        if self.options.keep_traces {
+            return Ok(());
+        }
+        self.state.remove_trace_store()
+    }
+
+    fn open_store(&self) -> Result<TraceStore, Error> {
+        let path = self.state.trace_store();
+        let cache_bytes = self.options.budget.cache_bytes;
+        let run_id = &self.checkpoint.run_id;
+        if self.resumed {
+            let days: Vec<Day> = self.checkpoint.days.keys().copied().collect();
+            return TraceStore::reopen(&path, cache_bytes, run_id, &days).map_err(|error| {
+                Error::Failed(format!("{error}; --restart discards it and starts over"))
+            });
+        }
+        self.state.require_space(estimate_store(&self.inspected))?;
+        let store = TraceStore::create(&path, cache_bytes, run_id)
+            .map_err(|error| Error::Failed(error.to_string()))?;
+        self.save_to_disk()?;
+        Ok(store)
+    }
+
+    /// Writes the checkpoint.
+    fn save(&mut self) -> Result<(), Error> {
+        self.checkpoint.saved_at = seconds_since_1970();
+        self.save_to_disk()
+    }
+
+    fn save_to_disk(&self) -> Result<(), Error> {
+        if self.options.dry_run {
+            return Ok(());
+        }
+        let path = self.state.checkpoint();
+        self.checkpoint.write(&path).map_err(|error| {
+            Error::failed(
+                format!("the checkpoint {} cannot be written", path.display()),
+                error,
+            )
+        })
+    }
+
+    /// Says how to go on after an error that left something to go on with.
+    fn with_way_on(&self, error: Error) -> Error {
+        if self.options.dry_run {
+            return error;
+        }
+        let way_on = format!(
+            "; {} so far: continue with --resume",
+            begin::progress(&self.checkpoint)
+        );
+        match error {
+            Error::Failed(message) => Error::Failed(message + &way_on),
+            Error::Interrupted { signal, message } => Error::Interrupted {
+                signal,
+                message: message + &way_on,
+            },
+            Error::Configuration(_) => error,
         }
     }
 
-    async fn load_traces(&self, store: &TraceStore) -> Result<u64, Error> {
+    async fn load_traces(&mut self, store: &TraceStore) -> Result<(), Error> {
+        if self.checkpoint.superseded.is_some() {
+            return Ok(());
+        }
         let expected = self.inspected.trace_rows.rows;
-        let phase = Phase::begin(self.display, "traces loaded", expected, 0);
-        let mut traces = 0;
+        let before = self.checkpoint.days.values().map(|(rows, _)| rows).sum();
+        let phase = Phase::begin(self.display, "traces loaded", expected, before);
+        let mut superseded = 0;
         if expected > 0 {
             let mut seen = SeenTraces::new(expected, self.options.budget.seen_bytes);
+            tokio::task::block_in_place(|| seen.remember(store)).map_err(store_failed)?;
+            let mut block_rows = load::BLOCK_ROWS;
             for day in self.options.partition.days() {
-                traces += self.load_day(store, day, &mut seen, &phase).await?;
+                if self.checkpoint.days.contains_key(&day) {
+                    continue;
+                }
+                let loaded = self
+                    .load_day(store, day, &mut block_rows, &mut seen, &phase)
+                    .await?;
+                self.checkpoint
+                    .days
+                    .insert(day, (loaded.rows_read, loaded.traces));
+                self.save()?;
             }
             drop(seen);
-            traces -= tokio::task::block_in_place(|| store.settle_moved_traces())
-                .map_err(|error| Error::Failed(error.to_string()))?;
+            superseded = tokio::task::block_in_place(|| store.settle_moved_traces())
+                .map_err(store_failed)?;
         }
+        self.checkpoint.superseded = Some(superseded);
+        self.save()?;
         phase.finish();
-        Ok(traces)
+        Ok(())
     }
 
     /// Loads one day, again and again while what stops it may pass.
@@ -188,9 +303,10 @@ impl Job {
         &self,
         store: &TraceStore,
         day: Day,
+        block_rows: &mut usize,
         seen: &mut SeenTraces,
         phase: &Phase,
-    ) -> Result<u64, Error> {
+    ) -> Result<LoadedDay, Error> {
         let partition_id = self.options.partition.to_string();
         let source = TraceSource {
             connection: &self.connection,
@@ -202,23 +318,24 @@ impl Job {
         };
         let retries = self.retry_policy();
         let mut failures = 0;
-        let mut block_rows = load::BLOCK_ROWS;
         loop {
             let shown = AtomicU64::new(0);
             let on_rows = |rows| {
                 shown.fetch_add(rows, Ordering::Relaxed);
                 phase.advance(rows);
             };
-            let error = match source
-                .load_day(store, day, block_rows, seen, &on_rows)
-                .await
-            {
-                Ok(loaded) => return Ok(loaded.traces),
+            let load = source.load_day(store, day, *block_rows, seen, &on_rows, &self.shutdown);
+            let error = match load.await {
+                Ok(loaded) => return Ok(loaded),
                 Err(error) => error,
             };
             phase.go_back(shown.into_inner());
-            if let Some(fewer) = error.smaller_blocks(block_rows) {
-                block_rows = fewer;
+            if let Some(signal) = self.shutdown.signal() {
+                return Err(interrupted(signal));
+            }
+            if let Some(fewer) = error.smaller_blocks(*block_rows) {
+                // Rows are larger than expected, and the other days' are alike.
+                *block_rows = fewer;
                 continue;
             }
             failures += 1;
@@ -234,16 +351,48 @@ impl Job {
                 )));
             };
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
-            phase.note(format_args!("loading traces: {error}; trying again"));
-            tokio::time::sleep(wait).await;
+            phase.note(format_args!(
+                "loading the traces of {}: {error}; trying again in {:.0} s",
+                date(day),
+                wait.as_secs_f64().ceil()
+            ));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.shutdown.requested() => {}
+            }
         }
     }
 
     async fn stream_observations(
-        &self,
+        &mut self,
         store: &Arc<TraceStore>,
-        segments_total: &mut u64,
+        segments: &[Segment],
     ) -> Result<(), Error> {
+        let planned = segments.iter().map(|segment| segment.rows).sum();
+        let remaining = self.checkpoint.remaining();
+        let left: u64 = remaining.iter().map(|segment| segment.rows).sum();
+        let name = match self.options.dry_run {
+            true => "observations read",
+            false => "observations processed",
+        };
+        let phase = Arc::new(Phase::begin(self.display, name, planned, planned - left));
+        let pipeline = Arc::new(self.pipeline(store));
+        let counters = Arc::clone(&self.counters);
+        let on_done = |number, counts| {
+            self.checkpoint.done.insert(number, counts);
+            self.save()
+        };
+        let result =
+            pipeline::run(pipeline, remaining, counters, Arc::clone(&phase), on_done).await;
+        phase.finish();
+        result
+    }
+
+    /// The plan: the one in the checkpoint, or a new one that is kept there.
+    async fn plan(&mut self) -> Result<Vec<Segment>, Error> {
+        if let Some(segments) = &self.checkpoint.segments {
+            return Ok(segments.clone());
+        }
         let partition = &self.inspected.observation_rows;
         let segments = plan::make(
             &self.connection,
@@ -254,22 +403,8 @@ impl Job {
         )
         .await
         .map_err(|error| Error::failed("the partition cannot be divided into segments", error))?;
-        *segments_total = segments.len() as u64;
-        let planned = segments.iter().map(|segment| segment.rows).sum();
-        let name = match self.options.dry_run {
-            true => "observations read",
-            false => "observations processed",
-        };
-        let phase = Arc::new(Phase::begin(self.display, name, planned, 0));
-        let result = pipeline::run(
-            Arc::new(self.pipeline(store)),
-            segments,
-            Arc::clone(&self.counters),
-            Arc::clone(&phase),
-        )
-        .await;
-        phase.finish();
-        result
+        self.checkpoint.segments = Some(segments.clone());
+        Ok(segments)
     }
 
     fn pipeline(&self, store: &Arc<TraceStore>) -> Pipeline {
@@ -306,15 +441,16 @@ impl Job {
             },
             insert_sql,
             target_has_views: inspected.target.has_views,
-            run_id: new_run_id(),
+            run_id: format!("{}-{:x}", self.checkpoint.run_id, fastrand::u64(..)),
             dry_run: self.options.dry_run,
             budget,
             pool: self.pool.clone(),
             batch_rows: self.options.batch_rows,
             // A block is never divided, so it must not be larger than a batch.
-            block_rows: AtomicUsize::new(self.options.block_rows.min(self.options.batch_rows)),
+            block_rows: self.options.block_rows.min(self.options.batch_rows),
             retries: self.retry_policy(),
             concurrency: self.options.concurrency,
+            shutdown: self.shutdown.clone(),
         }
     }
 
@@ -324,42 +460,52 @@ impl Job {
         }
     }
 
-    fn report(&self, done: &Done, store: &TraceStore, errors: u64) -> Report {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let observations = count(&self.counters.observations);
-        let stream = done.stream.as_secs_f64();
-        let insert = Duration::from_nanos(count(&self.counters.insert_nanoseconds));
+    fn report(&self, spent: &Spent, failed: bool) -> Report {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counts = self.checkpoint.counts();
+        let stream = spent.stream.as_secs_f64();
+        let insert = Duration::from_nanos(load(&self.counters.insert_nanoseconds));
+        let observations_now = counts.observations - self.observations_before;
+        let target = &self.inspected.target;
         Report {
             partition: self.options.partition.to_string(),
-            target_table: format!(
-                "{}.{}",
-                self.inspected.target.database, self.inspected.target.name
-            ),
+            target_table: format!("{}.{}", target.database, target.name),
             dry_run: self.options.dry_run,
-            resumed: false,
-            traces_loaded: done.traces_loaded,
-            observations_processed: observations,
-            events_inserted: count(&self.counters.inserted),
-            observations_without_trace: count(&self.counters.without_trace),
-            errors,
-            retries: count(&self.counters.retries),
-            segments_total: done.segments_total,
-            segments_done: count(&self.counters.segments),
+            resumed: self.resumed,
+            traces_loaded: self.checkpoint.traces(),
+            observations_processed: counts.observations,
+            events_inserted: counts.inserted,
+            observations_without_trace: counts.without_trace,
+            errors: u64::from(failed),
+            retries: load(&self.counters.retries),
+            segments_total: self.checkpoint.segments.as_ref().map_or(0, Vec::len) as u64,
+            segments_done: self.checkpoint.done.len() as u64,
             peak_rss_bytes: peak_resident_bytes(),
-            store_bytes: store.disk_bytes(),
+            store_bytes: spent.store_bytes,
             seconds: Seconds {
-                load: done.load.as_secs_f64(),
+                load: spent.load.as_secs_f64(),
                 stream,
                 insert: insert.as_secs_f64(),
                 total: self.started.elapsed().as_secs_f64(),
             },
-            observations_per_second: if stream > 0.0 {
-                observations as f64 / stream
-            } else {
-                0.0
+            observations_per_second: match stream > 0.0 {
+                true => observations_now as f64 / stream,
+                false => 0.0,
             },
         }
     }
+}
+
+fn interrupted(signal: u8) -> Error {
+    Error::Interrupted {
+        signal,
+        message: "interrupted".to_owned(),
+    }
+}
+
+fn store_failed(error: StoreError) -> Error {
+    let error = WorkError::Store(error);
+    Error::Failed(format!("{error}{}", error.advice()))
 }
 
 /// A day as `YYYY-MM-DD`.
@@ -371,8 +517,12 @@ fn date(day: Day) -> String {
 
 /// A name no other run has.
 fn new_run_id() -> String {
+    format!("{:x}-{:x}", seconds_since_1970(), fastrand::u64(..))
+}
+
+fn seconds_since_1970() -> u64 {
     let since_1970 = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    format!("{:x}-{:x}", since_1970.as_nanos(), fastrand::u64(..))
+    since_1970.as_secs()
 }

@@ -16,7 +16,9 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod begin;
 pub mod buffer_pool;
+pub mod checkpoint;
 pub mod cli;
 pub mod clickhouse;
 pub mod enrich;
@@ -34,5 +36,6 @@ pub mod plan;
 pub mod progress;
 pub mod report;
 mod retry;
+pub mod shutdown;
 mod state_dir;
 pub mod trace_store;

@@ -12,6 +12,7 @@ use crate::error::WorkError;
 use crate::mapping::Mapping;
 use crate::memory::Budget;
 use crate::native::{ArrayCursor, Block, BlockReader, FixedCursor, NativeError, StringCursor};
+use crate::shutdown::Shutdown;
 use crate::trace_store::{Day, DayWriter, SeenTraces, TraceRecord, TraceStore, key};
 
 /// Most rows in one block of traces, unless they turn out to be large.
@@ -55,6 +56,7 @@ impl TraceSource<'_> {
         block_rows: usize,
         seen: &mut SeenTraces,
         on_rows: &(dyn Fn(u64) + Sync),
+        shutdown: &Shutdown,
     ) -> Result<LoadedDay, WorkError> {
         let settings = [
             ("max_block_size", block_rows.to_string()),
@@ -75,7 +77,12 @@ impl TraceSource<'_> {
             traces: 0,
         };
         let mut rows_read = 0;
-        while let Some(chunk) = stream.next_chunk().await? {
+        loop {
+            let chunk = tokio::select! {
+                chunk = stream.next_chunk() => chunk?,
+                () = shutdown.requested() => return Err(WorkError::Interrupted),
+            };
+            let Some(chunk) = chunk else { break };
             reader.push(&chunk);
             while let Some(block) = reader.next_block()? {
                 tokio::task::block_in_place(|| latest.take_block(&block, seen))?;

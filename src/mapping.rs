@@ -131,6 +131,9 @@ const REQUIRED_TARGET: &[&str] = &[
     "is_deleted",
 ];
 
+/// Event columns by which an observation's trace is found.
+const KEY_COLUMNS: [&str; 2] = ["project_id", "trace_id"];
+
 /// Columns that say which row of `traces` counts.
 const REQUIRED_TRACE: &[&str] = &["id", "project_id", "timestamp", "event_ts", "is_deleted"];
 
@@ -324,6 +327,19 @@ impl Mapping {
         with_trace_metadata: bool,
     ) -> Result<Self, MappingError> {
         require(target, REQUIRED_TARGET, "every event has")?;
+        if let Some(column) = REQUIRED_TARGET
+            .iter()
+            .find(|name| insertable(target, name).is_none())
+        {
+            return Err(missing(
+                target,
+                column,
+                "every event has, and that can be written",
+            ));
+        }
+        for column in KEY_COLUMNS {
+            require_text(target, column)?;
+        }
         require(
             traces,
             REQUIRED_TRACE,
@@ -423,6 +439,15 @@ impl Mapping {
             .collect()
     }
 
+    /// Name and type of each column of the result.
+    pub fn result_columns(&self) -> Vec<(String, DataType)> {
+        let helpers = self.helpers.iter().map(|helper| helper.selected());
+        let columns = self.pass_through.iter().cloned().chain(helpers);
+        columns
+            .filter_map(|column| Some((column.name, DataType::parse(&column.data_type).ok()?)))
+            .collect()
+    }
+
     /// The SELECT list: pass-through columns, then helpers.
     pub fn select_list(&self) -> String {
         self.select_items().join(", ")
@@ -481,6 +506,21 @@ fn require(table: &TableInfo, columns: &[&str], needed_for: &str) -> Result<(), 
         Some(column) => Err(missing(table, column, needed_for)),
         None => Ok(()),
     }
+}
+
+/// The column must be text that is never null, since it is decoded here.
+fn require_text(table: &TableInfo, name: &str) -> Result<(), MappingError> {
+    let Some(column) = table.column(name) else {
+        return Ok(());
+    };
+    if parse_type(table, column)?.without_low_cardinality() == DataType::string() {
+        return Ok(());
+    }
+    Err(MappingError::ColumnType {
+        table: format!("{}.{}", table.database, table.name),
+        column: name.to_owned(),
+        error: TypeError::Unsupported(column.data_type.clone()),
+    })
 }
 
 fn parse_type(table: &TableInfo, column: &TableColumn) -> Result<DataType, MappingError> {

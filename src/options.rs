@@ -79,6 +79,8 @@ pub struct Options {
     pub resume: bool,
     /// Discard an unfinished run.
     pub restart: bool,
+    /// Keep the trace store after success.
+    pub keep_traces: bool,
     /// Directory of all state.
     pub state_dir: PathBuf,
     /// Memory the process may take.
@@ -130,7 +132,7 @@ const VARIABLES: &[&str] = &[
 ];
 
 /// Settings outside of the command line: the environment, then `.env`.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Environment {
     variables: HashMap<String, String>,
 }
@@ -147,11 +149,15 @@ impl Environment {
             let wrong = |error: dotenvy::Error| Error::Configuration(describe_dotenv(&error));
             for pair in dotenvy::from_path_iter(file).map_err(wrong)? {
                 let (name, value) = pair.map_err(wrong)?;
-                variables.insert(name, value);
+                if VARIABLES.contains(&name.as_str()) {
+                    variables.insert(name, value);
+                }
             }
         }
         for name in VARIABLES {
             match std::env::var(name) {
+                // An empty variable is as if it were not there.
+                Ok(value) if value.trim().is_empty() => {}
                 Ok(value) => {
                     variables.insert((*name).to_owned(), value);
                 }
@@ -214,6 +220,12 @@ impl Options {
     /// [`Error::Configuration`], with a sentence that names the setting.
     pub fn new(arguments: Arguments, environment: &Environment) -> Result<Self, Error> {
         let settings = Settings { environment };
+        let dry_run = arguments.dry_run || environment.flag("DRY_RUN")?;
+        if dry_run && arguments.resume {
+            return Err(Error::Configuration(
+                "--resume goes with no dry run: a dry run keeps no checkpoint".to_owned(),
+            ));
+        }
         let partition = settings
             .text(arguments.partition, "PARTITION")
             .ok_or_else(|| {
@@ -252,7 +264,7 @@ impl Options {
             1..=10_000_000,
         )? as usize;
         let block_rows =
-            settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=1_000_000)? as usize;
+            settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)? as usize;
         Ok(Self {
             partition,
             connection,
@@ -260,9 +272,10 @@ impl Options {
                 .text(None, "CLICKHOUSE_DB")
                 .unwrap_or_else(|| "default".to_owned()),
             target_table: settings.text(arguments.target_table, "TARGET_TABLE"),
-            dry_run: arguments.dry_run || environment.flag("DRY_RUN")?,
+            dry_run,
             resume: arguments.resume,
             restart: arguments.restart,
+            keep_traces: arguments.keep_traces,
             state_dir: arguments
                 .state_dir
                 .or_else(|| settings.text(None, "STATE_DIR").map(PathBuf::from))

@@ -7,9 +7,10 @@
 //! row of equal ones.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::batch::{Batch, SealedBatch};
@@ -22,11 +23,16 @@ use crate::native::BlockReader;
 use crate::plan::Segment;
 use crate::progress::Phase;
 use crate::retry::RetryPolicy;
+use crate::shutdown::Shutdown;
 
 /// ClickHouse closes a response that nobody reads for 30 s (`http_send_timeout`;
 /// giving another value with the query is not honoured: measured on 26.7). So
 /// while an insert takes long, a little is read at least this often.
 const SIP_EVERY: Duration = Duration::from_secs(8);
+/// How long a sip waits for bytes.
+const SIP_FOR: Duration = Duration::from_millis(500);
+/// How long an insert may still take once the run is asked to end.
+const LAST_INSERT: Duration = Duration::from_secs(10);
 
 /// What all segments share.
 pub struct Pipeline {
@@ -50,12 +56,14 @@ pub struct Pipeline {
     pub pool: BufferPool,
     /// Most rows in one insert.
     pub batch_rows: usize,
-    /// Most rows in one block that is read; lowered when blocks prove too large.
-    pub block_rows: AtomicUsize,
+    /// Most rows in one block that is read.
+    pub block_rows: usize,
     /// When to try again.
     pub retries: RetryPolicy,
     /// Segments at once.
     pub concurrency: usize,
+    /// Whether to end.
+    pub shutdown: Shutdown,
 }
 
 /// How the rows of a segment are asked for.
@@ -105,17 +113,9 @@ pub fn read_settings(block_rows: usize, block_bytes: usize) -> [(&'static str, S
     ]
 }
 
-/// What was done, over all segments.
+/// What it took, over all segments of this process.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// Observations of finished segments.
-    pub observations: AtomicU64,
-    /// Rows acknowledged for finished segments.
-    pub inserted: AtomicU64,
-    /// Observations of finished segments whose trace was not found.
-    pub without_trace: AtomicU64,
-    /// Finished segments.
-    pub segments: AtomicU64,
     /// Tries that were repeated.
     pub retries: AtomicU64,
     /// Time spent waiting for inserts, summed.
@@ -123,7 +123,7 @@ pub struct Counters {
 }
 
 /// What one segment came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentCounts {
     /// Observations read.
     pub observations: u64,
@@ -133,21 +133,27 @@ pub struct SegmentCounts {
     pub without_trace: u64,
 }
 
-/// Works through all segments; the largest first, so that none holds the rest up.
+/// Works through all segments; the largest first, so that none holds the rest
+/// up. `on_done` is told of each that is done, one at a time.
 ///
 /// # Errors
-/// [`Error::Failed`] with the segment and the server's words. Segments that
-/// were finished before stay finished.
+/// [`Error::Failed`] with the segment and the server's words;
+/// [`Error::Interrupted`] where the run was asked to end. Segments that were
+/// done before stay done.
 pub async fn run(
     pipeline: Arc<Pipeline>,
     mut segments: Vec<Segment>,
     counters: Arc<Counters>,
     phase: Arc<Phase>,
+    mut on_done: impl FnMut(u32, SegmentCounts) -> Result<(), Error>,
 ) -> Result<(), Error> {
     segments.sort_by_key(|segment| segment.rows);
     let mut running = JoinSet::new();
+    let mut first_error = None;
     loop {
-        while running.len() < pipeline.concurrency
+        let goes_on = first_error.is_none() && pipeline.shutdown.signal().is_none();
+        while goes_on
+            && running.len() < pipeline.concurrency
             && let Some(segment) = segments.pop()
         {
             let work = SegmentWork {
@@ -158,12 +164,25 @@ pub async fn run(
             };
             running.spawn(work.run());
         }
-        match running.join_next().await {
-            None => return Ok(()),
-            Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(error))) => return Err(error),
-            Some(Err(error)) => return Err(Error::failed("a segment ended unexpectedly", error)),
+        let outcome = match running.join_next().await {
+            None => break,
+            Some(Ok(outcome)) => outcome,
+            Some(Err(error)) => Err(Error::failed("a segment ended unexpectedly", error)),
+        };
+        let noted = outcome.and_then(|(number, counts)| on_done(number, counts));
+        if let Err(error) = noted {
+            // The others are not waited for: they may take long, or fail alike.
+            running.abort_all();
+            first_error.get_or_insert(error);
         }
+    }
+    match (first_error, pipeline.shutdown.signal()) {
+        (Some(error), None) => Err(error),
+        (_, Some(signal)) => Err(Error::Interrupted {
+            signal,
+            message: "interrupted".to_owned(),
+        }),
+        (None, None) => Ok(()),
     }
 }
 
@@ -183,15 +202,16 @@ struct Attempt {
 }
 
 impl SegmentWork {
-    async fn run(self) -> Result<(), Error> {
+    async fn run(self) -> Result<(u32, SegmentCounts), Error> {
         let mut failures = 0;
+        let mut block_rows = self.pipeline.block_rows;
         let mut attempt = Attempt::default();
         loop {
-            let block_rows = self.pipeline.block_rows.load(Ordering::Relaxed);
             let error = match self.try_once(block_rows, &mut attempt).await {
                 Ok(counts) => {
-                    self.finish(counts, attempt.shown_rows);
-                    return Ok(());
+                    self.phase
+                        .finish_piece(attempt.shown_rows, self.segment.rows);
+                    return Ok((self.segment.number, counts));
                 }
                 Err(error) => error,
             };
@@ -199,14 +219,18 @@ impl SegmentWork {
             attempt.shown_rows = 0;
             attempt.number += 1;
             if let Some(fewer) = error.smaller_blocks(block_rows) {
-                // Rows are larger than expected, and probably not only here.
-                self.pipeline.block_rows.fetch_min(fewer, Ordering::Relaxed);
+                // Rows are larger than expected here, and usual elsewhere.
+                block_rows = fewer;
                 continue;
             }
             failures += 1;
-            match self.wait(&error, failures) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(self.give_up(&error, failures)),
+            let Some(wait) = self.wait(&error, failures) else {
+                return Err(self.give_up(&error, failures));
+            };
+            // Asked to end, there is no use in waiting: the next try ends at once.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.pipeline.shutdown.requested() => {}
             }
         }
     }
@@ -237,26 +261,27 @@ impl SegmentWork {
         ))
     }
 
-    fn finish(&self, counts: SegmentCounts, shown_rows: u64) {
-        let counters = &self.counters;
-        counters
-            .observations
-            .fetch_add(counts.observations, Ordering::Relaxed);
-        counters
-            .inserted
-            .fetch_add(counts.inserted, Ordering::Relaxed);
-        counters
-            .without_trace
-            .fetch_add(counts.without_trace, Ordering::Relaxed);
-        counters.segments.fetch_add(1, Ordering::Relaxed);
-        self.phase.finish_piece(shown_rows, self.segment.rows);
-    }
-
     async fn try_once(
         &self,
         block_rows: usize,
         attempt: &mut Attempt,
     ) -> Result<SegmentCounts, WorkError> {
+        let mut sender = Sender::new(self, attempt.number);
+        match self.read_and_send(block_rows, attempt, &mut sender).await {
+            Ok(()) => sender.finish().await,
+            Err(error) => {
+                sender.abandon(&error).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn read_and_send(
+        &self,
+        block_rows: usize,
+        attempt: &mut Attempt,
+        sender: &mut Sender<'_>,
+    ) -> Result<(), WorkError> {
         let pipeline = &self.pipeline;
         let settings = read_settings(block_rows, pipeline.budget.preferred_block_bytes);
         let mut stream = pipeline
@@ -265,12 +290,11 @@ impl SegmentWork {
         let mut reader = BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool);
         let compression = pipeline.connection.compression();
         let mut batch = Batch::new(compression);
-        let mut sender = Sender::new(self, attempt.number);
         loop {
             while let Some(block) = reader.next_block()? {
                 let enriched = tokio::task::block_in_place(|| pipeline.enricher.enrich(&block))?;
                 drop(block);
-                if self.is_full(&batch, enriched.rows, enriched.bytes()) {
+                if self.is_full(&batch, enriched.rows, enriched.held_bytes) {
                     let full = std::mem::replace(&mut batch, Batch::new(compression));
                     sender.send(full, &mut stream, &mut reader).await?;
                 }
@@ -278,14 +302,17 @@ impl SegmentWork {
                 self.phase.advance(enriched.rows as u64);
                 tokio::task::block_in_place(|| batch.push(enriched)).map_err(compression_failed)?;
             }
-            match stream.next_chunk().await? {
+            let chunk = tokio::select! {
+                chunk = stream.next_chunk() => chunk?,
+                () = pipeline.shutdown.requested() => return Err(WorkError::Interrupted),
+            };
+            match chunk {
                 Some(chunk) => reader.push(&chunk),
                 None => break,
             }
         }
         reader.finish()?;
-        sender.send(batch, &mut stream, &mut reader).await?;
-        sender.finish().await
+        sender.send(batch, &mut stream, &mut reader).await
     }
 
     /// Whether a batch must be sent before so many rows and bytes are added.
@@ -377,33 +404,61 @@ impl<'a> Sender<'a> {
         &mut self,
         mut source: Option<(&mut NativeStream, &mut BlockReader)>,
     ) -> Result<(), WorkError> {
-        let Some(mut in_flight) = self.in_flight.take() else {
-            return Ok(());
-        };
         loop {
+            let Some(in_flight) = &mut self.in_flight else {
+                return Ok(());
+            };
+            let has_source = source.is_some();
             tokio::select! {
-                result = &mut in_flight => {
+                result = in_flight => {
+                    self.in_flight = None;
                     return result.unwrap_or_else(|error| {
                         Err(RequestError::Unexpected(format!("an insert ended: {error}")).into())
                     });
                 }
-                () = tokio::time::sleep(SIP_EVERY) => {
-                    let Some((stream, reader)) = &mut source else { continue };
-                    // No more than a block's bytes: then rather let the read
-                    // break, and the segment be done again, than go over budget.
-                    if reader.buffered_bytes() < self.work.pipeline.budget.max_block_bytes
-                        && let Some(chunk) = stream.next_chunk().await?
-                    {
-                        reader.push(&chunk);
-                    }
-                }
+                () = tokio::time::sleep(SIP_EVERY), if has_source => {}
+            }
+            let Some((stream, reader)) = &mut source else {
+                continue;
+            };
+            // No more than a block's bytes: then rather let the read break, and
+            // the segment be done again, than go over budget. The wait is
+            // short, so that the insert's end is not missed.
+            if reader.buffered_bytes() < self.work.pipeline.budget.max_block_bytes
+                && let Ok(chunk) = tokio::time::timeout(SIP_FOR, stream.next_chunk()).await
+                && let Some(chunk) = chunk?
+            {
+                reader.push(&chunk);
             }
         }
     }
 
-    async fn finish(mut self) -> Result<SegmentCounts, WorkError> {
+    /// Ends what is in flight after the try has failed. An insert that began
+    /// before the run was asked to end may still be acknowledged.
+    async fn abandon(&mut self, error: &WorkError) {
+        if let Some(mut in_flight) = self.in_flight.take() {
+            let ended = *error == WorkError::Interrupted
+                && tokio::time::timeout(LAST_INSERT, &mut in_flight)
+                    .await
+                    .is_ok();
+            if !ended {
+                in_flight.abort();
+            }
+        }
+    }
+
+    async fn finish(&mut self) -> Result<SegmentCounts, WorkError> {
         self.settle(None).await?;
         Ok(self.counts)
+    }
+}
+
+impl Drop for Sender<'_> {
+    /// A try that is given up leaves no insert behind.
+    fn drop(&mut self) {
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.abort();
+        }
     }
 }
 
@@ -433,7 +488,10 @@ async fn insert_with_retries(
             "segment {segment}: an insert failed: {error}; trying again in {:.0} s",
             wait.as_secs_f64().ceil()
         ));
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = pipeline.shutdown.requested() => break Err(WorkError::Interrupted),
+        }
     };
     let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
     counters

@@ -1,7 +1,7 @@
 //! What the operator sees while it runs: bars on a terminal, a plain line every
 //! ten seconds elsewhere, nothing with `--quiet`. All of it on standard error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,9 +37,14 @@ impl Display {
     /// Prints one line between phases.
     pub fn note(self, text: impl std::fmt::Display) {
         if self != Display::Quiet {
-            eprintln!("{text}");
+            print_line(text);
         }
     }
+}
+
+/// A line on standard error. If nobody reads it any more, the work goes on.
+fn print_line(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// Progress of one phase towards a total that is known beforehand.
@@ -120,14 +125,14 @@ impl Phase {
     /// Prints a line without disturbing the bar.
     pub fn note(&self, text: impl std::fmt::Display) {
         if self.display != Display::Quiet {
-            self.bar.suspend(|| eprintln!("{text}"));
+            self.bar.suspend(|| print_line(text));
         }
     }
 
-    /// Ends the phase.
+    /// Ends the phase, where it is.
     pub fn finish(&self) {
         match self.display {
-            Display::Terminal => self.bar.finish(),
+            Display::Terminal => self.bar.abandon(),
             Display::Lines => self.line(self.position.load(Ordering::Relaxed), Duration::ZERO),
             Display::Quiet => {}
         }
@@ -173,12 +178,12 @@ impl Phase {
                 )
             }
         };
-        eprintln!(
+        print_line(format_args!(
             "{}: {} of {} ({percent} %), {}/s{left}",
             self.name,
             HumanCount(position.min(self.total)),
             HumanCount(self.total),
             HumanCount(rate as u64),
-        );
+        ));
     }
 }

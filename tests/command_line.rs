@@ -121,7 +121,8 @@ fn the_same_holds_for_the_table_and_the_size_of_batches() {
     // The environment has two and another table, the command line wins over both.
     let tool = tool
         .env("TARGET_TABLE", "by_variable")
-        .env("BATCH_SIZE", "2");
+        .env("BATCH_SIZE", "2")
+        .arg("--restart");
     tool.run().assert_code(0);
     let tool = tool.args(["--target-table", "by_flag", "--batch-size=1000"]);
     tool.run().assert_code(0);

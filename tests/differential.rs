@@ -355,7 +355,7 @@ fn a_second_run_into_the_same_table_converges() {
     let tool = backfill_into(database, "target_twice");
     tool.run().assert_code(0);
     // Other pieces the second time: equal rows, but not equal inserts.
-    let tool = tool.args(["--segment-rows", "3000", "--batch-size", "999"]);
+    let tool = tool.args(["--segment-rows", "3000", "--batch-size", "999", "--restart"]);
     tool.run().assert_code(0);
 
     let rows = ask_number(database, "SELECT count() FROM expected");

@@ -45,29 +45,33 @@ const MAX_MESSAGE: usize = 600;
 /// Exceptions after which the same request may succeed later.
 /// Numbers and names from <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
 const PASSING: &[u32] = &[
-    3,   // UNEXPECTED_END_OF_FILE: the connection broke while the server read the batch
-    32,  // ATTEMPT_TO_READ_AFTER_EOF: likewise
-    33,  // CANNOT_READ_ALL_DATA: likewise
-    159, // TIMEOUT_EXCEEDED
-    198, // DNS_ERROR
-    201, // QUOTA_EXCEEDED
-    202, // TOO_MANY_SIMULTANEOUS_QUERIES
-    203, // NO_FREE_CONNECTION
-    209, // SOCKET_TIMEOUT
-    210, // NETWORK_ERROR
-    236, // ABORTED: the server is shutting down
-    241, // MEMORY_LIMIT_EXCEEDED: merges or other queries will give it back
-    242, // TABLE_IS_READ_ONLY: a replica that lost its Keeper session
-    252, // TOO_MANY_PARTS
-    279, // ALL_CONNECTION_TRIES_FAILED
-    285, // TOO_FEW_LIVE_REPLICAS
-    319, // UNKNOWN_STATUS_OF_INSERT
-    364, // UNEXPECTED_ZOOKEEPER_ERROR
-    394, // QUERY_WAS_CANCELLED
-    439, // CANNOT_SCHEDULE_TASK
-    735, // QUERY_WAS_CANCELLED_BY_CLIENT: the connection broke while the server answered
-    745, // SERVER_OVERLOADED
-    999, // KEEPER_EXCEPTION
+    3,    // UNEXPECTED_END_OF_FILE: the connection broke while the server read the batch
+    32,   // ATTEMPT_TO_READ_AFTER_EOF: likewise
+    33,   // CANNOT_READ_ALL_DATA: likewise
+    107,  // FILE_DOESNT_EXIST: a part was merged away
+    159,  // TIMEOUT_EXCEEDED
+    198,  // DNS_ERROR
+    201,  // QUOTA_EXCEEDED
+    202,  // TOO_MANY_SIMULTANEOUS_QUERIES
+    203,  // NO_FREE_CONNECTION
+    209,  // SOCKET_TIMEOUT
+    210,  // NETWORK_ERROR
+    236,  // ABORTED: the server is shutting down
+    241,  // MEMORY_LIMIT_EXCEEDED: merges or other queries will give it back
+    242,  // TABLE_IS_READ_ONLY: a replica that lost its Keeper session
+    252,  // TOO_MANY_PARTS
+    279,  // ALL_CONNECTION_TRIES_FAILED
+    285,  // TOO_FEW_LIVE_REPLICAS
+    319,  // UNKNOWN_STATUS_OF_INSERT
+    364,  // UNEXPECTED_ZOOKEEPER_ERROR
+    394,  // QUERY_WAS_CANCELLED
+    425,  // SYSTEM_ERROR
+    439,  // CANNOT_SCHEDULE_TASK
+    499,  // S3_ERROR
+    735,  // QUERY_WAS_CANCELLED_BY_CLIENT: the connection broke while the server answered
+    745,  // SERVER_OVERLOADED
+    999,  // KEEPER_EXCEPTION
+    1000, // POCO_EXCEPTION: a broken socket
 ];
 
 /// Part of the message of an exception that has the code of a cut connection,
@@ -142,8 +146,11 @@ impl From<clickhouse::error::Error> for RequestError {
                 RequestError::from_response(status, None, body)
             }
             Error::Network(cause) => RequestError::network(cause.as_ref()),
-            // A response that was cut in the middle of a compressed frame, among others.
-            Error::Decompression(cause) => RequestError::network(cause.as_ref()),
+            // A response that was cut in the middle of a compressed frame, or an
+            // exception that came in two chunks.
+            Error::Decompression(cause) | Error::Other(cause) => {
+                RequestError::network(cause.as_ref())
+            }
             Error::TimedOut => RequestError::TimedOut {
                 doing: "answer",
                 limit: Duration::ZERO,

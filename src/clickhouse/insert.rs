@@ -123,6 +123,10 @@ impl Connection {
             // Otherwise a column the table does not have is dropped without a word.
             ("input_format_skip_unknown_fields", "0"),
             ("input_format_native_allow_types_conversion", "1"),
+            // Rows that a view loses would be lost without a word.
+            ("materialized_views_ignore_errors", "0"),
+            // Columns that are not sent have defaults that look at ones that are.
+            ("input_format_defaults_for_omitted_fields", "1"),
             // Metadata for a JSON column: texts stay texts, whatever they look like.
             ("input_format_try_infer_dates", "0"),
             ("input_format_try_infer_datetimes", "0"),

@@ -12,6 +12,15 @@ use super::options::{TARGET_FILE_BYTES, TARGET_FILE_ENTRIES};
 use super::record::RecordHead;
 use super::{Day, MOVED, SUSPECTS, StoreError, TraceStore, day_family};
 
+/// What the names of files begin with that are not part of the store yet.
+const UNFINISHED_PREFIX: &str = "load-";
+
+/// Whether a file is one that [`DayWriter`] had not finished.
+pub(super) fn is_unfinished(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes()
+        .starts_with(UNFINISHED_PREFIX.as_bytes())
+}
+
 /// Bits per trace of the filter over all traces seen so far: 1 % false suspects.
 const SEEN_BITS: usize = 10;
 
@@ -31,6 +40,25 @@ impl SeenTraces {
             .seed(&0x0065_7665_6e74_735f)
             .expected_items(wanted.max(1));
         Self { filter }
+    }
+
+    /// Remembers every trace of the days that are in `store`.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the store fails.
+    pub fn remember(&mut self, store: &TraceStore) -> Result<(), StoreError> {
+        for day in store.days() {
+            let mut iterator = store
+                .database
+                .raw_iterator_cf(&store.family(&day_family(day))?);
+            iterator.seek_to_first();
+            while let Some(key) = iterator.key() {
+                self.insert(key);
+                iterator.next();
+            }
+            iterator.status().map_err(|error| store.failed(error))?;
+        }
+        Ok(())
     }
 
     fn insert(&mut self, key: &[u8]) -> bool {
@@ -94,10 +122,11 @@ impl<'a> DayWriter<'a> {
     }
 
     fn next_file(&mut self) -> Result<SstFileWriter<'a>, StoreError> {
-        let path = self
-            .store
-            .path
-            .join(format!("load-{}-{}.sst", self.day, self.files.len()));
+        let path = self.store.path.join(format!(
+            "{UNFINISHED_PREFIX}{}-{}.sst",
+            self.day,
+            self.files.len()
+        ));
         let writer = SstFileWriter::create(&self.store.family_options);
         writer
             .open(&path)

@@ -5,21 +5,27 @@ use std::sync::atomic::Ordering;
 
 use super::{Day, MOVED, StoreError, TraceRecord, TraceStore, day_family};
 
-/// Keys asked for at once. Each may pin a block of the cache until its value is
-/// copied, so this bounds what is pinned (1,024 blocks of 16 KiB).
+/// Most keys asked for at once.
 const KEYS_AT_ONCE: usize = 1_024;
+/// Bytes that the answers to one question should take at most. Until they are
+/// copied, each pins a block of the cache at least as large as the record.
+const BYTES_AT_ONCE: usize = 16 * 1024 * 1024;
+/// Records are taken to be this large until some have been seen.
+const FIRST_GUESS: usize = 16 * 1024;
 
 /// The records found for a batch of keys, in the order of the keys.
 #[derive(Debug, Default)]
 pub struct Found {
     bytes: Vec<u8>,
     records: Vec<Option<Range<usize>>>,
+    max_bytes: usize,
 }
 
 impl Found {
-    /// Bytes of all records that were found.
-    pub fn bytes(&self) -> usize {
-        self.bytes.len()
+    /// Whether the records take more than was allowed, and the look-up was
+    /// given up.
+    pub fn is_too_large(&self) -> bool {
+        self.bytes.len() > self.max_bytes
     }
 
     /// The record of the key at `index`; `None` where there is no such trace,
@@ -35,6 +41,14 @@ impl Found {
         Ok((!record.is_deleted).then_some(record))
     }
 
+    /// How many keys to ask for next, judged by the records so far.
+    fn keys_at_once(&self) -> usize {
+        let found = self.records.iter().flatten().count();
+        let average =
+            (self.bytes.len().checked_div(found)).map_or(FIRST_GUESS, |bytes| bytes.max(1));
+        (BYTES_AT_ONCE / average).clamp(1, KEYS_AT_ONCE)
+    }
+
     fn keep(&mut self, index: usize, value: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(value);
@@ -44,14 +58,16 @@ impl Found {
 
 impl TraceStore {
     /// Looks up the traces of `keys`, which must be distinct; each comes with
-    /// the day to look at first.
+    /// the day to look at first. Gives up once the records take more than
+    /// `max_bytes`; see [`Found::is_too_large`].
     ///
     /// # Errors
     /// [`StoreError::Database`] where the store fails.
-    pub fn look_up(&self, keys: &[(Day, &[u8])]) -> Result<Found, StoreError> {
+    pub fn look_up(&self, keys: &[(Day, &[u8])], max_bytes: usize) -> Result<Found, StoreError> {
         let mut found = Found {
             bytes: Vec::new(),
             records: vec![None; keys.len()],
+            max_bytes,
         };
         let mut missing: Vec<usize> = (0..keys.len()).collect();
         missing.sort_unstable_by_key(|&index| keys[index].1);
@@ -84,7 +100,10 @@ impl TraceStore {
     ) -> Result<(), StoreError> {
         let family = self.family(family)?;
         let mut missing = Vec::new();
-        for chunk in indices.chunks(KEYS_AT_ONCE) {
+        let mut rest = indices.as_slice();
+        while !rest.is_empty() && !found.is_too_large() {
+            let (chunk, after) = rest.split_at(rest.len().min(found.keys_at_once()));
+            rest = after;
             let asked = chunk.iter().map(|&index| keys[index].1);
             let answers = self.database.batched_multi_get_cf(&family, asked, true);
             for (&index, answer) in chunk.iter().zip(answers) {

@@ -38,6 +38,9 @@ const SUSPECTS: &str = "suspects";
 const MOVED: &str = "moved";
 const DAY_PREFIX: &str = "day-";
 
+/// Key, in the default family, of the name of the run that made the store.
+const RUN_KEY: &[u8] = b"run";
+
 /// A trace store that does not do what it should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -47,6 +50,14 @@ pub enum StoreError {
         /// Directory of the store.
         path: PathBuf,
         /// RocksDB's message.
+        message: String,
+    },
+    /// The store is not the one that the checkpoint speaks of.
+    #[error("the trace store in {path} is not the one of this run: {message}")]
+    Mismatch {
+        /// Directory of the store.
+        path: PathBuf,
+        /// What does not fit.
         message: String,
     },
     /// A stored record cannot be read.
@@ -103,6 +114,67 @@ impl TraceStore {
         Ok(store)
     }
 
+    /// Makes a new store that bears the name of its run.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the directory cannot be used.
+    pub fn create(path: &Path, cache_bytes: usize, run_id: &str) -> Result<Self, StoreError> {
+        let store = Self::open(path, cache_bytes)?;
+        store
+            .database
+            .put(RUN_KEY, run_id)
+            .map_err(|error| store.failed(error))?;
+        Ok(store)
+    }
+
+    /// Opens the store of a run again, of which `days` are known to be loaded.
+    /// What else is in it was not finished, and is removed.
+    ///
+    /// # Errors
+    /// [`StoreError`] where it is damaged, or is not that store.
+    pub fn reopen(
+        path: &Path,
+        cache_bytes: usize,
+        run_id: &str,
+        days: &[Day],
+    ) -> Result<Self, StoreError> {
+        let mismatch = |message: String| StoreError::Mismatch {
+            path: path.to_owned(),
+            message,
+        };
+        if !path.join("CURRENT").exists() {
+            return Err(mismatch("there is no store".to_owned()));
+        }
+        remove_unfinished_files(path);
+        let store = Self::open(path, cache_bytes)?;
+        let made_by = store
+            .database
+            .get(RUN_KEY)
+            .map_err(|error| store.failed(error))?;
+        if made_by.as_deref() != Some(run_id.as_bytes()) {
+            return Err(mismatch("it was made by another run".to_owned()));
+        }
+        let in_store = store.days();
+        if let Some(day) = days.iter().find(|day| !in_store.contains(day)) {
+            return Err(mismatch(format!("day {day} is missing")));
+        }
+        for day in in_store.iter().filter(|day| !days.contains(day)) {
+            store.remove_day(*day)?;
+        }
+        Ok(store)
+    }
+
+    fn remove_day(&self, day: Day) -> Result<(), StoreError> {
+        self.database
+            .drop_cf(&day_family(day))
+            .map_err(|error| self.failed(error))?;
+        self.days
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&day);
+        Ok(())
+    }
+
     /// Bytes that the store takes on disk.
     pub fn disk_bytes(&self) -> u64 {
         let entries = std::fs::read_dir(&self.path)
@@ -145,6 +217,15 @@ impl TraceStore {
             path: self.path.clone(),
             message: error.into_string(),
         }
+    }
+}
+
+/// Removes what a load that was killed left behind.
+fn remove_unfinished_files(path: &Path) {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| load::is_unfinished(&entry.file_name())) {
+        // What cannot be removed now is removed with the whole store.
+        let _ = std::fs::remove_file(entry.path());
     }
 }
 

@@ -1,0 +1,98 @@
+//! Whether a run begins, goes on, or is over: what the state directory holds,
+//! put together with `--resume` and `--restart`.
+
+use std::path::Path;
+
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, MadeFor};
+use crate::error::Error;
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// Start from nothing; whatever is there is to be removed.
+    Fresh,
+    /// Go on from here.
+    Continue(Box<Checkpoint>),
+    /// It is done; say so.
+    Over(String),
+}
+
+/// Decides for the state in `directory`.
+///
+/// # Errors
+/// [`Error::Configuration`], with what is there and what can be done.
+pub fn decide(
+    stored: Result<Option<Checkpoint>, CheckpointError>,
+    made_for: &MadeFor,
+    directory: &Path,
+    resume: bool,
+    restart: bool,
+) -> Result<Begin, Error> {
+    if restart {
+        return Ok(Begin::Fresh);
+    }
+    let directory = directory.display();
+    let stored = stored.map_err(|error| {
+        Error::Configuration(format!(
+            "the checkpoint in {directory} cannot be used: {error}; --restart discards it and \
+             starts over"
+        ))
+    })?;
+    let Some(checkpoint) = stored else {
+        return match resume {
+            true => Err(Error::Configuration(format!(
+                "there is nothing to resume in {directory}: start without --resume"
+            ))),
+            false => Ok(Begin::Fresh),
+        };
+    };
+    if checkpoint.finished {
+        return Ok(Begin::Over(format!(
+            "this partition was finished on {} ({directory}); --restart does it again",
+            moment(checkpoint.saved_at)
+        )));
+    }
+    if !resume {
+        return Err(Error::Configuration(format!(
+            "{directory} holds an unfinished run, begun on {}, last saved on {}, with {}: add \
+             --resume to continue it, or --restart to discard it and start over",
+            moment(checkpoint.started_at),
+            moment(checkpoint.saved_at),
+            progress(&checkpoint)
+        )));
+    }
+    match checkpoint.made_for.difference(made_for) {
+        None => Ok(Begin::Continue(Box::new(checkpoint))),
+        Some(difference) => Err(Error::Configuration(format!(
+            "the run in {directory} was made for something else: {difference}; make it the same \
+             again to resume, or start over with --restart"
+        ))),
+    }
+}
+
+/// How far a run got, in words.
+pub fn progress(checkpoint: &Checkpoint) -> String {
+    match (&checkpoint.segments, checkpoint.superseded) {
+        (Some(segments), Some(_)) => format!(
+            "{} of {} segments done",
+            checkpoint.done.len(),
+            segments.len()
+        ),
+        _ => format!("the traces of {} days loaded", checkpoint.days.len()),
+    }
+}
+
+/// Seconds since 1970 as a date and time, UTC.
+fn moment(seconds: u64) -> String {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .and_then(|moment| {
+            let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+            moment.format(format).ok()
+        })
+        .unwrap_or_else(|| format!("second {seconds}"))
+}

@@ -1,0 +1,322 @@
+//! What of a run is done, on disk, so that another process can continue it.
+//!
+//! The file is: 8 bytes that say what it is, the format's version (`u32`), the
+//! length of the payload (`u64`), a CRC-32 of all of these and the payload
+//! (`u32`), all little-endian, then the payload in bincode. It is replaced as a
+//! whole: written to a temporary file, synced, renamed, and the directory synced.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use bincode::config::standard;
+use serde::{Deserialize, Serialize};
+
+use crate::clickhouse::TableInfo;
+use crate::inspect::Inspected;
+use crate::options::Options;
+use crate::pipeline::SegmentCounts;
+use crate::plan::Segment;
+use crate::trace_store::Day;
+
+const MAGIC: &[u8; 8] = b"EVBACKFL";
+/// Increased whenever [`Checkpoint`] changes.
+const FORMAT_VERSION: u32 = 1;
+/// Magic, version, length, checksum.
+const HEADER: usize = 8 + 4 + 8 + 4;
+
+/// Everything a run needs to know of what was done before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// What the run was made for.
+    pub made_for: MadeFor,
+    /// Name of the run; its trace store bears it too.
+    pub run_id: String,
+    /// Seconds since 1970 when the run began.
+    pub started_at: u64,
+    /// Seconds since 1970 when this was written.
+    pub saved_at: u64,
+    /// Days whose traces are in the store: rows read, and traces that are not deleted.
+    pub days: BTreeMap<Day, (u64, u64)>,
+    /// Once all days are loaded and settled: loaded versions that do not count.
+    pub superseded: Option<u64>,
+    /// The plan, once it is made.
+    pub segments: Option<Vec<Segment>>,
+    /// Segments that are done.
+    pub done: BTreeMap<u32, SegmentCounts>,
+    /// Whether everything is done.
+    pub finished: bool,
+}
+
+/// What a run was made for, as pairs of a name and a value that people can read.
+/// A run must not be continued for anything else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeFor(BTreeMap<String, String>);
+
+impl MadeFor {
+    /// What a run with these options on these tables is made for.
+    pub fn new(options: &Options, inspected: &Inspected) -> Self {
+        let mut facts = BTreeMap::from([
+            ("the server".to_owned(), options.connection.url.to_string()),
+            ("the partition".to_owned(), options.partition.to_string()),
+            (
+                "--exclude-dataset-items".to_owned(),
+                options.exclude_dataset_items.to_string(),
+            ),
+            (
+                "--no-trace-metadata".to_owned(),
+                (!options.trace_metadata).to_string(),
+            ),
+        ]);
+        for (role, table) in [
+            ("the observations", &inspected.observations),
+            ("the traces", &inspected.traces),
+            ("the target", &inspected.target),
+        ] {
+            facts.insert(
+                format!("{role} table"),
+                format!("{}.{}", table.database, table.name),
+            );
+            facts.insert(format!("the identity of {role} table"), table.uuid.clone());
+            facts.extend(columns_of(role, table));
+        }
+        Self(facts)
+    }
+
+    /// The first difference, as a sentence, if there is one.
+    pub fn difference(&self, now: &Self) -> Option<String> {
+        let names = self.0.keys().chain(now.0.keys());
+        let name = names
+            .into_iter()
+            .find(|name| self.0.get(*name) != now.0.get(*name))?;
+        let value = |facts: &Self| {
+            facts
+                .0
+                .get(name)
+                .cloned()
+                .unwrap_or_else(|| "not there".to_owned())
+        };
+        Some(format!("{name} was {} and is {}", value(self), value(now)))
+    }
+}
+
+fn columns_of<'a>(
+    role: &'a str,
+    table: &'a TableInfo,
+) -> impl Iterator<Item = (String, String)> + 'a {
+    table.columns.iter().map(move |column| {
+        (
+            format!("column {} of {role} table", column.name),
+            column.data_type.clone(),
+        )
+    })
+}
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file system does not let it.
+    #[error("{0}")]
+    File(#[from] std::io::Error),
+    /// The bytes are not what was written.
+    #[error("it is damaged ({0})")]
+    Damaged(&'static str),
+    /// Another version of this program wrote it.
+    #[error("it has format {found}, and this version of the program reads format {FORMAT_VERSION}")]
+    Version {
+        /// The format it has.
+        found: u32,
+    },
+}
+
+impl Checkpoint {
+    /// A run that has just begun.
+    pub fn begin(made_for: MadeFor, run_id: String, now: u64) -> Self {
+        Self {
+            made_for,
+            run_id,
+            started_at: now,
+            saved_at: now,
+            days: BTreeMap::new(),
+            superseded: None,
+            segments: None,
+            done: BTreeMap::new(),
+            finished: false,
+        }
+    }
+
+    /// Traces that count.
+    pub fn traces(&self) -> u64 {
+        let loaded: u64 = self.days.values().map(|(_, traces)| traces).sum();
+        loaded.saturating_sub(self.superseded.unwrap_or(0))
+    }
+
+    /// Counts of all segments that are done.
+    pub fn counts(&self) -> SegmentCounts {
+        self.done
+            .values()
+            .fold(SegmentCounts::default(), |sum, counts| SegmentCounts {
+                observations: sum.observations + counts.observations,
+                inserted: sum.inserted + counts.inserted,
+                without_trace: sum.without_trace + counts.without_trace,
+            })
+    }
+
+    /// Segments of the plan that are not done.
+    pub fn remaining(&self) -> Vec<Segment> {
+        let segments = self.segments.iter().flatten();
+        segments
+            .filter(|segment| !self.done.contains_key(&segment.number))
+            .cloned()
+            .collect()
+    }
+
+    /// Reads a checkpoint; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] where there is one that cannot be used.
+    pub fn read(path: &Path) -> Result<Option<Self>, CheckpointError> {
+        match std::fs::read(path) {
+            Ok(bytes) => Self::decode(&bytes).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Replaces the checkpoint at `path`, atomically and durably.
+    ///
+    /// # Errors
+    /// Whatever the file system says; the checkpoint that was there is then still there.
+    pub fn write(&self, path: &Path) -> std::io::Result<()> {
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        file.write_all(&self.encode()?)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        // Without it, the rename itself may be lost with the power.
+        File::open(directory)?.sync_all()
+    }
+
+    fn encode(&self) -> std::io::Result<Vec<u8>> {
+        let payload =
+            bincode::serde::encode_to_vec(self, standard()).map_err(std::io::Error::other)?;
+        let mut bytes = Vec::with_capacity(HEADER + payload.len());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&checksum(&bytes, &payload).to_le_bytes());
+        bytes.extend_from_slice(&payload);
+        Ok(bytes)
+    }
+
+    /// Reads the bytes of a checkpoint file.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] where they are not exactly what was written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CheckpointError> {
+        use CheckpointError::{Damaged, Version};
+        let (header, payload) = bytes
+            .split_at_checked(HEADER)
+            .ok_or(Damaged("it is too short"))?;
+        let (described, stored_checksum) = header.split_at(HEADER - 4);
+        if !described.starts_with(MAGIC) {
+            return Err(Damaged("it does not begin as a checkpoint does"));
+        }
+        if stored_checksum != checksum(described, payload).to_le_bytes() {
+            return Err(Damaged("its checksum is wrong"));
+        }
+        let found = u32::from_le_bytes([described[8], described[9], described[10], described[11]]);
+        if found != FORMAT_VERSION {
+            return Err(Version { found });
+        }
+        let (checkpoint, length) = bincode::serde::decode_from_slice(payload, standard())
+            .map_err(|_| Damaged("its content cannot be read"))?;
+        if length != payload.len() || described[12..] != (length as u64).to_le_bytes() {
+            return Err(Damaged("its length is wrong"));
+        }
+        Ok(checkpoint)
+    }
+}
+
+fn checksum(described: &[u8], payload: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(described);
+    hasher.update(payload);
+    hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Checkpoint {
+        let facts = BTreeMap::from([("the server".to_owned(), "http://a".to_owned())]);
+        let mut checkpoint = Checkpoint::begin(MadeFor(facts), "run".to_owned(), 1);
+        checkpoint.days.insert(19_875, (12, 10));
+        checkpoint.superseded = Some(1);
+        checkpoint.segments = Some(vec![Segment {
+            number: 0,
+            from: None,
+            to: None,
+            rows: 7,
+        }]);
+        checkpoint.done.insert(0, SegmentCounts::default());
+        checkpoint
+    }
+
+    #[test]
+    fn a_checkpoint_is_read_back_as_it_was_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("checkpoint");
+        assert_eq!(Checkpoint::read(&path).unwrap(), None);
+        example().write(&path).unwrap();
+        assert_eq!(Checkpoint::read(&path).unwrap(), Some(example()));
+    }
+
+    #[test]
+    fn any_change_of_any_byte_and_any_truncation_is_noticed() {
+        let bytes = example().encode().unwrap();
+        for length in 0..bytes.len() {
+            assert!(Checkpoint::decode(&bytes[..length]).is_err(), "{length}");
+        }
+        for position in 0..bytes.len() {
+            for flip in 1..=255 {
+                let mut changed = bytes.clone();
+                changed[position] ^= flip;
+                assert!(Checkpoint::decode(&changed).is_err(), "{position} {flip}");
+            }
+        }
+        let longer = [&bytes[..], &[0]].concat();
+        assert!(Checkpoint::decode(&longer).is_err());
+    }
+
+    #[test]
+    fn another_format_version_is_told_as_such() {
+        let mut bytes = example().encode().unwrap();
+        bytes[8] = 9;
+        let checksum = checksum(&bytes[..HEADER - 4], &bytes[HEADER..]).to_le_bytes();
+        bytes[HEADER - 4..HEADER].copy_from_slice(&checksum);
+        let error = Checkpoint::decode(&bytes).unwrap_err();
+        assert!(matches!(error, CheckpointError::Version { found: 9 }));
+    }
+
+    #[test]
+    fn a_difference_names_what_it_is_about() {
+        let facts = |value: &str| {
+            MadeFor(BTreeMap::from([(
+                "the target table".to_owned(),
+                value.to_owned(),
+            )]))
+        };
+        assert_eq!(facts("a").difference(&facts("a")), None);
+        assert_eq!(
+            facts("a").difference(&facts("b")).unwrap(),
+            "the target table was a and is b"
+        );
+        assert_eq!(
+            facts("a").difference(&MadeFor(BTreeMap::new())).unwrap(),
+            "the target table was a and is not there"
+        );
+    }
+}
