@@ -150,6 +150,23 @@ fn longer_rows_stay_within_512_mib() {
     assert_within_limit(longer_rows(), 512, 1);
 }
 
+/// Each observation has a trace of its own, with 100 KB of metadata: all of one
+/// block's traces together are far larger than any budget.
+fn large_traces() -> &'static Database<'static> {
+    static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
+    DATABASE.get_or_init(|| {
+        let database = tables("large_traces");
+        let metadata = "map('large', repeat(hex(sipHash128(number)), 3125))";
+        fill(&database, 6_000, 1, "'short'", metadata);
+        database
+    })
+}
+
+#[test]
+fn large_metadata_of_a_trace_per_observation_stays_within_256_mib() {
+    assert_within_limit(large_traces(), 256, 1);
+}
+
 #[test]
 fn large_metadata_that_many_observations_share_stays_within_256_mib() {
     assert_within_limit(large_trace_metadata(), 256, 1);
