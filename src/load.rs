@@ -122,15 +122,12 @@ pub fn select_items(mapping: &Mapping) -> Vec<String> {
         "CAST(t.event_ts, 'DateTime64(6)')",
         "CAST(t.is_deleted, 'UInt8')",
     ];
-    let attributes = ATTRIBUTES.iter().map(|(name, data_type, default)| {
-        let expression = match (*name, wanted.contains(name)) {
-            (_, false) => (*default).to_owned(),
-            ("metadata", true) if *data_type == NAMES => "mapKeys(t.metadata)".to_owned(),
-            ("metadata", true) => "mapValues(t.metadata)".to_owned(),
-            ("tags", true) => "t.tags".to_owned(),
-            (name, true) => format!("ifNull(t.{name}, {default})"),
+    let attributes = ATTRIBUTES.iter().map(|attribute| {
+        let expression = match wanted.contains(&attribute.column) {
+            true => attribute.expression,
+            false => attribute.otherwise,
         };
-        format!("CAST({expression}, '{}')", data_type.trim_end())
+        format!("CAST({expression}, '{}')", attribute.data_type)
     });
     let expressions = keys.iter().map(|&key| key.to_owned()).chain(attributes);
     expressions
@@ -139,21 +136,44 @@ pub fn select_items(mapping: &Mapping) -> Vec<String> {
         .collect()
 }
 
-const NAMES: &str = "Array(String)";
-const VALUES: &str = "Array(String) ";
+/// Something that events take from a trace.
+struct Attribute {
+    /// The column of `traces` it comes from.
+    column: &'static str,
+    /// The type in which it is read.
+    data_type: &'static str,
+    /// What it is read as.
+    expression: &'static str,
+    /// What is read where nothing is taken from that column.
+    otherwise: &'static str,
+}
 
-/// The attributes in the order of the query, with type and default.
-const ATTRIBUTES: &[(&str, &str, &str)] = &[
-    ("public", "UInt8", "0"),
-    ("bookmarked", "UInt8", "0"),
-    ("name", "String", "''"),
-    ("user_id", "String", "''"),
-    ("session_id", "String", "''"),
-    ("release", "String", "''"),
-    ("version", "String", "''"),
-    ("tags", "Array(String)", "[]"),
-    ("metadata", NAMES, "[]"),
-    ("metadata", VALUES, "[]"),
+const fn attribute(
+    column: &'static str,
+    data_type: &'static str,
+    expression: &'static str,
+    otherwise: &'static str,
+) -> Attribute {
+    Attribute {
+        column,
+        data_type,
+        expression,
+        otherwise,
+    }
+}
+
+/// The attributes in the order of the query, which [`TraceRows`] relies on.
+const ATTRIBUTES: [Attribute; 10] = [
+    attribute("public", "UInt8", "t.public", "0"),
+    attribute("bookmarked", "UInt8", "t.bookmarked", "0"),
+    attribute("name", "String", "ifNull(t.name, '')", "''"),
+    attribute("user_id", "String", "ifNull(t.user_id, '')", "''"),
+    attribute("session_id", "String", "ifNull(t.session_id, '')", "''"),
+    attribute("release", "String", "ifNull(t.release, '')", "''"),
+    attribute("version", "String", "ifNull(t.version, '')", "''"),
+    attribute("tags", "Array(String)", "t.tags", "[]"),
+    attribute("metadata", "Array(String)", "mapKeys(t.metadata)", "[]"),
+    attribute("metadata", "Array(String)", "mapValues(t.metadata)", "[]"),
 ];
 
 /// Keeps the latest version of each trace. Versions of one trace come one after

@@ -12,8 +12,6 @@ use super::sql;
 pub struct ServerInfo {
     /// Its version, e.g. `26.7.2.1`.
     pub version: String,
-    /// Its time zone, which decides where a day begins.
-    pub timezone: String,
 }
 
 /// One column as `system.columns` has it.
@@ -45,8 +43,6 @@ pub struct TableInfo {
     pub uuid: String,
     /// E.g. `ReplacingMergeTree` or `ReplicatedReplacingMergeTree`.
     pub engine: String,
-    /// The engine with its arguments.
-    pub engine_full: String,
     /// The partition key expression.
     pub partition_key: String,
     /// The primary key expressions, separated by commas.
@@ -89,7 +85,6 @@ pub struct PartitionSize {
 struct TableRow {
     uuid: String,
     engine: String,
-    engine_full: String,
     partition_key: String,
     primary_key: String,
     views: u64,
@@ -101,13 +96,13 @@ struct Count {
 }
 
 impl Connection {
-    /// The server's version and time zone.
+    /// The server's version.
     ///
     /// # Errors
     /// Whatever the request met.
     pub async fn server_info(&self) -> Result<ServerInfo, RequestError> {
         let rows = self
-            .rows::<ServerInfo>("SELECT version() AS version, timezone() AS timezone")
+            .rows::<ServerInfo>("SELECT version() AS version")
             .await?;
         rows.into_iter()
             .next()
@@ -146,7 +141,7 @@ impl Connection {
         );
         let tables = self
             .rows::<TableRow>(&format!(
-                "SELECT toString(uuid) AS uuid, engine, engine_full, partition_key, primary_key, \
+                "SELECT toString(uuid) AS uuid, engine, partition_key, primary_key, \
                  length(dependencies_table) AS views FROM system.tables WHERE {condition}"
             ))
             .await?;
@@ -166,7 +161,6 @@ impl Connection {
             name: name.to_owned(),
             uuid: table.uuid,
             engine: table.engine,
-            engine_full: table.engine_full,
             partition_key: table.partition_key,
             primary_key: table.primary_key,
             has_views: table.views > 0,
