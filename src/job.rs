@@ -1,4 +1,4 @@
-//! The whole job for one partition: inspect, load traces, plan, stream, report.
+//! The whole job for one partition: inspect, plan, load traces, stream, report.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -64,6 +64,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         Begin::Continue(checkpoint) => (*checkpoint, true),
         Begin::Fresh => {
             state.clear()?;
+            state.require_space(estimate_store(&inspected))?;
             (
                 Checkpoint::begin(made_for, new_run_id(), seconds_since_1970()),
                 false,
@@ -96,7 +97,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     if job.options.dry_run {
         job.state.remove();
     }
-    outcome.map_err(|error| job.with_way_on(error))
+    outcome
 }
 
 /// What is about to be done, in a few lines.
@@ -167,7 +168,8 @@ impl Job {
     async fn work_and_report(&mut self) -> Result<(), Error> {
         let mut spent = Spent::default();
         let outcome = self.work(&mut spent).await;
-        let report = self.report(&spent, outcome.is_err());
+        let failed = matches!(outcome, Err(Error::Failed(_) | Error::Configuration(_)));
+        let report = self.report(&spent, failed);
         let wanted = self.options.report.clone();
         let kept = (!self.options.dry_run).then(|| self.state.report());
         let mut written = Ok(());
@@ -195,11 +197,11 @@ impl Job {
         let loaded = self.load_traces(&store).await;
         spent.load = load_started.elapsed();
         spent.store_bytes = store.disk_bytes();
-        loaded?;
+        loaded.map_err(|error| self.with_way_on(error))?;
         let stream_started = Instant::now();
         let streamed = self.stream_observations(&store, &segments).await;
         spent.stream = stream_started.elapsed();
-        streamed?;
+        streamed.map_err(|error| self.with_way_on(error))?;
         drop(store);
         self.checkpoint.finished = true;
         self.save()?;
@@ -219,7 +221,6 @@ impl Job {
                 Error::Failed(format!("{error}; --restart discards it and starts over"))
             });
         }
-        self.state.require_space(estimate_store(&self.inspected))?;
         let store = TraceStore::create(&path, cache_bytes, run_id)
             .map_err(|error| Error::Failed(error.to_string()))?;
         self.save_to_disk()?;

@@ -399,7 +399,8 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// Waits for the batch in flight, if there is one.
+    /// Waits for the batch in flight, if there is one; not for long, once the
+    /// run is asked to end.
     async fn settle(
         &mut self,
         mut source: Option<(&mut NativeStream, &mut BlockReader)>,
@@ -408,13 +409,22 @@ impl<'a> Sender<'a> {
             let Some(in_flight) = &mut self.in_flight else {
                 return Ok(());
             };
-            let has_source = source.is_some();
+            let shutdown = &self.work.pipeline.shutdown;
+            let patience = async {
+                shutdown.requested().await;
+                tokio::time::sleep(LAST_INSERT).await;
+            };
+            let has_source = source.is_some() && shutdown.signal().is_none();
             tokio::select! {
                 result = in_flight => {
                     self.in_flight = None;
                     return result.unwrap_or_else(|error| {
                         Err(RequestError::Unexpected(format!("an insert ended: {error}")).into())
                     });
+                }
+                () = patience => {
+                    self.abort().await;
+                    return Err(WorkError::Interrupted);
                 }
                 () = tokio::time::sleep(SIP_EVERY), if has_source => {}
             }
@@ -436,14 +446,19 @@ impl<'a> Sender<'a> {
     /// Ends what is in flight after the try has failed. An insert that began
     /// before the run was asked to end may still be acknowledged.
     async fn abandon(&mut self, error: &WorkError) {
-        if let Some(mut in_flight) = self.in_flight.take() {
-            let ended = *error == WorkError::Interrupted
-                && tokio::time::timeout(LAST_INSERT, &mut in_flight)
-                    .await
-                    .is_ok();
-            if !ended {
-                in_flight.abort();
-            }
+        if *error == WorkError::Interrupted {
+            // Whatever comes of it, the segment is not done.
+            let _ = self.settle(None).await;
+        }
+        self.abort().await;
+    }
+
+    /// Ends the insert in flight and waits until its memory is given back, so
+    /// that the next try may take as much.
+    async fn abort(&mut self) {
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.abort();
+            let _ = in_flight.await;
         }
     }
 
