@@ -1,9 +1,11 @@
-//! Enriched blocks, gathered into the bytes of one insert.
+//! Enriched blocks, gathered into the bytes of one insert, which can be divided
+//! again between its blocks.
 
-use std::io::Write;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use lz4_flex::frame::FrameEncoder;
+use lz4_flex::frame::{FrameEncoder, FrameInfo};
 
 use crate::clickhouse::Compression;
 use crate::enrich::EnrichedBlock;
@@ -12,21 +14,26 @@ use crate::enrich::EnrichedBlock;
 /// memory of what will be sent.
 pub struct Batch {
     encoder: Option<FrameEncoder<Vec<u8>>>,
-    pieces: Vec<Bytes>,
+    blocks: Vec<SealedBlock>,
+    /// Where the compressed bytes of each block end.
+    ends: Vec<usize>,
     rows: usize,
-    without_trace: usize,
     bytes: usize,
 }
 
 /// A batch that is complete.
 #[derive(Debug, Clone)]
 pub struct SealedBatch {
-    /// What is sent.
-    pub body: Vec<Bytes>,
-    /// Rows in it.
-    pub rows: usize,
-    /// Rows of it whose trace was not found.
-    pub without_trace: usize,
+    blocks: Vec<SealedBlock>,
+}
+
+/// One block of a batch.
+#[derive(Debug, Clone)]
+struct SealedBlock {
+    pieces: Vec<Bytes>,
+    rows: usize,
+    without_trace: usize,
+    bytes: usize,
 }
 
 impl Batch {
@@ -34,13 +41,17 @@ impl Batch {
     pub fn new(compression: Compression) -> Self {
         let encoder = match compression {
             Compression::None => None,
-            Compression::Lz4 => Some(FrameEncoder::new(Vec::new())),
+            // The checksums let the server notice bytes that changed on their way.
+            Compression::Lz4 => Some(FrameEncoder::with_frame_info(
+                FrameInfo::new().block_checksums(true),
+                Vec::new(),
+            )),
         };
         Self {
             encoder,
-            pieces: Vec::new(),
+            blocks: Vec::new(),
+            ends: Vec::new(),
             rows: 0,
-            without_trace: 0,
             bytes: 0,
         }
     }
@@ -61,34 +72,174 @@ impl Batch {
     /// Does not happen: compression goes into memory.
     pub fn push(&mut self, block: EnrichedBlock) -> std::io::Result<()> {
         self.rows += block.rows;
-        self.without_trace += block.without_trace;
         self.bytes += block.held_bytes;
-        match &mut self.encoder {
-            None => self.pieces.extend(block.pieces),
-            Some(encoder) => {
-                for piece in &block.pieces {
-                    encoder.write_all(piece)?;
-                }
+        let mut sealed = SealedBlock {
+            pieces: block.pieces,
+            rows: block.rows,
+            without_trace: block.without_trace,
+            bytes: block.held_bytes,
+        };
+        if let Some(encoder) = &mut self.encoder {
+            for piece in std::mem::take(&mut sealed.pieces) {
+                std::io::Write::write_all(encoder, &piece)?;
             }
+            // A frame for each block: frames that follow each other are one
+            // body, and the batch can be divided between them.
+            encoder.try_finish().map_err(std::io::Error::other)?;
+            self.ends.push(encoder.get_ref().len());
         }
+        self.blocks.push(sealed);
         Ok(())
     }
 
     /// Completes the batch.
-    ///
-    /// # Errors
-    /// Does not happen: compression goes into memory.
-    pub fn seal(self) -> std::io::Result<SealedBatch> {
-        let body = match self.encoder {
-            None => self.pieces,
-            Some(encoder) => vec![Bytes::from(
-                encoder.finish().map_err(std::io::Error::other)?,
-            )],
+    pub fn seal(mut self) -> SealedBatch {
+        if let Some(encoder) = &mut self.encoder {
+            let compressed = Bytes::from(std::mem::take(encoder.get_mut()));
+            let mut start = 0;
+            for (block, &end) in self.blocks.iter_mut().zip(&self.ends) {
+                block.pieces = vec![compressed.slice(start..end)];
+                start = end;
+            }
+        }
+        SealedBatch {
+            blocks: self.blocks,
+        }
+    }
+}
+
+impl SealedBatch {
+    /// How many blocks it has. It can be divided between any two of them.
+    pub fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// What is sent for a range of its blocks.
+    pub fn body(&self, blocks: Range<usize>) -> Vec<Bytes> {
+        let pieces = self.blocks[blocks].iter().flat_map(|block| &block.pieces);
+        pieces.cloned().collect()
+    }
+
+    /// Rows in a range of its blocks.
+    pub fn rows(&self, blocks: Range<usize>) -> usize {
+        self.blocks[blocks].iter().map(|block| block.rows).sum()
+    }
+
+    /// Rows of all its blocks whose trace was not found.
+    pub fn without_trace(&self) -> usize {
+        self.blocks.iter().map(|block| block.without_trace).sum()
+    }
+
+    /// Bytes of memory of a range of its blocks, before compression.
+    pub fn bytes(&self, blocks: Range<usize>) -> usize {
+        self.blocks[blocks].iter().map(|block| block.bytes).sum()
+    }
+}
+
+/// The most bytes of a batch: what the memory limit allows, and less for a while
+/// after the server had too little memory for one.
+#[derive(Debug)]
+pub struct BatchLimit {
+    allowed: usize,
+    now: AtomicUsize,
+}
+
+/// A limit that was lowered grows by this part of what is allowed with each
+/// batch that the server takes.
+const RECOVERY: usize = 32;
+
+impl BatchLimit {
+    /// No batch has more bytes than `allowed`, unless it is a single block.
+    pub fn new(allowed: usize) -> Self {
+        Self {
+            allowed,
+            now: AtomicUsize::new(allowed),
+        }
+    }
+
+    /// The most bytes at the moment.
+    pub fn bytes(&self) -> usize {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// The server had too little memory for a batch of so many bytes.
+    pub fn was_too_large(&self, bytes: usize) {
+        self.now.fetch_min(bytes / 2, Ordering::Relaxed);
+    }
+
+    /// The server took a batch.
+    pub fn was_taken(&self) {
+        let grown = |now: usize| {
+            (now < self.allowed).then(|| self.allowed.min(now + self.allowed / RECOVERY))
         };
-        Ok(SealedBatch {
-            body,
-            rows: self.rows,
-            without_trace: self.without_trace,
-        })
+        // An error says that there was nothing to change.
+        let _ = self
+            .now
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn block(text: &'static [u8]) -> EnrichedBlock {
+        let (first, second) = text.split_at(text.len() / 2);
+        EnrichedBlock {
+            pieces: vec![Bytes::from_static(first), Bytes::from_static(second)],
+            rows: 1,
+            without_trace: 0,
+            held_bytes: text.len(),
+        }
+    }
+
+    #[test]
+    fn a_batch_can_be_divided_between_any_two_blocks() {
+        let texts: [&[u8]; 3] = [b"the first", b"the second", b"the third"];
+        for compression in [Compression::None, Compression::Lz4] {
+            let mut batch = Batch::new(compression);
+            for text in texts {
+                batch.push(block(text)).unwrap();
+            }
+            let batch = batch.seal();
+            assert_eq!((batch.blocks(), batch.rows(0..3)), (3, 3));
+            for range in [0..3, 0..1, 1..3, 2..3] {
+                let body = batch.body(range.clone()).concat();
+                let plain = match compression {
+                    Compression::None => body,
+                    Compression::Lz4 => decompress(&body),
+                };
+                assert_eq!(plain, texts[range.clone()].concat());
+                assert_eq!(batch.bytes(range), plain.len());
+            }
+        }
+    }
+
+    /// All frames, one after the other.
+    fn decompress(mut frames: &[u8]) -> Vec<u8> {
+        let mut plain = Vec::new();
+        while !frames.is_empty() {
+            lz4_flex::frame::FrameDecoder::new(&mut frames)
+                .read_to_end(&mut plain)
+                .unwrap();
+        }
+        plain
+    }
+
+    #[test]
+    fn batches_become_smaller_at_once_and_larger_slowly() {
+        let limit = BatchLimit::new(64);
+        limit.was_too_large(40);
+        assert_eq!(limit.bytes(), 20);
+        limit.was_too_large(60);
+        assert_eq!(limit.bytes(), 20);
+        limit.was_taken();
+        assert_eq!(limit.bytes(), 22);
+        for _ in 0..100 {
+            limit.was_taken();
+        }
+        assert_eq!(limit.bytes(), 64);
     }
 }

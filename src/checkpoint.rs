@@ -10,19 +10,22 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use bincode::config::standard;
+use bincode::config::{Config, standard};
 use serde::{Deserialize, Serialize};
 
 use crate::clickhouse::TableInfo;
 use crate::inspect::Inspected;
 use crate::options::Options;
-use crate::pipeline::SegmentCounts;
 use crate::plan::Segment;
+use crate::send::SegmentCounts;
 use crate::trace_store::Day;
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
 /// Increased whenever [`Checkpoint`] changes.
 const FORMAT_VERSION: u32 = 1;
+/// Most bytes that a length in the payload may claim; otherwise a damaged one
+/// would ask for more memory than there is.
+const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
 /// Magic, version, length, checksum.
 const HEADER: usize = 8 + 4 + 8 + 4;
 
@@ -55,6 +58,11 @@ pub struct Checkpoint {
 pub struct MadeFor(BTreeMap<String, String>);
 
 impl MadeFor {
+    /// These facts: names with their values.
+    pub fn of(facts: BTreeMap<String, String>) -> Self {
+        Self(facts)
+    }
+
     /// What a run with these options on these tables is made for.
     pub fn new(options: &Options, inspected: &Inspected) -> Self {
         let mut facts = BTreeMap::from([
@@ -200,7 +208,7 @@ impl Checkpoint {
 
     fn encode(&self) -> std::io::Result<Vec<u8>> {
         let payload =
-            bincode::serde::encode_to_vec(self, standard()).map_err(std::io::Error::other)?;
+            bincode::serde::encode_to_vec(self, configuration()).map_err(std::io::Error::other)?;
         let mut bytes = Vec::with_capacity(HEADER + payload.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -230,13 +238,17 @@ impl Checkpoint {
         if found != FORMAT_VERSION {
             return Err(Version { found });
         }
-        let (checkpoint, length) = bincode::serde::decode_from_slice(payload, standard())
+        let (checkpoint, length) = bincode::serde::decode_from_slice(payload, configuration())
             .map_err(|_| Damaged("its content cannot be read"))?;
         if length != payload.len() || described[12..] != (length as u64).to_le_bytes() {
             return Err(Damaged("its length is wrong"));
         }
         Ok(checkpoint)
     }
+}
+
+fn configuration() -> impl Config {
+    standard().with_limit::<MAX_PAYLOAD>()
 }
 
 fn checksum(described: &[u8], payload: &[u8]) -> u32 {

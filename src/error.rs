@@ -34,6 +34,14 @@ impl Error {
         }
     }
 
+    /// A clean stop because of a signal.
+    pub fn interrupted(signal: u8) -> Self {
+        Error::Interrupted {
+            signal,
+            message: "interrupted".to_owned(),
+        }
+    }
+
     /// Wraps an error that happened while `doing` something.
     pub fn failed(doing: impl fmt::Display, cause: impl fmt::Display) -> Self {
         Error::Failed(format!("{doing}: {cause}"))
@@ -100,14 +108,14 @@ impl WorkError {
     /// How many rows to ask for in a block after one of up to `block_rows` was
     /// too large; `None` where the error is another, or rows cannot be fewer.
     pub fn smaller_blocks(&self, block_rows: usize) -> Option<usize> {
-        match self {
-            WorkError::Native(NativeError::TooLarge { rows, .. })
-                if *rows > 1 && block_rows > 1 =>
-            {
-                Some((block_rows.min(*rows) / SMALLER_BLOCKS).max(1))
-            }
-            _ => None,
-        }
+        let rows = match self {
+            WorkError::Native(NativeError::TooLarge { rows, .. }) => *rows,
+            // By now the batch is a single block, and a block is not divided.
+            WorkError::InsertGivenUp { error, .. } if error.is_too_large() => block_rows,
+            _ => return None,
+        };
+        let rows = rows.min(block_rows);
+        (rows > 1).then(|| (rows / SMALLER_BLOCKS).max(1))
     }
 
     /// What to do about it, if there is something, to be put behind the error.
@@ -120,6 +128,10 @@ impl WorkError {
                 if message.contains("No space left") =>
             {
                 ": the disk is full; make room, or name a larger one with --state-dir"
+            }
+            WorkError::InsertGivenUp { error, .. } if error.is_too_large() => {
+                ": even a single row is too large for the server, or for a proxy before it; raise \
+                 its limit"
             }
             _ => "",
         }

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::load;
 use crate::mapping::{Mapping, OBSERVATION};
 use crate::options::Options;
+use crate::retry::Retries;
 
 /// Tables tried in this order when no target is named.
 const TARGETS: [&str; 2] = ["events_full", "events"];
@@ -34,26 +35,33 @@ pub struct Inspected {
     pub trace_bytes: u64,
 }
 
-/// Inspects server, tables and partition.
+/// Inspects server, tables and partition. Once the server has answered, what
+/// may pass is asked again.
 ///
 /// # Errors
 /// [`Error::Configuration`] with what is wrong and what to do.
-pub async fn inspect(connection: &Connection, options: &Options) -> Result<Inspected, Error> {
-    let inspector = Inspector {
-        connection,
+pub async fn inspect(
+    connection: &Connection,
+    options: &Options,
+    retries: &Retries,
+) -> Result<Inspected, Error> {
+    let mut inspector = Inspector {
+        connection: connection.clone(),
         options,
     };
-    inspector.inspect().await
+    // An address that is wrong is told at once.
+    let server = inspector.server().await?;
+    inspector.connection = connection.with_retries(retries);
+    inspector.inspect(server).await
 }
 
 struct Inspector<'a> {
-    connection: &'a Connection,
+    connection: Connection,
     options: &'a Options,
 }
 
 impl Inspector<'_> {
-    async fn inspect(&self) -> Result<Inspected, Error> {
-        let server = self.server().await?;
+    async fn inspect(&self, server: ServerInfo) -> Result<Inspected, Error> {
         let observations = self.source("observations").await?;
         let traces = self.source("traces").await?;
         let target = self.target().await?;

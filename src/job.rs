@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
+use crate::batch::BatchLimit;
 use crate::begin::{self, Begin};
 use crate::buffer_pool::BufferPool;
 use crate::checkpoint::{Checkpoint, MadeFor};
@@ -18,11 +19,12 @@ use crate::load::{self, LoadedDay, TraceSource};
 use crate::mapping::OBSERVATION;
 use crate::memory::peak_resident_bytes;
 use crate::options::Options;
-use crate::pipeline::{self, Counters, Pipeline, SegmentQuery};
+use crate::pipeline::{self, Pipeline, SegmentQuery};
 use crate::plan::{self, Segment};
 use crate::progress::{Display, Phase};
 use crate::report::{self, Report, Seconds};
-use crate::retry::RetryPolicy;
+use crate::retry::Retries;
+use crate::send::Destination;
 use crate::shutdown::Shutdown;
 use crate::state_dir::StateDir;
 use crate::trace_store::{Day, SeenTraces, StoreError, TraceStore};
@@ -42,7 +44,12 @@ pub async fn run(options: Options) -> Result<(), Error> {
         .map_err(|error| Error::failed("the program cannot listen to signals", error))?;
     let connection = Connection::new(options.connection.clone()).map_err(Error::Configuration)?;
     let started = Instant::now();
-    let inspected = inspect(&connection, &options).await?;
+    let retries = Retries::new(options.max_retries, shutdown.clone(), display.clone());
+    let inspected = tokio::select! {
+        inspected = inspect(&connection, &options, &retries) => inspected?,
+        signal = shutdown.requested() => return Err(Error::interrupted(signal)),
+    };
+    let connection = connection.with_retries(&retries);
     if let Some(path) = &options.report {
         report::require_writable(path)?;
     }
@@ -71,7 +78,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
             )
         }
     };
-    describe(&options, &inspected, display);
+    describe(&options, &inspected, &display);
     if resumed {
         display.note(format_args!(
             "going on with {}",
@@ -89,7 +96,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         resumed,
         display,
         shutdown,
-        counters: Arc::new(Counters::default()),
+        retries,
         pool,
         started,
     };
@@ -101,7 +108,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
 }
 
 /// What is about to be done, in a few lines.
-fn describe(options: &Options, inspected: &Inspected, display: Display) {
+fn describe(options: &Options, inspected: &Inspected, display: &Display) {
     let target = &inspected.target;
     let verb = if options.dry_run { "would go" } else { "go" };
     display.note(format_args!(
@@ -151,7 +158,7 @@ struct Job {
     observations_before: u64,
     display: Display,
     shutdown: Shutdown,
-    counters: Arc<Counters>,
+    retries: Retries,
     pool: BufferPool,
     started: Instant,
 }
@@ -161,6 +168,7 @@ struct Job {
 struct Spent {
     load: Duration,
     stream: Duration,
+    insert: Duration,
     store_bytes: u64,
 }
 
@@ -199,8 +207,12 @@ impl Job {
         spent.store_bytes = store.disk_bytes();
         loaded.map_err(|error| self.with_way_on(error))?;
         let stream_started = Instant::now();
-        let streamed = self.stream_observations(&store, &segments).await;
+        let destination = Arc::new(self.destination());
+        let streamed = self
+            .stream_observations(&store, &segments, &destination)
+            .await;
         spent.stream = stream_started.elapsed();
+        spent.insert = Duration::from_nanos(destination.insert_nanoseconds.load(Ordering::Relaxed));
         streamed.map_err(|error| self.with_way_on(error))?;
         drop(store);
         self.checkpoint.finished = true;
@@ -271,11 +283,13 @@ impl Job {
         }
         let expected = self.inspected.trace_rows.rows;
         let before = self.checkpoint.days.values().map(|(rows, _)| rows).sum();
-        let phase = Phase::begin(self.display, "traces loaded", expected, before);
+        let phase = Phase::begin(&self.display, "traces loaded", expected, before);
         let mut superseded = 0;
         if expected > 0 {
             let mut seen = SeenTraces::new(expected, self.options.budget.seen_bytes);
-            tokio::task::block_in_place(|| seen.remember(store)).map_err(store_failed)?;
+            let shutdown = self.shutdown.clone();
+            let stop = || shutdown.signal().is_some();
+            tokio::task::block_in_place(|| seen.remember(store, &stop)).map_err(store_failed)?;
             let mut block_rows = load::BLOCK_ROWS;
             for day in self.options.partition.days() {
                 if self.checkpoint.days.contains_key(&day) {
@@ -290,8 +304,10 @@ impl Job {
                 self.save()?;
             }
             drop(seen);
-            superseded = tokio::task::block_in_place(|| store.settle_moved_traces())
-                .map_err(store_failed)?;
+            let settled = tokio::task::block_in_place(|| store.settle_moved_traces(&stop));
+            superseded = settled
+                .map_err(store_failed)?
+                .ok_or_else(|| Error::interrupted(self.shutdown.signal().unwrap_or_default()))?;
         }
         self.checkpoint.superseded = Some(superseded);
         self.save()?;
@@ -317,8 +333,7 @@ impl Job {
             budget: self.options.budget,
             pool: self.pool.clone(),
         };
-        let retries = self.retry_policy();
-        let mut failures = 0;
+        let mut tries = self.retries.tries();
         loop {
             let shown = AtomicU64::new(0);
             let on_rows = |rows| {
@@ -332,34 +347,20 @@ impl Job {
             };
             phase.go_back(shown.into_inner());
             if let Some(signal) = self.shutdown.signal() {
-                return Err(interrupted(signal));
+                return Err(Error::interrupted(signal));
             }
             if let Some(fewer) = error.smaller_blocks(*block_rows) {
                 // Rows are larger than expected, and the other days' are alike.
                 *block_rows = fewer;
                 continue;
             }
-            failures += 1;
-            let wait = error
-                .is_passing()
-                .then(|| retries.wait_after(failures))
-                .flatten();
-            let Some(wait) = wait else {
+            let what = format!("loading the traces of {}: {error}", date(day));
+            if !tries.again(error.is_passing(), what).await {
                 return Err(Error::Failed(format!(
                     "the traces of {} could not be loaded: {error}{}",
                     date(day),
                     error.advice()
                 )));
-            };
-            self.counters.retries.fetch_add(1, Ordering::Relaxed);
-            phase.note(format_args!(
-                "loading the traces of {}: {error}; trying again in {:.0} s",
-                date(day),
-                wait.as_secs_f64().ceil()
-            ));
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.shutdown.requested() => {}
             }
         }
     }
@@ -368,6 +369,7 @@ impl Job {
         &mut self,
         store: &Arc<TraceStore>,
         segments: &[Segment],
+        destination: &Arc<Destination>,
     ) -> Result<(), Error> {
         let planned = segments.iter().map(|segment| segment.rows).sum();
         let remaining = self.checkpoint.remaining();
@@ -376,15 +378,13 @@ impl Job {
             true => "observations read",
             false => "observations processed",
         };
-        let phase = Arc::new(Phase::begin(self.display, name, planned, planned - left));
-        let pipeline = Arc::new(self.pipeline(store));
-        let counters = Arc::clone(&self.counters);
+        let phase = Arc::new(Phase::begin(&self.display, name, planned, planned - left));
+        let pipeline = Arc::new(self.pipeline(store, destination));
         let on_done = |number, counts| {
             self.checkpoint.done.insert(number, counts);
             self.save()
         };
-        let result =
-            pipeline::run(pipeline, remaining, counters, Arc::clone(&phase), on_done).await;
+        let result = pipeline::run(pipeline, remaining, Arc::clone(&phase), on_done).await;
         phase.finish();
         result
     }
@@ -395,20 +395,43 @@ impl Job {
             return Ok(segments.clone());
         }
         let partition = &self.inspected.observation_rows;
-        let segments = plan::make(
+        let plan = plan::make(
             &self.connection,
             &self.inspected.observations,
             &partition.partition_id,
             partition.parts,
             self.options.segment_rows,
-        )
-        .await
-        .map_err(|error| Error::failed("the partition cannot be divided into segments", error))?;
+        );
+        let segments = tokio::select! {
+            segments = plan => segments.map_err(|error| {
+                Error::failed("the partition cannot be divided into segments", error)
+            })?,
+            signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+        };
         self.checkpoint.segments = Some(segments.clone());
         Ok(segments)
     }
 
-    fn pipeline(&self, store: &Arc<TraceStore>) -> Pipeline {
+    fn destination(&self) -> Destination {
+        let target = &self.inspected.target;
+        Destination {
+            connection: self.connection.clone(),
+            insert_sql: format!(
+                "INSERT INTO {} ({}) FORMAT Native",
+                target.qualified_name(),
+                self.inspected.mapping.insert_columns()
+            ),
+            has_views: target.has_views,
+            run_id: format!("{}-{:x}", self.checkpoint.run_id, fastrand::u64(..)),
+            dry_run: self.options.dry_run,
+            limit: BatchLimit::new(self.options.budget.batch_bytes),
+            retries: self.retries.clone(),
+            shutdown: self.shutdown.clone(),
+            insert_nanoseconds: AtomicU64::new(0),
+        }
+    }
+
+    fn pipeline(&self, store: &Arc<TraceStore>, destination: &Arc<Destination>) -> Pipeline {
         let inspected = &self.inspected;
         let mapping = Arc::new(inspected.mapping.clone());
         let budget = self.options.budget;
@@ -420,13 +443,7 @@ impl Job {
             inspected.observations.qualified_name(),
             sql::string(&inspected.observation_rows.partition_id),
         );
-        let insert_sql = format!(
-            "INSERT INTO {} ({}) FORMAT Native",
-            inspected.target.qualified_name(),
-            mapping.insert_columns()
-        );
         Pipeline {
-            connection: self.connection.clone(),
             enricher: Enricher::new(
                 mapping,
                 Arc::clone(store),
@@ -440,32 +457,19 @@ impl Job {
                     .as_ref()
                     .map(|table| table.qualified_name()),
             },
-            insert_sql,
-            target_has_views: inspected.target.has_views,
-            run_id: format!("{}-{:x}", self.checkpoint.run_id, fastrand::u64(..)),
-            dry_run: self.options.dry_run,
+            destination: Arc::clone(destination),
             budget,
             pool: self.pool.clone(),
             batch_rows: self.options.batch_rows,
             // A block is never divided, so it must not be larger than a batch.
             block_rows: self.options.block_rows.min(self.options.batch_rows),
-            retries: self.retry_policy(),
             concurrency: self.options.concurrency,
-            shutdown: self.shutdown.clone(),
-        }
-    }
-
-    fn retry_policy(&self) -> RetryPolicy {
-        RetryPolicy {
-            max_retries: self.options.max_retries,
         }
     }
 
     fn report(&self, spent: &Spent, failed: bool) -> Report {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = self.checkpoint.counts();
         let stream = spent.stream.as_secs_f64();
-        let insert = Duration::from_nanos(load(&self.counters.insert_nanoseconds));
         let observations_now = counts.observations - self.observations_before;
         let target = &self.inspected.target;
         Report {
@@ -478,7 +482,7 @@ impl Job {
             events_inserted: counts.inserted,
             observations_without_trace: counts.without_trace,
             errors: u64::from(failed),
-            retries: load(&self.counters.retries),
+            retries: self.retries.repeated(),
             segments_total: self.checkpoint.segments.as_ref().map_or(0, Vec::len) as u64,
             segments_done: self.checkpoint.done.len() as u64,
             peak_rss_bytes: peak_resident_bytes(),
@@ -486,7 +490,7 @@ impl Job {
             seconds: Seconds {
                 load: spent.load.as_secs_f64(),
                 stream,
-                insert: insert.as_secs_f64(),
+                insert: spent.insert.as_secs_f64(),
                 total: self.started.elapsed().as_secs_f64(),
             },
             observations_per_second: match stream > 0.0 {
@@ -494,13 +498,6 @@ impl Job {
                 false => 0.0,
             },
         }
-    }
-}
-
-fn interrupted(signal: u8) -> Error {
-    Error::Interrupted {
-        signal,
-        message: "interrupted".to_owned(),
     }
 }
 

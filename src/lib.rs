@@ -6,11 +6,11 @@
 //!  ClickHouse ─────▶ segments   traces ──▶ load ──▶ RocksDB, one column family per day
 //!      │                                                │ look-ups, batched and sorted
 //!      └── pipeline: a segment's blocks ──▶ enrich ─────┘
-//!                                             └──▶ batches ──▶ ClickHouse
+//!                                             └──▶ batches ──▶ send ──▶ ClickHouse
 //! ```
 //!
 //! Layers point one way: `job` puts the others together; `pipeline` and `load`
-//! know ClickHouse and the store; `enrich` knows blocks, the mapping and the
+//! know ClickHouse and the store; `send` knows batches and ClickHouse; `enrich` knows blocks, the mapping and the
 //! store; `native` and `trace_store` know neither each other nor ClickHouse.
 
 #![forbid(unsafe_code)]
@@ -35,7 +35,8 @@ pub mod pipeline;
 pub mod plan;
 pub mod progress;
 pub mod report;
-mod retry;
+pub mod retry;
+pub mod send;
 pub mod shutdown;
 mod state_dir;
 pub mod trace_store;

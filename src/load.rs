@@ -80,7 +80,7 @@ impl TraceSource<'_> {
         loop {
             let chunk = tokio::select! {
                 chunk = stream.next_chunk() => chunk?,
-                () = shutdown.requested() => return Err(WorkError::Interrupted),
+                _ = shutdown.requested() => return Err(WorkError::Interrupted),
             };
             let Some(chunk) = chunk else { break };
             reader.push(&chunk);

@@ -516,19 +516,24 @@ fn require_text(table: &TableInfo, name: &str) -> Result<(), MappingError> {
     if parse_type(table, column)?.without_low_cardinality() == DataType::string() {
         return Ok(());
     }
-    Err(MappingError::ColumnType {
-        table: format!("{}.{}", table.database, table.name),
-        column: name.to_owned(),
-        error: TypeError::Unsupported(column.data_type.clone()),
-    })
+    Err(unsupported(table, column))
 }
 
 fn parse_type(table: &TableInfo, column: &TableColumn) -> Result<DataType, MappingError> {
-    DataType::parse(&column.data_type).map_err(|error| MappingError::ColumnType {
+    DataType::parse(&column.data_type).map_err(|error| column_type(table, column, error))
+}
+
+fn column_type(table: &TableInfo, column: &TableColumn, error: TypeError) -> MappingError {
+    MappingError::ColumnType {
         table: format!("{}.{}", table.database, table.name),
         column: column.name.clone(),
         error,
-    })
+    }
+}
+
+fn unsupported(table: &TableInfo, column: &TableColumn) -> MappingError {
+    let error = TypeError::Unsupported(column.data_type.clone());
+    column_type(table, column, error)
 }
 
 /// The selected column for one rule, or none where the source column came
@@ -540,11 +545,8 @@ fn apply(
     target: &TableInfo,
 ) -> Result<Option<Selected>, MappingError> {
     let sent = parse_type(target, column)?.without_low_cardinality();
-    sent.layout().map_err(|error| MappingError::ColumnType {
-        table: format!("{}.{}", target.database, target.name),
-        column: column.name.clone(),
-        error,
-    })?;
+    sent.layout()
+        .map_err(|error| column_type(target, column, error))?;
     let needed_for = format!("event column {} is made of", rule.target);
     let expression = match &rule.form {
         Form::Column(source) | Form::ColumnOr(source, _) => {
@@ -602,13 +604,7 @@ fn enriched_columns(target: &TableInfo) -> Result<Vec<EnrichedColumn>, MappingEr
                 form,
                 sent_type: form.sent_type(&data_type),
             }),
-            None => {
-                return Err(MappingError::ColumnType {
-                    table: format!("{}.{}", target.database, target.name),
-                    column: column.name.clone(),
-                    error: TypeError::Unsupported(column.data_type.clone()),
-                });
-            }
+            None => return Err(unsupported(target, column)),
         }
     }
     let has = |wanted| {

@@ -7,49 +7,28 @@
 //! row of equal ones.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
-use crate::batch::{Batch, SealedBatch};
+use crate::batch::Batch;
 use crate::buffer_pool::BufferPool;
-use crate::clickhouse::{Connection, InsertRequest, NativeStream, RequestError};
+use crate::clickhouse::RequestError;
 use crate::enrich::Enricher;
 use crate::error::{Error, WorkError};
 use crate::memory::Budget;
 use crate::native::BlockReader;
 use crate::plan::Segment;
 use crate::progress::Phase;
-use crate::retry::RetryPolicy;
-use crate::shutdown::Shutdown;
-
-/// ClickHouse closes a response that nobody reads for 30 s (`http_send_timeout`;
-/// giving another value with the query is not honoured: measured on 26.7). So
-/// while an insert takes long, a little is read at least this often.
-const SIP_EVERY: Duration = Duration::from_secs(8);
-/// How long a sip waits for bytes.
-const SIP_FOR: Duration = Duration::from_millis(500);
-/// How long an insert may still take once the run is asked to end.
-const LAST_INSERT: Duration = Duration::from_secs(10);
+use crate::send::{Destination, SegmentCounts, Sender, Source};
 
 /// What all segments share.
 pub struct Pipeline {
-    /// The server.
-    pub connection: Connection,
     /// Makes events of observations.
     pub enricher: Enricher,
     /// The query of one segment.
     pub query: SegmentQuery,
-    /// `INSERT INTO … FORMAT Native`
-    pub insert_sql: String,
-    /// Whether views count in the rows that are written.
-    pub target_has_views: bool,
-    /// Distinguishes the batches of this run from those of any other.
-    pub run_id: String,
-    /// Insert nothing.
-    pub dry_run: bool,
+    /// Where the events go.
+    pub destination: Arc<Destination>,
     /// How much memory everything may take.
     pub budget: Budget,
     /// Buffers of blocks.
@@ -58,12 +37,8 @@ pub struct Pipeline {
     pub batch_rows: usize,
     /// Most rows in one block that is read.
     pub block_rows: usize,
-    /// When to try again.
-    pub retries: RetryPolicy,
     /// Segments at once.
     pub concurrency: usize,
-    /// Whether to end.
-    pub shutdown: Shutdown,
 }
 
 /// How the rows of a segment are asked for.
@@ -113,26 +88,6 @@ pub fn read_settings(block_rows: usize, block_bytes: usize) -> [(&'static str, S
     ]
 }
 
-/// What it took, over all segments of this process.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Tries that were repeated.
-    pub retries: AtomicU64,
-    /// Time spent waiting for inserts, summed.
-    pub insert_nanoseconds: AtomicU64,
-}
-
-/// What one segment came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SegmentCounts {
-    /// Observations read.
-    pub observations: u64,
-    /// Rows acknowledged.
-    pub inserted: u64,
-    /// Observations whose trace was not found.
-    pub without_trace: u64,
-}
-
 /// Works through all segments; the largest first, so that none holds the rest
 /// up. `on_done` is told of each that is done, one at a time.
 ///
@@ -143,22 +98,21 @@ pub struct SegmentCounts {
 pub async fn run(
     pipeline: Arc<Pipeline>,
     mut segments: Vec<Segment>,
-    counters: Arc<Counters>,
     phase: Arc<Phase>,
     mut on_done: impl FnMut(u32, SegmentCounts) -> Result<(), Error>,
 ) -> Result<(), Error> {
     segments.sort_by_key(|segment| segment.rows);
     let mut running = JoinSet::new();
     let mut first_error = None;
+    let shutdown = &pipeline.destination.shutdown;
     loop {
-        let goes_on = first_error.is_none() && pipeline.shutdown.signal().is_none();
+        let goes_on = first_error.is_none() && shutdown.signal().is_none();
         while goes_on
             && running.len() < pipeline.concurrency
             && let Some(segment) = segments.pop()
         {
             let work = SegmentWork {
                 pipeline: Arc::clone(&pipeline),
-                counters: Arc::clone(&counters),
                 phase: Arc::clone(&phase),
                 segment,
             };
@@ -176,12 +130,9 @@ pub async fn run(
             first_error.get_or_insert(error);
         }
     }
-    match (first_error, pipeline.shutdown.signal()) {
+    match (first_error, shutdown.signal()) {
         (Some(error), None) => Err(error),
-        (_, Some(signal)) => Err(Error::Interrupted {
-            signal,
-            message: "interrupted".to_owned(),
-        }),
+        (_, Some(signal)) => Err(Error::interrupted(signal)),
         (None, None) => Ok(()),
     }
 }
@@ -189,7 +140,6 @@ pub async fn run(
 /// One segment on its way.
 struct SegmentWork {
     pipeline: Arc<Pipeline>,
-    counters: Arc<Counters>,
     phase: Arc<Phase>,
     segment: Segment,
 }
@@ -203,7 +153,8 @@ struct Attempt {
 
 impl SegmentWork {
     async fn run(self) -> Result<(u32, SegmentCounts), Error> {
-        let mut failures = 0;
+        let number = self.segment.number;
+        let mut tries = self.pipeline.destination.retries.tries();
         let mut block_rows = self.pipeline.block_rows;
         let mut attempt = Attempt::default();
         loop {
@@ -211,7 +162,7 @@ impl SegmentWork {
                 Ok(counts) => {
                     self.phase
                         .finish_piece(attempt.shown_rows, self.segment.rows);
-                    return Ok((self.segment.number, counts));
+                    return Ok((number, counts));
                 }
                 Err(error) => error,
             };
@@ -223,30 +174,11 @@ impl SegmentWork {
                 block_rows = fewer;
                 continue;
             }
-            failures += 1;
-            let Some(wait) = self.wait(&error, failures) else {
-                return Err(self.give_up(&error, failures));
-            };
-            // Asked to end, there is no use in waiting: the next try ends at once.
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.pipeline.shutdown.requested() => {}
+            let what = format!("segment {number}: {error}");
+            if !tries.again(error.is_passing(), what).await {
+                return Err(self.give_up(&error, tries.failures()));
             }
         }
-    }
-
-    fn wait(&self, error: &WorkError, failures: u32) -> Option<Duration> {
-        if !error.is_passing() {
-            return None;
-        }
-        let wait = self.pipeline.retries.wait_after(failures)?;
-        self.counters.retries.fetch_add(1, Ordering::Relaxed);
-        self.phase.note(format!(
-            "segment {}: {error}; trying again in {:.0} s",
-            self.segment.number,
-            wait.as_secs_f64().ceil()
-        ));
-        Some(wait)
     }
 
     fn give_up(&self, error: &WorkError, failures: u32) -> Error {
@@ -266,7 +198,8 @@ impl SegmentWork {
         block_rows: usize,
         attempt: &mut Attempt,
     ) -> Result<SegmentCounts, WorkError> {
-        let mut sender = Sender::new(self, attempt.number);
+        let destination = &self.pipeline.destination;
+        let mut sender = Sender::new(destination, self.segment.number, attempt.number);
         match self.read_and_send(block_rows, attempt, &mut sender).await {
             Ok(()) => sender.finish().await,
             Err(error) => {
@@ -280,23 +213,28 @@ impl SegmentWork {
         &self,
         block_rows: usize,
         attempt: &mut Attempt,
-        sender: &mut Sender<'_>,
+        sender: &mut Sender,
     ) -> Result<(), WorkError> {
         let pipeline = &self.pipeline;
         let settings = read_settings(block_rows, pipeline.budget.preferred_block_bytes);
-        let mut stream = pipeline
-            .connection
-            .stream(&pipeline.query.sql(&self.segment), &settings)?;
+        let connection = &pipeline.destination.connection;
+        let mut stream = connection.stream(&pipeline.query.sql(&self.segment), &settings)?;
         let mut reader = BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool);
-        let compression = pipeline.connection.compression();
+        let compression = connection.compression();
         let mut batch = Batch::new(compression);
+        let max_buffered_bytes = pipeline.budget.max_block_bytes;
         loop {
             while let Some(block) = reader.next_block()? {
                 let enriched = tokio::task::block_in_place(|| pipeline.enricher.enrich(&block))?;
                 drop(block);
                 if self.is_full(&batch, enriched.rows, enriched.held_bytes) {
                     let full = std::mem::replace(&mut batch, Batch::new(compression));
-                    sender.send(full, &mut stream, &mut reader).await?;
+                    let source = Source {
+                        stream: &mut stream,
+                        reader: &mut reader,
+                        max_buffered_bytes,
+                    };
+                    sender.send(full, source).await?;
                 }
                 attempt.shown_rows += enriched.rows as u64;
                 self.phase.advance(enriched.rows as u64);
@@ -304,7 +242,7 @@ impl SegmentWork {
             }
             let chunk = tokio::select! {
                 chunk = stream.next_chunk() => chunk?,
-                () = pipeline.shutdown.requested() => return Err(WorkError::Interrupted),
+                _ = pipeline.destination.shutdown.requested() => return Err(WorkError::Interrupted),
             };
             match chunk {
                 Some(chunk) => reader.push(&chunk),
@@ -312,14 +250,19 @@ impl SegmentWork {
             }
         }
         reader.finish()?;
-        sender.send(batch, &mut stream, &mut reader).await
+        let source = Source {
+            stream: &mut stream,
+            reader: &mut reader,
+            max_buffered_bytes,
+        };
+        sender.send(batch, source).await
     }
 
     /// Whether a batch must be sent before so many rows and bytes are added.
     fn is_full(&self, batch: &Batch, rows: usize, bytes: usize) -> bool {
         batch.rows() > 0
             && (batch.rows() + rows > self.pipeline.batch_rows
-                || batch.bytes() + bytes > self.pipeline.budget.batch_bytes)
+                || batch.bytes() + bytes > self.pipeline.destination.limit.bytes())
     }
 }
 
@@ -327,190 +270,4 @@ fn compression_failed(error: std::io::Error) -> WorkError {
     WorkError::Request(RequestError::Unexpected(format!(
         "a batch cannot be compressed: {error}"
     )))
-}
-
-/// Sends the batches of one try at a segment, one at a time.
-struct Sender<'a> {
-    work: &'a SegmentWork,
-    attempt: u32,
-    batches: u32,
-    in_flight: Option<JoinHandle<Result<(), WorkError>>>,
-    counts: SegmentCounts,
-}
-
-impl<'a> Sender<'a> {
-    fn new(work: &'a SegmentWork, attempt: u32) -> Self {
-        Self {
-            work,
-            attempt,
-            batches: 0,
-            in_flight: None,
-            counts: SegmentCounts::default(),
-        }
-    }
-
-    /// Waits for the batch before, sipping from the stream meanwhile, and then
-    /// begins to send this one.
-    async fn send(
-        &mut self,
-        batch: Batch,
-        stream: &mut NativeStream,
-        reader: &mut BlockReader,
-    ) -> Result<(), WorkError> {
-        if batch.rows() == 0 {
-            return Ok(());
-        }
-        let sealed = tokio::task::block_in_place(|| batch.seal()).map_err(compression_failed)?;
-        self.settle(Some((stream, reader))).await?;
-        self.counts.observations += sealed.rows as u64;
-        self.counts.without_trace += sealed.without_trace as u64;
-        if self.work.pipeline.dry_run {
-            return Ok(());
-        }
-        self.counts.inserted += sealed.rows as u64;
-        let request = self.request(sealed);
-        let (pipeline, counters, phase, number) = (
-            Arc::clone(&self.work.pipeline),
-            Arc::clone(&self.work.counters),
-            Arc::clone(&self.work.phase),
-            self.work.segment.number,
-        );
-        self.in_flight = Some(tokio::spawn(async move {
-            insert_with_retries(&pipeline, &counters, &phase, number, &request).await
-        }));
-        Ok(())
-    }
-
-    fn request(&mut self, sealed: SealedBatch) -> InsertRequest {
-        let pipeline = &self.work.pipeline;
-        // Another try at the segment may cut its rows into other batches, so
-        // the token names the try: the same token is always the same bytes.
-        let deduplication_token = format!(
-            "{}-{}-{}-{}",
-            pipeline.run_id, self.work.segment.number, self.attempt, self.batches
-        );
-        self.batches += 1;
-        InsertRequest {
-            sql: pipeline.insert_sql.clone(),
-            body: sealed.body,
-            rows: sealed.rows as u64,
-            deduplication_token,
-            has_views: pipeline.target_has_views,
-        }
-    }
-
-    /// Waits for the batch in flight, if there is one; not for long, once the
-    /// run is asked to end.
-    async fn settle(
-        &mut self,
-        mut source: Option<(&mut NativeStream, &mut BlockReader)>,
-    ) -> Result<(), WorkError> {
-        loop {
-            let Some(in_flight) = &mut self.in_flight else {
-                return Ok(());
-            };
-            let shutdown = &self.work.pipeline.shutdown;
-            let patience = async {
-                shutdown.requested().await;
-                tokio::time::sleep(LAST_INSERT).await;
-            };
-            let has_source = source.is_some() && shutdown.signal().is_none();
-            tokio::select! {
-                result = in_flight => {
-                    self.in_flight = None;
-                    return result.unwrap_or_else(|error| {
-                        Err(RequestError::Unexpected(format!("an insert ended: {error}")).into())
-                    });
-                }
-                () = patience => {
-                    self.abort().await;
-                    return Err(WorkError::Interrupted);
-                }
-                () = tokio::time::sleep(SIP_EVERY), if has_source => {}
-            }
-            let Some((stream, reader)) = &mut source else {
-                continue;
-            };
-            // No more than a block's bytes: then rather let the read break, and
-            // the segment be done again, than go over budget. The wait is
-            // short, so that the insert's end is not missed.
-            if reader.buffered_bytes() < self.work.pipeline.budget.max_block_bytes
-                && let Ok(chunk) = tokio::time::timeout(SIP_FOR, stream.next_chunk()).await
-                && let Some(chunk) = chunk?
-            {
-                reader.push(&chunk);
-            }
-        }
-    }
-
-    /// Ends what is in flight after the try has failed. An insert that began
-    /// before the run was asked to end may still be acknowledged.
-    async fn abandon(&mut self, error: &WorkError) {
-        if *error == WorkError::Interrupted {
-            // Whatever comes of it, the segment is not done.
-            let _ = self.settle(None).await;
-        }
-        self.abort().await;
-    }
-
-    /// Ends the insert in flight and waits until its memory is given back, so
-    /// that the next try may take as much.
-    async fn abort(&mut self) {
-        if let Some(in_flight) = self.in_flight.take() {
-            in_flight.abort();
-            let _ = in_flight.await;
-        }
-    }
-
-    async fn finish(&mut self) -> Result<SegmentCounts, WorkError> {
-        self.settle(None).await?;
-        Ok(self.counts)
-    }
-}
-
-impl Drop for Sender<'_> {
-    /// A try that is given up leaves no insert behind.
-    fn drop(&mut self) {
-        if let Some(in_flight) = &self.in_flight {
-            in_flight.abort();
-        }
-    }
-}
-
-async fn insert_with_retries(
-    pipeline: &Pipeline,
-    counters: &Counters,
-    phase: &Phase,
-    segment: u32,
-    request: &InsertRequest,
-) -> Result<(), WorkError> {
-    let started = Instant::now();
-    let mut failures = 0;
-    let result = loop {
-        let error = match pipeline.connection.insert(request).await {
-            Ok(()) => break Ok(()),
-            Err(error) => error,
-        };
-        failures += 1;
-        let wait = error
-            .is_passing()
-            .then(|| pipeline.retries.wait_after(failures));
-        let Some(wait) = wait.flatten() else {
-            break Err(WorkError::InsertGivenUp { error, failures });
-        };
-        counters.retries.fetch_add(1, Ordering::Relaxed);
-        phase.note(format!(
-            "segment {segment}: an insert failed: {error}; trying again in {:.0} s",
-            wait.as_secs_f64().ceil()
-        ));
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = pipeline.shutdown.requested() => break Err(WorkError::Interrupted),
-        }
-    };
-    let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    counters
-        .insert_nanoseconds
-        .fetch_add(nanoseconds, Ordering::Relaxed);
-    result
 }

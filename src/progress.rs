@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle,
+};
 
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Where progress is shown.
+/// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Display {
+enum Style {
     /// Bars.
     Terminal,
     /// A line now and then.
@@ -22,22 +24,37 @@ pub enum Display {
     Quiet,
 }
 
+/// Where progress is shown. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Display {
+    style: Style,
+    bars: MultiProgress,
+}
+
 impl Display {
     /// What fits standard error.
     pub fn detect(quiet: bool) -> Self {
-        if quiet {
-            Display::Quiet
+        let style = if quiet {
+            Style::Quiet
         } else if std::io::stderr().is_terminal() {
-            Display::Terminal
+            Style::Terminal
         } else {
-            Display::Lines
+            Style::Lines
+        };
+        let target = match style {
+            Style::Terminal => ProgressDrawTarget::stderr(),
+            Style::Lines | Style::Quiet => ProgressDrawTarget::hidden(),
+        };
+        Self {
+            style,
+            bars: MultiProgress::with_draw_target(target),
         }
     }
 
-    /// Prints one line between phases.
-    pub fn note(self, text: impl std::fmt::Display) {
-        if self != Display::Quiet {
-            print_line(text);
+    /// Prints one line, without disturbing a bar.
+    pub fn note(&self, text: impl std::fmt::Display) {
+        if self.style != Style::Quiet {
+            self.bars.suspend(|| print_line(text));
         }
     }
 }
@@ -52,7 +69,7 @@ fn print_line(text: impl std::fmt::Display) {
 /// The total counts rows in parts, of which several may be versions of one;
 /// so finished work is set to its planned rows, and the end is 100 %.
 pub struct Phase {
-    display: Display,
+    style: Style,
     name: &'static str,
     bar: ProgressBar,
     position: AtomicU64,
@@ -71,11 +88,8 @@ struct LastLine {
 
 impl Phase {
     /// Begins a phase of `total` rows, `offset` of which are done already.
-    pub fn begin(display: Display, name: &'static str, total: u64, offset: u64) -> Self {
-        let bar = match display {
-            Display::Terminal => ProgressBar::new(total),
-            _ => ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden()),
-        };
+    pub fn begin(display: &Display, name: &'static str, total: u64, offset: u64) -> Self {
+        let bar = display.bars.add(ProgressBar::new(total));
         let template =
             "{msg:<22} [{wide_bar}] {percent:>3} % {human_pos}/{human_len} {per_sec} {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
@@ -87,7 +101,7 @@ impl Phase {
         bar.reset_eta();
         let now = Instant::now();
         Self {
-            display,
+            style: display.style,
             name,
             bar,
             position: AtomicU64::new(offset),
@@ -122,27 +136,20 @@ impl Phase {
         }
     }
 
-    /// Prints a line without disturbing the bar.
-    pub fn note(&self, text: impl std::fmt::Display) {
-        if self.display != Display::Quiet {
-            self.bar.suspend(|| print_line(text));
-        }
-    }
-
     /// Ends the phase, where it is.
     pub fn finish(&self) {
-        match self.display {
-            Display::Terminal => self.bar.abandon(),
-            Display::Lines => self.line(self.position.load(Ordering::Relaxed), Duration::ZERO),
-            Display::Quiet => {}
+        match self.style {
+            Style::Terminal => self.bar.abandon(),
+            Style::Lines => self.line(self.position.load(Ordering::Relaxed), Duration::ZERO),
+            Style::Quiet => {}
         }
     }
 
     fn show(&self, position: u64) {
-        match self.display {
-            Display::Terminal => self.bar.set_position(position.min(self.total)),
-            Display::Lines => self.line(position, LINE_EVERY),
-            Display::Quiet => {}
+        match self.style {
+            Style::Terminal => self.bar.set_position(position.min(self.total)),
+            Style::Lines => self.line(position, LINE_EVERY),
+            Style::Quiet => {}
         }
     }
 

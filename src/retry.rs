@@ -1,32 +1,93 @@
-//! How long to wait before trying again.
+//! Trying again what may work later: how often, and after how long.
 
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Exponential backoff with jitter, up to a number of tries.
-#[derive(Debug, Clone, Copy)]
-pub struct RetryPolicy {
-    /// Tries after the first one.
-    pub max_retries: u32,
-}
+use crate::progress::Display;
+use crate::shutdown::Shutdown;
 
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-impl RetryPolicy {
-    /// How long to wait after `failures` failed tries, or `None` to give up.
-    /// Between half and the whole of 0.5 s, 1 s, 2 s, … 60 s, so that segments
-    /// which failed together do not come back together.
-    pub fn wait_after(&self, failures: u32) -> Option<Duration> {
-        if failures > self.max_retries {
-            return None;
+/// What all work of a run that may be tried again has in common. Cheap to clone.
+#[derive(Clone)]
+pub struct Retries {
+    most: u32,
+    shutdown: Shutdown,
+    display: Display,
+    repeated: Arc<AtomicU64>,
+}
+
+impl Retries {
+    /// Up to `most` tries after the first one of each piece of work; the
+    /// operator is told of each.
+    pub fn new(most: u32, shutdown: Shutdown, display: Display) -> Self {
+        Self {
+            most,
+            shutdown,
+            display,
+            repeated: Arc::default(),
         }
-        let doubled = FIRST_WAIT.saturating_mul(1 << failures.saturating_sub(1).min(16));
-        Some(
-            doubled
-                .min(LONGEST_WAIT)
-                .mul_f64(0.5 + fastrand::f64() / 2.0),
-        )
     }
+
+    /// The tries of one piece of work.
+    pub fn tries(&self) -> Tries<'_> {
+        Tries {
+            retries: self,
+            failures: 0,
+        }
+    }
+
+    /// How often something was tried again, over all work.
+    pub fn repeated(&self) -> u64 {
+        self.repeated.load(Ordering::Relaxed)
+    }
+}
+
+/// The tries of one piece of work.
+pub struct Tries<'a> {
+    retries: &'a Retries,
+    failures: u32,
+}
+
+impl Tries<'_> {
+    /// Tries that failed.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// After a try that failed: whether there is to be another one. Tells the
+    /// operator `what` failed and waits before it says so; not for long where
+    /// the run is asked to end, since the next try then ends at once.
+    pub async fn again(&mut self, is_passing: bool, what: impl fmt::Display) -> bool {
+        self.failures += 1;
+        if !is_passing || self.failures > self.retries.most {
+            return false;
+        }
+        self.retries.repeated.fetch_add(1, Ordering::Relaxed);
+        let wait = wait_after(self.failures);
+        self.retries.display.note(format_args!(
+            "{what}; trying again in {:.0} s",
+            wait.as_secs_f64().ceil()
+        ));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = self.retries.shutdown.requested() => {}
+        }
+        true
+    }
+}
+
+/// How long to wait after `failures` failed tries: between half and the whole of
+/// 0.5 s, 1 s, 2 s, … 60 s, so that what failed together does not come back
+/// together.
+fn wait_after(failures: u32) -> Duration {
+    FIRST_WAIT
+        .saturating_mul(1 << failures.saturating_sub(1).min(16))
+        .min(LONGEST_WAIT)
+        .mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 #[cfg(test)]
@@ -34,14 +95,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_to_a_bound_and_then_end() {
-        let policy = RetryPolicy { max_retries: 12 };
-        for failures in 1..=12 {
-            let wait = policy.wait_after(failures).unwrap();
+    fn waits_grow_to_a_bound() {
+        for failures in 1..=40 {
+            let wait = wait_after(failures);
             assert!(wait >= FIRST_WAIT / 2 && wait <= LONGEST_WAIT);
         }
-        assert!(policy.wait_after(12).unwrap() >= LONGEST_WAIT / 2);
-        assert_eq!(policy.wait_after(13), None);
-        assert_eq!(RetryPolicy { max_retries: 0 }.wait_after(1), None);
+        assert!(wait_after(12) >= LONGEST_WAIT / 2);
+    }
+
+    #[tokio::test]
+    async fn what_passes_is_tried_again_as_often_as_allowed_and_counted() {
+        let shutdown = Shutdown::listen().unwrap();
+        let retries = Retries::new(2, shutdown, Display::detect(true));
+        let mut tries = retries.tries();
+        for _ in 0..2 {
+            assert!(tries.again(true, "it failed").await);
+        }
+        assert!(!tries.again(true, "it failed").await);
+        assert_eq!((tries.failures(), retries.repeated()), (3, 2));
+        assert!(!retries.tries().again(false, "it is wrong").await);
+        assert_eq!(retries.repeated(), 2);
     }
 }

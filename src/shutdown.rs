@@ -42,12 +42,15 @@ impl Shutdown {
         *self.requested.borrow()
     }
 
-    /// Waits until the run is asked to end.
-    pub async fn requested(&self) {
+    /// Waits until the run is asked to end, and gives the number of the signal.
+    pub async fn requested(&self) -> u8 {
         let mut requested = self.requested.clone();
-        if requested.wait_for(Option::is_some).await.is_err() {
-            // Nobody listens to signals any more: it will not be asked.
-            std::future::pending::<()>().await;
+        if let Ok(signal) = requested.wait_for(Option::is_some).await
+            && let Some(signal) = *signal
+        {
+            return signal;
         }
+        // Nobody listens to signals any more: it will not be asked.
+        std::future::pending().await
     }
 }

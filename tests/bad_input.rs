@@ -12,11 +12,13 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Database, Outcome, READER, Running, Server, TESTER, Tool, repository_file};
+use support::{
+    Database, Outcome, READER, Running, Server, TESTER, Tool, repository_file, small_month,
+    untouched,
+};
 
 /// Exit code of mistakes that are found before the work begins.
 const CONFIGURATION: i32 = 2;
@@ -39,20 +41,6 @@ const LEAST_EVENT_COLUMNS: &[(&str, &str)] = &[
     ("event_ts", "DateTime64(6)"),
     ("is_deleted", "UInt8"),
 ];
-
-/// A database with the tables of a current Langfuse and a handful of rows.
-fn small_month(name_hint: &str) -> Database<'static> {
-    let database = Server::shared().database(name_hint);
-    database.load_schema();
-    database.execute_file(&repository_file("tests/support/small-month.sql"), &[]);
-    database
-}
-
-/// The same for all tests that leave the tables as they are.
-fn untouched() -> &'static Database<'static> {
-    static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
-    DATABASE.get_or_init(|| small_month("untouched"))
-}
 
 /// The program with a partition that can be backfilled.
 fn june(database: &Database) -> Tool {

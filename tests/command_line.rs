@@ -5,12 +5,11 @@ mod support;
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 
 use serde_json::Value;
-use support::{Database, Outcome, SAMPLE_PARTITION, Server, Tool, repository_file};
+use support::{Database, Outcome, SAMPLE_PARTITION, Tool, repository_file, small_month, untouched};
 
-/// The flags of issue 2, which every release from now on has to keep.
+/// The flags that every release has to keep.
 const FLAGS: &[&str] = &[
     "--partition",
     "--batch-size",
@@ -30,19 +29,6 @@ const FLAGS: &[&str] = &[
     "--help",
     "--version",
 ];
-
-fn small_month(name_hint: &str) -> Database<'static> {
-    let database = Server::shared().database(name_hint);
-    database.load_schema();
-    database.execute_file(&repository_file("tests/support/small-month.sql"), &[]);
-    database
-}
-
-/// For the runs that write nothing.
-fn untouched() -> &'static Database<'static> {
-    static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
-    DATABASE.get_or_init(|| small_month("untouched"))
-}
 
 fn count(database: &Database, sql: &str) -> u64 {
     let answer = database
@@ -591,8 +577,8 @@ fn the_report_agrees_with_the_tables() {
     assert_eq!(number(&report, "traces_loaded"), live_traces);
 }
 
-/// The summary has the fields that the Python script printed and those of issue 2, and says the
-/// same as the report.
+/// The summary has the fields that the Python script printed and more, and says the same as the
+/// report.
 #[track_caller]
 fn assert_summary(outcome: &Outcome, report: &Value) {
     let line = |name: &str| {

@@ -5,6 +5,8 @@ mod support;
 
 #[path = "support/differential.rs"]
 mod differential;
+#[path = "support/mutate.rs"]
+mod mutate;
 
 use std::alloc::{GlobalAlloc, Layout as MemoryLayout, System};
 use std::cell::Cell;
@@ -492,31 +494,6 @@ fn mutated_bytes_give_an_error_or_a_well_formed_block() {
     }
     println!("{MUTATIONS} mutated streams: {errors} errors, {blocks} well-formed blocks");
     assert!(errors > MUTATIONS / 10, "mutations break something");
-}
-
-fn mutate(bytes: &mut Vec<u8>, random: &mut fastrand::Rng) {
-    if bytes.is_empty() {
-        return;
-    }
-    let position = random.usize(0..bytes.len());
-    let length = random.usize(1..=16).min(bytes.len() - position);
-    match random.u8(0..8) {
-        0 => bytes[position] ^= 1 << random.u8(0..8),
-        1 => bytes[position] = random.u8(..),
-        2 => bytes[position] = [0, 1, 0x7f, 0x80, 0xff][random.usize(0..5)],
-        3 => bytes[position..position + length].fill([0, 0x80, 0xff][random.usize(0..3)]),
-        4 => {
-            let number = [u64::MAX, 1 << 63, 1 << 32, 1 << 20, 0][random.usize(0..5)];
-            let length = length.min(8);
-            bytes[position..position + length].copy_from_slice(&number.to_le_bytes()[..length]);
-        }
-        5 => drop(bytes.drain(position..position + length)),
-        6 => {
-            let again = bytes[position..position + length].to_vec();
-            bytes.splice(position..position, again);
-        }
-        _ => bytes.truncate(position),
-    }
 }
 
 /// Remembers, for each thread, the largest piece of memory it has asked for.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use support::{Database, Outcome, Server, TESTER, Tool, repository_file};
+use support::{Database, Outcome, TESTER, Tool, small_month};
 
 /// A password that is not the right one, and that no message may show either.
 const WRONG: &str = "not-the-password-4711";
@@ -29,13 +29,6 @@ const ALL_WAYS: [GivenIn; 4] = [
     GivenIn::File,
     GivenIn::FileNamedInDotEnv,
 ];
-
-fn small_month(name_hint: &str) -> Database<'static> {
-    let database = Server::shared().database(name_hint);
-    database.load_schema();
-    database.execute_file(&repository_file("tests/support/small-month.sql"), &[]);
-    database
-}
 
 /// The program as the user with a password, given in that way, with every library asked to log all
 /// it has.

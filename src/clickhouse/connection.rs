@@ -15,6 +15,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use url::Url;
 
+use crate::retry::Retries;
+
 use super::error::RequestError;
 use super::insert::BatchBody;
 use super::tls;
@@ -89,6 +91,7 @@ pub struct Connection {
     client: Client,
     pub(super) http: HttpClient<HttpsConnector<HttpConnector>, BatchBody>,
     pub(super) options: ConnectionOptions,
+    retries: Option<Retries>,
 }
 
 impl Connection {
@@ -141,7 +144,38 @@ impl Connection {
             client,
             http: builder.build(connector),
             options,
+            retries: None,
         })
+    }
+
+    /// The same connection, but questions with small answers are asked again
+    /// where that may help. What streams or inserts is not affected.
+    pub fn with_retries(&self, retries: &Retries) -> Self {
+        Self {
+            retries: Some(retries.clone()),
+            ..self.clone()
+        }
+    }
+
+    /// Asks until there is an answer, or an error for which there is no use in asking again.
+    async fn ask<T>(
+        &self,
+        question: impl AsyncFn() -> Result<T, RequestError>,
+    ) -> Result<T, RequestError> {
+        let mut tries = self.retries.as_ref().map(Retries::tries);
+        loop {
+            let error = match question().await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let again = match &mut tries {
+                Some(tries) => tries.again(error.is_passing(), &error).await,
+                None => false,
+            };
+            if !again {
+                return Err(error);
+            }
+        }
     }
 
     /// The address without credentials, for messages.
@@ -173,14 +207,17 @@ impl Connection {
     where
         T: RowOwned + RowRead,
     {
-        let fetch = self.client.query_raw(sql).fetch_all::<T>();
-        match tokio::time::timeout(limit, fetch).await {
-            Ok(rows) => Ok(rows?),
-            Err(_) => Err(RequestError::TimedOut {
-                doing: "answer",
-                limit,
-            }),
-        }
+        self.ask(async || {
+            let fetch = self.client.query_raw(sql).fetch_all::<T>();
+            match tokio::time::timeout(limit, fetch).await {
+                Ok(rows) => Ok(rows?),
+                Err(_) => Err(RequestError::TimedOut {
+                    doing: "answer",
+                    limit,
+                }),
+            }
+        })
+        .await
     }
 
     /// Runs a query and ignores what it yields.
@@ -188,9 +225,12 @@ impl Connection {
     /// # Errors
     /// Whatever the request met.
     pub async fn check(&self, sql: &str) -> Result<(), RequestError> {
-        let mut stream = self.stream(sql, &[])?;
-        while stream.next_chunk().await?.is_some() {}
-        Ok(())
+        self.ask(async || {
+            let mut stream = self.stream(sql, &[])?;
+            while stream.next_chunk().await?.is_some() {}
+            Ok(())
+        })
+        .await
     }
 
     /// Starts a query whose result is streamed in `Native` format.

@@ -50,6 +50,7 @@ const PASSING: &[u32] = &[
     33,   // CANNOT_READ_ALL_DATA: likewise
     107,  // FILE_DOESNT_EXIST: a part was merged away
     159,  // TIMEOUT_EXCEEDED
+    173,  // CANNOT_ALLOCATE_MEMORY
     198,  // DNS_ERROR
     201,  // QUOTA_EXCEEDED
     202,  // TOO_MANY_SIMULTANEOUS_QUERIES
@@ -74,6 +75,12 @@ const PASSING: &[u32] = &[
     1000, // POCO_EXCEPTION: a broken socket
 ];
 
+/// Exceptions that say that the server lacks memory for what was sent.
+const TOO_LARGE: &[u32] = &[
+    173, // CANNOT_ALLOCATE_MEMORY
+    241, // MEMORY_LIMIT_EXCEEDED
+];
+
 /// Part of the message of an exception that has the code of a cut connection,
 /// and comes from a type that does not fit.
 const CONVERSION_FAILED: &str = "while converting column";
@@ -96,6 +103,15 @@ impl RequestError {
             }
             RequestError::Network(_) | RequestError::TimedOut { .. } => true,
             RequestError::Unexpected(_) => false,
+        }
+    }
+
+    /// Whether the server, or a proxy before it, would take less at once.
+    pub fn is_too_large(&self) -> bool {
+        match self {
+            RequestError::Exception { code, .. } => TOO_LARGE.contains(code),
+            RequestError::Http { status, .. } => *status == Some(413),
+            _ => false,
         }
     }
 

@@ -176,16 +176,18 @@ impl Connection {
         // A view that writes TO a table names it right after its own name, and
         // the table it reads lists the view as depending on it.
         let view = format!(
-            "SELECT name FROM system.tables WHERE engine = 'MaterializedView' \
+            "SELECT database, name FROM system.tables WHERE engine = 'MaterializedView' \
              AND position(replaceAll(create_table_query, '`', ''), {}) > 0",
             sql::string(format!(" TO {}.{} ", table.database, table.name))
         );
         let source = format!(
-            "SELECT name FROM system.tables WHERE hasAny(dependencies_table, \
-             (SELECT groupArray(name) FROM ({view})))"
+            "SELECT database, name FROM system.tables WHERE \
+             hasAny(arrayZip(dependencies_database, dependencies_table), \
+             (SELECT groupArray((database, name)) FROM ({view})))"
         );
         #[derive(Row, Deserialize)]
         struct Name {
+            database: String,
             name: String,
         }
         if self.rows::<Name>(&view).await?.is_empty() {
@@ -194,7 +196,10 @@ impl Connection {
         let source = self.rows::<Name>(&source).await?.into_iter().next();
         Ok(Some(source.map_or_else(
             || "another table".to_owned(),
-            |row| row.name,
+            |row| match row.database == table.database {
+                true => row.name,
+                false => format!("{}.{}", row.database, row.name),
+            },
         )))
     }
 

@@ -42,11 +42,16 @@ impl SeenTraces {
         Self { filter }
     }
 
-    /// Remembers every trace of the days that are in `store`.
+    /// Remembers every trace of the days that are in `store`, unless `stop` says
+    /// to stop.
     ///
     /// # Errors
     /// [`StoreError`] where the store fails.
-    pub fn remember(&mut self, store: &TraceStore) -> Result<(), StoreError> {
+    pub fn remember(
+        &mut self,
+        store: &TraceStore,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), StoreError> {
         for day in store.days() {
             let mut iterator = store
                 .database
@@ -57,6 +62,9 @@ impl SeenTraces {
                 iterator.next();
             }
             iterator.status().map_err(|error| store.failed(error))?;
+            if stop() {
+                break;
+            }
         }
         Ok(())
     }
@@ -201,11 +209,12 @@ impl TraceStore {
     /// Finds the traces that stand on more than one day and settles which of
     /// their versions counts: the one with the greatest `event_ts`, whatever its
     /// day, and if that one is deleted, none. To be called once all days are
-    /// loaded. Gives the number of loaded versions that do not count.
+    /// loaded. Gives the number of loaded versions that do not count, or `None`
+    /// where `stop` said to stop; it can be called again.
     ///
     /// # Errors
     /// [`StoreError`] where the store fails.
-    pub fn settle_moved_traces(&self) -> Result<u64, StoreError> {
+    pub fn settle_moved_traces(&self, stop: &dyn Fn() -> bool) -> Result<Option<u64>, StoreError> {
         let suspects = self.family(SUSPECTS)?;
         let moved = self.family(MOVED)?;
         let days = self.days();
@@ -219,12 +228,15 @@ impl TraceStore {
                 self.write(batch)?;
                 superseded += several.superseded;
             }
+            if stop() {
+                return Ok(None);
+            }
             iterator.next();
         }
         iterator.status().map_err(|error| self.failed(error))?;
         self.has_moved
             .store(!self.family_is_empty(MOVED)?, Ordering::Relaxed);
-        Ok(superseded)
+        Ok(Some(superseded))
     }
 
     /// The versions of a trace that is on at least two days.

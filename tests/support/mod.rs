@@ -101,6 +101,19 @@ struct ServerProcess {
 
 static SHARED: OnceLock<Server> = OnceLock::new();
 
+/// A new database of the shared server with the small month.
+pub fn small_month(name_hint: &str) -> Database<'static> {
+    let database = Server::shared().database(name_hint);
+    database.load_small_month();
+    database
+}
+
+/// The small month for all tests that leave the tables as they are.
+pub fn untouched() -> &'static Database<'static> {
+    static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
+    DATABASE.get_or_init(|| small_month("untouched"))
+}
+
 impl Server {
     /// The one server that all tests of a test binary share. Use [`Server::database`] to keep them
     /// apart.
@@ -472,6 +485,13 @@ impl Database<'_> {
     /// [`SAMPLE_PARTITION`], with about so many distinct observations.
     pub fn load_sample_month(&self, observations: u64) {
         self.load_month(SAMPLE_MONTH, observations);
+    }
+
+    /// Creates the tables of a current Langfuse and fills them with a few rows of the month
+    /// [`SAMPLE_PARTITION`].
+    pub fn load_small_month(&self) {
+        self.load_schema();
+        self.execute_file(&repository_file("tests/support/small-month.sql"), &[]);
     }
 
     /// Like [`Database::load_sample_month`], for the month that begins on the given day.

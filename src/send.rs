@@ -1,0 +1,312 @@
+//! Batches on their way into the target: one at a time for each segment, tried
+//! again where that may help, and in halves where the server lacks memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+
+use crate::batch::{Batch, BatchLimit, SealedBatch};
+use crate::clickhouse::{Connection, InsertRequest, NativeStream, RequestError};
+use crate::error::WorkError;
+use crate::native::BlockReader;
+use crate::retry::Retries;
+use crate::shutdown::Shutdown;
+
+/// ClickHouse closes a response that nobody reads for 30 s (`http_send_timeout`;
+/// giving another value with the query is not honoured: measured on 26.7). So
+/// while an insert takes long, a little is read at least this often.
+const SIP_EVERY: Duration = Duration::from_secs(8);
+/// How long a sip waits for bytes.
+const SIP_FOR: Duration = Duration::from_millis(500);
+/// How long an insert may still take once the run is asked to end.
+const LAST_INSERT: Duration = Duration::from_secs(10);
+
+/// Where batches go. Shared by all segments.
+pub struct Destination {
+    /// The server.
+    pub connection: Connection,
+    /// `INSERT INTO … FORMAT Native`
+    pub insert_sql: String,
+    /// Whether views count in the rows that are written.
+    pub has_views: bool,
+    /// Distinguishes the batches of this process from those of any other.
+    pub run_id: String,
+    /// Insert nothing.
+    pub dry_run: bool,
+    /// How large batches may be.
+    pub limit: BatchLimit,
+    /// When to try again.
+    pub retries: Retries,
+    /// Whether to end.
+    pub shutdown: Shutdown,
+    /// Time spent waiting for inserts, summed over all segments.
+    pub insert_nanoseconds: AtomicU64,
+}
+
+/// What one segment came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentCounts {
+    /// Observations read.
+    pub observations: u64,
+    /// Rows acknowledged.
+    pub inserted: u64,
+    /// Observations whose trace was not found.
+    pub without_trace: u64,
+}
+
+/// What the rows of a segment arrive in, to be sipped from while an insert takes long.
+pub struct Source<'a> {
+    /// The response.
+    pub stream: &'a mut NativeStream,
+    /// What takes its bytes.
+    pub reader: &'a mut BlockReader,
+    /// Most bytes that may wait in it.
+    pub max_buffered_bytes: usize,
+}
+
+impl Source<'_> {
+    /// Reads a little, if there is room for it: rather let the read break, and
+    /// the segment be done again, than go over budget. The wait is short, so
+    /// that the end of the insert is not missed.
+    async fn sip(&mut self) -> Result<(), WorkError> {
+        if self.reader.buffered_bytes() < self.max_buffered_bytes
+            && let Ok(chunk) = tokio::time::timeout(SIP_FOR, self.stream.next_chunk()).await
+            && let Some(chunk) = chunk?
+        {
+            self.reader.push(&chunk);
+        }
+        Ok(())
+    }
+}
+
+/// Sends the batches of one try at a segment, one at a time.
+pub struct Sender {
+    destination: Arc<Destination>,
+    segment: u32,
+    attempt: u32,
+    batches: u32,
+    in_flight: Option<JoinHandle<Result<(), WorkError>>>,
+    counts: SegmentCounts,
+}
+
+impl Sender {
+    /// A sender for the try number `attempt` at the segment number `segment`.
+    pub fn new(destination: &Arc<Destination>, segment: u32, attempt: u32) -> Self {
+        Self {
+            destination: Arc::clone(destination),
+            segment,
+            attempt,
+            batches: 0,
+            in_flight: None,
+            counts: SegmentCounts::default(),
+        }
+    }
+
+    /// Waits for the batch before, sipping from the source meanwhile, and then
+    /// begins to send this one.
+    ///
+    /// # Errors
+    /// Whatever became of the batch before.
+    pub async fn send(&mut self, batch: Batch, source: Source<'_>) -> Result<(), WorkError> {
+        if batch.rows() == 0 {
+            return Ok(());
+        }
+        let sealed = batch.seal();
+        let rows = sealed.rows(0..sealed.blocks()) as u64;
+        self.settle(Some(source)).await?;
+        self.counts.observations += rows;
+        self.counts.without_trace += sealed.without_trace() as u64;
+        if self.destination.dry_run {
+            return Ok(());
+        }
+        self.counts.inserted += rows;
+        let delivery = Delivery {
+            destination: Arc::clone(&self.destination),
+            segment: self.segment,
+            // Another try at the segment may cut its rows into other batches, so
+            // the name has the try in it: the same name is always the same bytes.
+            name: format!(
+                "{}-{}-{}-{}",
+                self.destination.run_id, self.segment, self.attempt, self.batches
+            ),
+            batch: sealed,
+        };
+        self.batches += 1;
+        self.in_flight = Some(tokio::spawn(delivery.run()));
+        Ok(())
+    }
+
+    /// Waits for the batch in flight, if there is one; not for long, once the
+    /// run is asked to end.
+    async fn settle(&mut self, mut source: Option<Source<'_>>) -> Result<(), WorkError> {
+        loop {
+            let Some(in_flight) = &mut self.in_flight else {
+                return Ok(());
+            };
+            let shutdown = &self.destination.shutdown;
+            let patience = async {
+                shutdown.requested().await;
+                tokio::time::sleep(LAST_INSERT).await;
+            };
+            let sips = source.is_some() && shutdown.signal().is_none();
+            tokio::select! {
+                result = in_flight => {
+                    self.in_flight = None;
+                    return result.unwrap_or_else(|error| {
+                        Err(RequestError::Unexpected(format!("an insert ended: {error}")).into())
+                    });
+                }
+                () = patience => {
+                    self.abort().await;
+                    return Err(WorkError::Interrupted);
+                }
+                () = tokio::time::sleep(SIP_EVERY), if sips => {}
+            }
+            if let Some(source) = &mut source {
+                source.sip().await?;
+            }
+        }
+    }
+
+    /// Ends what is in flight after the try has failed. An insert that began
+    /// before the run was asked to end may still be acknowledged.
+    pub async fn abandon(&mut self, error: &WorkError) {
+        if *error == WorkError::Interrupted {
+            // Whatever comes of it, the segment is not done.
+            let _ = self.settle(None).await;
+        }
+        self.abort().await;
+    }
+
+    /// Ends the insert in flight and waits until its memory is given back, so
+    /// that the next try may take as much.
+    async fn abort(&mut self) {
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.abort();
+            let _ = in_flight.await;
+        }
+    }
+
+    /// Waits for the last batch.
+    ///
+    /// # Errors
+    /// Whatever became of it.
+    pub async fn finish(&mut self) -> Result<SegmentCounts, WorkError> {
+        self.settle(None).await?;
+        Ok(self.counts)
+    }
+}
+
+impl Drop for Sender {
+    /// A try that is given up leaves no insert behind.
+    fn drop(&mut self) {
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.abort();
+        }
+    }
+}
+
+/// A batch on its way.
+struct Delivery {
+    destination: Arc<Destination>,
+    segment: u32,
+    name: String,
+    batch: SealedBatch,
+}
+
+impl Delivery {
+    async fn run(self) -> Result<(), WorkError> {
+        let started = Instant::now();
+        let result = self.insert_all().await;
+        let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.destination
+            .insert_nanoseconds
+            .fetch_add(nanoseconds, Ordering::Relaxed);
+        result
+    }
+
+    /// Inserts the batch, at first as a whole; what the server cannot take is
+    /// divided between its blocks, again and again.
+    async fn insert_all(&self) -> Result<(), WorkError> {
+        let mut remaining = vec![self.piece(0, self.batch.blocks())];
+        while let Some(piece) = remaining.pop() {
+            if self.insert(&piece).await? == Taken::Whole {
+                continue;
+            }
+            self.destination.limit.was_too_large(piece.bytes);
+            let middle = piece.start + (piece.end - piece.start) / 2;
+            // The first half on top: rows go in the order of the sort key.
+            remaining.push(self.piece(middle, piece.end));
+            remaining.push(self.piece(piece.start, middle));
+        }
+        self.destination.limit.was_taken();
+        Ok(())
+    }
+
+    fn piece(&self, start: usize, end: usize) -> Piece {
+        let request = InsertRequest {
+            sql: self.destination.insert_sql.clone(),
+            body: self.batch.body(start..end),
+            rows: self.batch.rows(start..end) as u64,
+            deduplication_token: format!("{}-{start}-{end}", self.name),
+            has_views: self.destination.has_views,
+        };
+        Piece {
+            start,
+            end,
+            bytes: self.batch.bytes(start..end),
+            request,
+        }
+    }
+
+    /// Inserts a piece, trying again while that may help.
+    async fn insert(&self, piece: &Piece) -> Result<Taken, WorkError> {
+        let mut tries = self.destination.retries.tries();
+        let can_be_divided = piece.end - piece.start > 1;
+        loop {
+            let Err(error) = self.destination.connection.insert(&piece.request).await else {
+                return Ok(Taken::Whole);
+            };
+            let divide = can_be_divided && error.is_too_large();
+            let rows = piece.request.rows;
+            let what = match divide {
+                false => format!("segment {}: an insert failed: {error}", self.segment),
+                true => format!(
+                    "segment {}: an insert of {rows} rows is divided: {error}",
+                    self.segment
+                ),
+            };
+            let again = tries.again(error.is_passing() || divide, what).await;
+            if self.destination.shutdown.signal().is_some() {
+                return Err(WorkError::Interrupted);
+            }
+            if !again {
+                let failures = tries.failures();
+                return Err(WorkError::InsertGivenUp { error, failures });
+            }
+            if divide {
+                return Ok(Taken::InPieces);
+            }
+        }
+    }
+}
+
+/// Some neighbouring blocks of a batch.
+struct Piece {
+    start: usize,
+    end: usize,
+    bytes: usize,
+    request: InsertRequest,
+}
+
+/// How a piece can be inserted.
+#[derive(PartialEq, Eq)]
+enum Taken {
+    /// It was, all of it.
+    Whole,
+    /// Only in smaller pieces.
+    InPieces,
+}
