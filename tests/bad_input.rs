@@ -15,10 +15,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{
-    Database, Outcome, READER, Running, Server, TESTER, Tool, repository_file, small_month,
-    untouched,
-};
+use support::{Database, Outcome, READER, Running, Server, TESTER, Tool, small_month, untouched};
 
 /// Exit code of mistakes that are found before the work begins.
 const CONFIGURATION: i32 = 2;

@@ -7,7 +7,9 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use support::{Database, Outcome, SAMPLE_PARTITION, Tool, repository_file, small_month, untouched};
+use support::{
+    Database, Outcome, SAMPLE_PARTITION, Server, Tool, repository_file, small_month, untouched,
+};
 
 /// The flags that every release has to keep.
 const FLAGS: &[&str] = &[

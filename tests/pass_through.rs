@@ -19,6 +19,7 @@ use events_backfill::native::{
     ArrayCursor, Block, BlockReader, FixedCursor, Layout, NativeError, NullableStringCursor,
     StringArrayWriter, StringCursor, put_block_header, put_column_header, put_string, put_varint,
 };
+use mutate::mutate;
 use support::{Database, SAMPLE_PARTITION, Server, Tool};
 
 /// Most bytes of a block, where a test does not care.

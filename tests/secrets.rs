@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use support::{Database, Outcome, TESTER, Tool, small_month};
+use support::{Database, Outcome, Server, TESTER, Tool, small_month};
 
 /// A password that is not the right one, and that no message may show either.
 const WRONG: &str = "not-the-password-4711";
