@@ -1,13 +1,51 @@
-//! Keys: `(project_id, trace_id)` as one byte string that sorts as the pair does.
+//! Keys: `(project_id, trace_id)` as one byte string.
+//!
+//! A trace id is nearly always 32 hexadecimal digits (OpenTelemetry) or a UUID
+//! (older SDKs). Both are stored as the 16 bytes they stand for, which no
+//! compression would find, and which halves the store. A first byte says in
+//! which form the id is, so the keys of each form are apart from the others'.
 //!
 //! ClickHouse sends a day's traces ordered by project and id, bytewise, and SST
-//! files must be written in key order, so the two orders have to agree for ids
-//! of any form, zero bytes included. A zero byte in the project id is written
-//! as `00 FF`, and the project id ends with `00 00`.
+//! files must be written in key order. So among keys of one form the two orders
+//! agree, for ids of any kind, zero bytes included: a zero byte in the project
+//! id is written as `00 FF`, and the project id ends with `00 00`.
+
+use faster_hex::hex_decode;
+
+/// How many forms there are; the first byte of a key is less than this.
+pub const FORMS: usize = 3;
+/// The id as it is.
+const PLAIN: u8 = 0;
+/// 32 lowercase hexadecimal digits.
+const HEXADECIMAL: u8 = 1;
+/// The same with dashes, 8-4-4-4-12.
+const UUID: u8 = 2;
+
+/// Where a UUID has its dashes.
+const DASHES: [usize; 4] = [8, 13, 18, 23];
 
 /// Appends the key of a trace to `out`.
 pub fn encode(out: &mut Vec<u8>, project_id: &[u8], trace_id: &[u8]) {
-    out.reserve(project_id.len() + trace_id.len() + 2);
+    out.reserve(1 + project_id.len() + 2 + trace_id.len());
+    let start = out.len();
+    out.push(PLAIN);
+    encode_project(out, project_id);
+    match compact(trace_id) {
+        None => out.extend_from_slice(trace_id),
+        Some((form, bytes)) => {
+            out[start] = form;
+            out.extend_from_slice(&bytes);
+        }
+    }
+}
+
+/// In which form the id of a key is.
+pub fn form(key: &[u8]) -> usize {
+    key.first()
+        .map_or(0, |&form| usize::from(form).min(FORMS - 1))
+}
+
+fn encode_project(out: &mut Vec<u8>, project_id: &[u8]) {
     let mut rest = project_id;
     while let Some(zero) = rest.iter().position(|&byte| byte == 0) {
         out.extend_from_slice(&rest[..zero]);
@@ -16,7 +54,33 @@ pub fn encode(out: &mut Vec<u8>, project_id: &[u8], trace_id: &[u8]) {
     }
     out.extend_from_slice(rest);
     out.extend_from_slice(&[0x00, 0x00]);
-    out.extend_from_slice(trace_id);
+}
+
+/// The form of an id and its 16 bytes, if it has one that is shorter.
+fn compact(id: &[u8]) -> Option<(u8, [u8; 16])> {
+    if id.iter().any(u8::is_ascii_uppercase) {
+        // The 16 bytes would be those of the id in lowercase, which is another one.
+        return None;
+    }
+    let mut bytes = [0; 16];
+    match id.len() {
+        32 => {
+            hex_decode(id, &mut bytes).ok()?;
+            Some((HEXADECIMAL, bytes))
+        }
+        36 if DASHES.iter().all(|&dash| id[dash] == b'-') => {
+            let mut digits = [0; 32];
+            let groups = [&id[..8], &id[9..13], &id[14..18], &id[19..23], &id[24..]];
+            let mut end = 0;
+            for group in groups {
+                digits[end..end + group.len()].copy_from_slice(group);
+                end += group.len();
+            }
+            hex_decode(&digits, &mut bytes).ok()?;
+            Some((UUID, bytes))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -30,7 +94,7 @@ mod tests {
         out
     }
 
-    fn id() -> impl Strategy<Value = Vec<u8>> {
+    fn short_id() -> impl Strategy<Value = Vec<u8>> {
         // Few distinct bytes, so that prefixes and zero bytes meet often.
         proptest::collection::vec(
             prop_oneof![Just(0_u8), Just(1), Just(0xfe), Just(0xff), any::<u8>()],
@@ -38,10 +102,43 @@ mod tests {
         )
     }
 
+    /// An id that is, or nearly is, one of those that have a shorter form.
+    fn trace_id() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            short_id(),
+            "[0-9a-f]{31,33}".prop_map(String::into_bytes),
+            "[0-9a-fA-F-]{32}".prop_map(String::into_bytes),
+            "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-g]{12}"
+                .prop_map(String::into_bytes),
+            "[0-9A-F]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+                .prop_map(String::into_bytes),
+            "[0-9a-f]{7}-[0-9a-f]{5}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+                .prop_map(String::into_bytes),
+        ]
+    }
+
     proptest! {
         #[test]
-        fn keys_sort_as_the_pairs_do(a in (id(), id()), b in (id(), id())) {
-            prop_assert_eq!(key(&a.0, &a.1).cmp(&key(&b.0, &b.1)), a.cmp(&b));
+        fn keys_of_one_form_sort_as_the_pairs_do(
+            a in (short_id(), trace_id()), b in (short_id(), trace_id()),
+        ) {
+            let keys = (key(&a.0, &a.1), key(&b.0, &b.1));
+            if form(&keys.0) == form(&keys.1) {
+                prop_assert_eq!(keys.0.cmp(&keys.1), a.cmp(&b));
+            } else {
+                prop_assert_ne!(keys.0, keys.1);
+            }
         }
+    }
+
+    #[test]
+    fn ids_as_sdks_make_them_take_sixteen_bytes() {
+        let plain = b"0af7651916cd43dd8448eb211c80319c";
+        let uuid = b"0af76519-16cd-43dd-8448-eb211c80319c";
+        let lengths = [plain, &uuid[..], b"my-own-id"].map(|id| key(b"p", id).len() - 4);
+        assert_eq!(lengths, [16, 16, 9]);
+        assert_ne!(key(b"p", plain), key(b"p", uuid));
+        let uppercase = plain.to_ascii_uppercase();
+        assert_eq!(form(&key(b"p", &uppercase)), usize::from(PLAIN));
     }
 }

@@ -10,7 +10,7 @@ use rocksdb::{IngestExternalFileOptions, SstFileWriter, WriteBatch, WriteOptions
 
 use super::options::{TARGET_FILE_BYTES, TARGET_FILE_ENTRIES};
 use super::record::RecordHead;
-use super::{Day, MOVED, SUSPECTS, StoreError, TraceStore, day_family};
+use super::{Day, MOVED, SUSPECTS, StoreError, TraceStore, day_family, key};
 
 /// What the names of files begin with that are not part of the store yet.
 const UNFINISHED_PREFIX: &str = "load-";
@@ -78,11 +78,17 @@ impl SeenTraces {
 pub struct DayWriter<'a> {
     store: &'a TraceStore,
     day: Day,
-    current: Option<SstFileWriter<'a>>,
-    entries_in_file: u64,
+    /// The file that is being written for each form of keys.
+    current: [Option<OpenFile<'a>>; key::FORMS],
     entries: u64,
     files: Vec<PathBuf>,
     suspects: WriteBatch,
+}
+
+/// An SST file that is being written.
+struct OpenFile<'a> {
+    writer: SstFileWriter<'a>,
+    entries: u64,
 }
 
 impl<'a> DayWriter<'a> {
@@ -91,15 +97,15 @@ impl<'a> DayWriter<'a> {
         Self {
             store,
             day,
-            current: None,
-            entries_in_file: 0,
+            current: Default::default(),
             entries: 0,
             files: Vec::new(),
             suspects: WriteBatch::default(),
         }
     }
 
-    /// Adds a trace with its encoded [`TraceRecord`](super::TraceRecord). Keys must come in ascending order.
+    /// Adds a trace with its encoded [`TraceRecord`](super::TraceRecord). Keys of
+    /// each form must come in ascending order.
     ///
     /// # Errors
     /// [`StoreError::Database`] where the disk is full, or the order is wrong.
@@ -109,19 +115,20 @@ impl<'a> DayWriter<'a> {
         record: &[u8],
         seen: &mut SeenTraces,
     ) -> Result<(), StoreError> {
-        let mut writer = match self.current.take() {
-            Some(writer) => writer,
+        let form = key::form(key);
+        let mut file = match self.current[form].take() {
+            Some(file) => file,
             None => self.next_file()?,
         };
-        writer
+        file.writer
             .put(key, record)
             .map_err(|error| self.store.failed(error))?;
         self.entries += 1;
-        self.entries_in_file += 1;
-        if self.entries_in_file >= TARGET_FILE_ENTRIES || writer.file_size() >= TARGET_FILE_BYTES {
-            writer.finish().map_err(|error| self.store.failed(error))?;
+        file.entries += 1;
+        if file.entries >= TARGET_FILE_ENTRIES || file.writer.file_size() >= TARGET_FILE_BYTES {
+            self.close(file)?;
         } else {
-            self.current = Some(writer);
+            self.current[form] = Some(file);
         }
         if seen.insert(key) {
             self.suspect(key)?;
@@ -129,7 +136,7 @@ impl<'a> DayWriter<'a> {
         Ok(())
     }
 
-    fn next_file(&mut self) -> Result<SstFileWriter<'a>, StoreError> {
+    fn next_file(&mut self) -> Result<OpenFile<'a>, StoreError> {
         let path = self.store.path.join(format!(
             "{UNFINISHED_PREFIX}{}-{}.sst",
             self.day,
@@ -140,8 +147,13 @@ impl<'a> DayWriter<'a> {
             .open(&path)
             .map_err(|error| self.store.failed(error))?;
         self.files.push(path);
-        self.entries_in_file = 0;
-        Ok(writer)
+        Ok(OpenFile { writer, entries: 0 })
+    }
+
+    fn close(&self, mut file: OpenFile<'a>) -> Result<(), StoreError> {
+        file.writer
+            .finish()
+            .map_err(|error| self.store.failed(error))
     }
 
     fn suspect(&mut self, key: &[u8]) -> Result<(), StoreError> {
@@ -159,8 +171,8 @@ impl<'a> DayWriter<'a> {
     /// # Errors
     /// [`StoreError::Database`] where the disk is full.
     pub fn finish(mut self) -> Result<u64, StoreError> {
-        if let Some(mut writer) = self.current.take() {
-            writer.finish().map_err(|error| self.store.failed(error))?;
+        for file in std::mem::take(&mut self.current).into_iter().flatten() {
+            self.close(file)?;
         }
         self.store.write(std::mem::take(&mut self.suspects))?;
         let name = day_family(self.day);

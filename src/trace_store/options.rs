@@ -6,8 +6,9 @@ use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DataBlockIndexType, L
 /// memory per file, so this bounds them.
 pub(super) const TARGET_FILE_BYTES: u64 = 64 * 1024 * 1024;
 /// Entries of an SST file at which the next one is begun: a ribbon filter takes
-/// some 30 bytes per entry while it is built.
-pub(super) const TARGET_FILE_ENTRIES: u64 = 1_000_000;
+/// some 30 bytes per entry while it is built, and a file of each form of keys
+/// may be open.
+pub(super) const TARGET_FILE_ENTRIES: u64 = 500_000;
 /// Size of data blocks before compression. Larger ones compress better, smaller
 /// ones read less per look-up.
 const BLOCK_BYTES: usize = 16 * 1024;
