@@ -92,12 +92,22 @@ impl MadeFor {
         Self(facts)
     }
 
-    /// The first difference, as a sentence, if there is one.
+    /// The most telling difference, as a sentence, if there is one.
     pub fn difference(&self, now: &Self) -> Option<String> {
         let names = self.0.keys().chain(now.0.keys());
+        // Another server or database has other columns and identities too.
         let name = names
-            .into_iter()
-            .find(|name| self.0.get(*name) != now.0.get(*name))?;
+            .filter(|name| self.0.get(*name) != now.0.get(*name))
+            .min_by_key(|name| {
+                let first = [
+                    "the server",
+                    "the observations table",
+                    "the traces table",
+                    "the target table",
+                ];
+                let place = first.iter().position(|other| other == name);
+                (place.unwrap_or(first.len()), *name)
+            })?;
         let value = |facts: &Self| {
             facts
                 .0

@@ -127,7 +127,7 @@ impl WorkError {
             WorkError::Store(StoreError::Database { message, .. })
                 if message.contains("No space left") =>
             {
-                ": the disk is full; make room, or name a larger one with --state-dir"
+                DISK_FULL
             }
             WorkError::InsertGivenUp { error, .. } if error.is_too_large() => {
                 ": even a single row is too large for the server, or for a proxy before it; raise \
@@ -135,6 +135,19 @@ impl WorkError {
             }
             _ => "",
         }
+    }
+}
+
+/// What to do about a disk that has no room left.
+const DISK_FULL: &str = ": the disk is full; make room, or name a larger one with --state-dir";
+
+/// What to do about an error of the file system, if there is something, to be
+/// put behind the error.
+pub fn advice_on_files(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded => DISK_FULL,
+        _ => "",
     }
 }
 

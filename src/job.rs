@@ -13,7 +13,7 @@ use crate::buffer_pool::BufferPool;
 use crate::checkpoint::{Checkpoint, MadeFor};
 use crate::clickhouse::{Connection, sql};
 use crate::enrich::Enricher;
-use crate::error::{Error, WorkError};
+use crate::error::{Error, WorkError, advice_on_files};
 use crate::inspect::{Inspected, inspect};
 use crate::load::{self, LoadedDay, TraceSource};
 use crate::mapping::OBSERVATION;
@@ -183,10 +183,11 @@ impl Job {
         let mut written = Ok(());
         for path in wanted.into_iter().chain(kept) {
             written = written.and(report.write_json(&path).map_err(|error| {
-                Error::failed(
-                    format!("the report {} cannot be written", path.display()),
-                    error,
-                )
+                Error::Failed(format!(
+                    "the report {} cannot be written: {error}{}",
+                    path.display(),
+                    advice_on_files(&error)
+                ))
             }));
         }
         if !self.options.quiet {
@@ -216,7 +217,7 @@ impl Job {
         streamed.map_err(|error| self.with_way_on(error))?;
         drop(store);
         self.checkpoint.finished = true;
-        self.save()?;
+        self.save().map_err(|error| self.with_way_on(error))?;
         if self.options.keep_traces {
             return Ok(());
         }
@@ -230,11 +231,15 @@ impl Job {
         if self.resumed {
             let days: Vec<Day> = self.checkpoint.days.keys().copied().collect();
             return TraceStore::reopen(&path, cache_bytes, run_id, &days).map_err(|error| {
-                Error::Failed(format!("{error}; --restart discards it and starts over"))
+                let error = WorkError::Store(error);
+                match error.advice() {
+                    "" => Error::Failed(format!("{error}; --restart discards it and starts over")),
+                    // Nothing is wrong with the store that room would not mend.
+                    advice => Error::Failed(format!("{error}{advice}")),
+                }
             });
         }
-        let store = TraceStore::create(&path, cache_bytes, run_id)
-            .map_err(|error| Error::Failed(error.to_string()))?;
+        let store = TraceStore::create(&path, cache_bytes, run_id).map_err(store_failed)?;
         self.save_to_disk()?;
         Ok(store)
     }
@@ -251,10 +256,11 @@ impl Job {
         }
         let path = self.state.checkpoint();
         self.checkpoint.write(&path).map_err(|error| {
-            Error::failed(
-                format!("the checkpoint {} cannot be written", path.display()),
-                error,
-            )
+            Error::Failed(format!(
+                "the checkpoint {} cannot be written: {error}{}",
+                path.display(),
+                advice_on_files(&error)
+            ))
         })
     }
 
@@ -301,7 +307,10 @@ impl Job {
                 self.checkpoint
                     .days
                     .insert(day, (loaded.rows_read, loaded.traces));
-                self.save()?;
+                // What is not written down will be done again.
+                self.save().inspect_err(|_| {
+                    self.checkpoint.days.remove(&day);
+                })?;
             }
             drop(seen);
             let settled = tokio::task::block_in_place(|| store.settle_moved_traces(&stop));
@@ -382,7 +391,10 @@ impl Job {
         let pipeline = Arc::new(self.pipeline(store, destination));
         let on_done = |number, counts| {
             self.checkpoint.done.insert(number, counts);
-            self.save()
+            // What is not written down will be done again.
+            self.save().inspect_err(|_| {
+                self.checkpoint.done.remove(&number);
+            })
         };
         let result = pipeline::run(pipeline, remaining, Arc::clone(&phase), on_done).await;
         phase.finish();

@@ -142,8 +142,15 @@ impl TraceStore {
             path: path.to_owned(),
             message,
         };
-        if !path.join("CURRENT").exists() {
-            return Err(mismatch("there is no store".to_owned()));
+        match path.join("CURRENT").try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Err(mismatch("there is no store".to_owned())),
+            Err(error) => {
+                return Err(StoreError::Database {
+                    path: path.to_owned(),
+                    message: error.to_string(),
+                });
+            }
         }
         remove_unfinished_files(path);
         let store = Self::open(path, cache_bytes)?;
