@@ -1,0 +1,644 @@
+//! What a server can do to a run: die, refuse, or be another one than before. Nothing of it costs a
+//! row, and whatever ends the run says how to go on.
+
+mod support;
+
+#[path = "support/differential.rs"]
+mod differential;
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use differential::{Specification, ask, ask_number, assert_equal, execute};
+use nix::libc::{SIGCONT, SIGSTOP};
+use support::{
+    Database, Options, Outcome, Running, SAMPLE_PARTITION, Server, Tool, repository_file,
+};
+
+/// More than the buffers of a connection hold, and one segment.
+const OBSERVATIONS: u64 = 25_000;
+
+/// A day whose traces take long to send, as ClickHouse counts days: the tenth of the month.
+const LONG_DAY: u16 = 19_884;
+
+/// How long the server stays away from a run that is to outlast it: longer than the first pauses.
+const OUTAGE: Duration = Duration::from_millis(1_500);
+
+/// How long something is waited for that comes within a second or two.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One test at a time: most of them kill the server that all of them use.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // A test that failed may have left it dead, which is not the next one's fault.
+    if Server::shared().query("SELECT 1").is_err() {
+        Server::shared().restart();
+    }
+    turn
+}
+
+/// Sources that nobody changes, and the table `expected`.
+fn month() -> &'static Database<'static> {
+    static MONTH: OnceLock<Database<'static>> = OnceLock::new();
+    MONTH.get_or_init(|| {
+        let database = Server::shared().database("outages");
+        database.load_schema();
+        database.load_sample_month(OBSERVATIONS);
+        // 40 MB, more than the buffers of a connection hold.
+        execute(
+            &database,
+            &format!(
+                "INSERT INTO traces (id, project_id, timestamp, event_ts, metadata)
+                 SELECT concat('long-', toString(number)), 'project', toDate({LONG_DAY}), now64(),
+                     map('long', repeat(hex(sipHash128(number)), 312))
+                 FROM numbers(4000)"
+            ),
+        );
+        Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "in_memory");
+        keep_on_disk(&database, "in_memory", "expected");
+        database
+    })
+}
+
+/// Copies a table of the engine Memory, which a restart of the server would empty.
+fn keep_on_disk(database: &Database, table: &str, copy: &str) {
+    execute(
+        database,
+        &format!("CREATE TABLE {copy} AS {table} ENGINE = MergeTree ORDER BY tuple()"),
+    );
+    let columns = ask(
+        database,
+        &format!(
+            "SELECT arrayStringConcat(groupArray(name), ', ') FROM system.columns \
+             WHERE database = currentDatabase() AND table = '{table}' \
+             AND default_kind NOT IN ('MATERIALIZED', 'ALIAS')"
+        ),
+    );
+    execute(
+        database,
+        &format!("INSERT INTO {copy} ({columns}) SELECT {columns} FROM {table}"),
+    );
+}
+
+/// The program, with a target of that name, in small batches.
+fn tool(target: &str) -> Tool {
+    Tool::new(month()).args([
+        "--partition",
+        SAMPLE_PARTITION,
+        "--target-table",
+        target,
+        "--concurrency",
+        "1",
+        "--batch-size",
+        "2000",
+    ])
+}
+
+/// A new target in which rows that were written twice stay visible, also after a restart of the
+/// server, which would forget SYSTEM STOP MERGES.
+fn target_without_merges(target: &str) {
+    create_target(
+        target,
+        "max_bytes_to_merge_at_max_space_in_pool = 1, max_bytes_to_merge_at_min_space_in_pool = 1",
+    );
+}
+
+fn create_target(target: &str, settings: &str) {
+    let database = month();
+    execute(database, &format!("CREATE TABLE {target} AS events_full"));
+    execute(
+        database,
+        &format!("ALTER TABLE {target} MODIFY SETTING {settings}"),
+    );
+}
+
+fn rows(target: &str) -> u64 {
+    ask_number(month(), &format!("SELECT count() FROM {target}"))
+}
+
+/// Panics unless the target is what the specification says, and gives the number of rows that were
+/// written again.
+fn assert_complete(target: &str) -> u64 {
+    let merged = format!("{target} FINAL");
+    assert_equal(month(), "expected", &merged);
+    rows(target) - rows(&merged)
+}
+
+/// Panics unless the run failed with one sentence that has these words and says how to go on.
+#[track_caller]
+fn assert_failed_with_way_on(outcome: &Outcome, words: &[&str]) {
+    outcome.assert_code(1);
+    let last = outcome.stderr.lines().last().unwrap_or_default();
+    let errors = outcome
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("error:"));
+    assert_eq!(errors.count(), 1, "one sentence\n{}", outcome.stderr);
+    for word in words.iter().chain(&["error: ", "continue with --resume"]) {
+        assert!(last.contains(word), "{word:?} in the last line: {last}");
+    }
+}
+
+/// Continues a run, and panics unless it is then complete.
+fn resume(tool: Tool) -> Tool {
+    let tool = tool.arg("--resume");
+    tool.run()
+        .assert_code(0)
+        .assert_stderr_contains("going on with");
+    let report = tool.report();
+    assert_eq!(report["resumed"], true);
+    assert_eq!(report["segments_done"], report["segments_total"]);
+    tool.without_arg("--resume")
+}
+
+// -------------------------------------------------------------------------------------------------
+// A server that dies
+// -------------------------------------------------------------------------------------------------
+
+/// What the server is doing for the run when it is killed.
+#[derive(Clone, Copy)]
+enum Moment {
+    /// It sends traces.
+    Loading,
+    /// It sends observations, some of which have arrived in the target.
+    Reading,
+    /// It has written a batch and not said so yet.
+    Inserting,
+}
+
+impl Moment {
+    /// Whether it is now.
+    fn is_now(self, target: &str) -> bool {
+        match self {
+            Moment::Loading => {
+                queries(&format!(
+                    "query LIKE '%toDate({LONG_DAY})%' AND read_rows > 0"
+                )) > 0
+            }
+            Moment::Reading => {
+                rows(target) > 0 && queries("query LIKE '%`observations` AS o FINAL%'") > 0
+            }
+            Moment::Inserting => rows(target) > 0 && queries("query_kind = 'Insert'") > 0,
+        }
+    }
+
+    /// Whether it still is, with the program halted. No insert shall break while rows are read:
+    /// one that has been sent comes to its end by itself.
+    fn is_still(self, target: &str) -> bool {
+        let halted = Instant::now();
+        while halted.elapsed() < Duration::from_millis(500) {
+            thread::sleep(Duration::from_millis(100));
+            if !matches!(self, Moment::Reading) || queries("query_kind = 'Insert'") == 0 {
+                return self.is_now(target);
+            }
+        }
+        false
+    }
+}
+
+/// How many queries of the program are in work for which this is true.
+fn queries(condition: &str) -> u64 {
+    ask_number(
+        month(),
+        &format!(
+            "SELECT count() FROM system.processes \
+             WHERE http_user_agent LIKE '%events-backfill%' AND {condition}"
+        ),
+    )
+}
+
+/// Kills the server at that moment of a run.
+fn kill_server(run: &mut Running, target: &str, moment: Moment) {
+    let started = Instant::now();
+    loop {
+        assert!(run.is_running(), "the run ended before the moment had come");
+        assert!(started.elapsed() < PATIENCE, "the moment did not come");
+        if moment.is_now(target) {
+            // The moment would pass before the signal arrives. With nobody to read what it sends,
+            // the server cannot go on, unless it was at the end of it anyway.
+            run.signal(SIGSTOP);
+            let is_still = moment.is_still(target);
+            if is_still {
+                month().server.kill();
+            }
+            run.signal(SIGCONT);
+            if is_still {
+                return;
+            }
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Makes each insert into the target wait after its rows are written.
+fn delay_answers(target: &str) {
+    execute(
+        month(),
+        &format!(
+            "CREATE MATERIALIZED VIEW {target}_delay ENGINE = Null AS \
+             SELECT sleep(2) AS slept FROM {target}"
+        ),
+    );
+}
+
+/// Starts the server again.
+fn restart_server(target: &str) {
+    let database = month();
+    database.server.restart();
+    execute(database, &format!("DROP TABLE IF EXISTS {target}_delay"));
+}
+
+/// Prepares a target and kills the server at that moment of a run of the program.
+fn run_until_server_dies(tool: &Tool, target: &str, moment: Moment) -> Running {
+    target_without_merges(target);
+    if matches!(moment, Moment::Inserting) {
+        delay_answers(target);
+    }
+    let mut run = tool.spawn();
+    kill_server(&mut run, target, moment);
+    run
+}
+
+/// Panics unless a run that meets such an outage goes on by itself and loses nothing.
+fn assert_outlasted(target: &str, moment: Moment, words: &str) {
+    let _turn = one_at_a_time();
+    let tool = tool(target);
+    let run = run_until_server_dies(&tool, target, moment);
+    thread::sleep(OUTAGE);
+    restart_server(target);
+    let outcome = run.wait();
+    outcome
+        .assert_code(0)
+        .assert_stderr_contains(words)
+        .assert_stderr_contains("trying again in");
+    let report = tool.report();
+    // The one that the kill broke, and at least one that met nobody.
+    assert!(report["retries"].as_u64() >= Some(2), "{report}");
+    let again = assert_complete(target);
+    println!(
+        "{target}: {} tries repeated, {again} rows written again",
+        report["retries"]
+    );
+    match moment {
+        Moment::Loading => assert_eq!(again, 0),
+        Moment::Reading | Moment::Inserting => assert!(again > 0, "nothing had been written"),
+    }
+}
+
+/// Panics unless a run that may not wait for the server ends with a sentence, and is completed by
+/// `--resume` once the server is there again.
+fn assert_resumed(target: &str, moment: Moment, words: &str) {
+    let _turn = one_at_a_time();
+    let tool = tool(target).env("MAX_RETRIES", "1");
+    let outcome = run_until_server_dies(&tool, target, moment).wait();
+    assert_failed_with_way_on(&outcome, &["the connection to ClickHouse failed", words]);
+    restart_server(target);
+    let written = rows(target);
+    resume(tool);
+    let again = assert_complete(target);
+    println!("{target}: {written} rows written before, {again} of them again");
+    match moment {
+        Moment::Loading => assert_eq!((written, again), (0, 0)),
+        Moment::Reading | Moment::Inserting => {
+            assert!(written > 0 && again <= written, "{written}, {again}");
+        }
+    }
+}
+
+#[test]
+fn a_run_outlasts_a_server_that_dies_while_it_sends_traces() {
+    let words = "loading the traces of 2024-06-10";
+    assert_outlasted("loading_outlasted", Moment::Loading, words);
+}
+
+#[test]
+fn a_run_outlasts_a_server_that_dies_while_it_sends_observations() {
+    assert_outlasted("reading_outlasted", Moment::Reading, "segment ");
+}
+
+#[test]
+fn a_run_outlasts_a_server_that_dies_before_it_acknowledges_what_it_wrote() {
+    let words = "an insert failed: the connection to ClickHouse failed";
+    assert_outlasted("inserting_outlasted", Moment::Inserting, words);
+}
+
+#[test]
+fn a_run_that_a_server_ended_while_it_sent_traces_can_be_resumed() {
+    let words = "the traces of 2024-06-10 could not be loaded";
+    assert_resumed("loading_resumed", Moment::Loading, words);
+}
+
+#[test]
+fn a_run_that_a_server_ended_while_it_sent_observations_can_be_resumed() {
+    // What had arrived may still fill a batch, and then it is an insert that fails.
+    let words = "could not be done";
+    assert_resumed("reading_resumed", Moment::Reading, words);
+}
+
+#[test]
+fn a_run_that_a_server_ended_before_it_acknowledged_what_it_wrote_can_be_resumed() {
+    let words = "an insert failed, tried 2 times";
+    assert_resumed("inserting_resumed", Moment::Inserting, words);
+}
+
+// -------------------------------------------------------------------------------------------------
+// A server that refuses
+// -------------------------------------------------------------------------------------------------
+
+/// So many parts are let into a target, and no more.
+const MOST_PARTS: u64 = 6;
+
+/// A new target that refuses inserts, because its parts are not merged. (Once they may be merged,
+/// they are, few as they are: usually ClickHouse waits for more of about equal size.)
+fn target_that_fills_up(target: &str) {
+    create_target(
+        target,
+        &format!("parts_to_throw_insert = {MOST_PARTS}, merge_selector_base = 1"),
+    );
+    differential::keep_versions_apart(month(), &[target]);
+}
+
+/// How many inserts the server has refused because of too many parts since it was started.
+fn rejected_inserts() -> u64 {
+    ask_number(
+        month(),
+        "SELECT sum(value) FROM system.events WHERE event = 'RejectedInserts'",
+    )
+}
+
+fn start_merges(target: &str) {
+    let database = month();
+    execute(
+        database,
+        &format!("SYSTEM START MERGES `{}`.`{target}`", database.name),
+    );
+}
+
+fn parts(target: &str) -> u64 {
+    ask_number(
+        month(),
+        &format!(
+            "SELECT count() FROM system.parts \
+             WHERE active AND database = currentDatabase() AND table = '{target}'"
+        ),
+    )
+}
+
+#[test]
+fn too_many_parts_are_waited_for_until_they_are_merged() {
+    let _turn = one_at_a_time();
+    let target = "merged_in_time";
+    target_that_fills_up(target);
+    let tool = tool(target);
+    let before = rejected_inserts();
+    let mut run = tool.spawn();
+    let started = Instant::now();
+    while rejected_inserts() < before + 2 {
+        assert!(run.is_running(), "the run ended without being refused");
+        assert!(started.elapsed() < PATIENCE, "no insert was refused");
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(parts(target), MOST_PARTS);
+    start_merges(target);
+    run.wait()
+        .assert_code(0)
+        .assert_stderr_contains("error 252")
+        .assert_stderr_contains("trying again in");
+    let report = tool.report();
+    let refused = rejected_inserts() - before;
+    println!(
+        "{refused} inserts refused for too many parts, {} tries repeated",
+        report["retries"]
+    );
+    // A refused batch is sent again, and no other.
+    assert_eq!(report["retries"], refused);
+    assert_complete(target);
+}
+
+#[test]
+fn too_many_parts_that_are_never_merged_end_the_run_and_it_can_be_resumed() {
+    let _turn = one_at_a_time();
+    let target = "never_merged";
+    target_that_fills_up(target);
+    let tool = tool(target).env("MAX_RETRIES", "1");
+    let before = rejected_inserts();
+    let outcome = tool.run();
+    let words = [
+        "tried 2 times",
+        "error 252",
+        "Too many parts",
+        "TOO_MANY_PARTS",
+    ];
+    assert_failed_with_way_on(&outcome, &words);
+    assert_eq!(rejected_inserts() - before, 2);
+    assert_eq!(parts(target), MOST_PARTS);
+    assert!(rows(target) > 0);
+    start_merges(target);
+    resume(tool.without_env("MAX_RETRIES"));
+    assert_complete(target);
+}
+
+/// Rows of 20 KB, of which a batch holds 24 MiB, in so many batches.
+const WIDE_ROWS: u64 = 7_500;
+const BATCHES_OF_WIDE_ROWS: u64 = 6;
+
+/// How many inserts into the table the server had too little memory for.
+fn inserts_over_limit(database: &Database, table: &str) -> u64 {
+    execute(database, "SYSTEM FLUSH LOGS query_log");
+    ask_number(
+        database,
+        &format!(
+            "SELECT count() FROM system.query_log WHERE query_kind = 'Insert' \
+             AND exception_code = 241 AND query LIKE 'INSERT INTO `{}`.`{table}`%'",
+            database.name
+        ),
+    )
+}
+
+/// A server that lets no query have more memory than an insert of some 10 MB of such rows takes.
+/// (Up to that size a part has one file, and beyond it two buffers of 1 MiB for each column.)
+fn small_server() -> Server {
+    Server::start(Options {
+        profile: "<max_memory_usage>200000000</max_memory_usage>".to_owned(),
+        ..Options::default()
+    })
+}
+
+#[test]
+fn a_batch_that_the_server_has_no_memory_for_is_divided() {
+    let _turn = one_at_a_time();
+    let server = small_server();
+    let database = server.database("memory");
+    database.load_schema();
+    database.execute_file(&repository_file("bench-data/older-events.sql"), &[]);
+    execute(
+        &database,
+        &format!(
+            "INSERT INTO observations (id, trace_id, project_id, type, start_time, event_ts, input)
+             SELECT concat('observation-', toString(number)), 'nowhere', 'project', 'SPAN',
+                 toDateTime64('2024-06-01 00:00:00', 3) + number, now64(),
+                 repeat(hex(sipHash128(number)), 625)
+             FROM numbers({WIDE_ROWS}) SETTINGS max_memory_usage = 0"
+        ),
+    );
+    for compression in ["none", "lz4"] {
+        let target = format!("events_{compression}");
+        execute(&database, &format!("CREATE TABLE {target} AS events"));
+        let tool = Tool::new(&database)
+            .args(["--partition", SAMPLE_PARTITION, "--target-table", &target])
+            .args(["--memory-limit", "256MiB", "--concurrency", "1"])
+            .args(["--compression", compression])
+            // Blocks of 1 MB.
+            .env("STREAM_BLOCK_SIZE", "50")
+            // A batch that stays as it is should not keep the test waiting.
+            .env("MAX_RETRIES", "3");
+        let outcome = tool.run();
+        let refused = inserts_over_limit(&database, &target);
+        println!("{compression}: {refused} inserts refused for want of memory");
+        assert!(refused > 0, "every batch was small enough");
+        outcome
+            .assert_code(0)
+            .assert_stderr_contains("error 241")
+            .assert_stderr_contains("trying again in");
+        // Batches become smaller: otherwise each would be refused, and then both of its halves.
+        assert!(
+            refused < 2 * BATCHES_OF_WIDE_ROWS,
+            "{refused} inserts refused"
+        );
+        let content = |id: &str, table: &str| {
+            ask(
+                &database,
+                &format!(
+                    "SELECT count(), sum(cityHash64({id}, assumeNotNull(input))) \
+                     FROM {table} FINAL SETTINGS max_memory_usage = 0"
+                ),
+            )
+        };
+        assert_eq!(content("span_id", &target), content("id", "observations"));
+        assert_eq!(tool.report()["events_inserted"], WIDE_ROWS);
+    }
+}
+
+// -------------------------------------------------------------------------------------------------
+// Another server
+// -------------------------------------------------------------------------------------------------
+
+/// A run of a handful of rows that the server ended after the first one.
+fn unfinished_run(database: &Database) -> Tool {
+    execute(
+        database,
+        "ALTER TABLE events_full MODIFY SETTING parts_to_throw_insert = 1",
+    );
+    differential::keep_versions_apart(database, &["events_full"]);
+    let tool = Tool::new(database)
+        .args(["--partition", SAMPLE_PARTITION, "--batch-size", "1"])
+        .env("STREAM_BLOCK_SIZE", "1")
+        .env("MAX_RETRIES", "0");
+    assert_failed_with_way_on(&tool.run(), &["Too many parts"]);
+    assert_eq!(ask_number(database, "SELECT count() FROM events_full"), 1);
+    execute(
+        database,
+        "ALTER TABLE events_full RESET SETTING parts_to_throw_insert",
+    );
+    tool.without_env("MAX_RETRIES")
+}
+
+/// Panics unless the run is not continued, for a reason with these words.
+#[track_caller]
+fn assert_not_resumed(tool: Tool, words: &[&str]) -> Tool {
+    let tool = tool.arg("--resume");
+    let outcome = tool.run();
+    outcome.assert_code(2);
+    for word in words
+        .iter()
+        .chain(&["made for something else", "--restart"])
+    {
+        outcome.assert_stderr_contains(word);
+    }
+    tool.without_arg("--resume")
+}
+
+/// Continues the run, and panics unless it is then complete.
+fn assert_resumable(tool: Tool, database: &Database) {
+    resume(tool);
+    Specification::current().fill(database, SAMPLE_PARTITION, "events_full", "expected");
+    assert_equal(database, "expected", "events_full FINAL");
+}
+
+#[test]
+fn a_run_is_not_continued_in_another_database_of_the_same_content() {
+    let _turn = one_at_a_time();
+    let (database, other) = (
+        Server::shared().database("original"),
+        Server::shared().database("copy"),
+    );
+    for database in [&database, &other] {
+        database.load_small_month();
+    }
+    let tool = unfinished_run(&database).env("CLICKHOUSE_DB", &other.name);
+    let tables = [&database, &other].map(|database| format!("{}.observations", database.name));
+    let tool = assert_not_resumed(tool, &[&tables[0], &tables[1]]);
+    assert_eq!(ask_number(&other, "SELECT count() FROM events_full"), 0);
+    assert_resumable(tool.env("CLICKHOUSE_DB", &database.name), &database);
+}
+
+#[test]
+fn a_run_is_not_continued_on_another_server_of_the_same_content() {
+    let _turn = one_at_a_time();
+    let database = Server::shared().database("original");
+    let server = Server::start(Options::default());
+    let other = Database {
+        server: &server,
+        name: database.name.clone(),
+    };
+    let create = format!("CREATE DATABASE `{}`", other.name);
+    server.query(&create).unwrap();
+    for database in [&database, &other] {
+        database.load_small_month();
+    }
+    let tool = unfinished_run(&database).env("CLICKHOUSE_URL", server.url());
+    let addresses = [database.server.url(), server.url()];
+    let tool = assert_not_resumed(tool, &["the server", &addresses[0], &addresses[1]]);
+    assert_eq!(ask_number(&other, "SELECT count() FROM events_full"), 0);
+    let tool = tool.env("CLICKHOUSE_URL", database.server.url());
+    assert_resumable(tool, &database);
+}
+
+#[test]
+fn a_run_is_not_continued_with_other_source_columns_until_they_are_the_same_again() {
+    let _turn = one_at_a_time();
+    let database = Server::shared().database("columns");
+    database.load_small_month();
+    let mut tool = unfinished_run(&database);
+    for (change, undo, words) in [
+        (
+            "ALTER TABLE observations ADD COLUMN later String",
+            "ALTER TABLE observations DROP COLUMN later",
+            "column later of the observations table was not there and is String",
+        ),
+        (
+            "ALTER TABLE traces ADD COLUMN later UInt8",
+            "ALTER TABLE traces DROP COLUMN later",
+            "column later of the traces table was not there and is UInt8",
+        ),
+        (
+            "ALTER TABLE observations MODIFY COLUMN level String",
+            "ALTER TABLE observations MODIFY COLUMN level LowCardinality(String)",
+            "column level of the observations table was LowCardinality(String) and is String",
+        ),
+        (
+            "ALTER TABLE traces MODIFY COLUMN release LowCardinality(Nullable(String))",
+            "ALTER TABLE traces MODIFY COLUMN release Nullable(String)",
+            "column release of the traces table was Nullable(String) and is \
+             LowCardinality(Nullable(String))",
+        ),
+    ] {
+        execute(&database, change);
+        tool = assert_not_resumed(tool, &[words]);
+        execute(&database, undo);
+    }
+    assert_eq!(ask_number(&database, "SELECT count() FROM events_full"), 1);
+    assert_resumable(tool, &database);
+}
