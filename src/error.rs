@@ -91,8 +91,11 @@ impl WorkError {
     pub fn is_passing(&self) -> bool {
         match self {
             WorkError::Request(error) => error.is_passing(),
-            // A response that was cut or garbled on its way is sent again.
-            WorkError::Native(NativeError::Truncated { .. } | NativeError::Corrupt(_)) => true,
+            // A response that was cut or garbled on its way is sent again. A type that is
+            // not known is garbled too: every column was asked for in a type that is.
+            WorkError::Native(
+                NativeError::Truncated { .. } | NativeError::Corrupt(_) | NativeError::Type { .. },
+            ) => true,
             WorkError::InsertGivenUp { .. }
             | WorkError::Native(_)
             | WorkError::Store(_)

@@ -366,8 +366,9 @@ impl Job {
             let what = format!("loading the traces of {}: {error}", date(day));
             if !tries.again(error.is_passing(), what).await {
                 return Err(Error::Failed(format!(
-                    "the traces of {} could not be loaded: {error}{}",
+                    "the traces of {} could not be loaded{}: {error}{}",
                     date(day),
+                    tries.in_words(),
                     error.advice()
                 )));
             }

@@ -176,21 +176,13 @@ impl SegmentWork {
             }
             let what = format!("segment {number}: {error}");
             if !tries.again(error.is_passing(), what).await {
-                return Err(self.give_up(&error, tries.failures()));
+                return Err(Error::Failed(format!(
+                    "segment {number} could not be done{}: {error}{}",
+                    tries.in_words(),
+                    error.advice()
+                )));
             }
         }
-    }
-
-    fn give_up(&self, error: &WorkError, failures: u32) -> Error {
-        let tries = match failures {
-            0 | 1 => String::new(),
-            _ => format!(" ({failures} tries)"),
-        };
-        Error::Failed(format!(
-            "segment {} could not be done{tries}: {error}{}",
-            self.segment.number,
-            error.advice()
-        ))
     }
 
     async fn try_once(

@@ -58,6 +58,14 @@ impl Tries<'_> {
         self.failures
     }
 
+    /// How many tries failed, for a message, if it was more than one.
+    pub fn in_words(&self) -> String {
+        match self.failures {
+            0 | 1 => String::new(),
+            failures => format!(" ({failures} tries)"),
+        }
+    }
+
     /// After a try that failed: whether there is to be another one. Tells the
     /// operator `what` failed and waits before it says so; not for long where
     /// the run is asked to end, since the next try then ends at once.

@@ -19,6 +19,10 @@ use crate::shutdown::Shutdown;
 /// giving another value with the query is not honoured: measured on 26.7). So
 /// while an insert takes long, a little is read at least this often.
 const SIP_EVERY: Duration = Duration::from_secs(8);
+/// Bytes of a sip. The kernels on both sides hold megabytes of a response that
+/// nobody reads; ClickHouse only sees that something was read when a third of
+/// what its own holds has gone.
+const SIP_BYTES: usize = 1024 * 1024;
 /// How long a sip waits for bytes.
 const SIP_FOR: Duration = Duration::from_millis(500);
 /// How long an insert may still take once the run is asked to end.
@@ -72,8 +76,12 @@ impl Source<'_> {
     /// the segment be done again, than go over budget. The wait is short, so
     /// that the end of the insert is not missed.
     async fn sip(&mut self) -> Result<(), WorkError> {
-        if self.reader.buffered_bytes() < self.max_buffered_bytes
-            && let Ok(chunk) = tokio::time::timeout(SIP_FOR, self.stream.next_chunk()).await
+        let enough = self
+            .max_buffered_bytes
+            .min(self.reader.buffered_bytes() + SIP_BYTES);
+        let ends = tokio::time::Instant::now() + SIP_FOR;
+        while self.reader.buffered_bytes() < enough
+            && let Ok(chunk) = tokio::time::timeout_at(ends, self.stream.next_chunk()).await
             && let Some(chunk) = chunk?
         {
             self.reader.push(&chunk);
@@ -142,14 +150,15 @@ impl Sender {
     /// Waits for the batch in flight, if there is one; not for long, once the
     /// run is asked to end.
     async fn settle(&mut self, mut source: Option<Source<'_>>) -> Result<(), WorkError> {
+        let shutdown = self.destination.shutdown.clone();
+        // Outside the loop, so that it is not begun anew after a sip.
+        let mut patience = std::pin::pin!(async {
+            shutdown.requested().await;
+            tokio::time::sleep(LAST_INSERT).await;
+        });
         loop {
             let Some(in_flight) = &mut self.in_flight else {
                 return Ok(());
-            };
-            let shutdown = &self.destination.shutdown;
-            let patience = async {
-                shutdown.requested().await;
-                tokio::time::sleep(LAST_INSERT).await;
             };
             let sips = source.is_some() && shutdown.signal().is_none();
             tokio::select! {
@@ -159,7 +168,7 @@ impl Sender {
                         Err(RequestError::Unexpected(format!("an insert ended: {error}")).into())
                     });
                 }
-                () = patience => {
+                () = &mut patience => {
                     self.abort().await;
                     return Err(WorkError::Interrupted);
                 }

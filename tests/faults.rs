@@ -448,24 +448,6 @@ fn a_corrupted_byte_of_a_compressed_batch_never_makes_a_wrong_result() {
     backfill.assert_complete();
 }
 
-#[test]
-#[ignore = "ClickHouse compresses what it answers without checksums, so nobody can tell"]
-fn a_corrupted_byte_of_a_compressed_response_never_makes_a_wrong_result() {
-    let sizes = compressed_sizes();
-    let mut random = random("responses corrupted");
-    let backfill = backfill(month(), "corrupted_responses").args(["--compression", "lz4"]);
-    let wanted = wanted_faults();
-    let faults = random_faults(&backfill, sizes, Action::Corrupt, wanted, &mut random);
-    let (backfill, errors) = run_and_resume(backfill, faults.len());
-    let happened: u64 = faults.iter().map(|fault| fault.count()).sum();
-    assert!(happened + 2 >= faults.len() as u64, "{faults:?}");
-    println!(
-        "{happened} responses corrupted: {} ended the run, {errors:#?}",
-        errors.len()
-    );
-    backfill.assert_complete();
-}
-
 // -------------------------------------------------------------------------------------------------
 // Exceptions
 // -------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ use super::error::RequestError;
 use super::insert::BatchBody;
 use super::tls;
 
+/// Bytes of a response that the kernel may hold.
+const RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// ClickHouse closes idle connections after 3 s unless told otherwise; staying
@@ -104,6 +106,9 @@ impl Connection {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        // By default the kernel takes tens of megabytes of a response that nobody reads,
+        // and says nothing to the server for a long time when little of it is read.
+        tcp.set_recv_buffer_size(Some(RECEIVE_BUFFER));
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         let tls = tls::client_config(
             options.url.scheme() == "https",

@@ -69,6 +69,7 @@ const PASSING: &[u32] = &[
     425,  // SYSTEM_ERROR
     439,  // CANNOT_SCHEDULE_TASK
     499,  // S3_ERROR
+    618,  // LZ4_DECODER_FAILED: a batch was garbled on its way
     735,  // QUERY_WAS_CANCELLED_BY_CLIENT: the connection broke while the server answered
     745,  // SERVER_OVERLOADED
     999,  // KEEPER_EXCEPTION

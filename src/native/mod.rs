@@ -48,6 +48,18 @@ pub enum NativeError {
     },
 }
 
+/// Most characters of a name or type that a message shows: what is garbled may
+/// be any part of the data, and as long.
+const SHOWN: usize = 100;
+
+/// The beginning of a text that may be garbled, for a message.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}
+
 impl NativeError {
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         NativeError::Corrupt(what.into())

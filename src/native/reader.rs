@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{DataType, Layout, NativeError};
+use super::{DataType, Layout, NativeError, shown};
 use crate::buffer_pool::{BufferPool, PooledBuffer};
 
 /// More columns than any table here has; a larger number is a sign of garbage.
@@ -316,14 +316,16 @@ impl BlockReader {
         let (name, type_name) = (text(name)?, text(type_name)?);
         if index < self.known.len() {
             return Err(NativeError::corrupt(format!(
-                "column {} is {name} {type_name}, but was {} {} in the block before",
+                "column {} is {} {}, but was {} {} in the block before",
                 index + 1,
+                shown(&name),
+                shown(&type_name),
                 self.known[index].name,
                 self.known[index].type_name
             )));
         }
         let type_error = |error| NativeError::Type {
-            column: name.clone(),
+            column: shown(&name),
             error,
         };
         let data_type = DataType::parse(&type_name).map_err(type_error)?;

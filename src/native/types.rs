@@ -142,15 +142,17 @@ impl DataType {
     pub fn layout(&self) -> Result<Layout, TypeError> {
         Ok(match self {
             DataType::Scalar { name, arguments } => scalar_layout(name, arguments.as_deref())
-                .ok_or_else(|| TypeError::Unsupported(self.to_string()))?,
-            DataType::LowCardinality(_) => return Err(TypeError::Unsupported(self.to_string())),
+                .ok_or_else(|| TypeError::Unsupported(super::shown(&self.to_string())))?,
+            DataType::LowCardinality(_) => {
+                return Err(TypeError::Unsupported(super::shown(&self.to_string())));
+            }
             DataType::Nullable(inner) => Layout::Nullable(Box::new(inner.layout()?)),
             DataType::Array(inner) => Layout::Array(Box::new(inner.layout()?)),
             DataType::Map(key, value) => {
                 Layout::Map(Box::new(key.layout()?), Box::new(value.layout()?))
             }
             DataType::Tuple(elements) if elements.is_empty() => {
-                return Err(TypeError::Unsupported(self.to_string()));
+                return Err(TypeError::Unsupported(super::shown(&self.to_string())));
             }
             DataType::Tuple(elements) => Layout::Tuple(
                 elements
@@ -236,7 +238,7 @@ impl<'a> Parser<'a> {
 
     fn syntax_error(&self) -> TypeError {
         TypeError::Syntax {
-            text: self.text.to_owned(),
+            text: super::shown(self.text),
             position: self.position,
         }
     }
