@@ -123,15 +123,24 @@ def show(results):
 
 
 def origins(results):
-    """On what, when and how each part was measured."""
+    """On what, when and how the parts were measured, in as few lines as possible."""
+    parts_of = {}
     for name, part in results["parts"].items():
         machine = part["machine"]
-        yield (
-            f"{name}: {part['measured_at']}, {machine['cores']} cores of {machine['processor']}, "
-            f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, ClickHouse {machine['clickhouse']}, "
-            f"{machine['events_backfill']} ({machine['commit']}), {machine['rustc']}, Python {machine['python']}, "
-            f"clickhouse-connect {machine['clickhouse_connect']}; {part['command']}"
+        described = (
+            f"{machine['cores']} cores of {machine['processor']}, "
+            f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, "
+            f"ClickHouse {machine['clickhouse']}, "
+            f"{machine['events_backfill']} (commit {machine['commit']}), {machine['rustc']}, "
+            f"Python {machine['python']}, clickhouse-connect {machine['clickhouse_connect']}"
         )
+        origin = described, part["command"]
+        parts_of.setdefault(origin, []).append(f"{name} (until {part['measured_at']})")
+    for (machine, made_with), names in parts_of.items():
+        yield f"Measured: {', '.join(names)}"
+        yield f"On: {machine}"
+        yield f"With: {made_with}"
+        yield ""
 
 
 if __name__ == "__main__":
