@@ -2,7 +2,7 @@
 # profile would build it once more.
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build demo test lint clean
+.PHONY: help prerequisites build demo test lint bench bench-large bench-parts clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 
@@ -22,7 +22,7 @@ announce_rocksdb = ls -d $(target)/release/build/librocksdb-sys-* >/dev/null 2>&
 
 help: ## list these targets
 	@echo "Targets:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
 
 prerequisites: ## install what the build, the tests and the demo need
 	@scripts/install-prerequisites.sh
@@ -44,6 +44,18 @@ lint: prerequisites ## check the formatting, and what the compiler and clippy ha
 	@$(announce_rocksdb)
 	$(cargo) fmt --check
 	$(cargo) clippy --release --all-targets --locked -- -D warnings
+
+bench: prerequisites ## measure against the peers; BENCH_OBSERVATIONS and more set its size
+	@$(announce_rocksdb)
+	@$(cargo) build --release --locked --bins --example embedded_clickhouse
+	@bench-data/bench.py
+
+bench-large: export BENCH_PARTS = large
+bench-large: bench ## measure with 100M traces in 1 GiB; needs root, an hour and 40 GB of disk
+
+bench-parts: prerequisites ## measure the hot parts alone, without a server
+	@$(announce_rocksdb)
+	$(cargo) bench --locked --bench hot_parts
 
 clean: ## remove what was built, RocksDB included
 	$(cargo) clean

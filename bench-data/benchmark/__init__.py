@@ -1,0 +1,1 @@
+"""The benchmark of events-backfill against its peers. See ../bench.py."""

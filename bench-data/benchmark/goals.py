@@ -1,0 +1,329 @@
+"""The goals, and what was measured of them.
+
+Every goal has a function that takes the measurements of all parts and gives the rows of the table that
+it can; a goal of which nothing was measured has a row that says so.
+"""
+
+from dataclasses import asdict, dataclass
+
+from .datasets import TARGET_NAMES
+
+MEBIBYTE = 1024 * 1024
+
+# Load and streaming are one program; peers are compared with all of its time.
+JOINS = ("hash", "full_sorting_merge")
+
+
+@dataclass
+class Row:
+    """A row of the table."""
+
+    what: str
+    goal: str
+    figure: str = "not measured"
+    peer: str = ""
+    # None where there is no goal, or no figure.
+    met: bool | None = None
+
+
+class Measurements:
+    """What all parts have measured."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def select(self, part, **wanted):
+        """The measurements of a part that have the given values."""
+        measurements = self.parts.get(part, {}).get("measurements", [])
+        return [
+            m for m in measurements if all(m.get(name) == value for name, value in wanted.items())
+        ]
+
+    def first(self, part, **wanted):
+        """The first of these, or None."""
+        return next(iter(self.select(part, **wanted)), None)
+
+    def typical(self, **wanted):
+        """A run of the part throughput with typical payload."""
+        return self.first("throughput", payload="typical", **wanted)
+
+    def tool(self, target, compression="none"):
+        """A run of the tool in the part throughput with typical payload."""
+        return self.typical(target=target, peer="tool", compression=compression)
+
+
+def rows(parts):
+    """All rows of the table."""
+    measurements = Measurements(parts)
+    goals = (
+        against_join,
+        against_limit,
+        against_python,
+        processor_time,
+        null_target,
+        traces_loaded,
+        many_traces,
+        flat_memory,
+        small_server,
+        rows_read,
+        network,
+    )
+    return [row for goal in goals for row in goal(measurements)]
+
+
+def as_dictionaries(table):
+    """The rows for JSON."""
+    return [asdict(row) for row in table]
+
+
+def against_join(measurements):
+    """Throughput against the faster of the two joins."""
+    for target, least in (("full", 1.2), ("plain", 1.0)):
+        row = Row(f"throughput against the join, {TARGET_NAMES[target]}", f"at least {least}x")
+        tool = measurements.tool(target)
+        joins = [measurements.typical(target=target, peer=algorithm) for algorithm in JOINS]
+        joins = [join for join in joins if join and "per_second" in join]
+        if tool and joins:
+            join = max(joins, key=lambda m: m["per_second"])
+            _compare(row, tool, join, least)
+        yield row
+
+
+def against_limit(measurements):
+    """Throughput against INSERT … SELECT without a join."""
+    for target in ("full", "plain"):
+        row = Row(f"throughput against the limit, {TARGET_NAMES[target]}", "at least 0.9x")
+        tool, limit = measurements.tool(target), measurements.typical(target=target, peer="limit")
+        if tool and limit:
+            _compare(row, tool, limit, 0.9)
+        yield row
+
+
+def against_python(measurements):
+    """Throughput against the script."""
+    for target in ("full", "plain", "null"):
+        row = Row(f"throughput against the Python script, {TARGET_NAMES[target]}", "at least 10x")
+        tool, script = measurements.tool(target), measurements.typical(target=target, peer="python")
+        if tool and script:
+            _compare(row, tool, script, 10)
+        yield row
+
+
+def _compare(row, tool, peer, least):
+    ratio = tool["per_second"] / peer["per_second"]
+    row.figure = f"{ratio:.2f}x ({tool['per_second']:,.0f}/s)"
+    row.peer = f"{peer['name']}: {peer['per_second']:,.0f}/s"
+    row.met = ratio >= least
+
+
+def processor_time(measurements):
+    """The tool's own processor time while it streams."""
+    for compression, most in (("none", 3), ("lz4", 5)):
+        name = "uncompressed" if compression == "none" else "LZ4"
+        row = Row(f"the tool's own CPU per million observations, {name}", f"{most} s or less")
+        runs = measurements.select(
+            "throughput", payload="typical", peer="tool", compression=compression
+        )
+        if runs:
+            worst = max(runs, key=_stream_seconds_per_million)
+            seconds = _stream_seconds_per_million(worst)
+            row.figure = f"{seconds:.2f} s (into {TARGET_NAMES[worst['target']]})"
+            row.peer = _by_target(runs, _stream_seconds_per_million)
+            load = measurements.first("traces")
+            if load:
+                seconds_load = (
+                    load["processor_seconds_load"] / load["report"]["traces_loaded"] * 1e6
+                )
+                row.peer += f"; besides, loading: {seconds_load:.2f} s per million traces"
+            row.met = seconds <= most
+        yield row
+
+
+def _stream_seconds_per_million(measurement):
+    return measurement["processor_seconds_stream"] / measurement["observations"] * 1e6
+
+
+def _by_target(runs, figure):
+    return ", ".join(f"{run['target']} {figure(run):.2f} s" for run in runs)
+
+
+def null_target(measurements):
+    """What the client alone can do."""
+    row = Row("Null target, while streaming", "at least 250,000 obs/s")
+    tool = measurements.tool("null")
+    if tool:
+        per_second = tool["report"]["observations_per_second"]
+        limit = measurements.typical(target="null", peer="limit")
+        cores = (
+            tool["processor_seconds"] / tool["seconds"],
+            tool["server_processor_seconds"] / tool["seconds"],
+        )
+        row.figure = f"{per_second:,.0f}/s"
+        row.peer = f"the tool kept {cores[0]:.2f} cores busy, the server {cores[1]:.2f}"
+        if limit:
+            row.peer += f"; the limit: {limit['per_second']:,.0f}/s"
+        row.met = per_second >= 250_000
+    yield row
+
+
+def traces_loaded(measurements):
+    """Loading alone."""
+    row = Row("traces loaded, light attributes", "at least 500,000/s")
+    run = measurements.first("traces")
+    if run:
+        seconds = run["report"]["seconds"]["load"]
+        per_second = run["report"]["traces_loaded"] / seconds
+        row.figure = f"{per_second:,.0f}/s"
+        row.peer = (
+            f"the same queries to /dev/null take {run['replay_seconds'] / seconds:.0%} of that time, "
+            f"{run['replay_seconds_no_transfer'] / seconds:.0%} with FORMAT Null; "
+            f"server {run['server_processor_seconds']:.1f} s CPU, tool {run['processor_seconds']:.1f} s"
+        )
+        row.met = per_second >= 500_000
+    yield row
+
+
+def many_traces(measurements):
+    """100 million traces in little memory."""
+    runs = measurements.select("large")
+    if not runs:
+        yield Row("100M traces, then 20M observations, in 1 GiB with page cache", "completes")
+        yield Row("… peak RSS", "512 MiB or less")
+        yield Row("… disk per trace", "at most 60 B")
+        yield Row("… throughput against few traces", "at least 0.8x")
+        return
+    for target in dict.fromkeys(run["target"] for run in runs):
+        few, many = (run for run in runs if run["target"] == target)
+        what = (
+            f"{many['traces']:,} traces, then {many['observations']:,} observations into {TARGET_NAMES[target]}, "
+            f"in {many['group_limit_bytes'] / MEBIBYTE:,.0f} MiB with page cache"
+        )
+        if many.get("error_code"):
+            yield Row(what, "completes", f"failed, exit code {many['error_code']}", "", False)
+            continue
+        yield Row(what, "completes", f"{many['seconds']:,.0f} s", "", True)
+        peak = many["peak_bytes"]
+        yield Row("… peak RSS", "512 MiB or less", _mebibytes(peak), "", peak <= 512 * MEBIBYTE)
+        disk = many["report"]["store_bytes"] / many["report"]["traces_loaded"]
+        yield Row("… disk per trace", "at most 60 B", f"{disk:.1f} B", "", disk <= 60)
+        row = Row("… throughput against few traces", "at least 0.8x")
+        if not few.get("error_code"):
+            speeds = [run["report"]["observations_per_second"] for run in (many, few)]
+            row.figure = f"{speeds[0] / speeds[1]:.2f}x ({speeds[0]:,.0f}/s)"
+            row.peer = f"{few['traces']:,} traces: {speeds[1]:,.0f}/s"
+            row.met = speeds[0] >= 0.8 * speeds[1]
+        yield row
+
+
+def tool_memory(parts):
+    """The tool's runs into the Null target: those of the part memory, then those of the part large
+    with more traces."""
+    measurements = Measurements(parts)
+    runs = measurements.select("memory", peer="tool")
+    most = max((run["traces"] for run in runs), default=0)
+    large = measurements.select("large", target="null")
+    return runs + [run for run in large if run["traces"] > most and not run.get("error_code")]
+
+
+def flat_memory(measurements):
+    """Peak memory against traces, and against payload."""
+    runs = tool_memory(measurements.parts)
+    by_traces = {run["traces"]: run["peak_bytes"] for run in runs if run["payload"] == "typical"}
+    fewest = min(by_traces, default=None)
+    by_payload = {
+        run["payload"]: run["peak_bytes"]
+        for run in measurements.select("memory", peer="tool", traces=fewest)
+    }
+    for what, peaks in (
+        (
+            "peak RSS by number of traces",
+            {f"{traces:,}": by_traces[traces] for traces in sorted(by_traces)},
+        ),
+        ("peak RSS by payload", by_payload),
+    ):
+        row = Row(what, "within 15%, and 512 MiB")
+        if len(peaks) > 1:
+            spread = max(peaks.values()) / min(peaks.values()) - 1
+            row.figure = f"{spread:.0%} apart, at most {_mebibytes(max(peaks.values()))}"
+            row.peer = ", ".join(f"{name}: {_mebibytes(peak)}" for name, peak in peaks.items())
+            row.met = spread <= 0.15 and max(peaks.values()) <= 512 * MEBIBYTE
+        yield row
+
+
+def small_server(measurements):
+    """A server with 2 GiB."""
+    row = Row("a server limited to 2 GiB, wide payload", "the joins die (241), the tool completes")
+    runs = {run["peer"]: run for run in measurements.select("small-server")}
+    if runs:
+        tool = runs["tool"]
+        is_complete = not tool.get("error_code") and tool["distinct_events"] == tool["observations"]
+        row.figure = (
+            f"completes, {tool['per_second']:,.0f}/s, {tool['report']['retries']} retries"
+            if is_complete
+            else "does not complete"
+        )
+        row.peer = ", ".join(f"{algorithm}: {_ending(runs[algorithm])}" for algorithm in JOINS)
+        row.met = is_complete and all(
+            runs[algorithm].get("error_code") == 241 for algorithm in JOINS
+        )
+    yield row
+
+
+def _ending(run):
+    if run.get("error_code"):
+        return f"dies with {run['error_code']} after {run['seconds']:.0f} s"
+    return f"completes, {run['per_second']:,.0f}/s, {_mebibytes(run['peak_bytes'])}"
+
+
+def rows_read(measurements):
+    """How much of the source the tool's queries read."""
+    row = Row("source rows read (read_rows over all queries)", "at most 1.3x of the partition")
+    run = measurements.tool("null") or measurements.tool("plain") or measurements.tool("full")
+    if run:
+        observations = run["rows_read"] / run["partition_rows"]
+        everything = run["rows_read_all"] / run["partition_rows_all"]
+        row.figure = f"{observations:.2f}x"
+        row.peer = (
+            f"{run['rows_read']:,} of {run['partition_rows']:,} rows in {run['partition_parts']} parts; "
+            f"with traces {everything:.2f}x"
+        )
+        row.met = max(observations, everything) <= 1.3
+    yield row
+
+
+def network(measurements):
+    """What a slower network decides."""
+    runs = measurements.select("network")
+    if not runs:
+        yield Row("through a link of 1 Gbit/s and 10 ms", "shown")
+    for target in dict.fromkeys(run["target"] for run in runs):
+        row = Row(f"through a link of 1 Gbit/s and 10 ms, {TARGET_NAMES[target]}", "shown")
+        figures = []
+        for run in measurements.select("network", target=target):
+            moved = (run["bytes_to_server"] + run["bytes_from_server"]) / run["observations"]
+            name = "uncompressed" if run["compression"] == "none" else "LZ4"
+            figures.append(f"{name}: {run['per_second']:,.0f}/s, {moved:,.0f} B each")
+        row.figure = "; ".join(figures)
+        direct = [measurements.tool(target, compression) for compression in ("none", "lz4")]
+        if all(direct):
+            row.peer = "without the link: " + ", ".join(
+                f"{run['per_second']:,.0f}/s" for run in direct
+            )
+        yield row
+
+
+def _mebibytes(number):
+    return f"{number / MEBIBYTE:,.0f} MiB"
+
+
+def as_table(table):
+    """The rows as a table in Markdown."""
+    words = {True: "yes", False: "**no**", None: ""}
+    lines = [["what", "goal", "figure", "peer", "met?"]]
+    lines += [[row.what, row.goal, row.figure, row.peer, words[row.met]] for row in table]
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
+        for line in lines
+    )

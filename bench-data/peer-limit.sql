@@ -1,0 +1,64 @@
+-- The limit: peer-join.sql without the join. Nothing that reads these observations
+-- and writes them to this table can be faster. What events take from their trace
+-- is left to its default.
+--
+-- Query parameters: partition, for example 202406, and target, the table to fill.
+-- max_insert_threads is given with the request.
+INSERT INTO {target:Identifier}
+(
+    project_id, trace_id, span_id, parent_span_id, start_time, end_time, name, type,
+    environment, version, level, status_message, completion_start_time, prompt_id, prompt_name,
+    prompt_version, model_id, provided_model_name, model_parameters, provided_usage_details,
+    usage_details, provided_cost_details, cost_details, usage_pricing_tier_id,
+    usage_pricing_tier_name, tool_definitions, tool_calls, tool_call_names, input, output,
+    metadata_names, metadata_values, source, created_at, updated_at, event_ts, is_deleted
+)
+WITH
+    ifNull(observation.parent_observation_id, '') AS parent
+SELECT
+    observation.project_id AS project_id,
+    observation.trace_id AS trace_id,
+    observation.id AS span_id,
+    multiIf(
+        observation.id = concat('t-', observation.trace_id), '',
+        parent != '', parent,
+        concat('t-', observation.trace_id)) AS parent_span_id,
+    observation.start_time AS start_time,
+    observation.end_time AS end_time,
+    observation.name AS name,
+    observation.type AS type,
+    observation.environment AS environment,
+    ifNull(observation.version, '') AS version,
+    observation.level AS level,
+    ifNull(observation.status_message, '') AS status_message,
+    observation.completion_start_time AS completion_start_time,
+    ifNull(observation.prompt_id, '') AS prompt_id,
+    ifNull(observation.prompt_name, '') AS prompt_name,
+    observation.prompt_version AS prompt_version,
+    ifNull(observation.internal_model_id, '') AS model_id,
+    ifNull(observation.provided_model_name, '') AS provided_model_name,
+    ifNull(observation.model_parameters, '{}') AS model_parameters,
+    observation.provided_usage_details AS provided_usage_details,
+    observation.usage_details AS usage_details,
+    observation.provided_cost_details AS provided_cost_details,
+    observation.cost_details AS cost_details,
+    observation.usage_pricing_tier_id AS usage_pricing_tier_id,
+    observation.usage_pricing_tier_name AS usage_pricing_tier_name,
+    observation.tool_definitions AS tool_definitions,
+    observation.tool_calls AS tool_calls,
+    observation.tool_call_names AS tool_call_names,
+    ifNull(observation.input, '') AS input,
+    ifNull(observation.output, '') AS output,
+    mapKeys(observation.metadata) AS metadata_names,
+    mapValues(observation.metadata) AS metadata_values,
+    if(mapContains(observation.metadata, 'resourceAttributes'), 'otel-backfill', 'ingestion-api-backfill') AS source,
+    observation.created_at AS created_at,
+    observation.updated_at AS updated_at,
+    observation.event_ts AS event_ts,
+    0 AS is_deleted
+FROM
+(
+    SELECT *
+    FROM observations FINAL
+    WHERE _partition_id = {partition:String}
+) AS observation
