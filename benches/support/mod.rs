@@ -147,7 +147,9 @@ pub fn store_of_traces(days: u16, traces_per_day: usize) -> (TempDir, TraceStore
         }
         writer.finish().expect("the day can be stored");
     }
-    store.settle_moved_traces().expect("the store answers");
+    store
+        .settle_moved_traces(&|| false)
+        .expect("the store answers");
     (directory, store)
 }
 
