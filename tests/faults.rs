@@ -10,6 +10,7 @@ mod differential;
 #[path = "support/proxy.rs"]
 mod proxy;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -48,6 +49,13 @@ mod request {
 
 /// How long ClickHouse waits for a client that does not take its answer: its default.
 const HTTP_SEND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connections that break make the embedded ClickHouse abort now and then (three times in forty runs
+/// of these tests, with no word about it). A server under supervision is started again, and so is
+/// this one; but then the faults of a test are not the only ones.
+fn unless_clickhouse_crashes(test: impl Fn()) {
+    month().server.unless_it_crashes(test);
+}
 
 /// Sources that nobody changes, the table `expected`, and the table `plain_events` to copy targets
 /// from: events without indexes over texts, which take most of the time of an insert.
@@ -89,17 +97,21 @@ struct Backfill {
 
 /// One segment at a time, in small batches, so that it is known what comes after what.
 fn backfill(database: &'static Database<'static>, target: &str) -> Backfill {
+    // A test may run again.
+    static BACKFILLS: AtomicU32 = AtomicU32::new(0);
+    let number = BACKFILLS.fetch_add(1, Ordering::Relaxed);
+    let target = format!("{target}_{number}");
     execute(database, &format!("CREATE TABLE {target} AS plain_events"));
-    keep_versions_apart(database, &[target]);
+    keep_versions_apart(database, &[&target]);
     let proxy = Proxy::start(database.server.http_port());
     let tool = Tool::new(database)
         .env("CLICKHOUSE_URL", proxy.url())
-        .args(["--partition", SAMPLE_PARTITION, "--target-table", target])
+        .args(["--partition", SAMPLE_PARTITION, "--target-table", &target])
         .args(["--segment-rows", "50000", "--concurrency", "1"])
         .args(["--batch-size", &BATCH_ROWS.to_string()]);
     Backfill {
         database,
-        target: target.to_owned(),
+        target,
         proxy,
         tool,
     }
@@ -230,74 +242,80 @@ fn cuts<const N: usize>(
 
 #[test]
 fn a_connection_cut_while_traces_are_loaded_or_batches_sent_is_survived() {
-    let backfill = backfill(month(), "cut");
-    // What was cut is asked for again at once, so every second request is a new day, or a new batch.
-    let days = [
-        (0, Place::RequestByte(0)),
-        (2, Place::RequestBodyByte(20)),
-        (4, Place::ResponseByte(0)),
-        (6, Place::ResponseByte(40)),
-        (8, Place::ResponseBodyByte(10_000)),
-        (10, Place::ResponseBodyByte(150_000)),
-    ];
-    let batches = [
-        (0, Place::RequestByte(0)),
-        (2, Place::RequestBodyByte(0)),
-        (4, Place::RequestBodyByte(500_000)),
-        // Everything was sent and written, and the answer never comes: the same batch again.
-        (6, Place::ResponseByte(0)),
-        (8, Place::ResponseByte(60)),
-    ];
-    let loading = cuts(&backfill, request::TRACES, days);
-    let inserting = cuts(&backfill, request::INSERT, batches);
-    let outcome = backfill.tool.run();
-    let happened = assert_happened(&loading, 1) + assert_happened(&inserting, 1);
-    backfill.assert_survived(&outcome, happened);
-    // The two batches whose answers were cut are there twice, and no segment was done again.
-    let again = backfill.rows_sent_again();
-    assert!(again > BATCH_ROWS && again <= 2 * BATCH_ROWS, "{again}");
-    assert_eq!(
-        backfill.segments_read(),
-        backfill.reported("segments_total")
-    );
+    unless_clickhouse_crashes(|| {
+        let backfill = backfill(month(), "cut");
+        // What was cut is asked for again at once, so every second request is a new day, or a new batch.
+        let days = [
+            (0, Place::RequestByte(0)),
+            (2, Place::RequestBodyByte(20)),
+            (4, Place::ResponseByte(0)),
+            (6, Place::ResponseByte(40)),
+            (8, Place::ResponseBodyByte(10_000)),
+            (10, Place::ResponseBodyByte(150_000)),
+        ];
+        let batches = [
+            (0, Place::RequestByte(0)),
+            (2, Place::RequestBodyByte(0)),
+            (4, Place::RequestBodyByte(500_000)),
+            // Everything was sent and written, and the answer never comes: the same batch again.
+            (6, Place::ResponseByte(0)),
+            (8, Place::ResponseByte(60)),
+        ];
+        let loading = cuts(&backfill, request::TRACES, days);
+        let inserting = cuts(&backfill, request::INSERT, batches);
+        let outcome = backfill.tool.run();
+        let happened = assert_happened(&loading, 1) + assert_happened(&inserting, 1);
+        backfill.assert_survived(&outcome, happened);
+        // The two batches whose answers were cut are there twice, and no segment was done again.
+        let again = backfill.rows_sent_again();
+        assert!(again > BATCH_ROWS && again <= 2 * BATCH_ROWS, "{again}");
+        assert_eq!(
+            backfill.segments_read(),
+            backfill.reported("segments_total")
+        );
+    });
 }
 
 #[test]
 fn a_connection_cut_while_observations_are_read_is_survived() {
-    let backfill = backfill(month(), "cut_reading");
-    // Two cuts in the first segment, and two in the second.
-    let places = [
-        (0, Place::RequestBodyByte(20)),
-        (1, Place::ResponseBodyByte(60_000_000)),
-        (3, Place::ResponseByte(0)),
-        (4, Place::ResponseBodyByte(100_000)),
-    ];
-    let cuts = cuts(&backfill, request::OBSERVATIONS, places);
-    let outcome = backfill.tool.run();
-    let happened = assert_happened(&cuts, 1);
-    backfill.assert_survived(&outcome, happened);
-    assert!(backfill.rows_sent_again() > 0);
-    assert_eq!(
-        backfill.segments_read(),
-        backfill.reported("segments_total") + happened
-    );
+    unless_clickhouse_crashes(|| {
+        let backfill = backfill(month(), "cut_reading");
+        // Two cuts in the first segment, and two in the second.
+        let places = [
+            (0, Place::RequestBodyByte(20)),
+            (1, Place::ResponseBodyByte(60_000_000)),
+            (3, Place::ResponseByte(0)),
+            (4, Place::ResponseBodyByte(100_000)),
+        ];
+        let cuts = cuts(&backfill, request::OBSERVATIONS, places);
+        let outcome = backfill.tool.run();
+        let happened = assert_happened(&cuts, 1);
+        backfill.assert_survived(&outcome, happened);
+        assert!(backfill.rows_sent_again() > 0);
+        assert_eq!(
+            backfill.segments_read(),
+            backfill.reported("segments_total") + happened
+        );
+    });
 }
 
 #[test]
 fn a_connection_cut_while_tables_are_looked_at_or_the_work_is_planned_is_survived() {
-    let backfill = backfill(month(), "cut_planning");
-    let cuts = [
-        (request::TABLE, Place::ResponseByte(0)),
-        (request::COLUMNS, Place::ResponseBodyByte(100)),
-        (request::PROBE, Place::RequestBodyByte(20)),
-        (request::PARTS, Place::ResponseByte(0)),
-        (request::PLAN, Place::RequestBodyByte(20)),
-        (request::PLAN, Place::ResponseBodyByte(100)),
-    ]
-    .map(|(request, place)| backfill.arm(request, place, Action::Cut));
-    let outcome = backfill.tool.run();
-    let happened = assert_happened(&cuts, 1);
-    backfill.assert_survived(&outcome, happened);
+    unless_clickhouse_crashes(|| {
+        let backfill = backfill(month(), "cut_planning");
+        let cuts = [
+            (request::TABLE, Place::ResponseByte(0)),
+            (request::COLUMNS, Place::ResponseBodyByte(100)),
+            (request::PROBE, Place::RequestBodyByte(20)),
+            (request::PARTS, Place::ResponseByte(0)),
+            (request::PLAN, Place::RequestBodyByte(20)),
+            (request::PLAN, Place::ResponseBodyByte(100)),
+        ]
+        .map(|(request, place)| backfill.arm(request, place, Action::Cut));
+        let outcome = backfill.tool.run();
+        let happened = assert_happened(&cuts, 1);
+        backfill.assert_survived(&outcome, happened);
+    });
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -399,12 +417,16 @@ fn responses_truncated_at_random_bytes_are_read_again(compression: &str, sizes: 
 
 #[test]
 fn responses_truncated_at_random_bytes_never_make_a_wrong_result() {
-    responses_truncated_at_random_bytes_are_read_again("none", &response_sizes("none"));
+    unless_clickhouse_crashes(|| {
+        responses_truncated_at_random_bytes_are_read_again("none", &response_sizes("none"));
+    });
 }
 
 #[test]
 fn compressed_responses_truncated_at_random_bytes_never_make_a_wrong_result() {
-    responses_truncated_at_random_bytes_are_read_again("lz4", compressed_sizes());
+    unless_clickhouse_crashes(|| {
+        responses_truncated_at_random_bytes_are_read_again("lz4", compressed_sizes());
+    });
 }
 
 /// Runs to a good end, where every other end is an error that says how to go on. Gives the errors.
@@ -429,23 +451,25 @@ fn run_and_resume(mut backfill: Backfill, most_errors: usize) -> (Backfill, Vec<
 
 #[test]
 fn a_corrupted_byte_of_a_compressed_batch_never_makes_a_wrong_result() {
-    let mut random = random("batches corrupted");
-    let backfill = backfill(month(), "corrupted_batches").args(["--compression", "lz4"]);
-    // Only bodies: a wrong byte in a head is another request, which nothing can tell.
-    let faults: Vec<_> = (0..wanted_faults().min(20) as u64)
-        .map(|batch| {
-            let place = Place::RequestBodyByte(random.u64(..300_000));
-            let fault = Fault::once(request::INSERT, place, Action::Corrupt);
-            backfill.proxy.arm(fault.skip(2 * batch))
-        })
-        .collect();
-    let (backfill, errors) = run_and_resume(backfill, faults.len());
-    let happened = assert_happened(&faults, 1);
-    println!(
-        "{happened} batches corrupted: {} ended the run, {errors:#?}",
-        errors.len()
-    );
-    backfill.assert_complete();
+    unless_clickhouse_crashes(|| {
+        let mut random = random("batches corrupted");
+        let backfill = backfill(month(), "corrupted_batches").args(["--compression", "lz4"]);
+        // Only bodies: a wrong byte in a head is another request, which nothing can tell.
+        let faults: Vec<_> = (0..wanted_faults().min(20) as u64)
+            .map(|batch| {
+                let place = Place::RequestBodyByte(random.u64(..300_000));
+                let fault = Fault::once(request::INSERT, place, Action::Corrupt);
+                backfill.proxy.arm(fault.skip(2 * batch))
+            })
+            .collect();
+        let (backfill, errors) = run_and_resume(backfill, faults.len());
+        let happened = assert_happened(&faults, 1);
+        println!(
+            "{happened} batches corrupted: {} ended the run, {errors:#?}",
+            errors.len()
+        );
+        backfill.assert_complete();
+    });
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -517,17 +541,21 @@ fn run_and_kill_its_queries(target: &str, compression: &str) -> (Backfill, Outco
 
 #[test]
 fn a_response_that_ends_in_an_exception_after_status_200_is_asked_for_again() {
-    let (backfill, outcome) = run_and_kill_its_queries("killed", "lz4");
-    backfill.assert_survived(&outcome, 2);
-    for killed in ["loading the traces of 2024-06-03: ", "segment 0: "] {
-        outcome.assert_stderr_contains(&format!("{killed}ClickHouse answered with error 394"));
-    }
+    unless_clickhouse_crashes(|| {
+        let (backfill, outcome) = run_and_kill_its_queries("killed", "lz4");
+        backfill.assert_survived(&outcome, 2);
+        for killed in ["loading the traces of 2024-06-03: ", "segment 0: "] {
+            outcome.assert_stderr_contains(&format!("{killed}ClickHouse answered with error 394"));
+        }
+    });
 }
 
 #[test]
 fn an_exception_after_status_200_that_arrives_in_two_pieces_is_no_data() {
-    let (backfill, outcome) = run_and_kill_its_queries("killed_in_two", "none");
-    backfill.assert_survived(&outcome, 2);
+    unless_clickhouse_crashes(|| {
+        let (backfill, outcome) = run_and_kill_its_queries("killed_in_two", "none");
+        backfill.assert_survived(&outcome, 2);
+    });
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -539,87 +567,99 @@ const LONG_STALL: Duration = HTTP_SEND_TIMEOUT.saturating_add(Duration::from_sec
 
 #[test]
 fn a_batch_that_takes_longer_than_http_send_timeout_lets_no_read_break() {
-    let backfill = backfill(month(), "slow_batch");
-    let stall = backfill.proxy.arm(
-        Fault::once(
-            request::INSERT,
-            Place::ResponseByte(0),
-            Action::Stall(LONG_STALL),
-        )
-        .skip(1),
-    );
-    let mut run = backfill.tool.spawn();
-    wait_for(&stall, &mut run);
-    thread::sleep(LONG_STALL - Duration::from_secs(1));
-    let reads = backfill.proxy.exchanges(request::OBSERVATIONS);
-    let at_the_end_of_the_stall = reads[0].response_bytes();
-    let outcome = run.wait();
-    assert_eq!(stall.count(), 1);
-    // Most of the response was yet to come, so ClickHouse had something to wait with.
-    let after_it = reads[0].response_bytes() - at_the_end_of_the_stall;
-    assert!(after_it > 10_000_000, "{after_it}: {}", outcome.stderr);
-    // Nothing was repeated: while the program waited, it read a little now and then.
-    backfill.assert_survived(&outcome, 0);
-    assert_eq!(
-        backfill.segments_read(),
-        backfill.reported("segments_total")
-    );
-    assert_eq!(backfill.rows_sent_again(), 0);
+    unless_clickhouse_crashes(|| {
+        let backfill = backfill(month(), "slow_batch");
+        let stall = backfill.proxy.arm(
+            Fault::once(
+                request::INSERT,
+                Place::ResponseByte(0),
+                Action::Stall(LONG_STALL),
+            )
+            .skip(1),
+        );
+        let mut run = backfill.tool.spawn();
+        wait_for(&stall, &mut run);
+        thread::sleep(LONG_STALL - Duration::from_secs(1));
+        let reads = backfill.proxy.exchanges(request::OBSERVATIONS);
+        let at_the_end_of_the_stall = reads[0].response_bytes();
+        let outcome = run.wait();
+        assert_eq!(stall.count(), 1);
+        // Most of the response was yet to come, so ClickHouse had something to wait with.
+        let after_it = reads[0].response_bytes() - at_the_end_of_the_stall;
+        assert!(after_it > 10_000_000, "{after_it}: {}", outcome.stderr);
+        // Nothing was read again: while the program waited, it read a little now and then.
+        outcome.assert_code(0);
+        backfill.assert_complete();
+        // ClickHouse has answered long ago and may have closed the connection, so that the next
+        // batch finds it closed and is sent again.
+        assert!(backfill.reported("retries") <= 1, "{}", outcome.stderr);
+        assert_eq!(
+            backfill.segments_read(),
+            backfill.reported("segments_total")
+        );
+        assert_eq!(backfill.rows_sent_again(), 0);
+    });
 }
 
 #[test]
 fn a_response_that_stalls_until_clickhouse_gives_up_is_asked_for_again() {
-    let backfill = backfill(month(), "stalled_read");
-    let stall = backfill.arm(
-        request::OBSERVATIONS,
-        Place::ResponseBodyByte(10_000_000),
-        Action::Stall(LONG_STALL),
-    );
-    let outcome = backfill.tool.run();
-    assert_eq!(stall.count(), 1);
-    backfill.assert_survived(&outcome, 1);
+    unless_clickhouse_crashes(|| {
+        let backfill = backfill(month(), "stalled_read");
+        let stall = backfill.arm(
+            request::OBSERVATIONS,
+            Place::ResponseBodyByte(10_000_000),
+            Action::Stall(LONG_STALL),
+        );
+        let outcome = backfill.tool.run();
+        assert_eq!(stall.count(), 1);
+        backfill.assert_survived(&outcome, 1);
+    });
 }
 
 #[test]
 fn sigterm_ends_a_run_whose_insert_hangs_within_15_seconds_and_it_can_be_resumed() {
-    let backfill = backfill(month(), "hung_batch");
-    let hang = backfill.proxy.arm(
-        Fault::once(
-            request::INSERT,
-            Place::ResponseByte(0),
-            Action::Stall(FOREVER),
-        )
-        .skip(3),
-    );
-    let mut run = backfill.tool.spawn();
-    wait_for(&hang, &mut run);
-    let asked = Instant::now();
-    run.terminate();
-    let outcome = run.wait();
-    let took = asked.elapsed();
-    assert!(took < Duration::from_secs(15), "{took:?}");
-    outcome
-        .assert_code(143)
-        .assert_stderr_contains("continue with --resume");
-    let (backfill, outcome) = backfill.resume();
-    backfill.assert_survived(&outcome, 0);
-    assert_eq!(backfill.tool.report()["resumed"], true);
+    unless_clickhouse_crashes(|| {
+        let backfill = backfill(month(), "hung_batch");
+        let hang = backfill.proxy.arm(
+            Fault::once(
+                request::INSERT,
+                Place::ResponseByte(0),
+                Action::Stall(FOREVER),
+            )
+            .skip(3),
+        );
+        let mut run = backfill.tool.spawn();
+        wait_for(&hang, &mut run);
+        let asked = Instant::now();
+        run.terminate();
+        let outcome = run.wait();
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(15), "{took:?}");
+        outcome
+            .assert_code(143)
+            .assert_stderr_contains("continue with --resume");
+        let (backfill, outcome) = backfill.resume();
+        backfill.assert_survived(&outcome, 0);
+        assert_eq!(backfill.tool.report()["resumed"], true);
+    });
 }
 
 #[test]
 fn a_slow_network_changes_nothing() {
-    let backfill = backfill(month(), "slow_network").args(["--compression", "lz4"]);
-    let (bytes, pause) = (64 * 1024, Duration::from_millis(4));
-    let slow = Action::Slow { bytes, pause };
-    // An empty text is in every request.
-    for place in [Place::RequestByte(0), Place::ResponseByte(0)] {
-        backfill.proxy.arm(Fault::once("", place, slow).always());
-    }
-    let outcome = backfill.tool.run();
-    backfill.assert_survived(&outcome, 0);
-    let reads = backfill.proxy.exchanges(request::OBSERVATIONS);
-    let pieces = reads.iter().map(|read| read.response_bytes()).sum::<u64>() / bytes as u64;
-    assert!(outcome.duration > pause * u32::try_from(pieces).unwrap());
+    unless_clickhouse_crashes(|| {
+        let backfill = backfill(month(), "slow_network").args(["--compression", "lz4"]);
+        let (bytes, pause) = (64 * 1024, Duration::from_millis(4));
+        let slow = Action::Slow { bytes, pause };
+        // An empty text is in every request.
+        for place in [Place::RequestByte(0), Place::ResponseByte(0)] {
+            backfill.proxy.arm(Fault::once("", place, slow).always());
+        }
+        let outcome = backfill.tool.run();
+        backfill.assert_survived(&outcome, 0);
+        let reads = backfill.proxy.exchanges(request::OBSERVATIONS);
+        let pieces = reads.iter().map(|read| read.response_bytes()).sum::<u64>() / bytes as u64;
+        assert!(outcome.duration > pause * u32::try_from(pieces).unwrap());
+    });
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -637,51 +677,55 @@ fn refusal(request: &'static str, status: &'static str, close: bool) -> Fault {
 
 #[test]
 fn answers_503_and_429_are_survived_wherever_they_come() {
-    let backfill = backfill(month(), "refused");
-    let mut refusals = Vec::new();
-    for request in [request::TRACES, request::OBSERVATIONS, request::INSERT] {
-        for (skipped, status, close) in [(0, UNAVAILABLE, true), (2, TOO_MANY, false)] {
-            let refusal = refusal(request, status, close).skip(skipped);
-            refusals.push(backfill.proxy.arm(refusal));
+    unless_clickhouse_crashes(|| {
+        let backfill = backfill(month(), "refused");
+        let mut refusals = Vec::new();
+        for request in [request::TRACES, request::OBSERVATIONS, request::INSERT] {
+            for (skipped, status, close) in [(0, UNAVAILABLE, true), (2, TOO_MANY, false)] {
+                let refusal = refusal(request, status, close).skip(skipped);
+                refusals.push(backfill.proxy.arm(refusal));
+            }
         }
-    }
-    let outcome = backfill.tool.run();
-    let happened = assert_happened(&refusals, 1);
-    backfill.assert_survived(&outcome, happened);
-    assert_eq!(backfill.rows_sent_again(), 0);
+        let outcome = backfill.tool.run();
+        let happened = assert_happened(&refusals, 1);
+        backfill.assert_survived(&outcome, happened);
+        assert_eq!(backfill.rows_sent_again(), 0);
+    });
 }
 
 #[test]
 fn refusals_that_never_end_end_the_run_with_a_clear_error_and_a_way_on() {
-    let mut backfill = backfill(month(), "always_refused").env("MAX_RETRIES", "2");
-    // Each run gets a little further than the one before.
-    for (request, skipped, status, words) in [
-        (request::TRACES, 3, UNAVAILABLE, "the traces of 2024-06-04"),
-        (request::OBSERVATIONS, 1, TOO_MANY, "segment "),
-        (request::INSERT, 3, UNAVAILABLE, "segment "),
-    ] {
-        let refusal = backfill
-            .proxy
-            .arm(refusal(request, status, true).skip(skipped).always());
-        let outcome = match request {
-            request::TRACES => backfill.tool.run(),
-            _ => {
-                let outcome;
-                (backfill, outcome) = backfill.resume();
-                outcome
+    unless_clickhouse_crashes(|| {
+        let mut backfill = backfill(month(), "always_refused").env("MAX_RETRIES", "2");
+        // Each run gets a little further than the one before.
+        for (request, skipped, status, words) in [
+            (request::TRACES, 3, UNAVAILABLE, "the traces of 2024-06-04"),
+            (request::OBSERVATIONS, 1, TOO_MANY, "segment "),
+            (request::INSERT, 3, UNAVAILABLE, "segment "),
+        ] {
+            let refusal = backfill
+                .proxy
+                .arm(refusal(request, status, true).skip(skipped).always());
+            let outcome = match request {
+                request::TRACES => backfill.tool.run(),
+                _ => {
+                    let outcome;
+                    (backfill, outcome) = backfill.resume();
+                    outcome
+                }
+            };
+            refusal.lift();
+            assert_eq!(refusal.count(), 3);
+            outcome.assert_code(1);
+            let error = outcome.stderr.lines().last().unwrap_or_default();
+            for word in [words, status, "continue with --resume"] {
+                assert!(error.contains(word), "{word:?} is not in: {error}");
             }
-        };
-        refusal.lift();
-        assert_eq!(refusal.count(), 3);
-        outcome.assert_code(1);
-        let error = outcome.stderr.lines().last().unwrap_or_default();
-        for word in [words, status, "continue with --resume"] {
-            assert!(error.contains(word), "{word:?} is not in: {error}");
+            assert_eq!(backfill.reported("errors"), 1);
+            println!("{error}");
         }
-        assert_eq!(backfill.reported("errors"), 1);
-        println!("{error}");
-    }
-    let (backfill, outcome) = backfill.resume();
-    backfill.assert_survived(&outcome, 0);
-    assert_eq!(backfill.tool.report()["resumed"], true);
+        let (backfill, outcome) = backfill.resume();
+        backfill.assert_survived(&outcome, 0);
+        assert_eq!(backfill.tool.report()["resumed"], true);
+    });
 }

@@ -91,6 +91,7 @@ pub struct Server {
     tcp_port: u16,
     process: Mutex<Option<ServerProcess>>,
     databases: AtomicU32,
+    crashes: AtomicU32,
 }
 
 /// The process of a [`Server`] that runs. It ends when its standard input is closed.
@@ -158,6 +159,7 @@ impl Server {
                         tcp_port: server_ports.1,
                         process: Mutex::new(Some(process)),
                         databases: AtomicU32::new(0),
+                        crashes: AtomicU32::new(0),
                     };
                 }
                 Err(error) if error.contains("Address already in use") && attempts > 1 => {
@@ -203,6 +205,38 @@ impl Server {
         let process = start_process(self.directory.path(), &self.data, ports)
             .unwrap_or_else(|error| panic!("{error}"));
         *self.process.lock().unwrap() = Some(process);
+    }
+
+    /// How often ClickHouse has ended by itself. It is started again if it has just done so.
+    pub fn crashes(&self) -> u32 {
+        let mut process = self
+            .process
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(running) = process.as_mut()
+            && let Ok(Some(status)) = running.child.try_wait()
+        {
+            println!("ClickHouse itself has ended: {status}");
+            let ports = (self.http_port, self.tcp_port);
+            let again = start_process(self.directory.path(), &self.data, ports);
+            *process = Some(again.unwrap_or_else(|error| panic!("{error}")));
+            self.crashes.fetch_add(1, Ordering::Relaxed);
+        }
+        self.crashes.load(Ordering::Relaxed)
+    }
+
+    /// Runs a test again, up to twice, where ClickHouse crashed while it ran: what has failed then
+    /// says nothing of this program.
+    pub fn unless_it_crashes(&self, test: impl Fn()) {
+        for _ in 0..2 {
+            let before = self.crashes();
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(&test)) {
+                Ok(()) => return,
+                Err(panic) if self.crashes() == before => std::panic::resume_unwind(panic),
+                Err(_) => println!("ClickHouse crashed meanwhile, so the test runs again"),
+            }
+        }
+        test();
     }
 
     /// Runs a statement, and gives back what ClickHouse answers: the result, or its exception.
