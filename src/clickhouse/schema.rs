@@ -218,7 +218,7 @@ impl Connection {
         .await
     }
 
-    /// Uncompressed bytes of some columns of one partition.
+    /// Uncompressed bytes of some columns of one partition; of small parts, of all columns.
     ///
     /// # Errors
     /// Whatever the request met.
@@ -229,19 +229,21 @@ impl Connection {
         columns: &[&str],
     ) -> Result<u64, RequestError> {
         let names: Vec<String> = columns.iter().map(sql::string).collect();
-        let sql = format!(
-            "SELECT sum(column_data_uncompressed_bytes) AS count FROM system.parts_columns \
-             WHERE active AND database = {} AND table = {} AND partition_id = {} \
-             AND column IN ({})",
+        let partition = format!(
+            "active AND database = {} AND table = {} AND partition_id = {}",
             sql::string(&table.database),
             sql::string(&table.name),
-            sql::string(partition_id),
+            sql::string(partition_id)
+        );
+        // A compact part, which is a small one, does not know the sizes of its columns.
+        let sql = format!(
+            "SELECT sum(column_data_uncompressed_bytes) AS count FROM system.parts_columns \
+             WHERE {partition} AND column IN ({}) UNION ALL \
+             SELECT sum(data_uncompressed_bytes) AS count FROM system.parts \
+             WHERE {partition} AND part_type = 'Compact'",
             names.join(", ")
         );
-        Ok(self
-            .rows::<Count>(&sql)
-            .await?
-            .first()
-            .map_or(0, |row| row.count))
+        let counts = self.rows::<Count>(&sql).await?;
+        Ok(counts.iter().map(|row| row.count).sum())
     }
 }
