@@ -1,6 +1,8 @@
 //! The whole job for one partition: inspect, plan, load traces, stream, report.
 
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -297,19 +299,16 @@ impl Job {
             let stop = || shutdown.signal().is_some();
             tokio::task::block_in_place(|| seen.remember(store, &stop)).map_err(store_failed)?;
             let mut block_rows = load::BLOCK_ROWS;
-            for day in self.options.partition.days() {
-                if self.checkpoint.days.contains_key(&day) {
-                    continue;
-                }
+            for days in self.days_to_load(expected) {
                 let loaded = self
-                    .load_day(store, day, &mut block_rows, &mut seen, &phase)
+                    .load_days(store, &days, &mut block_rows, &mut seen, &phase)
                     .await?;
-                self.checkpoint
-                    .days
-                    .insert(day, (loaded.rows_read, loaded.traces));
+                let loaded = loaded.iter();
+                let done = loaded.map(|(&day, loaded)| (day, (loaded.rows_read, loaded.traces)));
+                self.checkpoint.days.extend(done);
                 // What is not written down will be done again.
                 self.save().inspect_err(|_| {
-                    self.checkpoint.days.remove(&day);
+                    self.checkpoint.days.retain(|day, _| !days.contains(day));
                 })?;
             }
             drop(seen);
@@ -324,15 +323,29 @@ impl Job {
         Ok(())
     }
 
-    /// Loads one day, again and again while what stops it may pass.
-    async fn load_day(
+    /// The days that are not loaded yet, a few together where the partition is
+    /// small, given its rows.
+    fn days_to_load(&self, rows: u64) -> Vec<RangeInclusive<Day>> {
+        let days: Vec<Day> = self.options.partition.days().collect();
+        let together = load::days_per_query(rows, days.len());
+        let missing = |day: &Day| !self.checkpoint.days.contains_key(day);
+        let missing: Vec<Day> = days.into_iter().filter(missing).collect();
+        missing
+            .chunk_by(|day, next| day + 1 == *next)
+            .flat_map(|neighbours| neighbours.chunks(together))
+            .map(|days| days[0]..=days[days.len() - 1])
+            .collect()
+    }
+
+    /// Loads some days, again and again while what stops it may pass.
+    async fn load_days(
         &self,
         store: &TraceStore,
-        day: Day,
+        days: &RangeInclusive<Day>,
         block_rows: &mut usize,
         seen: &mut SeenTraces,
         phase: &Phase,
-    ) -> Result<LoadedDay, Error> {
+    ) -> Result<BTreeMap<Day, LoadedDay>, Error> {
         let partition_id = self.options.partition.to_string();
         let source = TraceSource {
             connection: &self.connection,
@@ -349,7 +362,14 @@ impl Job {
                 shown.fetch_add(rows, Ordering::Relaxed);
                 phase.advance(rows);
             };
-            let load = source.load_day(store, day, *block_rows, seen, &on_rows, &self.shutdown);
+            let load = source.load_days(
+                store,
+                days.clone(),
+                *block_rows,
+                seen,
+                &on_rows,
+                &self.shutdown,
+            );
             let error = match load.await {
                 Ok(loaded) => return Ok(loaded),
                 Err(error) => error,
@@ -363,11 +383,11 @@ impl Job {
                 *block_rows = fewer;
                 continue;
             }
-            let what = format!("loading the traces of {}: {error}", date(day));
+            let what = format!("loading the traces of {}: {error}", dates(days));
             if !tries.again(error.is_passing(), what).await {
                 return Err(Error::Failed(format!(
                     "the traces of {} could not be loaded{}: {error}{}",
-                    date(day),
+                    dates(days),
                     tries.in_words(),
                     error.advice()
                 )));
@@ -524,6 +544,14 @@ fn date(day: Day) -> String {
     const EPOCH: i32 = 2_440_588; // Julian day of 1970-01-01
     time::Date::from_julian_day(EPOCH + i32::from(day))
         .map_or_else(|_| format!("day {day}"), |date| date.to_string())
+}
+
+/// Some days as `YYYY-MM-DD`, or `YYYY-MM-DD to YYYY-MM-DD`.
+fn dates(days: &RangeInclusive<Day>) -> String {
+    match days.len() {
+        1 => date(*days.start()),
+        _ => format!("{} to {}", date(*days.start()), date(*days.end())),
+    }
 }
 
 /// A name no other run has.

@@ -1,8 +1,11 @@
-//! Traces from ClickHouse into the trace store, one day at a time.
+//! Traces from ClickHouse into the trace store, a day at a time, or a few.
 //!
 //! A day is read in the order of its keys, all versions of every trace; the
-//! latest is kept. `FINAL` is of no use here: it hides a deleted trace, and the
+//! latest of the day is kept. `FINAL` is of no use here: it hides a deleted trace, and the
 //! store has to know of it, because an older version may stand on another day.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde_bytes::Bytes as Text;
 
@@ -13,12 +16,24 @@ use crate::mapping::Mapping;
 use crate::memory::Budget;
 use crate::native::{ArrayCursor, Block, BlockReader, FixedCursor, NativeError, StringCursor};
 use crate::shutdown::Shutdown;
-use crate::trace_store::{Day, DayWriter, SeenTraces, TraceRecord, TraceStore, key};
+use crate::trace_store::{Day, DayWriter, SeenTraces, StoreError, TraceRecord, TraceStore, key};
 
 /// Most rows in one block of traces, unless they turn out to be large.
 pub const BLOCK_ROWS: usize = 8_192;
 
-/// What loading one day needs to know.
+/// Rows that are read with one query, if the days are small. Each query reads a
+/// granule or two more of every project and part than belong to it.
+const ROWS_PER_QUERY: u64 = 500_000;
+/// Most days that are read with one query: each has a file that is open.
+const DAYS_PER_QUERY: u64 = 8;
+
+/// How many days are to be read with one query, where `days` have `rows`.
+pub fn days_per_query(rows: u64, days: usize) -> usize {
+    let rows_per_day = (rows / days.max(1) as u64).max(1);
+    (ROWS_PER_QUERY / rows_per_day).clamp(1, DAYS_PER_QUERY) as usize
+}
+
+/// What loading a few days needs to know.
 pub struct TraceSource<'a> {
     /// The server.
     pub connection: &'a Connection,
@@ -44,20 +59,20 @@ pub struct LoadedDay {
 }
 
 impl TraceSource<'_> {
-    /// Loads one day into the store; all of it, or nothing. Reads at most
-    /// `block_rows` rows at a time.
+    /// Loads some days that follow each other into the store; gives what came of
+    /// each. Reads at most `block_rows` rows at a time.
     ///
     /// # Errors
-    /// [`WorkError`] of whatever kind; the day can be loaded again.
-    pub async fn load_day(
+    /// [`WorkError`] of whatever kind; the same days can be loaded again.
+    pub async fn load_days(
         &self,
         store: &TraceStore,
-        day: Day,
+        days: RangeInclusive<Day>,
         block_rows: usize,
         seen: &mut SeenTraces,
         on_rows: &(dyn Fn(u64) + Sync),
         shutdown: &Shutdown,
-    ) -> Result<LoadedDay, WorkError> {
+    ) -> Result<BTreeMap<Day, LoadedDay>, WorkError> {
         let settings = [
             ("max_block_size", block_rows.to_string()),
             (
@@ -69,14 +84,9 @@ impl TraceSource<'_> {
             // Parts are sorted by this key: merge them, do not sort.
             ("optimize_read_in_order", "1".to_owned()),
         ];
-        let mut stream = self.connection.stream(&self.query(day), &settings)?;
+        let mut stream = self.connection.stream(&self.query(&days), &settings)?;
         let mut reader = BlockReader::new(self.budget.load_block_bytes, &self.pool);
-        let mut latest = LatestVersions {
-            writer: DayWriter::new(store, day),
-            pending: None,
-            traces: 0,
-        };
-        let mut rows_read = 0;
+        let mut latest = LatestVersions::new(store, days)?;
         loop {
             let chunk = tokio::select! {
                 chunk = stream.next_chunk() => chunk?,
@@ -86,26 +96,26 @@ impl TraceSource<'_> {
             reader.push(&chunk);
             while let Some(block) = reader.next_block()? {
                 tokio::task::block_in_place(|| latest.take_block(&block, seen))?;
-                rows_read += block.rows as u64;
                 on_rows(block.rows as u64);
             }
         }
         reader.finish()?;
-        let traces = tokio::task::block_in_place(|| latest.finish(seen))?;
-        Ok(LoadedDay { rows_read, traces })
+        tokio::task::block_in_place(|| latest.finish(seen))
     }
 
-    fn query(&self, day: Day) -> String {
+    fn query(&self, days: &RangeInclusive<Day>) -> String {
         // The ARRAY JOIN changes no row. It divides blocks to max_block_size: the
         // reading below it yields granules of up to 10 MiB.
         format!(
             "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {TRACE}._partition_id = {} \
-             AND toDate({TRACE}.timestamp) = toDate({day}) \
+             AND toDate({TRACE}.timestamp) BETWEEN toDate({}) AND toDate({}) \
              ORDER BY {TRACE}.project_id, toDate({TRACE}.timestamp), {TRACE}.id) AS {TRACE} \
              ARRAY JOIN [1] AS one",
             select_items(self.mapping).join(", "),
             self.table.qualified_name(),
             sql::string(self.partition_id),
+            days.start(),
+            days.end(),
         )
     }
 }
@@ -113,12 +123,16 @@ impl TraceSource<'_> {
 /// How the traces table is called inside the SELECT.
 pub const TRACE: &str = "t";
 
+/// Columns of the SELECT list before the attributes.
+const KEYS: usize = 5;
+
 /// The items of the SELECT list: the keys, then [`ATTRIBUTES`] in their order.
 pub fn select_items(mapping: &Mapping) -> Vec<String> {
     let wanted = mapping.trace_columns();
-    let keys = [
+    let keys: [&str; KEYS] = [
         "CAST(t.project_id, 'String')",
         "CAST(t.id, 'String')",
+        "CAST(toDate(t.timestamp), 'UInt16')",
         "CAST(t.event_ts, 'DateTime64(6)')",
         "CAST(t.is_deleted, 'UInt8')",
     ];
@@ -176,31 +190,72 @@ const ATTRIBUTES: [Attribute; 10] = [
     attribute("metadata", "Array(String)", "mapValues(t.metadata)", "[]"),
 ];
 
-/// Keeps the latest version of each trace. Versions of one trace come one after
-/// the other, perhaps in different blocks.
+/// Keeps the latest version of each trace on each day. Versions of one trace come
+/// one after the other, perhaps in different blocks.
 struct LatestVersions<'a> {
-    writer: DayWriter<'a>,
+    first_day: Day,
+    days: Vec<DayInWork<'a>>,
     pending: Option<Pending>,
-    traces: u64,
+}
+
+/// A day that is being loaded.
+struct DayInWork<'a> {
+    writer: DayWriter<'a>,
+    loaded: LoadedDay,
 }
 
 struct Pending {
+    /// Which of the days in work it is on.
+    day: usize,
     key: Vec<u8>,
     record: Vec<u8>,
     event_ts: i64,
     is_deleted: bool,
 }
 
-impl LatestVersions<'_> {
+impl<'a> LatestVersions<'a> {
+    fn new(store: &'a TraceStore, days: RangeInclusive<Day>) -> Result<Self, WorkError> {
+        let (first_day, at_once) = (*days.start(), days.len());
+        let in_work = days.map(|day| {
+            Ok(DayInWork {
+                writer: DayWriter::new(store, day, at_once)?,
+                loaded: LoadedDay::default(),
+            })
+        });
+        Ok(Self {
+            first_day,
+            days: in_work.collect::<Result<_, StoreError>>()?,
+            pending: None,
+        })
+    }
+
+    /// Which of the days in work it is.
+    fn index_of(&self, day: Day) -> Result<usize, NativeError> {
+        let index = usize::from(day.wrapping_sub(self.first_day));
+        match index < self.days.len() {
+            true => Ok(index),
+            false => Err(NativeError::corrupt(format!(
+                "a trace of day {day} arrived, which was not asked for"
+            ))),
+        }
+    }
+
     fn take_block(&mut self, block: &Block, seen: &mut SeenTraces) -> Result<(), WorkError> {
         let mut rows = TraceRows::new(block)?;
         let mut key = Vec::new();
         for _ in 0..block.rows {
-            let (project_id, trace_id, record) = rows.next_row()?;
+            let TraceRow {
+                day,
+                project_id,
+                trace_id,
+                record,
+            } = rows.next_row()?;
+            let day = self.index_of(day)?;
+            self.days[day].loaded.rows_read += 1;
             key.clear();
             key::encode(&mut key, project_id, trace_id);
             match &mut self.pending {
-                Some(pending) if pending.key == key => {
+                Some(pending) if pending.key == key && pending.day == day => {
                     // Of two versions with the same time the one that comes
                     // later was written later.
                     if record.event_ts >= pending.event_ts {
@@ -209,7 +264,7 @@ impl LatestVersions<'_> {
                 }
                 _ => {
                     let recycled = self.write_pending(seen)?;
-                    self.pending = Some(recycled.filled(&key, &record)?);
+                    self.pending = Some(recycled.filled(day, &key, &record)?);
                 }
             }
         }
@@ -220,26 +275,38 @@ impl LatestVersions<'_> {
     fn write_pending(&mut self, seen: &mut SeenTraces) -> Result<Pending, WorkError> {
         let Some(pending) = self.pending.take() else {
             return Ok(Pending {
+                day: 0,
                 key: Vec::new(),
                 record: Vec::new(),
                 event_ts: 0,
                 is_deleted: false,
             });
         };
-        self.writer.put(&pending.key, &pending.record, seen)?;
-        self.traces += u64::from(!pending.is_deleted);
+        let day = &mut self.days[pending.day];
+        day.writer.put(&pending.key, &pending.record, seen)?;
+        day.loaded.traces += u64::from(!pending.is_deleted);
         Ok(pending)
     }
 
-    fn finish(mut self, seen: &mut SeenTraces) -> Result<u64, WorkError> {
+    fn finish(mut self, seen: &mut SeenTraces) -> Result<BTreeMap<Day, LoadedDay>, WorkError> {
         self.write_pending(seen)?;
-        self.writer.finish()?;
-        Ok(self.traces)
+        let mut loaded = BTreeMap::new();
+        for (day, in_work) in (self.first_day..).zip(self.days) {
+            in_work.writer.finish()?;
+            loaded.insert(day, in_work.loaded);
+        }
+        Ok(loaded)
     }
 }
 
 impl Pending {
-    fn filled(mut self, key: &[u8], record: &TraceRecord<'_>) -> Result<Self, WorkError> {
+    fn filled(
+        mut self,
+        day: usize,
+        key: &[u8],
+        record: &TraceRecord<'_>,
+    ) -> Result<Self, WorkError> {
+        self.day = day;
         self.key.clear();
         self.key.extend_from_slice(key);
         self.replace(record)?;
@@ -254,10 +321,20 @@ impl Pending {
     }
 }
 
+/// One version of a trace.
+struct TraceRow<'a> {
+    /// The day on which it began.
+    day: Day,
+    project_id: &'a [u8],
+    trace_id: &'a [u8],
+    record: TraceRecord<'a>,
+}
+
 /// The rows of a block of traces.
 struct TraceRows<'a> {
     project_ids: StringCursor<'a>,
     trace_ids: StringCursor<'a>,
+    days: FixedCursor<'a, 2>,
     event_ts: FixedCursor<'a, 8>,
     flags: [FixedCursor<'a, 1>; 3],
     texts: [StringCursor<'a>; 5],
@@ -266,11 +343,11 @@ struct TraceRows<'a> {
 
 impl<'a> TraceRows<'a> {
     fn new(block: &'a Block) -> Result<Self, NativeError> {
-        if block.columns.len() != ATTRIBUTES.len() + 4 {
+        if block.columns.len() != ATTRIBUTES.len() + KEYS {
             return Err(NativeError::corrupt(format!(
                 "{} columns arrived where {} were asked for",
                 block.columns.len(),
-                ATTRIBUTES.len() + 4
+                ATTRIBUTES.len() + KEYS
             )));
         }
         let text = |index| StringCursor::new(block.values(index));
@@ -282,14 +359,16 @@ impl<'a> TraceRows<'a> {
         Ok(Self {
             project_ids: text(0),
             trace_ids: text(1),
-            event_ts: FixedCursor::new(block.values(2)),
-            flags: [flag(3), flag(4), flag(5)],
-            texts: [text(6), text(7), text(8), text(9), text(10)],
-            arrays: [array(11)?, array(12)?, array(13)?],
+            days: FixedCursor::new(block.values(2)),
+            event_ts: FixedCursor::new(block.values(3)),
+            flags: [flag(4), flag(5), flag(6)],
+            texts: [text(7), text(8), text(9), text(10), text(11)],
+            arrays: [array(12)?, array(13)?, array(14)?],
         })
     }
 
-    fn next_row(&mut self) -> Result<(&'a [u8], &'a [u8], TraceRecord<'a>), NativeError> {
+    fn next_row(&mut self) -> Result<TraceRow<'a>, NativeError> {
+        let day = Day::from_le_bytes(self.days.next_value()?);
         let project_id = self.project_ids.next_value()?;
         let trace_id = self.trace_ids.next_value()?;
         let event_ts = i64::from_le_bytes(self.event_ts.next_value()?);
@@ -306,11 +385,17 @@ impl<'a> TraceRows<'a> {
         let names = next_array(names)?;
         let values = next_array(values)?;
         let [is_deleted, public, bookmarked] = flags;
+        let row = |record| TraceRow {
+            day,
+            project_id,
+            trace_id,
+            record,
+        };
         if is_deleted {
-            return Ok((project_id, trace_id, TraceRecord::deleted(event_ts)));
+            return Ok(row(TraceRecord::deleted(event_ts)));
         }
         let [name, user_id, session_id, release, version] = texts;
-        let record = TraceRecord {
+        Ok(row(TraceRecord {
             event_ts,
             is_deleted,
             public,
@@ -322,8 +407,7 @@ impl<'a> TraceRows<'a> {
             version,
             tags,
             metadata: names.into_iter().zip(values).collect(),
-        };
-        Ok((project_id, trace_id, record))
+        }))
     }
 }
 

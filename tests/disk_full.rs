@@ -344,7 +344,8 @@ fn wherever_the_disk_ends_the_run_says_so_and_can_be_completed() {
     }
     println!("{files} places, {resumed} times resumed: {met:?}");
     assert_complete(&database, target);
-    for place in ["the state directory", "the trace store", "the checkpoint"] {
+    // The checkpoint needs fewer files than the store; for it see the tests above.
+    for place in ["the state directory", "the trace store"] {
         assert!(met.contains(place), "{place} in {met:?}");
     }
     assert!(resumed > 0);

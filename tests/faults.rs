@@ -244,14 +244,15 @@ fn cuts<const N: usize>(
 fn a_connection_cut_while_traces_are_loaded_or_batches_sent_is_survived() {
     unless_clickhouse_crashes(|| {
         let backfill = backfill(month(), "cut");
-        // What was cut is asked for again at once, so every second request is a new day, or a new batch.
+        // What was cut is asked for again at once. So every third request is for new days, of which
+        // there are eight in one, and every second one is a new batch.
         let days = [
             (0, Place::RequestByte(0)),
-            (2, Place::RequestBodyByte(20)),
-            (4, Place::ResponseByte(0)),
-            (6, Place::ResponseByte(40)),
-            (8, Place::ResponseBodyByte(10_000)),
-            (10, Place::ResponseBodyByte(150_000)),
+            (1, Place::RequestBodyByte(20)),
+            (3, Place::ResponseByte(0)),
+            (4, Place::ResponseByte(40)),
+            (6, Place::ResponseBodyByte(10_000)),
+            (7, Place::ResponseBodyByte(150_000)),
         ];
         let batches = [
             (0, Place::RequestByte(0)),
@@ -544,7 +545,10 @@ fn a_response_that_ends_in_an_exception_after_status_200_is_asked_for_again() {
     unless_clickhouse_crashes(|| {
         let (backfill, outcome) = run_and_kill_its_queries("killed", "lz4");
         backfill.assert_survived(&outcome, 2);
-        for killed in ["loading the traces of 2024-06-03: ", "segment 0: "] {
+        for killed in [
+            "loading the traces of 2024-06-01 to 2024-06-08: ",
+            "segment 0: ",
+        ] {
             outcome.assert_stderr_contains(&format!("{killed}ClickHouse answered with error 394"));
         }
     });
@@ -699,7 +703,7 @@ fn refusals_that_never_end_end_the_run_with_a_clear_error_and_a_way_on() {
         let mut backfill = backfill(month(), "always_refused").env("MAX_RETRIES", "2");
         // Each run gets a little further than the one before.
         for (request, skipped, status, words) in [
-            (request::TRACES, 3, UNAVAILABLE, "the traces of 2024-06-04"),
+            (request::TRACES, 3, UNAVAILABLE, "the traces of 2024-06-25"),
             (request::OBSERVATIONS, 1, TOO_MANY, "segment "),
             (request::INSERT, 3, UNAVAILABLE, "segment "),
         ] {

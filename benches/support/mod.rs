@@ -141,7 +141,7 @@ pub fn store_of_traces(days: u16, traces_per_day: usize) -> (TempDir, TraceStore
             .map(|number| (trace_key(number), trace_record(number)))
             .collect();
         entries.sort_unstable();
-        let mut writer = DayWriter::new(&store, FIRST_DAY + day);
+        let mut writer = DayWriter::new(&store, FIRST_DAY + day, 1).expect("a new day");
         for (key, record) in &entries {
             writer.put(key, record, &mut seen).expect("it is in order");
         }

@@ -81,6 +81,7 @@ pub struct DayWriter<'a> {
     /// The file that is being written for each form of keys.
     current: [Option<OpenFile<'a>>; key::FORMS],
     entries: u64,
+    entries_per_file: u64,
     files: Vec<PathBuf>,
     suspects: WriteBatch,
 }
@@ -92,16 +93,25 @@ struct OpenFile<'a> {
 }
 
 impl<'a> DayWriter<'a> {
-    /// A writer for one day, which must not be in the store yet.
-    pub fn new(store: &'a TraceStore, day: Day) -> Self {
-        Self {
+    /// A writer for one day. What the store has of it is removed. `at_once` says
+    /// how many writers there are at the same time, since they share a bound on
+    /// the memory for what is not on disk yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the day cannot be removed.
+    pub fn new(store: &'a TraceStore, day: Day, at_once: usize) -> Result<Self, StoreError> {
+        if store.days().contains(&day) {
+            store.remove_day(day)?;
+        }
+        Ok(Self {
             store,
             day,
             current: Default::default(),
             entries: 0,
+            entries_per_file: (TARGET_FILE_ENTRIES / at_once.max(1) as u64).max(1),
             files: Vec::new(),
             suspects: WriteBatch::default(),
-        }
+        })
     }
 
     /// Adds a trace with its encoded [`TraceRecord`](super::TraceRecord). Keys of
@@ -125,7 +135,7 @@ impl<'a> DayWriter<'a> {
             .map_err(|error| self.store.failed(error))?;
         self.entries += 1;
         file.entries += 1;
-        if file.entries >= TARGET_FILE_ENTRIES || file.writer.file_size() >= TARGET_FILE_BYTES {
+        if file.entries >= self.entries_per_file || file.writer.file_size() >= TARGET_FILE_BYTES {
             self.close(file)?;
         } else {
             self.current[form] = Some(file);
