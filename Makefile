@@ -51,7 +51,7 @@ bench: prerequisites ## measure against the peers; BENCH_OBSERVATIONS and more s
 	@bench-data/bench.py
 
 bench-large: export BENCH_PARTS = large
-bench-large: bench ## measure with 100M traces in 1 GiB; needs root, an hour and 40 GB of disk
+bench-large: bench ## measure with 100M traces in 1 GiB; needs root, much time and tens of GB of disk
 
 bench-parts: prerequisites ## measure the hot parts alone, without a server
 	@$(announce_rocksdb)

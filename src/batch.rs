@@ -1,6 +1,7 @@
 //! Enriched blocks, gathered into the bytes of one insert, which can be divided
 //! again between its blocks.
 
+use std::io::Write;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -81,7 +82,7 @@ impl Batch {
         };
         if let Some(encoder) = &mut self.encoder {
             for piece in std::mem::take(&mut sealed.pieces) {
-                std::io::Write::write_all(encoder, &piece)?;
+                encoder.write_all(&piece)?;
             }
             // A frame for each block: frames that follow each other are one
             // body, and the batch can be divided between them.

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! Layers point one way: `job` puts the others together; `pipeline` and `load`
-//! know ClickHouse and the store; `send` knows batches and ClickHouse; `enrich` knows blocks, the mapping and the
-//! store; `native` and `trace_store` know neither each other nor ClickHouse.
+//! know ClickHouse and the store; `send` knows batches and ClickHouse; `enrich`
+//! knows blocks, the mapping and the store; `native` and `trace_store` know
+//! neither each other nor ClickHouse.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,9 @@
 //! Traces from ClickHouse into the trace store, a day at a time, or a few.
 //!
 //! A day is read in the order of its keys, all versions of every trace; the
-//! latest of the day is kept. `FINAL` is of no use here: it hides a deleted trace, and the
-//! store has to know of it, because an older version may stand on another day.
+//! latest of the day is kept. `FINAL` is of no use here: it hides a deleted trace,
+//! and the store has to know of it, because an older version may stand on another
+//! day.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;

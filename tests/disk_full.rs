@@ -83,22 +83,6 @@ fn assert_complete(database: &Database, target: &str) {
     assert_equal(database, "expected", &format!("{target} FINAL"));
 }
 
-/// Panics unless the run ended with that code and one sentence that has these words.
-#[track_caller]
-fn assert_one_sentence<'a>(outcome: &'a Outcome, code: i32, words: &[&str]) -> &'a str {
-    outcome.assert_code(code);
-    let last = outcome.stderr.lines().last().unwrap_or_default();
-    let errors = outcome
-        .stderr
-        .lines()
-        .filter(|line| line.starts_with("error:"));
-    assert_eq!(errors.count(), 1, "one sentence\n{}", outcome.stderr);
-    for word in words.iter().chain(&["error: "]) {
-        assert!(last.contains(word), "{word:?} in the last line: {last}");
-    }
-    last
-}
-
 // -------------------------------------------------------------------------------------------------
 // A disk
 // -------------------------------------------------------------------------------------------------
@@ -218,7 +202,7 @@ fn a_disk_that_fills_up_while_traces_are_loaded_ends_the_run_until_there_is_room
         "--state-dir",
         "continue with --resume",
     ];
-    let sentence = assert_one_sentence(&outcome, 1, &words);
+    let sentence = outcome.assert_one_error(1, &words);
     let days = days_loaded(sentence).unwrap();
     println!("the disk was full after {days} days");
     assert!((1..28).contains(&days), "{sentence}");
@@ -228,7 +212,7 @@ fn a_disk_that_fills_up_while_traces_are_loaded_ends_the_run_until_there_is_room
     disk.fill_but(0);
     let outcome = tool.run();
     let words = ["No space left", "the disk is full; make room"];
-    let sentence = assert_one_sentence(&outcome, 1, &words);
+    let sentence = outcome.assert_one_error(1, &words);
     assert!(!sentence.contains("--restart"), "{sentence}");
     disk.make_room();
     tool.run()
@@ -262,7 +246,7 @@ fn a_disk_that_fills_up_before_a_segment_is_done_ends_the_run_until_there_is_roo
         // What is not written down is not done.
         "0 of 1 segments done",
     ];
-    assert_one_sentence(&outcome, 1, &words);
+    outcome.assert_one_error(1, &words);
     assert_eq!(
         fs::read(&checkpoint).unwrap(),
         before,
@@ -311,7 +295,7 @@ fn wherever_the_disk_ends_the_run_says_so_and_can_be_completed() {
         }
         let code = outcome.code.unwrap_or_default();
         assert!((1..=2).contains(&code), "{files} files: {outcome:?}");
-        let sentence = assert_one_sentence(&outcome, code, &["No space left"]);
+        let sentence = outcome.assert_one_error(code, &["No space left"]);
         println!("{files} files: {sentence}");
         for place in [
             "the state directory",
@@ -411,7 +395,8 @@ fn unfinished_run(database: &Database) -> Tool {
         .args(["--partition", SAMPLE_PARTITION, "--batch-size", "1"])
         .env("STREAM_BLOCK_SIZE", "1")
         .env("MAX_RETRIES", "0");
-    assert_one_sentence(&tool.run(), 1, &["Too many parts", "--resume"]);
+    tool.run()
+        .assert_one_error(1, &["Too many parts", "--resume"]);
     execute(database, &format!("{settings} = 1000"));
     assert_eq!(rows(database, "events_full"), 1);
     // Only the owner may enter it; the directory above is the administrator's.
@@ -434,7 +419,7 @@ fn a_state_directory_in_which_nothing_may_be_made_is_told() {
         let path = state.display().to_string();
         let outcome = run_as_nobody(&database, &state, &[]);
         let words = ["state directory", &path, "Permission denied", "--state-dir"];
-        assert_one_sentence(&outcome, 2, &words);
+        outcome.assert_one_error(2, &words);
         assert!(!state.exists());
     }
     assert_eq!(rows(&database, "events_full"), 0);
@@ -453,7 +438,7 @@ fn the_state_of_another_user_is_neither_continued_nor_touched() {
     for arguments in [&[][..], &["--resume"], &["--restart"]] {
         let outcome = run_as_nobody(&database, &tool.state_dir(), arguments);
         let words = ["state directory", &path, "not permitted", "--state-dir"];
-        assert_one_sentence(&outcome, 2, &words);
+        outcome.assert_one_error(2, &words);
     }
     assert_eq!(fs::read(state.join("checkpoint")).unwrap(), checkpoint);
     assert_eq!(rows(&database, "events_full"), 1);
@@ -476,15 +461,15 @@ fn files_of_another_user_in_the_state_directory_are_told_one_after_another() {
     let resume = || run_as_nobody(&database, &tool.state_dir(), &["--resume"]);
     give_away(&state);
     let lock = state.join("lock").display().to_string();
-    assert_one_sentence(&resume(), 2, &[&lock, "Permission denied"]);
+    resume().assert_one_error(2, &[&lock, "Permission denied"]);
     give_away(&state.join("lock"));
     let path = state.display().to_string();
     let words = ["checkpoint", &path, "Permission denied"];
-    assert_one_sentence(&resume(), 2, &words);
+    resume().assert_one_error(2, &words);
     give_away(&state.join("checkpoint"));
     let path = store.display().to_string();
     let words = ["trace store", &path, "Permission denied"];
-    assert_one_sentence(&resume(), 1, &words);
+    resume().assert_one_error(1, &words);
     assert_eq!(rows(&database, "events_full"), 1);
     // Whoever is given all of it can go on with it.
     give_away(&store);

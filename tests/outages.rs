@@ -130,16 +130,7 @@ fn assert_complete(target: &str) -> u64 {
 /// Panics unless the run failed with one sentence that has these words and says how to go on.
 #[track_caller]
 fn assert_failed_with_way_on(outcome: &Outcome, words: &[&str]) {
-    outcome.assert_code(1);
-    let last = outcome.stderr.lines().last().unwrap_or_default();
-    let errors = outcome
-        .stderr
-        .lines()
-        .filter(|line| line.starts_with("error:"));
-    assert_eq!(errors.count(), 1, "one sentence\n{}", outcome.stderr);
-    for word in words.iter().chain(&["error: ", "continue with --resume"]) {
-        assert!(last.contains(word), "{word:?} in the last line: {last}");
-    }
+    outcome.assert_one_error(1, &[words, &["continue with --resume"]].concat());
 }
 
 /// Continues a run, and panics unless it is then complete.

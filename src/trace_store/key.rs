@@ -2,8 +2,9 @@
 //!
 //! A trace id is nearly always 32 hexadecimal digits (OpenTelemetry) or a UUID
 //! (older SDKs). Both are stored as the 16 bytes they stand for, which no
-//! compression would find, and which halves the store. A first byte says in
-//! which form the id is, so the keys of each form are apart from the others'.
+//! compression would find (3M traces with light attributes: 46.2 bytes each
+//! instead of 58.9). A first byte says in which form the id is, so the keys of
+//! each form are apart from the others'.
 //!
 //! ClickHouse sends a day's traces ordered by project and id, bytewise, and SST
 //! files must be written in key order. So among keys of one form the two orders

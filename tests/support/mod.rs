@@ -813,6 +813,23 @@ impl Outcome {
         self
     }
 
+    /// Panics unless the run ended with that code and one error, the last line, that has these
+    /// words; gives that line.
+    #[track_caller]
+    pub fn assert_one_error(&self, code: i32, words: &[&str]) -> &str {
+        self.assert_code(code);
+        let last = self.stderr.lines().last().unwrap_or_default();
+        let errors = self
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with("error:"));
+        assert_eq!(errors.count(), 1, "one sentence\n{}", self.stderr);
+        for word in words.iter().chain(&["error: "]) {
+            assert!(last.contains(word), "{word:?} in the last line: {last}");
+        }
+        last
+    }
+
     fn output(&self) -> String {
         format!("--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr)
     }
