@@ -43,7 +43,7 @@ fn read_block(pool: &BufferPool, bytes: &[u8]) -> Block {
 /// From the chunks that arrive to the slice that is sent on.
 fn walk_and_splice(criterion: &mut Criterion) {
     let mapping = mapping();
-    let pool = BufferPool::new(MAX_BYTES);
+    let pool = BufferPool::new(MAX_BYTES, MAX_BYTES);
     let mut group = criterion.benchmark_group("walk and splice");
     for payload in Payload::ALL {
         let bytes = native_block(&mapping, payload, TRACES_PER_DAY);
@@ -97,7 +97,7 @@ fn enrich(criterion: &mut Criterion) {
     let mapping = mapping();
     let (_directory, store) = store_of_traces(1, TRACES_PER_DAY);
     let store = std::sync::Arc::new(store);
-    let pool = BufferPool::new(MAX_BYTES);
+    let pool = BufferPool::new(MAX_BYTES, MAX_BYTES);
     let mut group = criterion.benchmark_group("enrich");
     group.throughput(Throughput::Elements(BLOCK_ROWS as u64));
     for (name, traces) in [
@@ -105,10 +105,10 @@ fn enrich(criterion: &mut Criterion) {
         ("a trace for ten", BLOCK_ROWS / 10),
     ] {
         let block = read_block(&pool, &native_block(&mapping, Payload::Typical, traces));
-        let enricher = Enricher::new(mapping.clone(), store.clone(), MAX_BYTES, pool.clone());
+        let enricher = Enricher::new(mapping.clone(), store.clone(), pool.clone());
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let enriched = enricher.enrich(&block).expect("the block can be enriched");
+                let enriched = enricher.enrich(&block, MAX_BYTES).expect("the block can be enriched");
                 assert_eq!(enriched.without_trace, 0);
                 black_box(enriched)
             });

@@ -8,18 +8,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use lz4_flex::frame::{FrameEncoder, FrameInfo};
 
+use crate::buffer_pool::{BufferPool, PooledBuffer};
 use crate::clickhouse::Compression;
 use crate::enrich::EnrichedBlock;
+
+/// Batches are made in these ways.
+#[derive(Debug, Clone)]
+pub struct BatchMaker {
+    /// Whether batches are compressed.
+    pub compression: Compression,
+    /// Buffers of compressed blocks.
+    pub pool: BufferPool,
+}
 
 /// A batch that is being filled. Compressed as it grows, so that it takes the
 /// memory of what will be sent.
 pub struct Batch {
-    encoder: Option<FrameEncoder<Vec<u8>>>,
+    compressed_in: Option<BufferPool>,
     blocks: Vec<SealedBlock>,
-    /// Where the compressed bytes of each block end.
-    ends: Vec<usize>,
     rows: usize,
     bytes: usize,
+    held_bytes: usize,
 }
 
 /// A batch that is complete.
@@ -35,36 +44,40 @@ struct SealedBlock {
     rows: usize,
     without_trace: usize,
     bytes: usize,
+    held_bytes: usize,
+}
+
+impl BatchMaker {
+    /// An empty batch.
+    pub fn begin(&self) -> Batch {
+        Batch {
+            compressed_in: match self.compression {
+                Compression::None => None,
+                Compression::Lz4 => Some(self.pool.clone()),
+            },
+            blocks: Vec::new(),
+            rows: 0,
+            bytes: 0,
+            held_bytes: 0,
+        }
+    }
 }
 
 impl Batch {
-    /// An empty batch.
-    pub fn new(compression: Compression) -> Self {
-        let encoder = match compression {
-            Compression::None => None,
-            // The checksums let the server notice bytes that changed on their way.
-            Compression::Lz4 => Some(FrameEncoder::with_frame_info(
-                FrameInfo::new().block_checksums(true),
-                Vec::new(),
-            )),
-        };
-        Self {
-            encoder,
-            blocks: Vec::new(),
-            ends: Vec::new(),
-            rows: 0,
-            bytes: 0,
-        }
-    }
 
     /// Rows so far.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Bytes of memory held so far, before compression.
+    /// Bytes so far, before compression.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes of memory it holds.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
     }
 
     /// Adds a block.
@@ -72,41 +85,43 @@ impl Batch {
     /// # Errors
     /// Does not happen: compression goes into memory.
     pub fn push(&mut self, block: EnrichedBlock) -> std::io::Result<()> {
-        self.rows += block.rows;
-        self.bytes += block.held_bytes;
         let mut sealed = SealedBlock {
-            pieces: block.pieces,
             rows: block.rows,
             without_trace: block.without_trace,
-            bytes: block.held_bytes,
+            bytes: block.bytes(),
+            held_bytes: block.held_bytes,
+            pieces: block.pieces,
         };
-        if let Some(encoder) = &mut self.encoder {
-            for piece in std::mem::take(&mut sealed.pieces) {
-                encoder.write_all(&piece)?;
-            }
-            // A frame for each block: frames that follow each other are one
-            // body, and the batch can be divided between them.
-            encoder.try_finish().map_err(std::io::Error::other)?;
-            self.ends.push(encoder.get_ref().len());
+        if let Some(pool) = &self.compressed_in {
+            let compressed = compress(&sealed.pieces, pool.take())?;
+            sealed.held_bytes = compressed.capacity();
+            sealed.pieces = vec![compressed.freeze()];
         }
+        self.rows += sealed.rows;
+        self.bytes += sealed.bytes;
+        self.held_bytes += sealed.held_bytes;
         self.blocks.push(sealed);
         Ok(())
     }
 
     /// Completes the batch.
-    pub fn seal(mut self) -> SealedBatch {
-        if let Some(encoder) = &mut self.encoder {
-            let compressed = Bytes::from(std::mem::take(encoder.get_mut()));
-            let mut start = 0;
-            for (block, &end) in self.blocks.iter_mut().zip(&self.ends) {
-                block.pieces = vec![compressed.slice(start..end)];
-                start = end;
-            }
-        }
+    pub fn seal(self) -> SealedBatch {
         SealedBatch {
             blocks: self.blocks,
         }
     }
+}
+
+/// One LZ4 frame. Each block has one of its own: frames that follow each other are
+/// one body, and the batch can be divided between them.
+fn compress(pieces: &[Bytes], buffer: PooledBuffer) -> std::io::Result<PooledBuffer> {
+    // The checksums let the server notice bytes that changed on their way.
+    let frame = FrameInfo::new().block_checksums(true);
+    let mut encoder = FrameEncoder::with_frame_info(frame, buffer);
+    for piece in pieces {
+        encoder.write_all(piece)?;
+    }
+    encoder.finish().map_err(std::io::Error::other)
 }
 
 impl SealedBatch {
@@ -131,7 +146,12 @@ impl SealedBatch {
         self.blocks.iter().map(|block| block.without_trace).sum()
     }
 
-    /// Bytes of memory of a range of its blocks, before compression.
+    /// Bytes of memory that all its blocks hold.
+    pub fn held_bytes(&self) -> usize {
+        self.blocks.iter().map(|block| block.held_bytes).sum()
+    }
+
+    /// Bytes of a range of its blocks, before compression.
     pub fn bytes(&self, blocks: Range<usize>) -> usize {
         self.blocks[blocks].iter().map(|block| block.bytes).sum()
     }
@@ -200,7 +220,8 @@ mod tests {
     fn a_batch_can_be_divided_between_any_two_blocks() {
         let texts: [&[u8]; 3] = [b"the first", b"the second", b"the third"];
         for compression in [Compression::None, Compression::Lz4] {
-            let mut batch = Batch::new(compression);
+            let pool = BufferPool::new(1 << 20, 1 << 20);
+            let mut batch = BatchMaker { compression, pool }.begin();
             for text in texts {
                 batch.push(block(text)).unwrap();
             }

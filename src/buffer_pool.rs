@@ -4,6 +4,7 @@
 //! arenas (measured: 530 MB resident where 320 MB were in use), or, if each is
 //! mapped and unmapped, cost as much system time as the rest of the work takes.
 
+use std::io::Write;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +13,7 @@ use bytes::Bytes;
 /// Keeps buffers that are not in use. Cheap to clone; clones share the buffers.
 ///
 /// A pool is for buffers of one size: in the end each of them is as large as the
-/// largest use it had.
+/// largest use it had. Those that were put to an unusual use are not kept.
 #[derive(Debug, Clone)]
 pub struct BufferPool {
     shared: Arc<Shared>,
@@ -21,6 +22,7 @@ pub struct BufferPool {
 #[derive(Debug)]
 struct Shared {
     max_kept_bytes: usize,
+    max_buffer_bytes: usize,
     kept: Mutex<Kept>,
 }
 
@@ -31,11 +33,13 @@ struct Kept {
 }
 
 impl BufferPool {
-    /// A pool that keeps at most `max_kept_bytes` that nobody uses.
-    pub fn new(max_kept_bytes: usize) -> Self {
+    /// A pool that keeps at most `max_kept_bytes` that nobody uses, and no buffer
+    /// of more than `max_buffer_bytes`.
+    pub fn new(max_kept_bytes: usize, max_buffer_bytes: usize) -> Self {
         Self {
             shared: Arc::new(Shared {
                 max_kept_bytes,
+                max_buffer_bytes,
                 kept: Mutex::default(),
             }),
         }
@@ -91,9 +95,22 @@ impl DerefMut for PooledBuffer {
     }
 }
 
+impl Write for PooledBuffer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.buffer.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
+        if buffer.capacity() > self.pool.max_buffer_bytes {
+            return;
+        }
         buffer.clear();
         let mut kept = self
             .pool
@@ -113,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_when_the_last_bytes_of_it_are_gone() {
-        let pool = BufferPool::new(1 << 20);
+        let pool = BufferPool::new(1 << 20, 1 << 20);
         let mut buffer = pool.take();
         buffer.extend_from_slice(&[7; 1000]);
         let address = buffer.as_ptr();
@@ -130,14 +147,15 @@ mod tests {
 
     #[test]
     fn no_more_is_kept_than_allowed() {
-        let pool = BufferPool::new(1000);
-        for size in [900, 900] {
+        let pool = BufferPool::new(1000, 950);
+        for size in [900, 900, 20, 990] {
             let mut buffer = pool.take();
             buffer.reserve_exact(size);
             let _other = pool.take();
         }
         let kept = pool.shared.kept.lock().unwrap();
         assert!(kept.bytes <= 1000);
+        assert!(kept.buffers.iter().all(|buffer| buffer.capacity() <= 950));
         assert_eq!(
             kept.bytes,
             kept.buffers.iter().map(Vec::capacity).sum::<usize>()

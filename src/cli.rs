@@ -57,7 +57,7 @@ pub struct Arguments {
     pub concurrency: Option<String>,
 
     /// Most rows in one insert; the memory limit bounds its bytes besides
-    /// [env: BATCH_SIZE] [default: 50000]
+    /// [env: BATCH_SIZE] [default: 250000]
     #[arg(long, value_name = "N")]
     pub batch_size: Option<String>,
 

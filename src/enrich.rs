@@ -41,64 +41,74 @@ pub struct EnrichedBlock {
     pub rows: usize,
     /// Rows whose trace was not found.
     pub without_trace: usize,
-    /// Bytes of memory it holds: the whole block that arrived, helper columns
-    /// included, and what was built.
+    /// Bytes of memory it holds: the buffer of the whole block that arrived, helper
+    /// columns included, and the one of what was built.
     pub held_bytes: usize,
+}
+
+impl EnrichedBlock {
+    /// Bytes that are sent for it, uncompressed.
+    pub fn bytes(&self) -> usize {
+        self.pieces.iter().map(Bytes::len).sum()
+    }
 }
 
 /// Enriches blocks. Shared by all segments.
 pub struct Enricher {
     mapping: Arc<Mapping>,
     store: Arc<TraceStore>,
-    max_block_bytes: usize,
     pool: BufferPool,
     /// Name and type of each column that arrives.
     expected: Vec<(String, DataType)>,
 }
 
 impl Enricher {
-    /// An enricher that refuses to build more than `max_block_bytes` for one
-    /// block, and builds it in buffers of `pool`.
-    pub fn new(
-        mapping: Arc<Mapping>,
-        store: Arc<TraceStore>,
-        max_block_bytes: usize,
-        pool: BufferPool,
-    ) -> Self {
+    /// An enricher that builds blocks in buffers of `pool`.
+    pub fn new(mapping: Arc<Mapping>, store: Arc<TraceStore>, pool: BufferPool) -> Self {
         Self {
             expected: mapping.result_columns(),
             mapping,
             store,
-            max_block_bytes,
             pool,
         }
     }
 
-    /// Looks up the traces of a block and builds the block of events.
+    /// Looks up the traces of a block and builds the block of events, within
+    /// `max_bytes` of memory besides the block itself.
     ///
     /// # Errors
-    /// [`EnrichError::Native`] with [`NativeError::TooLarge`] where the traces'
-    /// attributes, repeated for each row, exceed the bound: ask for fewer rows.
-    pub fn enrich(&self, block: &Block) -> Result<EnrichedBlock, EnrichError> {
+    /// [`EnrichError::Native`] with [`NativeError::TooLarge`] where the traces, or
+    /// their attributes repeated for each row, exceed that: ask for fewer rows.
+    pub fn enrich(&self, block: &Block, max_bytes: usize) -> Result<EnrichedBlock, EnrichError> {
+        let too_large = || {
+            EnrichError::Native(NativeError::TooLarge {
+                rows: block.rows,
+                limit: max_bytes,
+            })
+        };
         self.check_columns(block)?;
-        let (slots, found) = self.look_up(block)?;
+        let (slots, found) = self.look_up(block, max_bytes / 2)?;
         if found.is_too_large() {
-            return Err(self.too_large(block));
+            return Err(too_large());
         }
+        let max_bytes = max_bytes.saturating_sub(found.held_bytes());
         let unique = (0..slots.unique).map(|index| found.record(index));
         let records = unique.collect::<Result<Vec<_>, _>>()?;
         let traces = RowTraces {
             of_row: &slots.of_row,
             records: &records,
         };
-        self.check_size(block, &traces)?;
+        // Refused before it is built: a trace's attributes are repeated in each of its rows.
+        if traces.attribute_bytes() > max_bytes {
+            return Err(too_large());
+        }
         let merged = self.merge_metadata(block, &traces)?;
         let mut appended = self.pool.take();
         for column in &self.mapping.enriched {
             put_column_header(&mut appended, &column.name, &column.sent_type);
             self.build(column.form, block, &traces, &merged, &mut appended)?;
-            if appended.len() > self.max_block_bytes {
-                return Err(self.too_large(block));
+            if appended.capacity() > max_bytes {
+                return Err(too_large());
             }
         }
         let pass_through = self.mapping.pass_through.len();
@@ -108,7 +118,7 @@ impl Enricher {
             pass_through + self.mapping.enriched.len(),
             block.rows,
         );
-        let held_bytes = block.bytes.len() + appended.len();
+        let held_bytes = block.held_bytes + appended.capacity();
         Ok(EnrichedBlock {
             held_bytes,
             pieces: vec![
@@ -118,13 +128,6 @@ impl Enricher {
             ],
             rows: block.rows,
             without_trace: traces.iter().filter(Option::is_none).count(),
-        })
-    }
-
-    fn too_large(&self, block: &Block) -> EnrichError {
-        EnrichError::Native(NativeError::TooLarge {
-            rows: block.rows,
-            limit: self.max_block_bytes,
         })
     }
 
@@ -156,8 +159,9 @@ impl Enricher {
             .ok_or_else(|| NativeError::corrupt(format!("helper column {helper:?} is missing")))
     }
 
-    /// The distinct traces of a block's rows, looked up together.
-    fn look_up(&self, block: &Block) -> Result<(Slots, Found), EnrichError> {
+    /// The distinct traces of a block's rows, looked up together, unless they take
+    /// more than `max_bytes`.
+    fn look_up(&self, block: &Block, max_bytes: usize) -> Result<(Slots, Found), EnrichError> {
         let (project_column, trace_column) = self.mapping.key_columns;
         let mut projects = StringCursor::new(block.values(project_column));
         let mut traces = StringCursor::new(block.values(trace_column));
@@ -182,31 +186,12 @@ impl Enricher {
             });
             of_row.push(slot);
         }
-        let found = self.store.look_up(&unique, self.max_block_bytes)?;
+        let found = self.store.look_up(&unique, max_bytes)?;
         let slots = Slots {
             of_row,
             unique: unique.len(),
         };
         Ok((slots, found))
-    }
-
-    /// Refuses what would not fit before it is built: a trace's attributes are
-    /// repeated in each of its rows.
-    fn check_size(&self, block: &Block, traces: &RowTraces<'_, '_>) -> Result<(), EnrichError> {
-        let of_record: Vec<usize> = traces
-            .records
-            .iter()
-            .map(|record| record.as_ref().map_or(0, attribute_bytes))
-            .collect();
-        let total: usize = traces
-            .of_row
-            .iter()
-            .map(|&slot| of_record[slot as usize])
-            .sum();
-        if total > self.max_block_bytes {
-            return Err(self.too_large(block));
-        }
-        Ok(())
     }
 
     /// Appends the values of one column to `out`.
@@ -363,6 +348,17 @@ impl<'a, 'r> RowTraces<'a, 'r> {
         self.of_row
             .iter()
             .map(move |&slot| records[slot as usize].as_ref())
+    }
+
+    /// An upper bound for the bytes that all rows take from their traces.
+    fn attribute_bytes(&self) -> usize {
+        let of_record: Vec<usize> = self
+            .records
+            .iter()
+            .map(|record| record.as_ref().map_or(0, attribute_bytes))
+            .collect();
+        let slots = self.of_row.iter();
+        slots.map(|&slot| of_record[slot as usize]).sum()
     }
 
     fn put_strings(&self, out: &mut Vec<u8>, attribute: impl Fn(&TraceRecord<'r>) -> &'r Text) {

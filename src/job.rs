@@ -9,17 +9,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
-use crate::batch::BatchLimit;
+use crate::batch::{BatchLimit, BatchMaker};
 use crate::begin::{self, Begin};
 use crate::buffer_pool::BufferPool;
 use crate::checkpoint::{Checkpoint, MadeFor};
-use crate::clickhouse::{Connection, sql};
+use crate::clickhouse::{Compression, Connection, sql};
 use crate::enrich::Enricher;
 use crate::error::{Error, WorkError, advice_on_files};
 use crate::inspect::{Inspected, inspect};
 use crate::load::{self, LoadedDay, TraceSource};
 use crate::mapping::OBSERVATION;
-use crate::memory::peak_resident_bytes;
+use crate::memory::{self, peak_resident_bytes};
 use crate::options::Options;
 use crate::pipeline::{self, Pipeline, SegmentQuery};
 use crate::plan::{self, Segment};
@@ -87,7 +87,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
             begin::progress(&checkpoint)
         ));
     }
-    let pool = BufferPool::new(options.budget.pool_bytes);
+    let pool = options.budget.pool();
     let mut job = Job {
         observations_before: checkpoint.counts().observations,
         options,
@@ -457,7 +457,11 @@ impl Job {
             has_views: target.has_views,
             run_id: format!("{}-{:x}", self.checkpoint.run_id, fastrand::u64(..)),
             dry_run: self.options.dry_run,
-            limit: BatchLimit::new(self.options.budget.batch_bytes),
+            limit: BatchLimit::new(match self.connection.compression() {
+                Compression::None => self.options.budget.batch_bytes,
+                // They take less memory than they have bytes.
+                Compression::Lz4 => memory::LARGEST_BATCH as usize,
+            }),
             retries: self.retries.clone(),
             shutdown: self.shutdown.clone(),
             insert_nanoseconds: AtomicU64::new(0),
@@ -480,8 +484,7 @@ impl Job {
             enricher: Enricher::new(
                 mapping,
                 Arc::clone(store),
-                budget.max_block_bytes,
-                BufferPool::new(budget.pool_bytes),
+                budget.pool(),
             ),
             query: SegmentQuery {
                 select,
@@ -493,6 +496,10 @@ impl Job {
             destination: Arc::clone(destination),
             budget,
             pool: self.pool.clone(),
+            batches: BatchMaker {
+                compression: self.connection.compression(),
+                pool: budget.pool(),
+            },
             batch_rows: self.options.batch_rows,
             // A block is never divided, so it must not be larger than a batch.
             block_rows: self.options.block_rows.min(self.options.batch_rows),

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::buffer_pool::BufferPool;
+
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
@@ -57,8 +59,12 @@ impl fmt::Display for ByteSize {
 const FIXED: u64 = 96 * MIB;
 /// Least bytes of one batch for which the budget makes sense.
 const SMALLEST_BATCH: u64 = 2 * MIB;
-/// More per batch gains nothing: the server squashes no further.
-const LARGEST_BATCH: u64 = 64 * MIB;
+/// More per batch gains nothing: the server divides an insert into parts of this
+/// size (`min_insert_block_size_bytes`, 256 MiB in 26.7).
+pub const LARGEST_BATCH: u64 = 256 * MIB;
+
+/// Blocks of more bytes gain nothing.
+const LARGEST_PREFERRED_BLOCK: u64 = 16 * MIB;
 
 /// How the limit is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,9 +73,12 @@ pub struct Budget {
     pub cache_bytes: usize,
     /// Filter over the traces seen while loading. Given back before streaming.
     pub seen_bytes: usize,
-    /// One batch of one segment.
+    /// All that one segment holds: the batch that is being sent, the one that is
+    /// being filled, the block that arrives and the one that is enriched.
+    pub segment_bytes: usize,
+    /// One batch of one segment, as long as its blocks are of the usual size.
     pub batch_bytes: usize,
-    /// The largest block that may arrive, or be made by enriching one.
+    /// The largest block that may arrive.
     pub max_block_bytes: usize,
     /// The largest block of traces that may arrive while loading, when nothing
     /// else needs the segments' share.
@@ -78,38 +87,53 @@ pub struct Budget {
     pub preferred_block_bytes: usize,
     /// Buffers that are kept for the next block.
     pub pool_bytes: usize,
+    /// The largest buffer that is kept: one that was needed for an unusual block
+    /// would hold its memory for a usual one.
+    pub pooled_buffer_bytes: usize,
 }
 
 impl Budget {
     /// Divides `limit` for `concurrency` segments at once.
     ///
     /// A quarter is the block cache. The rest, less what is fixed, is for the
-    /// segments; each holds a batch that is being sent, one that is being
-    /// filled, and a block that is arriving with what enriching makes of it.
+    /// segments. Of a segment's share three eighths are for a batch, twice; the
+    /// last quarter is for blocks. What is larger than usual makes room for itself,
+    /// by waiting for the batches to be sent.
     ///
     /// # Errors
     /// A sentence where the limit is too small.
     pub fn new(limit: ByteSize, concurrency: usize) -> Result<Self, String> {
         let cache = limit.0 / 4;
         let segments = limit.0.saturating_sub(cache + FIXED) / concurrency.max(1) as u64;
-        let batch = (segments / 4).min(LARGEST_BATCH);
+        let batch = (segments * 3 / 8).min(LARGEST_BATCH);
         if batch < SMALLEST_BATCH {
-            let least = (FIXED + concurrency as u64 * 4 * SMALLEST_BATCH) * 4 / 3 + MIB;
+            let least = (FIXED + concurrency as u64 * SMALLEST_BATCH * 8 / 3) * 4 / 3 + MIB;
             return Err(format!(
                 "a memory limit of {limit} is too small for {concurrency} segments at once: \
                  use at least {}, or fewer with --concurrency",
                 ByteSize(least)
             ));
         }
+        let preferred = (segments / 24).min(LARGEST_PREFERRED_BLOCK);
         Ok(Self {
             cache_bytes: cache as usize,
             seen_bytes: cache as usize,
+            segment_bytes: segments as usize,
             batch_bytes: batch as usize,
-            max_block_bytes: batch as usize,
+            // While it arrives its buffer may be half as large again.
+            max_block_bytes: (segments / 3) as usize,
             load_block_bytes: (segments as usize * concurrency) / 4,
-            preferred_block_bytes: (batch / 4) as usize,
+            preferred_block_bytes: preferred as usize,
             pool_bytes: segments as usize * concurrency,
+            pooled_buffer_bytes: (4 * preferred) as usize,
         })
+    }
+}
+
+impl Budget {
+    /// A pool for buffers of one kind.
+    pub fn pool(&self) -> BufferPool {
+        BufferPool::new(self.pool_bytes, self.pooled_buffer_bytes)
     }
 }
 
@@ -162,8 +186,11 @@ mod tests {
             for concurrency in [1, 2, 4] {
                 let limit = ByteSize(limit * MIB);
                 let budget = Budget::new(limit, concurrency).unwrap();
-                let segments = concurrency * (budget.batch_bytes * 2 + budget.max_block_bytes * 2);
+                let segments = concurrency * budget.segment_bytes;
                 assert!((budget.cache_bytes + segments) as u64 + FIXED <= limit.0);
+                let usual = 2 * budget.batch_bytes + 6 * budget.preferred_block_bytes;
+                assert!(usual <= budget.segment_bytes);
+                assert!(budget.max_block_bytes * 3 / 2 <= budget.segment_bytes / 2);
             }
         }
         assert!(Budget::new(ByteSize(64 * MIB), 1).is_err());

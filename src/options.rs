@@ -260,7 +260,7 @@ impl Options {
             arguments.batch_size,
             "--batch-size",
             "BATCH_SIZE",
-            50_000,
+            250_000,
             1..=10_000_000,
         )? as usize;
         let block_rows =
@@ -458,7 +458,7 @@ mod tests {
             ("DRY_RUN", " "),
         ];
         let merged = options(&[], &variables).unwrap();
-        assert_eq!(merged.batch_rows, 50_000);
+        assert_eq!(merged.batch_rows, 250_000);
         assert!(!merged.dry_run);
     }
 

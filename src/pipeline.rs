@@ -1,22 +1,26 @@
 //! Segments, several at once: read → enrich → insert, bounded.
 //!
-//! Each segment holds at most one block that is arriving, one batch that is
-//! being filled and one that is being sent. A segment is done when the insert of
-//! its last batch is acknowledged; if anything of it fails in a way that may
-//! pass, all of it is done again, and the target's ReplacingMergeTree makes one
-//! row of equal ones.
+//! Each segment holds a block that is arriving or being enriched, a batch that is
+//! being filled and one that is being sent, and all of them together at most its
+//! share of the memory: a block of unusual size waits until the batches are sent. A
+//! segment is done when the insert of its last batch is acknowledged; if anything
+//! of it fails in a way that may pass, all of it is done again, and the target's
+//! ReplacingMergeTree makes one row of equal ones.
 
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use crate::batch::Batch;
+use bytes::Bytes;
+use tokio::task::block_in_place;
+
+use crate::batch::{Batch, BatchMaker};
 use crate::buffer_pool::BufferPool;
-use crate::clickhouse::RequestError;
-use crate::enrich::Enricher;
+use crate::clickhouse::{NativeStream, RequestError};
+use crate::enrich::{EnrichError, EnrichedBlock, Enricher};
 use crate::error::{Error, WorkError};
 use crate::memory::Budget;
-use crate::native::BlockReader;
+use crate::native::{Block, BlockReader, NativeError};
 use crate::plan::Segment;
 use crate::progress::Phase;
 use crate::send::{Destination, SegmentCounts, Sender, Source};
@@ -31,8 +35,10 @@ pub struct Pipeline {
     pub destination: Arc<Destination>,
     /// How much memory everything may take.
     pub budget: Budget,
-    /// Buffers of blocks.
+    /// Buffers of blocks that arrive.
     pub pool: BufferPool,
+    /// Makes batches.
+    pub batches: BatchMaker,
     /// Most rows in one insert.
     pub batch_rows: usize,
     /// Most rows in one block that is read.
@@ -191,70 +197,130 @@ impl SegmentWork {
         attempt: &mut Attempt,
     ) -> Result<SegmentCounts, WorkError> {
         let destination = &self.pipeline.destination;
-        let mut sender = Sender::new(destination, self.segment.number, attempt.number);
-        match self.read_and_send(block_rows, attempt, &mut sender).await {
-            Ok(()) => sender.finish().await,
+        let sender = Sender::new(destination, self.segment.number, attempt.number);
+        let mut work = self.begin(block_rows, sender)?;
+        match work.read_and_send(attempt).await {
+            Ok(()) => work.sender.finish().await,
             Err(error) => {
-                sender.abandon(&error).await;
+                work.sender.abandon(&error).await;
                 Err(error)
             }
         }
     }
 
-    async fn read_and_send(
-        &self,
-        block_rows: usize,
-        attempt: &mut Attempt,
-        sender: &mut Sender,
-    ) -> Result<(), WorkError> {
-        let pipeline = &self.pipeline;
+    fn begin(&self, block_rows: usize, sender: Sender) -> Result<Try<'_>, WorkError> {
+        let pipeline = &*self.pipeline;
         let settings = read_settings(block_rows, pipeline.budget.preferred_block_bytes);
         let connection = &pipeline.destination.connection;
-        let mut stream = connection.stream(&pipeline.query.sql(&self.segment), &settings)?;
-        let mut reader = BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool);
-        let compression = connection.compression();
-        let mut batch = Batch::new(compression);
-        let max_buffered_bytes = pipeline.budget.max_block_bytes;
+        Ok(Try {
+            pipeline,
+            phase: &self.phase,
+            stream: connection.stream(&pipeline.query.sql(&self.segment), &settings)?,
+            reader: BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool),
+            batch: pipeline.batches.begin(),
+            sender,
+        })
+    }
+}
+
+/// One try at a segment: what it holds, which is never more than its share.
+struct Try<'a> {
+    pipeline: &'a Pipeline,
+    phase: &'a Phase,
+    stream: NativeStream,
+    reader: BlockReader,
+    batch: Batch,
+    sender: Sender,
+}
+
+impl Try<'_> {
+    async fn read_and_send(&mut self, attempt: &mut Attempt) -> Result<(), WorkError> {
         loop {
-            while let Some(block) = reader.next_block()? {
-                let enriched = tokio::task::block_in_place(|| pipeline.enricher.enrich(&block))?;
-                drop(block);
-                if self.is_full(&batch, enriched.rows, enriched.held_bytes) {
-                    let full = std::mem::replace(&mut batch, Batch::new(compression));
-                    let source = Source {
-                        stream: &mut stream,
-                        reader: &mut reader,
-                        max_buffered_bytes,
-                    };
-                    sender.send(full, source).await?;
+            while let Some(block) = self.reader.next_block()? {
+                let rows = block.rows as u64;
+                let enriched = self.enrich(block).await?;
+                if self.is_full(&enriched) {
+                    self.send_batch().await?;
                 }
-                attempt.shown_rows += enriched.rows as u64;
-                self.phase.advance(enriched.rows as u64);
-                tokio::task::block_in_place(|| batch.push(enriched)).map_err(compression_failed)?;
+                attempt.shown_rows += rows;
+                self.phase.advance(rows);
+                block_in_place(|| self.batch.push(enriched)).map_err(compression_failed)?;
             }
             let chunk = tokio::select! {
-                chunk = stream.next_chunk() => chunk?,
-                _ = pipeline.destination.shutdown.requested() => return Err(WorkError::Interrupted),
+                chunk = self.stream.next_chunk() => chunk?,
+                _ = self.pipeline.destination.shutdown.requested() => return Err(WorkError::Interrupted),
             };
             match chunk {
-                Some(chunk) => reader.push(&chunk),
+                Some(chunk) => self.take(&chunk).await?,
                 None => break,
             }
         }
-        reader.finish()?;
-        let source = Source {
-            stream: &mut stream,
-            reader: &mut reader,
-            max_buffered_bytes,
-        };
-        sender.send(batch, source).await
+        self.reader.finish()?;
+        self.send_batch().await
     }
 
-    /// Whether a batch must be sent before so many rows and bytes are added.
-    fn is_full(&self, batch: &Batch, rows: usize, bytes: usize) -> bool {
-        batch.rows() > 0
-            && (batch.rows() + rows > self.pipeline.batch_rows
-                || batch.bytes() + bytes > self.pipeline.destination.limit.bytes())
+    /// Bytes of the segment's share that nothing takes, were the reader to hold so many.
+    fn room(&self, reader_bytes: usize) -> usize {
+        let batches = self.batch.held_bytes() + self.sender.held_bytes();
+        let held = batches + reader_bytes;
+        self.pipeline.budget.segment_bytes.saturating_sub(held)
+    }
+
+    /// Waits until less is held. False if only what is arriving is left.
+    async fn make_room(&mut self) -> Result<bool, WorkError> {
+        if self.sender.held_bytes() == 0 {
+            if self.batch.rows() == 0 {
+                return Ok(false);
+            }
+            self.send_batch().await?;
+        }
+        self.settle().await?;
+        Ok(true)
+    }
+
+    async fn take(&mut self, chunk: &Bytes) -> Result<(), WorkError> {
+        while self.room(self.reader.held_with(chunk.len())) == 0 && self.make_room().await? {}
+        self.reader.push(chunk);
+        Ok(())
+    }
+
+    /// Enriches a block in the room that there is, or in all that there can be.
+    async fn enrich(&mut self, block: Block) -> Result<EnrichedBlock, WorkError> {
+        loop {
+            let room = self.room(block.held_bytes + self.reader.held_with(0));
+            match block_in_place(|| self.pipeline.enricher.enrich(&block, room)) {
+                Err(EnrichError::Native(NativeError::TooLarge { .. }))
+                    if self.make_room().await? => {}
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Whether the batch must be sent before a block is added.
+    fn is_full(&self, block: &EnrichedBlock) -> bool {
+        let pipeline = self.pipeline;
+        self.batch.rows() > 0
+            && (self.batch.rows() + block.rows > pipeline.batch_rows
+                || self.batch.held_bytes() + block.held_bytes > pipeline.budget.batch_bytes
+                || self.batch.bytes() + block.bytes() > pipeline.destination.limit.bytes())
+    }
+
+    async fn send_batch(&mut self) -> Result<(), WorkError> {
+        self.settle().await?;
+        let full = std::mem::replace(&mut self.batch, self.pipeline.batches.begin());
+        self.sender.send(full);
+        Ok(())
+    }
+
+    /// Waits for the batch in flight, sipping meanwhile.
+    async fn settle(&mut self) -> Result<(), WorkError> {
+        let room = self.room(self.reader.held_with(0));
+        let source = Source {
+            max_buffered_bytes: self.reader.buffered_bytes() + room,
+            stream: &mut self.stream,
+            reader: &mut self.reader,
+        };
+        self.sender.settle(Some(source)).await
     }
 }
 

@@ -97,6 +97,8 @@ pub struct Sender {
     attempt: u32,
     batches: u32,
     in_flight: Option<JoinHandle<Result<(), WorkError>>>,
+    /// Bytes of memory that the batch in flight holds.
+    held_bytes: usize,
     counts: SegmentCounts,
 }
 
@@ -109,28 +111,31 @@ impl Sender {
             attempt,
             batches: 0,
             in_flight: None,
+            held_bytes: 0,
             counts: SegmentCounts::default(),
         }
     }
 
-    /// Waits for the batch before, sipping from the source meanwhile, and then
-    /// begins to send this one.
-    ///
-    /// # Errors
-    /// Whatever became of the batch before.
-    pub async fn send(&mut self, batch: Batch, source: Source<'_>) -> Result<(), WorkError> {
+    /// Bytes of memory that the batch in flight holds.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    /// Begins to send a batch. The one before must have been settled.
+    pub fn send(&mut self, batch: Batch) {
+        debug_assert!(self.in_flight.is_none(), "one batch at a time");
         if batch.rows() == 0 {
-            return Ok(());
+            return;
         }
         let sealed = batch.seal();
         let rows = sealed.rows(0..sealed.blocks()) as u64;
-        self.settle(Some(source)).await?;
         self.counts.observations += rows;
         self.counts.without_trace += sealed.without_trace() as u64;
         if self.destination.dry_run {
-            return Ok(());
+            return;
         }
         self.counts.inserted += rows;
+        self.held_bytes = sealed.held_bytes();
         let delivery = Delivery {
             destination: Arc::clone(&self.destination),
             segment: self.segment,
@@ -144,12 +149,14 @@ impl Sender {
         };
         self.batches += 1;
         self.in_flight = Some(tokio::spawn(delivery.run()));
-        Ok(())
     }
 
-    /// Waits for the batch in flight, if there is one; not for long, once the
-    /// run is asked to end.
-    async fn settle(&mut self, mut source: Option<Source<'_>>) -> Result<(), WorkError> {
+    /// Waits for the batch in flight, if there is one, sipping from the source
+    /// meanwhile; not for long, once the run is asked to end.
+    ///
+    /// # Errors
+    /// Whatever became of the batch.
+    pub async fn settle(&mut self, mut source: Option<Source<'_>>) -> Result<(), WorkError> {
         let shutdown = self.destination.shutdown.clone();
         // Outside the loop, so that it is not begun anew after a sip.
         let mut patience = std::pin::pin!(async {
@@ -164,6 +171,7 @@ impl Sender {
             tokio::select! {
                 result = in_flight => {
                     self.in_flight = None;
+                    self.held_bytes = 0;
                     return result.unwrap_or_else(|error| {
                         Err(RequestError::Unexpected(format!("an insert ended: {error}")).into())
                     });
@@ -197,6 +205,7 @@ impl Sender {
             in_flight.abort();
             let _ = in_flight.await;
         }
+        self.held_bytes = 0;
     }
 
     /// Waits for the last batch.
@@ -242,10 +251,13 @@ impl Delivery {
     async fn insert_all(&self) -> Result<(), WorkError> {
         let mut remaining = vec![self.piece(0, self.batch.blocks())];
         while let Some(piece) = remaining.pop() {
-            if self.insert(&piece).await? == Taken::Whole {
-                continue;
+            // What is as large as what was refused would be refused as well.
+            if !self.is_too_large(&piece) {
+                if self.insert(&piece).await? == Taken::Whole {
+                    continue;
+                }
+                self.destination.limit.was_too_large(piece.bytes);
             }
-            self.destination.limit.was_too_large(piece.bytes);
             let middle = piece.start + (piece.end - piece.start) / 2;
             // The first half on top: rows go in the order of the sort key.
             remaining.push(self.piece(middle, piece.end));
@@ -253,6 +265,10 @@ impl Delivery {
         }
         self.destination.limit.was_taken();
         Ok(())
+    }
+
+    fn is_too_large(&self, piece: &Piece) -> bool {
+        piece.can_be_divided() && piece.bytes > self.destination.limit.bytes()
     }
 
     fn piece(&self, start: usize, end: usize) -> Piece {
@@ -274,12 +290,11 @@ impl Delivery {
     /// Inserts a piece, trying again while that may help.
     async fn insert(&self, piece: &Piece) -> Result<Taken, WorkError> {
         let mut tries = self.destination.retries.tries();
-        let can_be_divided = piece.end - piece.start > 1;
         loop {
             let Err(error) = self.destination.connection.insert(&piece.request).await else {
                 return Ok(Taken::Whole);
             };
-            let divide = can_be_divided && error.is_too_large();
+            let divide = piece.can_be_divided() && error.is_too_large();
             let rows = piece.request.rows;
             let what = match divide {
                 false => format!("segment {}: an insert failed: {error}", self.segment),
@@ -309,6 +324,12 @@ struct Piece {
     end: usize,
     bytes: usize,
     request: InsertRequest,
+}
+
+impl Piece {
+    fn can_be_divided(&self) -> bool {
+        self.end - self.start > 1
+    }
 }
 
 /// How a piece can be inserted.

@@ -287,7 +287,7 @@ fn the_example_says_what_the_defaults_are() {
     let help = Tool::unconfigured().arg("--help").run().stdout;
     let flat = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for (name, default) in [
-        ("BATCH_SIZE", "50000"),
+        ("BATCH_SIZE", "250000"),
         ("SEGMENT_ROWS", "250000"),
         ("STREAM_BLOCK_SIZE", "8192"),
         ("MAX_RETRIES", "8"),
@@ -327,7 +327,7 @@ fn the_help_explains_every_flag_the_environment_and_the_exit_codes() {
         "events-backfill --partition 202406",
         "Exit codes",
         "130",
-        "[default: 50000]",
+        "[default: 250000]",
     ] {
         assert!(help.stdout.contains(word), "{word}\n{}", help.stdout);
     }

@@ -150,7 +150,7 @@ fn read_in_random_chunks(
     max_block_bytes: usize,
     random: &mut fastrand::Rng,
 ) -> Result<Vec<Block>, NativeError> {
-    let mut reader = BlockReader::new(max_block_bytes, &BufferPool::new(LARGE));
+    let mut reader = BlockReader::new(max_block_bytes, &BufferPool::new(LARGE, LARGE));
     let mut blocks = Vec::new();
     let largest_chunk = [1, 7, 100, 5_000, bytes.len() + 1][random.usize(0..5)];
     let mut rest = bytes;
@@ -431,7 +431,7 @@ fn a_stream_that_ends_anywhere_gives_only_whole_blocks_and_an_error() {
             ends.push(ends.last().unwrap() + block.bytes.len());
         }
         for length in 0..stream.len() {
-            let mut reader = BlockReader::new(LARGE, &BufferPool::new(LARGE));
+            let mut reader = BlockReader::new(LARGE, &BufferPool::new(LARGE, LARGE));
             reader.push(&stream[..length]);
             let mut blocks = Vec::new();
             while let Some(block) = reader.next_block().unwrap() {
@@ -468,7 +468,7 @@ fn mutated_bytes_give_an_error_or_a_well_formed_block() {
         // A panic would not tell the input that caused it.
         let outcome = std::panic::catch_unwind(|| {
             let mut random = fastrand::Rng::with_seed(number as u64);
-            let mut reader = BlockReader::new(1024 * 1024, &BufferPool::new(LARGE));
+            let mut reader = BlockReader::new(1024 * 1024, &BufferPool::new(LARGE, LARGE));
             let mut returned = 0;
             let mut rest = &bytes[..];
             loop {
@@ -644,7 +644,7 @@ fn a_hostile_header_is_refused_at_once_and_reserves_nothing() {
         for chunk in [bytes.len(), 1] {
             let started = Instant::now();
             LARGEST_REQUEST.set(0);
-            let mut reader = BlockReader::new(LIMIT, &BufferPool::new(LARGE));
+            let mut reader = BlockReader::new(LIMIT, &BufferPool::new(LARGE, LARGE));
             let refused = bytes.chunks(chunk).find_map(|chunk| {
                 reader.push(chunk);
                 match reader.next_block() {

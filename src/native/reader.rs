@@ -42,6 +42,8 @@ pub struct Block {
     pub columns: Vec<Column>,
     /// The whole block.
     pub bytes: Bytes,
+    /// Bytes of memory it holds, which may be more than it has.
+    pub held_bytes: usize,
 }
 
 impl Block {
@@ -153,23 +155,29 @@ impl BlockReader {
 
     /// Takes the next bytes of the stream.
     pub fn push(&mut self, chunk: &[u8]) {
-        let missing = chunk
-            .len()
-            .saturating_sub(self.buffer.capacity() - self.buffer.len());
-        if missing > 0 {
-            // One allocation of the right size instead of several doublings:
-            // blocks of one stream are of similar size.
-            let expected = self.last_block_bytes.max(FIRST_CAPACITY);
-            let wanted = (expected + expected / 8).saturating_sub(self.buffer.len());
-            let additional = wanted.max(chunk.len()).max(self.buffer.len() / 2);
-            self.buffer.reserve_exact(additional);
-        }
+        let capacity = self.held_with(chunk.len());
+        let length = self.buffer.len();
+        self.buffer.reserve_exact(capacity - length);
         self.buffer.extend_from_slice(chunk);
     }
 
-    /// Bytes held for the unfinished block.
+    /// Bytes that have arrived of the unfinished block.
     pub fn buffered_bytes(&self) -> usize {
         self.buffer.len()
+    }
+
+    /// Bytes of memory held for the unfinished block, once so many more have come.
+    pub fn held_with(&self, additional: usize) -> usize {
+        let (length, capacity) = (self.buffer.len(), self.buffer.capacity());
+        if length + additional <= capacity {
+            return capacity;
+        }
+        // One allocation of the right size instead of several doublings: blocks
+        // of one stream are of similar size.
+        let expected = self.last_block_bytes.max(FIRST_CAPACITY);
+        (expected + expected / 8)
+            .max(length + additional)
+            .max(length + length / 2)
     }
 
     /// The next complete block, or `None` until more bytes are pushed.
@@ -230,13 +238,16 @@ impl BlockReader {
         let mut next = self.pool.take();
         next.extend_from_slice(&self.buffer[self.position..]);
         self.buffer.truncate(self.position);
-        let bytes = std::mem::replace(&mut self.buffer, next).freeze();
+        let buffer = std::mem::replace(&mut self.buffer, next);
+        let held_bytes = buffer.capacity();
+        let bytes = buffer.freeze();
         self.position = 0;
         self.state = State::BlockHeader;
         Block {
             rows: self.rows,
             columns: std::mem::take(&mut self.columns),
             bytes,
+            held_bytes,
         }
     }
 

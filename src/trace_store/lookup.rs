@@ -28,6 +28,11 @@ impl Found {
         self.bytes.len() > self.max_bytes
     }
 
+    /// Bytes of memory that the records hold.
+    pub fn held_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// The record of the key at `index`; `None` where there is no such trace,
     /// or it is deleted.
     ///
