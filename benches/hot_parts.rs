@@ -104,12 +104,17 @@ fn enrich(criterion: &mut Criterion) {
         ("a trace for each", TRACES_PER_DAY),
         ("a trace for ten", BLOCK_ROWS / 10),
     ] {
-        let block = read_block(&pool, &native_block(&mapping, Payload::Typical, traces));
+        let blocks = [read_block(
+            &pool,
+            &native_block(&mapping, Payload::Typical, traces),
+        )];
         let enricher = Enricher::new(mapping.clone(), store.clone(), pool.clone());
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let enriched = enricher.enrich(&block, MAX_BYTES).expect("the block can be enriched");
-                assert_eq!(enriched.without_trace, 0);
+                let enriched = enricher
+                    .enrich(&blocks, MAX_BYTES)
+                    .expect("the block can be enriched");
+                assert_eq!(enriched[0].without_trace, 0);
                 black_box(enriched)
             });
         });

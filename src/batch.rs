@@ -64,7 +64,6 @@ impl BatchMaker {
 }
 
 impl Batch {
-
     /// Rows so far.
     pub fn rows(&self) -> usize {
         self.rows

@@ -73,42 +73,69 @@ impl Enricher {
         }
     }
 
-    /// Looks up the traces of a block and builds the block of events, within
-    /// `max_bytes` of memory besides the block itself.
+    /// Looks up the traces of some blocks, all together, and builds the blocks of
+    /// events, within `max_bytes` of memory besides the blocks themselves.
     ///
     /// # Errors
     /// [`EnrichError::Native`] with [`NativeError::TooLarge`] where the traces, or
-    /// their attributes repeated for each row, exceed that: ask for fewer rows.
-    pub fn enrich(&self, block: &Block, max_bytes: usize) -> Result<EnrichedBlock, EnrichError> {
+    /// their attributes repeated for each row, exceed that: give fewer blocks, or
+    /// ask for fewer rows.
+    pub fn enrich(
+        &self,
+        blocks: &[Block],
+        max_bytes: usize,
+    ) -> Result<Vec<EnrichedBlock>, EnrichError> {
         let too_large = || {
             EnrichError::Native(NativeError::TooLarge {
-                rows: block.rows,
+                rows: blocks.iter().map(|block| block.rows).max().unwrap_or(0),
                 limit: max_bytes,
             })
         };
-        self.check_columns(block)?;
-        let (slots, found) = self.look_up(block, max_bytes / 2)?;
+        blocks
+            .iter()
+            .try_for_each(|block| self.check_columns(block))?;
+        let (slots, found) = self.look_up(blocks, max_bytes / 2)?;
         if found.is_too_large() {
             return Err(too_large());
         }
-        let max_bytes = max_bytes.saturating_sub(found.held_bytes());
         let unique = (0..slots.unique).map(|index| found.record(index));
         let records = unique.collect::<Result<Vec<_>, _>>()?;
-        let traces = RowTraces {
-            of_row: &slots.of_row,
-            records: &records,
-        };
+        let mut room = max_bytes.saturating_sub(found.held_bytes());
+        let mut of_row = slots.of_row.as_slice();
+        let mut enriched = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            let (of_block, after) = of_row.split_at(block.rows);
+            of_row = after;
+            let traces = RowTraces {
+                of_row: of_block,
+                records: &records,
+            };
+            let built = self.build_block(block, &traces, room)?;
+            let built = built.ok_or_else(too_large)?;
+            room -= built.held_bytes - block.held_bytes;
+            enriched.push(built);
+        }
+        Ok(enriched)
+    }
+
+    /// The block of events, unless it takes more than `max_bytes` besides the block.
+    fn build_block(
+        &self,
+        block: &Block,
+        traces: &RowTraces<'_, '_>,
+        max_bytes: usize,
+    ) -> Result<Option<EnrichedBlock>, EnrichError> {
         // Refused before it is built: a trace's attributes are repeated in each of its rows.
         if traces.attribute_bytes() > max_bytes {
-            return Err(too_large());
+            return Ok(None);
         }
-        let merged = self.merge_metadata(block, &traces)?;
+        let merged = self.merge_metadata(block, traces)?;
         let mut appended = self.pool.take();
         for column in &self.mapping.enriched {
             put_column_header(&mut appended, &column.name, &column.sent_type);
-            self.build(column.form, block, &traces, &merged, &mut appended)?;
+            self.build(column.form, block, traces, &merged, &mut appended)?;
             if appended.capacity() > max_bytes {
-                return Err(too_large());
+                return Ok(None);
             }
         }
         let pass_through = self.mapping.pass_through.len();
@@ -119,7 +146,7 @@ impl Enricher {
             block.rows,
         );
         let held_bytes = block.held_bytes + appended.capacity();
-        Ok(EnrichedBlock {
+        Ok(Some(EnrichedBlock {
             held_bytes,
             pieces: vec![
                 Bytes::from(header),
@@ -128,7 +155,7 @@ impl Enricher {
             ],
             rows: block.rows,
             without_trace: traces.iter().filter(Option::is_none).count(),
-        })
+        }))
     }
 
     /// The columns that arrive must be the ones that were asked for, in name,
@@ -159,25 +186,27 @@ impl Enricher {
             .ok_or_else(|| NativeError::corrupt(format!("helper column {helper:?} is missing")))
     }
 
-    /// The distinct traces of a block's rows, looked up together, unless they take
-    /// more than `max_bytes`.
-    fn look_up(&self, block: &Block, max_bytes: usize) -> Result<(Slots, Found), EnrichError> {
+    /// The distinct traces of the rows of all blocks, looked up together, unless they
+    /// take more than `max_bytes`.
+    fn look_up(&self, blocks: &[Block], max_bytes: usize) -> Result<(Slots, Found), EnrichError> {
+        let rows = blocks.iter().map(|block| block.rows).sum();
+        let mut keys = Vec::with_capacity(rows * 48);
+        let mut of_rows: Vec<(Day, usize)> = Vec::with_capacity(rows);
         let (project_column, trace_column) = self.mapping.key_columns;
-        let mut projects = StringCursor::new(block.values(project_column));
-        let mut traces = StringCursor::new(block.values(trace_column));
-        let mut days = FixedCursor::<2>::new(self.helper(block, Helper::Day)?);
-        let mut keys = Vec::with_capacity(block.rows * 48);
-        let mut ends = Vec::with_capacity(block.rows);
-        for _ in 0..block.rows {
-            key::encode(&mut keys, projects.next_value()?, traces.next_value()?);
-            ends.push(keys.len());
+        for block in blocks {
+            let mut projects = StringCursor::new(block.values(project_column));
+            let mut traces = StringCursor::new(block.values(trace_column));
+            let mut days = FixedCursor::<2>::new(self.helper(block, Helper::Day)?);
+            for _ in 0..block.rows {
+                key::encode(&mut keys, projects.next_value()?, traces.next_value()?);
+                of_rows.push((Day::from_le_bytes(days.next_value()?), keys.len()));
+            }
         }
         let mut unique: Vec<(Day, &[u8])> = Vec::new();
         let mut slot_of_key: HashMap<&[u8], u32> = HashMap::new();
-        let mut of_row = Vec::with_capacity(block.rows);
+        let mut of_row = Vec::with_capacity(rows);
         let mut start = 0;
-        for end in ends {
-            let day = Day::from_le_bytes(days.next_value()?);
+        for (day, end) in of_rows {
             let key = &keys[start..end];
             start = end;
             let slot = *slot_of_key.entry(key).or_insert_with(|| {
@@ -330,7 +359,7 @@ fn attribute_bytes(record: &TraceRecord<'_>) -> usize {
     record.metadata_bytes() + tags + texts
 }
 
-/// Which of the distinct traces each row belongs to.
+/// Which of the distinct traces each row of all blocks belongs to.
 struct Slots {
     of_row: Vec<u32>,
     unique: usize,

@@ -481,11 +481,7 @@ impl Job {
             sql::string(&inspected.observation_rows.partition_id),
         );
         Pipeline {
-            enricher: Enricher::new(
-                mapping,
-                Arc::clone(store),
-                budget.pool(),
-            ),
+            enricher: Enricher::new(mapping, Arc::clone(store), budget.pool()),
             query: SegmentQuery {
                 select,
                 excluded_by: inspected

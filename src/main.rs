@@ -8,6 +8,11 @@ use events_backfill::error::Error;
 use events_backfill::job;
 use events_backfill::options::{Environment, Options};
 
+/// For RocksDB too. With glibc's allocator the many small blocks that RocksDB caches,
+/// and frees from other threads, leave holes: 774 MiB resident where 440 MiB were meant to be.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -83,6 +83,9 @@ pub struct Budget {
     /// The largest block of traces that may arrive while loading, when nothing
     /// else needs the segments' share.
     pub load_block_bytes: usize,
+    /// Blocks of so many bytes together are enriched at once, so that a look-up asks
+    /// for many traces: the more, the fewer blocks of the store are read twice.
+    pub look_up_bytes: usize,
     /// The size of block the server is asked for.
     pub preferred_block_bytes: usize,
     /// Buffers that are kept for the next block.
@@ -95,7 +98,9 @@ pub struct Budget {
 impl Budget {
     /// Divides `limit` for `concurrency` segments at once.
     ///
-    /// A quarter is the block cache. The rest, less what is fixed, is for the
+    /// An eighth is the block cache: segments go from day to day, so it has to hold
+    /// the indexes and filters of a few days only. As much again is for the blocks
+    /// that look-ups hold, and for what the allocator keeps. The rest, less what is fixed, is for the
     /// segments. Of a segment's share three eighths are for a batch, twice; the
     /// last quarter is for blocks. What is larger than usual makes room for itself,
     /// by waiting for the batches to be sent.
@@ -103,8 +108,8 @@ impl Budget {
     /// # Errors
     /// A sentence where the limit is too small.
     pub fn new(limit: ByteSize, concurrency: usize) -> Result<Self, String> {
-        let cache = limit.0 / 4;
-        let segments = limit.0.saturating_sub(cache + FIXED) / concurrency.max(1) as u64;
+        let cache = limit.0 / 8;
+        let segments = limit.0.saturating_sub(2 * cache + FIXED) / concurrency.max(1) as u64;
         let batch = (segments * 3 / 8).min(LARGEST_BATCH);
         if batch < SMALLEST_BATCH {
             let least = (FIXED + concurrency as u64 * SMALLEST_BATCH * 8 / 3) * 4 / 3 + MIB;
@@ -117,9 +122,10 @@ impl Budget {
         let preferred = (segments / 24).min(LARGEST_PREFERRED_BLOCK);
         Ok(Self {
             cache_bytes: cache as usize,
-            seen_bytes: cache as usize,
+            seen_bytes: (limit.0 / 4) as usize,
             segment_bytes: segments as usize,
             batch_bytes: batch as usize,
+            look_up_bytes: (batch / 2) as usize,
             // While it arrives its buffer may be half as large again.
             max_block_bytes: (segments / 3) as usize,
             load_block_bytes: (segments as usize * concurrency) / 4,

@@ -217,6 +217,8 @@ impl SegmentWork {
             phase: &self.phase,
             stream: connection.stream(&pipeline.query.sql(&self.segment), &settings)?,
             reader: BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool),
+            waiting: Vec::new(),
+            waiting_bytes: 0,
             batch: pipeline.batches.begin(),
             sender,
         })
@@ -229,6 +231,10 @@ struct Try<'a> {
     phase: &'a Phase,
     stream: NativeStream,
     reader: BlockReader,
+    /// Blocks that have come and are not enriched yet.
+    waiting: Vec<Block>,
+    /// Bytes of memory that blocks hold that are not enriched yet.
+    waiting_bytes: usize,
     batch: Batch,
     sender: Sender,
 }
@@ -238,13 +244,13 @@ impl Try<'_> {
         loop {
             while let Some(block) = self.reader.next_block()? {
                 let rows = block.rows as u64;
-                let enriched = self.enrich(block).await?;
-                if self.is_full(&enriched) {
-                    self.send_batch().await?;
+                self.waiting_bytes += block.held_bytes;
+                self.waiting.push(block);
+                if self.waiting_bytes >= self.pipeline.budget.look_up_bytes {
+                    self.enrich_waiting().await?;
                 }
                 attempt.shown_rows += rows;
                 self.phase.advance(rows);
-                block_in_place(|| self.batch.push(enriched)).map_err(compression_failed)?;
             }
             let chunk = tokio::select! {
                 chunk = self.stream.next_chunk() => chunk?,
@@ -256,13 +262,14 @@ impl Try<'_> {
             }
         }
         self.reader.finish()?;
+        self.enrich_waiting().await?;
         self.send_batch().await
     }
 
     /// Bytes of the segment's share that nothing takes, were the reader to hold so many.
     fn room(&self, reader_bytes: usize) -> usize {
         let batches = self.batch.held_bytes() + self.sender.held_bytes();
-        let held = batches + reader_bytes;
+        let held = batches + self.waiting_bytes + reader_bytes;
         self.pipeline.budget.segment_bytes.saturating_sub(held)
     }
 
@@ -279,21 +286,54 @@ impl Try<'_> {
     }
 
     async fn take(&mut self, chunk: &Bytes) -> Result<(), WorkError> {
-        while self.room(self.reader.held_with(chunk.len())) == 0 && self.make_room().await? {}
+        while self.room(self.reader.held_with(chunk.len())) == 0 {
+            if self.make_room().await? {
+                continue;
+            }
+            if self.waiting.is_empty() {
+                break;
+            }
+            self.enrich_waiting().await?;
+        }
         self.reader.push(chunk);
         Ok(())
     }
 
-    /// Enriches a block in the room that there is, or in all that there can be.
-    async fn enrich(&mut self, block: Block) -> Result<EnrichedBlock, WorkError> {
-        loop {
-            let room = self.room(block.held_bytes + self.reader.held_with(0));
-            match block_in_place(|| self.pipeline.enricher.enrich(&block, room)) {
+    /// Enriches the blocks that wait: all at once, or fewer where the room that there
+    /// can be is not enough.
+    async fn enrich_waiting(&mut self) -> Result<(), WorkError> {
+        let mut groups = vec![std::mem::take(&mut self.waiting)];
+        while let Some(mut group) = groups.pop() {
+            let room = self.room(self.reader.held_with(0));
+            match block_in_place(|| self.pipeline.enricher.enrich(&group, room)) {
+                Ok(enriched) => {
+                    self.waiting_bytes -= held_bytes(&group);
+                    drop(group);
+                    for block in enriched {
+                        self.add(block).await?;
+                    }
+                }
                 Err(EnrichError::Native(NativeError::TooLarge { .. }))
-                    if self.make_room().await? => {}
-                result => return Ok(result?),
+                    if self.make_room().await? =>
+                {
+                    groups.push(group);
+                }
+                Err(EnrichError::Native(NativeError::TooLarge { .. })) if group.len() > 1 => {
+                    let second = group.split_off(group.len() / 2);
+                    groups.extend([second, group]);
+                }
+                Err(error) => return Err(error.into()),
             }
         }
+        Ok(())
+    }
+
+    /// Adds a block to the batch, or to the next one.
+    async fn add(&mut self, block: EnrichedBlock) -> Result<(), WorkError> {
+        if self.is_full(&block) {
+            self.send_batch().await?;
+        }
+        block_in_place(|| self.batch.push(block)).map_err(compression_failed)
     }
 
     /// Whether the batch must be sent before a block is added.
@@ -322,6 +362,10 @@ impl Try<'_> {
         };
         self.sender.settle(Some(source)).await
     }
+}
+
+fn held_bytes(blocks: &[Block]) -> usize {
+    blocks.iter().map(|block| block.held_bytes).sum()
 }
 
 fn compression_failed(error: std::io::Error) -> WorkError {
