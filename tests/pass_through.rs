@@ -182,6 +182,26 @@ fn shuffled_runs(count: usize, random: &mut fastrand::Rng) -> Vec<Range<usize>> 
     runs
 }
 
+/// Two blocks that have the rows of one between them, or the one where all rows came to one side.
+fn divided(block: &Block, random: &mut fastrand::Rng) -> Vec<Block> {
+    let pool = BufferPool::new(LARGE, LARGE);
+    let is_first: Vec<bool> = (0..block.rows).map(|_| random.bool()).collect();
+    let halves = [true, false].map(|half| {
+        let rows = (0..block.rows).filter(|&row| is_first[row] == half);
+        // Neighbours sometimes as one range, sometimes as several.
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        for row in rows {
+            match ranges.last_mut() {
+                Some(last) if last.end == row && random.u8(0..3) > 0 => last.end += 1,
+                _ => ranges.push(row..row + 1),
+            }
+        }
+        block.take_rows(&ranges, pool.take()).unwrap()
+    });
+    let halves = halves.into_iter().filter(|half| half.rows > 0);
+    halves.inspect(assert_well_formed).collect()
+}
+
 /// A block of some columns of another, and three columns that are built.
 fn respliced(block: &Block, runs: &[Range<usize>]) -> Vec<u8> {
     let mut out = Vec::new();
@@ -252,6 +272,10 @@ fn every_supported_type_passes_through_unchanged() {
             assert_well_formed(block);
         }
 
+        let blocks: Vec<Block> = blocks
+            .iter()
+            .flat_map(|block| divided(block, &mut random))
+            .collect();
         let runs = shuffled_runs(blocks[0].columns.len(), &mut random);
         let kept: Vec<String> = runs
             .iter()

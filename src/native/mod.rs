@@ -8,6 +8,7 @@
 
 mod column;
 mod reader;
+mod rows;
 pub mod types;
 mod writer;
 
