@@ -15,7 +15,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use events_backfill::buffer_pool::BufferPool;
-use events_backfill::enrich::Enricher;
+use events_backfill::enrich::{Enricher, Unknown};
 use events_backfill::native::{Block, BlockReader};
 use events_backfill::trace_store::Day;
 
@@ -112,9 +112,9 @@ fn enrich(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let enriched = enricher
-                    .enrich(&blocks, MAX_BYTES)
+                    .enrich(&blocks, Unknown::WithoutTrace, MAX_BYTES)
                     .expect("the block can be enriched");
-                assert_eq!(enriched[0].without_trace, 0);
+                assert_eq!(enriched.events[0].without_trace, 0);
                 black_box(enriched)
             });
         });

@@ -12,9 +12,11 @@ use std::path::Path;
 
 use bincode::config::{Config, standard};
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use crate::clickhouse::TableInfo;
 use crate::inspect::Inspected;
+use crate::late::LateCounts;
 use crate::options::Options;
 use crate::plan::Segment;
 use crate::send::SegmentCounts;
@@ -22,7 +24,7 @@ use crate::trace_store::Day;
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
 /// Increased whenever [`Checkpoint`] changes, or what the trace store holds.
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
 /// Most bytes that a length in the payload may claim; otherwise a damaged one
 /// would ask for more memory than there is.
 const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
@@ -46,10 +48,27 @@ pub struct Checkpoint {
     pub superseded: Option<u64>,
     /// The plan, once it is made.
     pub segments: Option<Vec<Segment>>,
-    /// Segments that are done.
+    /// Segments that are done, but for what they left for later.
     pub done: BTreeMap<u32, SegmentCounts>,
+    /// What segments left for later, and is not done yet.
+    pub late: BTreeMap<u32, LateCounts>,
+    /// What segments left for later, and is done.
+    pub late_done: BTreeMap<u32, SegmentCounts>,
+    /// What became of the traces that were asked for one by one.
+    pub elsewhere: Elsewhere,
     /// Whether everything is done.
     pub finished: bool,
+}
+
+/// Traces that are on none of the days that were loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elsewhere {
+    /// How many ClickHouse was asked for.
+    pub asked: u64,
+    /// How many of them it has, in whatever month.
+    pub found: u64,
+    /// Project and id of some that are nowhere.
+    pub nowhere: Vec<(ByteBuf, ByteBuf)>,
 }
 
 /// What a run was made for, as pairs of a name and a value that people can read.
@@ -71,6 +90,14 @@ impl MadeFor {
             (
                 "--exclude-dataset-items".to_owned(),
                 options.exclude_dataset_items.to_string(),
+            ),
+            (
+                "--trace-margin-days".to_owned(),
+                options.trace_margin_days.to_string(),
+            ),
+            (
+                "--no-remote-lookup".to_owned(),
+                (!options.remote_lookup).to_string(),
             ),
             (
                 "--no-trace-metadata".to_owned(),
@@ -160,6 +187,9 @@ impl Checkpoint {
             superseded: None,
             segments: None,
             done: BTreeMap::new(),
+            late: BTreeMap::new(),
+            late_done: BTreeMap::new(),
+            elsewhere: Elsewhere::default(),
             finished: false,
         }
     }
@@ -170,15 +200,16 @@ impl Checkpoint {
         loaded.saturating_sub(self.superseded.unwrap_or(0))
     }
 
-    /// Counts of all segments that are done.
+    /// Counts of all that is done.
     pub fn counts(&self) -> SegmentCounts {
-        self.done
-            .values()
-            .fold(SegmentCounts::default(), |sum, counts| SegmentCounts {
+        self.done.values().chain(self.late_done.values()).fold(
+            SegmentCounts::default(),
+            |sum, counts| SegmentCounts {
                 observations: sum.observations + counts.observations,
                 inserted: sum.inserted + counts.inserted,
                 without_trace: sum.without_trace + counts.without_trace,
-            })
+            },
+        )
     }
 
     /// Segments of the plan that are not done.

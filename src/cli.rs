@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Args, Parser};
 
 /// Fills Langfuse's ClickHouse events table from its observations and traces, one
 /// monthly partition at a time, in little memory.
@@ -21,9 +21,67 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Arguments {
+    /// What to run.
+    #[command(flatten)]
+    pub run: RunArguments,
+}
+
+/// What a run is about.
+#[derive(Debug, Default, Args)]
+pub struct SubjectArguments {
     /// Month to backfill, as the id of its partition [env: PARTITION]
     #[arg(long, value_name = "YYYYMM")]
     pub partition: Option<String>,
+
+    /// Table to write to
+    /// [env: TARGET_TABLE] [default: events_full where it exists, else events]
+    #[arg(long, value_name = "NAME")]
+    pub target_table: Option<String>,
+
+    /// Leave out observations whose trace belongs to a dataset run
+    /// [env: EXCLUDE_DATASET_ITEMS]
+    #[arg(long)]
+    pub exclude_dataset_items: bool,
+
+    /// Do not add the trace's metadata to the observation's [env: NO_TRACE_METADATA]
+    #[arg(long)]
+    pub no_trace_metadata: bool,
+
+    /// Days before and after the month whose traces are loaded too: an observation near its
+    /// edge may have a trace on the other side [env: TRACE_MARGIN_DAYS] [default: 1]
+    #[arg(long, value_name = "N")]
+    pub trace_margin_days: Option<String>,
+
+    /// Do not ask ClickHouse for traces that are on none of these days: their observations
+    /// become events without the trace's attributes [env: NO_REMOTE_LOOKUP]
+    #[arg(long)]
+    pub no_remote_lookup: bool,
+
+    /// Compression on the way to and from ClickHouse: auto is none to this
+    /// machine and LZ4 to any other [env: COMPRESSION] [default: auto]
+    #[arg(long, value_name = "auto|lz4|none")]
+    pub compression: Option<String>,
+
+    /// Take any TLS certificate for the server's. Who is between you and the
+    /// server can then read and change everything
+    #[arg(long)]
+    pub dangerously_accept_invalid_certificates: bool,
+
+    /// Write the summary to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+
+    /// Print nothing but errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// A backfill.
+#[derive(Debug, Default, Args)]
+pub struct RunArguments {
+    /// What it is about.
+    #[command(flatten)]
+    pub subject: SubjectArguments,
 
     /// Read, look up and enrich everything, but insert nothing [env: DRY_RUN]
     #[arg(long)]
@@ -66,42 +124,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N")]
     pub segment_rows: Option<String>,
 
-    /// Table to write to
-    /// [env: TARGET_TABLE] [default: events_full where it exists, else events]
-    #[arg(long, value_name = "NAME")]
-    pub target_table: Option<String>,
-
-    /// Leave out observations whose trace belongs to a dataset run
-    /// [env: EXCLUDE_DATASET_ITEMS]
-    #[arg(long)]
-    pub exclude_dataset_items: bool,
-
-    /// Do not add the trace's metadata to the observation's [env: NO_TRACE_METADATA]
-    #[arg(long)]
-    pub no_trace_metadata: bool,
-
     /// Write to a target that is not a ReplacingMergeTree, where running again
     /// adds every row a second time
     #[arg(long)]
     pub allow_duplicates: bool,
-
-    /// Compression on the way to and from ClickHouse: auto is none to this
-    /// machine and LZ4 to any other [env: COMPRESSION] [default: auto]
-    #[arg(long, value_name = "auto|lz4|none")]
-    pub compression: Option<String>,
-
-    /// Take any TLS certificate for the server's. Who is between you and the
-    /// server can then read and change everything
-    #[arg(long)]
-    pub dangerously_accept_invalid_certificates: bool,
-
-    /// Write the summary to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub report: Option<PathBuf>,
-
-    /// Print nothing but errors
-    #[arg(long)]
-    pub quiet: bool,
 }
 
 const EXAMPLES: &str = "\

@@ -4,6 +4,7 @@
 //! that arrived. Only the columns the trace has a part in are built.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -53,6 +54,24 @@ impl EnrichedBlock {
     }
 }
 
+/// What became of some blocks.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Blocks of events.
+    pub events: Vec<EnrichedBlock>,
+    /// Blocks of observations of whose traces the store knows nothing.
+    pub late: Vec<Block>,
+}
+
+/// What to do with an observation of whose trace the store knows nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// It becomes an event without the attributes of a trace.
+    WithoutTrace,
+    /// It is put aside, unless it has no trace id.
+    Late,
+}
+
 /// Enriches blocks. Shared by all segments.
 pub struct Enricher {
     mapping: Arc<Mapping>,
@@ -83,8 +102,9 @@ impl Enricher {
     pub fn enrich(
         &self,
         blocks: &[Block],
+        unknown: Unknown,
         max_bytes: usize,
-    ) -> Result<Vec<EnrichedBlock>, EnrichError> {
+    ) -> Result<Outcome, EnrichError> {
         let too_large = || {
             EnrichError::Native(NativeError::TooLarge {
                 rows: blocks.iter().map(|block| block.rows).max().unwrap_or(0),
@@ -101,19 +121,48 @@ impl Enricher {
         let unique = (0..slots.unique).map(|index| found.record(index));
         let records = unique.collect::<Result<Vec<_>, _>>()?;
         let mut room = max_bytes.saturating_sub(found.held_bytes());
+        let is_late: Vec<bool> = (0..slots.unique)
+            .map(|slot| unknown == Unknown::Late && slots.has_id[slot] && !found.is_known(slot))
+            .collect();
         let mut of_row = slots.of_row.as_slice();
-        let mut enriched = Vec::with_capacity(blocks.len());
+        let mut enriched = Outcome::default();
         for block in blocks {
             let (of_block, after) = of_row.split_at(block.rows);
             of_row = after;
+            let (in_time, late) = divide(of_block, &is_late);
+            if late.is_empty() {
+                let traces = RowTraces {
+                    of_row: of_block,
+                    records: &records,
+                };
+                let built = self.build_block(block, &traces, room)?;
+                let built = built.ok_or_else(too_large)?;
+                room -= built.held_bytes - block.held_bytes;
+                enriched.events.push(built);
+                continue;
+            }
+            // Both parts take as much as the block.
+            room = room.checked_sub(block.bytes.len()).ok_or_else(too_large)?;
+            enriched
+                .late
+                .push(block.take_rows(&late, self.pool.take())?);
+            if in_time.is_empty() {
+                continue;
+            }
+            let block = block.take_rows(&in_time, self.pool.take())?;
+            let of_block: Vec<u32> = in_time
+                .iter()
+                .flat_map(|rows| &of_block[rows.clone()])
+                .copied()
+                .collect();
             let traces = RowTraces {
-                of_row: of_block,
+                of_row: &of_block,
                 records: &records,
             };
-            let built = self.build_block(block, &traces, room)?;
+            let built = self.build_block(&block, &traces, room)?;
             let built = built.ok_or_else(too_large)?;
             room -= built.held_bytes - block.held_bytes;
-            enriched.push(built);
+            enriched.events.push(built);
         }
         Ok(enriched)
     }
@@ -203,6 +252,7 @@ impl Enricher {
             }
         }
         let mut unique: Vec<(Day, &[u8])> = Vec::new();
+        let mut has_id = Vec::new();
         let mut slot_of_key: HashMap<&[u8], u32> = HashMap::new();
         let mut of_row = Vec::with_capacity(rows);
         let mut start = 0;
@@ -211,6 +261,7 @@ impl Enricher {
             start = end;
             let slot = *slot_of_key.entry(key).or_insert_with(|| {
                 unique.push((day, key));
+                has_id.push(key::has_trace_id(key));
                 unique.len() as u32 - 1
             });
             of_row.push(slot);
@@ -219,6 +270,7 @@ impl Enricher {
         let slots = Slots {
             of_row,
             unique: unique.len(),
+            has_id,
         };
         Ok((slots, found))
     }
@@ -363,6 +415,27 @@ fn attribute_bytes(record: &TraceRecord<'_>) -> usize {
 struct Slots {
     of_row: Vec<u32>,
     unique: usize,
+    /// Whether each of them has an id that is not empty.
+    has_id: Vec<bool>,
+}
+
+/// Ranges of rows.
+type Rows = Vec<Range<usize>>;
+
+/// The rows that are in time, and those whose trace is late.
+fn divide(of_row: &[u32], is_late: &[bool]) -> (Rows, Rows) {
+    let (mut in_time, mut late) = (Rows::new(), Rows::new());
+    for (row, &slot) in of_row.iter().enumerate() {
+        let rows = match is_late[slot as usize] {
+            true => &mut late,
+            false => &mut in_time,
+        };
+        match rows.last_mut() {
+            Some(last) if last.end == row => last.end += 1,
+            _ => rows.push(row..row + 1),
+        }
+    }
+    (in_time, late)
 }
 
 /// The trace of each row.

@@ -1,6 +1,7 @@
 //! What ends a run, as one sentence and an exit code.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use crate::clickhouse::RequestError;
 use crate::enrich::EnrichError;
@@ -81,12 +82,31 @@ pub enum WorkError {
     /// The trace store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A file in the state directory.
+    #[error("the file {} cannot be used: {message}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The system's words.
+        message: String,
+        /// What to do about it, if there is something.
+        advice: &'static str,
+    },
     /// The run was asked to end.
     #[error("interrupted")]
     Interrupted,
 }
 
 impl WorkError {
+    /// A file that cannot be used.
+    pub fn file(path: &Path, error: &std::io::Error) -> Self {
+        WorkError::File {
+            path: path.to_owned(),
+            message: error.to_string(),
+            advice: advice_on_files(error),
+        }
+    }
+
     /// Whether the same work may succeed later.
     pub fn is_passing(&self) -> bool {
         match self {
@@ -99,6 +119,7 @@ impl WorkError {
             WorkError::InsertGivenUp { .. }
             | WorkError::Native(_)
             | WorkError::Store(_)
+            | WorkError::File { .. }
             | WorkError::Interrupted => false,
         }
     }
@@ -132,6 +153,7 @@ impl WorkError {
             {
                 DISK_FULL
             }
+            WorkError::File { advice, .. } => advice,
             WorkError::InsertGivenUp { error, .. } if error.is_too_large() => {
                 ": even a single row is too large for the server, or for a proxy before it; raise \
                  its limit"

@@ -1,11 +1,13 @@
 //! Looks at the server and its tables before anything is done, and says in one
 //! sentence what is missing.
 
+use std::collections::BTreeMap;
+
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, sql};
 use crate::error::Error;
 use crate::load;
 use crate::mapping::{Mapping, OBSERVATION};
-use crate::options::Options;
+use crate::options::{Options, Partition};
 use crate::retry::Retries;
 
 /// Tables tried in this order when no target is named.
@@ -31,7 +33,12 @@ pub struct Inspected {
     pub observation_rows: PartitionSize,
     /// The partition of `traces`; without rows if there is none.
     pub trace_rows: PartitionSize,
-    /// Uncompressed bytes of what is stored of the traces.
+    /// About how many rows of `traces` are to be loaded, those of the days before and after
+    /// the month included.
+    pub traces_to_load: u64,
+    /// Whether `traces` has others besides.
+    pub has_more_traces: bool,
+    /// Uncompressed bytes of what is stored of these.
     pub trace_bytes: u64,
 }
 
@@ -84,8 +91,9 @@ impl Inspector<'_> {
             .await?;
         let trace_partitions = self.ask(self.connection.partitions(&traces)).await?;
         let trace_rows = trace_partitions
-            .into_iter()
+            .iter()
             .find(|partition| partition.partition_id == partition_id)
+            .cloned()
             .unwrap_or(PartitionSize {
                 partition_id: partition_id.clone(),
                 rows: 0,
@@ -93,12 +101,15 @@ impl Inspector<'_> {
             });
         let mut stored = mapping.trace_columns();
         stored.extend(["id", "project_id"]);
-        let trace_bytes = self
-            .ask(
-                self.connection
-                    .column_bytes(&traces, &partition_id, &stored),
-            )
-            .await?;
+        let (mut traces_to_load, mut trace_bytes) = (0, 0);
+        for (id, share) in self.shares_of_partitions() {
+            let Some(partition) = trace_partitions.iter().find(|p| p.partition_id == id) else {
+                continue;
+            };
+            let bytes = self.connection.column_bytes(&traces, &id, &stored);
+            traces_to_load += (partition.rows as f64 * share).ceil() as u64;
+            trace_bytes += (self.ask(bytes).await? as f64 * share).ceil() as u64;
+        }
         Ok(Inspected {
             server,
             observations,
@@ -108,8 +119,28 @@ impl Inspector<'_> {
             mapping,
             observation_rows,
             trace_rows,
+            traces_to_load,
+            has_more_traces: trace_partitions
+                .iter()
+                .any(|p| p.partition_id != partition_id),
             trace_bytes,
         })
+    }
+
+    /// The partitions whose traces are loaded, and which part of their days.
+    fn shares_of_partitions(&self) -> BTreeMap<String, f64> {
+        /// Days of a month.
+        const MONTH: f64 = 30.0;
+        let margin = self.options.trace_margin_days;
+        let mut shares = BTreeMap::new();
+        for day in self.options.partition.days_with_margin(margin) {
+            *shares.entry(Partition::id_of(day)).or_insert(0.0) += 1.0 / MONTH;
+        }
+        shares.insert(self.options.partition.to_string(), 1.0);
+        shares
+            .values_mut()
+            .for_each(|share| *share = share.min(1.0));
+        shares
     }
 
     async fn ask<T>(

@@ -9,7 +9,7 @@
 //!                                             └──▶ batches ──▶ send ──▶ ClickHouse
 //! ```
 //!
-//! Layers point one way: `job` puts the others together; `pipeline` and `load`
+//! Layers point one way: `job` puts the others together; `pipeline`, `load` and `elsewhere`
 //! know ClickHouse and the store; `send` knows batches and ClickHouse; `enrich`
 //! knows blocks, the mapping and the store; `native` and `trace_store` know
 //! neither each other nor ClickHouse.
@@ -22,11 +22,13 @@ pub mod buffer_pool;
 pub mod checkpoint;
 pub mod cli;
 pub mod clickhouse;
+pub mod elsewhere;
 pub mod enrich;
 pub mod error;
 pub mod inspect;
 pub mod job;
 mod json;
+pub mod late;
 pub mod load;
 pub mod mapping;
 pub mod memory;

@@ -16,6 +16,7 @@ use crate::error::WorkError;
 use crate::mapping::Mapping;
 use crate::memory::Budget;
 use crate::native::{ArrayCursor, Block, BlockReader, FixedCursor, NativeError, StringCursor};
+use crate::options::Partition;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{Day, DayWriter, SeenTraces, StoreError, TraceRecord, TraceStore, key};
 
@@ -40,8 +41,6 @@ pub struct TraceSource<'a> {
     pub connection: &'a Connection,
     /// The table `traces`.
     pub table: &'a TableInfo,
-    /// The partition to read.
-    pub partition_id: &'a str,
     /// Which attributes events take from traces.
     pub mapping: &'a Mapping,
     /// How much memory a block may take.
@@ -60,8 +59,8 @@ pub struct LoadedDay {
 }
 
 impl TraceSource<'_> {
-    /// Loads some days that follow each other into the store; gives what came of
-    /// each. Reads at most `block_rows` rows at a time.
+    /// Loads some days of one month that follow each other into the store; gives what
+    /// came of each. Reads at most `block_rows` rows at a time.
     ///
     /// # Errors
     /// [`WorkError`] of whatever kind; the same days can be loaded again.
@@ -114,7 +113,7 @@ impl TraceSource<'_> {
              ARRAY JOIN [1] AS one",
             select_items(self.mapping).join(", "),
             self.table.qualified_name(),
-            sql::string(self.partition_id),
+            sql::string(Partition::id_of(*days.start())),
             days.start(),
             days.end(),
         )
@@ -323,16 +322,16 @@ impl Pending {
 }
 
 /// One version of a trace.
-struct TraceRow<'a> {
+pub(crate) struct TraceRow<'a> {
     /// The day on which it began.
-    day: Day,
-    project_id: &'a [u8],
-    trace_id: &'a [u8],
-    record: TraceRecord<'a>,
+    pub(crate) day: Day,
+    pub(crate) project_id: &'a [u8],
+    pub(crate) trace_id: &'a [u8],
+    pub(crate) record: TraceRecord<'a>,
 }
 
 /// The rows of a block of traces.
-struct TraceRows<'a> {
+pub(crate) struct TraceRows<'a> {
     project_ids: StringCursor<'a>,
     trace_ids: StringCursor<'a>,
     days: FixedCursor<'a, 2>,
@@ -343,7 +342,7 @@ struct TraceRows<'a> {
 }
 
 impl<'a> TraceRows<'a> {
-    fn new(block: &'a Block) -> Result<Self, NativeError> {
+    pub(crate) fn new(block: &'a Block) -> Result<Self, NativeError> {
         if block.columns.len() != ATTRIBUTES.len() + KEYS {
             return Err(NativeError::corrupt(format!(
                 "{} columns arrived where {} were asked for",
@@ -368,7 +367,7 @@ impl<'a> TraceRows<'a> {
         })
     }
 
-    fn next_row(&mut self) -> Result<TraceRow<'a>, NativeError> {
+    pub(crate) fn next_row(&mut self) -> Result<TraceRow<'a>, NativeError> {
         let day = Day::from_le_bytes(self.days.next_value()?);
         let project_id = self.project_ids.next_value()?;
         let trace_id = self.trace_ids.next_value()?;

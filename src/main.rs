@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Error> {
-    let options = Options::new(arguments, &Environment::read()?)?;
+    let options = Options::new(arguments.run, &Environment::read()?)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -9,10 +9,11 @@ use std::str::FromStr;
 
 use url::{Host, Url};
 
-use crate::cli::Arguments;
+use crate::cli::RunArguments;
 use crate::clickhouse::{Compression, ConnectionOptions, Password};
 use crate::error::Error;
 use crate::memory::{Budget, ByteSize};
+use crate::trace_store::Day;
 
 /// A month, as ClickHouse names its partition: `202406`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,12 +24,31 @@ pub struct Partition {
 
 impl Partition {
     /// The days of the month, as days since 1970-01-01.
-    pub fn days(self) -> impl Iterator<Item = crate::trace_store::Day> {
+    pub fn days(self) -> impl Iterator<Item = Day> {
         let epoch = time::Date::from_ordinal_date(1970, 1).map_or(0, time::Date::to_julian_day);
         let first = time::Date::from_calendar_date(self.year, self.month, 1)
             .map_or(epoch, time::Date::to_julian_day);
         let length = i32::from(self.month.length(self.year));
         (first..first + length).filter_map(move |day| u16::try_from(day - epoch).ok())
+    }
+}
+
+impl Partition {
+    /// The days of the month, and so many before and after it.
+    pub fn days_with_margin(self, margin: u16) -> std::ops::RangeInclusive<Day> {
+        let (mut days, fallback) = (self.days(), 0);
+        let first = days.next().unwrap_or(fallback);
+        let last = days.last().unwrap_or(first);
+        first.saturating_sub(margin)..=last.saturating_add(margin)
+    }
+
+    /// The partition in which a day lies, as ClickHouse names it.
+    pub fn id_of(day: Day) -> String {
+        let epoch = time::Date::from_ordinal_date(1970, 1).map_or(0, time::Date::to_julian_day);
+        match time::Date::from_julian_day(epoch + i32::from(day)) {
+            Ok(date) => format!("{:04}{:02}", date.year(), u8::from(date.month())),
+            Err(_) => String::new(),
+        }
     }
 }
 
@@ -99,6 +119,10 @@ pub struct Options {
     pub max_retries: u32,
     /// Leave out observations of dataset runs.
     pub exclude_dataset_items: bool,
+    /// Days before and after the month whose traces are loaded too.
+    pub trace_margin_days: u16,
+    /// Ask ClickHouse for traces that are on none of these days.
+    pub remote_lookup: bool,
     /// Add the traces' metadata.
     pub trace_metadata: bool,
     /// Write to a table that keeps duplicates.
@@ -123,12 +147,14 @@ const VARIABLES: &[&str] = &[
     "EXCLUDE_DATASET_ITEMS",
     "MAX_RETRIES",
     "MEMORY_LIMIT",
+    "NO_REMOTE_LOOKUP",
     "NO_TRACE_METADATA",
     "PARTITION",
     "SEGMENT_ROWS",
     "STATE_DIR",
     "STREAM_BLOCK_SIZE",
     "TARGET_TABLE",
+    "TRACE_MARGIN_DAYS",
 ];
 
 /// Settings outside of the command line: the environment, then `.env`.
@@ -182,6 +208,13 @@ impl Environment {
         }
     }
 
+    /// The directory of all state, given the flag.
+    pub fn state_dir(&self, argument: Option<PathBuf>) -> PathBuf {
+        argument
+            .or_else(|| self.get("STATE_DIR").map(PathBuf::from))
+            .unwrap_or_else(|| PathBuf::from("./state"))
+    }
+
     /// A variable that is set and not empty.
     fn get(&self, name: &str) -> Option<&str> {
         self.variables
@@ -218,7 +251,8 @@ impl Options {
     ///
     /// # Errors
     /// [`Error::Configuration`], with a sentence that names the setting.
-    pub fn new(arguments: Arguments, environment: &Environment) -> Result<Self, Error> {
+    pub fn new(arguments: RunArguments, environment: &Environment) -> Result<Self, Error> {
+        let subject = arguments.subject;
         let settings = Settings { environment };
         let dry_run = arguments.dry_run || environment.flag("DRY_RUN")?;
         if dry_run && arguments.resume {
@@ -227,7 +261,7 @@ impl Options {
             ));
         }
         let partition = settings
-            .text(arguments.partition, "PARTITION")
+            .text(subject.partition, "PARTITION")
             .ok_or_else(|| {
                 Error::Configuration(
                     "which month? Name its partition with --partition YYYYMM, for example \
@@ -251,10 +285,10 @@ impl Options {
             .parse::<ByteSize>()
             .map_err(|error| Error::Configuration(format!("--memory-limit: {error}")))?;
         let budget = Budget::new(memory_limit, concurrency).map_err(Error::Configuration)?;
-        let compression = settings.text(arguments.compression, "COMPRESSION");
+        let compression = settings.text(subject.compression, "COMPRESSION");
         let connection = settings.connection(
             compression.as_deref(),
-            arguments.dangerously_accept_invalid_certificates,
+            subject.dangerously_accept_invalid_certificates,
         )?;
         let batch_rows = settings.number(
             arguments.batch_size,
@@ -271,15 +305,12 @@ impl Options {
             database: settings
                 .text(None, "CLICKHOUSE_DB")
                 .unwrap_or_else(|| "default".to_owned()),
-            target_table: settings.text(arguments.target_table, "TARGET_TABLE"),
+            target_table: settings.text(subject.target_table, "TARGET_TABLE"),
             dry_run,
             resume: arguments.resume,
             restart: arguments.restart,
             keep_traces: arguments.keep_traces,
-            state_dir: arguments
-                .state_dir
-                .or_else(|| settings.text(None, "STATE_DIR").map(PathBuf::from))
-                .unwrap_or_else(|| PathBuf::from("./state")),
+            state_dir: environment.state_dir(arguments.state_dir),
             memory_limit,
             budget,
             concurrency,
@@ -293,13 +324,21 @@ impl Options {
                 1..=1_000_000_000,
             )?,
             max_retries: settings.number(None, "", "MAX_RETRIES", 8, 0..=1_000)? as u32,
-            exclude_dataset_items: arguments.exclude_dataset_items
+            exclude_dataset_items: subject.exclude_dataset_items
                 || environment.flag("EXCLUDE_DATASET_ITEMS")?,
-            trace_metadata: !(arguments.no_trace_metadata
+            trace_margin_days: settings.number(
+                subject.trace_margin_days,
+                "--trace-margin-days",
+                "TRACE_MARGIN_DAYS",
+                1,
+                0..=366,
+            )? as u16,
+            remote_lookup: !(subject.no_remote_lookup || environment.flag("NO_REMOTE_LOOKUP")?),
+            trace_metadata: !(subject.no_trace_metadata
                 || environment.flag("NO_TRACE_METADATA")?),
             allow_duplicates: arguments.allow_duplicates,
-            report: arguments.report,
-            quiet: arguments.quiet,
+            report: subject.report,
+            quiet: subject.quiet,
         })
     }
 }
@@ -427,12 +466,13 @@ fn is_loopback(url: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Arguments;
     use clap::Parser;
 
     fn options(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Options, Error> {
         let arguments = std::iter::once(&"events-backfill").chain(arguments);
         Options::new(
-            Arguments::parse_from(arguments),
+            Arguments::parse_from(arguments).run,
             &Environment::of(environment),
         )
     }
@@ -525,6 +565,14 @@ mod tests {
         assert_eq!(days("197001"), (0..31).collect::<Vec<_>>());
         assert_eq!(days("202402").len(), 29);
         assert_eq!(days("202406")[0], 19_875);
+        let margin = "202406".parse::<Partition>().unwrap().days_with_margin(2);
+        assert_eq!(margin, 19_873..=19_906);
+        let ids = [19_874, 19_875, 19_904, 19_905].map(Partition::id_of);
+        assert_eq!(ids, ["202405", "202406", "202406", "202407"]);
+        assert_eq!(
+            "197001".parse::<Partition>().unwrap().days_with_margin(3),
+            0..=33
+        );
     }
 
     #[test]

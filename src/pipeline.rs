@@ -17,13 +17,14 @@ use tokio::task::block_in_place;
 use crate::batch::{Batch, BatchMaker};
 use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{NativeStream, RequestError};
-use crate::enrich::{EnrichError, EnrichedBlock, Enricher};
+use crate::enrich::{EnrichError, EnrichedBlock, Enricher, Unknown};
 use crate::error::{Error, WorkError};
+use crate::late::{LateCounts, LateReader, LateRows, LateWriter};
 use crate::memory::Budget;
 use crate::native::{Block, BlockReader, NativeError};
 use crate::plan::Segment;
 use crate::progress::Phase;
-use crate::send::{Destination, SegmentCounts, Sender, Source};
+use crate::send::{Destination, SegmentCounts, Sender, Sip, Source};
 
 /// What all segments share.
 pub struct Pipeline {
@@ -39,6 +40,10 @@ pub struct Pipeline {
     pub pool: BufferPool,
     /// Makes batches.
     pub batches: BatchMaker,
+    /// Where observations wait whose trace is not known.
+    pub late: LateRows,
+    /// Whether they do, when they come from the server.
+    pub unknown: Unknown,
     /// Most rows in one insert.
     pub batch_rows: usize,
     /// Most rows in one block that is read.
@@ -94,33 +99,83 @@ pub fn read_settings(block_rows: usize, block_bytes: usize) -> [(&'static str, S
     ]
 }
 
-/// Works through all segments; the largest first, so that none holds the rest
-/// up. `on_done` is told of each that is done, one at a time.
+/// A piece of work.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// The observations of a segment.
+    Segment(Segment),
+    /// What a segment has left for later.
+    Late {
+        /// Number of the segment.
+        number: u32,
+        /// How much that is.
+        counts: LateCounts,
+    },
+}
+
+impl Piece {
+    fn number(&self) -> u32 {
+        match self {
+            Piece::Segment(segment) => segment.number,
+            Piece::Late { number, .. } => *number,
+        }
+    }
+
+    fn rows(&self) -> u64 {
+        match self {
+            Piece::Segment(segment) => segment.rows,
+            Piece::Late { counts, .. } => counts.rows,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Piece::Segment(segment) => format!("segment {}", segment.number),
+            Piece::Late { number, .. } => format!("what segment {number} left for later"),
+        }
+    }
+}
+
+/// A piece of work that is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Done {
+    /// Number of its segment.
+    pub number: u32,
+    /// What became events.
+    pub counts: SegmentCounts,
+    /// What is left for later.
+    pub late: LateCounts,
+}
+
+/// Works through all pieces; the largest first, so that none holds the rest up.
+/// `on_done` is told of each that is done, one at a time, and says whether to begin
+/// another one.
 ///
 /// # Errors
-/// [`Error::Failed`] with the segment and the server's words;
-/// [`Error::Interrupted`] where the run was asked to end. Segments that were
+/// [`Error::Failed`] with the piece and the server's words;
+/// [`Error::Interrupted`] where the run was asked to end. Pieces that were
 /// done before stay done.
 pub async fn run(
     pipeline: Arc<Pipeline>,
-    mut segments: Vec<Segment>,
+    mut pieces: Vec<Piece>,
     phase: Arc<Phase>,
-    mut on_done: impl FnMut(u32, SegmentCounts) -> Result<(), Error>,
+    mut on_done: impl FnMut(Done) -> Result<bool, Error>,
 ) -> Result<(), Error> {
-    segments.sort_by_key(|segment| segment.rows);
+    pieces.sort_by_key(Piece::rows);
     let mut running = JoinSet::new();
     let mut first_error = None;
+    let mut is_enough = false;
     let shutdown = &pipeline.destination.shutdown;
     loop {
-        let goes_on = first_error.is_none() && shutdown.signal().is_none();
+        let goes_on = first_error.is_none() && !is_enough && shutdown.signal().is_none();
         while goes_on
             && running.len() < pipeline.concurrency
-            && let Some(segment) = segments.pop()
+            && let Some(piece) = pieces.pop()
         {
-            let work = SegmentWork {
+            let work = Work {
                 pipeline: Arc::clone(&pipeline),
                 phase: Arc::clone(&phase),
-                segment,
+                piece,
             };
             running.spawn(work.run());
         }
@@ -129,11 +184,13 @@ pub async fn run(
             Some(Ok(outcome)) => outcome,
             Some(Err(error)) => Err(Error::failed("a segment ended unexpectedly", error)),
         };
-        let noted = outcome.and_then(|(number, counts)| on_done(number, counts));
-        if let Err(error) = noted {
-            // The others are not waited for: they may take long, or fail alike.
-            running.abort_all();
-            first_error.get_or_insert(error);
+        match outcome.and_then(&mut on_done) {
+            Ok(another) => is_enough |= !another,
+            Err(error) => {
+                // The others are not waited for: they may take long, or fail alike.
+                running.abort_all();
+                first_error.get_or_insert(error);
+            }
         }
     }
     match (first_error, shutdown.signal()) {
@@ -143,32 +200,32 @@ pub async fn run(
     }
 }
 
-/// One segment on its way.
-struct SegmentWork {
+/// One piece on its way.
+struct Work {
     pipeline: Arc<Pipeline>,
     phase: Arc<Phase>,
-    segment: Segment,
+    piece: Piece,
 }
 
-/// How far one try at a segment got, for the progress bar.
+/// How far one try at a piece got, for the progress bar.
 #[derive(Default)]
 struct Attempt {
     number: u32,
     shown_rows: u64,
 }
 
-impl SegmentWork {
-    async fn run(self) -> Result<(u32, SegmentCounts), Error> {
-        let number = self.segment.number;
+impl Work {
+    async fn run(self) -> Result<Done, Error> {
+        let name = self.piece.name();
         let mut tries = self.pipeline.destination.retries.tries();
         let mut block_rows = self.pipeline.block_rows;
         let mut attempt = Attempt::default();
         loop {
             let error = match self.try_once(block_rows, &mut attempt).await {
-                Ok(counts) => {
+                Ok(done) => {
                     self.phase
-                        .finish_piece(attempt.shown_rows, self.segment.rows);
-                    return Ok((number, counts));
+                        .finish_piece(attempt.shown_rows, self.piece.rows());
+                    return Ok(done);
                 }
                 Err(error) => error,
             };
@@ -180,10 +237,10 @@ impl SegmentWork {
                 block_rows = fewer;
                 continue;
             }
-            let what = format!("segment {number}: {error}");
+            let what = format!("{name}: {error}");
             if !tries.again(error.is_passing(), what).await {
                 return Err(Error::Failed(format!(
-                    "segment {number} could not be done{}: {error}{}",
+                    "{name} could not be done{}: {error}{}",
                     tries.in_words(),
                     error.advice()
                 )));
@@ -191,31 +248,49 @@ impl SegmentWork {
         }
     }
 
-    async fn try_once(
-        &self,
-        block_rows: usize,
-        attempt: &mut Attempt,
-    ) -> Result<SegmentCounts, WorkError> {
-        let destination = &self.pipeline.destination;
-        let sender = Sender::new(destination, self.segment.number, attempt.number);
+    async fn try_once(&self, block_rows: usize, attempt: &mut Attempt) -> Result<Done, WorkError> {
+        let number = self.piece.number();
+        let kind = match &self.piece {
+            Piece::Segment(_) => "",
+            Piece::Late { .. } => "late-",
+        };
+        let name = format!("{kind}{number}-{}", attempt.number);
+        let sender = Sender::new(&self.pipeline.destination, self.piece.name(), name);
         let mut work = self.begin(block_rows, sender)?;
-        match work.read_and_send(attempt).await {
-            Ok(()) => work.sender.finish().await,
-            Err(error) => {
-                work.sender.abandon(&error).await;
-                Err(error)
-            }
+        if let Err(error) = work.read_and_send(attempt).await {
+            work.sender.abandon(&error).await;
+            return Err(error);
         }
+        let counts = work.sender.finish().await?;
+        let late = block_in_place(|| work.late.finish())?;
+        Ok(Done {
+            number,
+            counts,
+            late,
+        })
     }
 
     fn begin(&self, block_rows: usize, sender: Sender) -> Result<Try<'_>, WorkError> {
         let pipeline = &*self.pipeline;
-        let settings = read_settings(block_rows, pipeline.budget.preferred_block_bytes);
-        let connection = &pipeline.destination.connection;
+        let (rows, unknown) = match &self.piece {
+            Piece::Segment(segment) => {
+                let settings = read_settings(block_rows, pipeline.budget.preferred_block_bytes);
+                let connection = &pipeline.destination.connection;
+                let stream = connection.stream(&pipeline.query.sql(segment), &settings)?;
+                (Rows::Server(Box::new(stream)), pipeline.unknown)
+            }
+            // By now there is nobody else to ask.
+            Piece::Late { number, counts } => {
+                let file = pipeline.late.reader(*number, counts.bytes)?;
+                (Rows::File(file), Unknown::WithoutTrace)
+            }
+        };
         Ok(Try {
             pipeline,
             phase: &self.phase,
-            stream: connection.stream(&pipeline.query.sql(&self.segment), &settings)?,
+            rows,
+            unknown,
+            late: pipeline.late.writer(self.piece.number()),
             reader: BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool),
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -225,11 +300,28 @@ impl SegmentWork {
     }
 }
 
-/// One try at a segment: what it holds, which is never more than its share.
+/// Where the blocks of a piece come from.
+enum Rows {
+    Server(Box<NativeStream>),
+    File(LateReader),
+}
+
+impl Sip for Rows {
+    async fn next_chunk(&mut self) -> Result<Option<Bytes>, WorkError> {
+        match self {
+            Rows::Server(stream) => Ok(stream.next_chunk().await?),
+            Rows::File(file) => block_in_place(|| file.next_chunk()),
+        }
+    }
+}
+
+/// One try at a piece: what it holds, which is never more than its share.
 struct Try<'a> {
     pipeline: &'a Pipeline,
     phase: &'a Phase,
-    stream: NativeStream,
+    rows: Rows,
+    unknown: Unknown,
+    late: LateWriter,
     reader: BlockReader,
     /// Blocks that have come and are not enriched yet.
     waiting: Vec<Block>,
@@ -253,7 +345,7 @@ impl Try<'_> {
                 self.phase.advance(rows);
             }
             let chunk = tokio::select! {
-                chunk = self.stream.next_chunk() => chunk?,
+                chunk = self.rows.next_chunk() => chunk?,
                 _ = self.pipeline.destination.shutdown.requested() => return Err(WorkError::Interrupted),
             };
             match chunk {
@@ -305,11 +397,15 @@ impl Try<'_> {
         let mut groups = vec![std::mem::take(&mut self.waiting)];
         while let Some(mut group) = groups.pop() {
             let room = self.room(self.reader.held_with(0));
-            match block_in_place(|| self.pipeline.enricher.enrich(&group, room)) {
+            let enricher = &self.pipeline.enricher;
+            match block_in_place(|| enricher.enrich(&group, self.unknown, room)) {
                 Ok(enriched) => {
                     self.waiting_bytes -= held_bytes(&group);
                     drop(group);
-                    for block in enriched {
+                    for block in enriched.late {
+                        block_in_place(|| self.late.push(&block))?;
+                    }
+                    for block in enriched.events {
                         self.add(block).await?;
                     }
                 }
@@ -357,7 +453,7 @@ impl Try<'_> {
         let room = self.room(self.reader.held_with(0));
         let source = Source {
             max_buffered_bytes: self.reader.buffered_bytes() + room,
-            stream: &mut self.stream,
+            rows: &mut self.rows,
             reader: &mut self.reader,
         };
         self.sender.settle(Some(source)).await

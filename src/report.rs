@@ -41,8 +41,15 @@ pub struct Report {
     pub observations_processed: u64,
     /// Rows the server acknowledged.
     pub events_inserted: u64,
-    /// Observations whose trace was not in the partition.
+    /// Observations whose trace was not found.
     pub observations_without_trace: u64,
+    /// Traces that were found in ClickHouse although they are on none of the days that were
+    /// loaded.
+    pub traces_found_elsewhere: u64,
+    /// Traces that observations name and ClickHouse does not have, or has as deleted.
+    pub traces_nowhere: u64,
+    /// Some of these, 100 at most.
+    pub traces_nowhere_listed: Vec<TraceId>,
     /// Errors that ended work for good.
     pub errors: u64,
     /// Tries that were repeated after a passing error.
@@ -59,6 +66,26 @@ pub struct Report {
     pub seconds: Seconds,
     /// Observations per second of `seconds.stream`.
     pub observations_per_second: f64,
+}
+
+/// Which trace. What is not UTF-8 in it is replaced.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct TraceId {
+    /// `project_id`
+    pub project_id: String,
+    /// `id`
+    pub trace_id: String,
+}
+
+impl TraceId {
+    /// Of these bytes.
+    pub fn new(project_id: &[u8], trace_id: &[u8]) -> Self {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            project_id: text(project_id),
+            trace_id: text(trace_id),
+        }
+    }
 }
 
 /// Makes sure that a report can be written to `path`, before there is one.
@@ -108,7 +135,7 @@ impl fmt::Display for Report {
             true => "yes: nothing was inserted",
             false => "no",
         };
-        let rows: [(&str, String); 17] = [
+        let rows: [(&str, String); 19] = [
             ("Partition", self.partition.clone()),
             ("Target table", self.target_table.clone()),
             ("Dry run", dry_run.to_owned()),
@@ -119,6 +146,8 @@ impl fmt::Display for Report {
                 "Observations without trace",
                 count(self.observations_without_trace),
             ),
+            ("Traces found elsewhere", count(self.traces_found_elsewhere)),
+            ("Traces that are nowhere", count(self.traces_nowhere)),
             ("Errors", count(self.errors)),
             ("Retries", count(self.retries)),
             (

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::batch::{Batch, BatchLimit, SealedBatch};
-use crate::clickhouse::{Connection, InsertRequest, NativeStream, RequestError};
+use crate::clickhouse::{Connection, InsertRequest, RequestError};
 use crate::error::WorkError;
 use crate::native::BlockReader;
 use crate::retry::Retries;
@@ -61,17 +62,26 @@ pub struct SegmentCounts {
     pub without_trace: u64,
 }
 
+/// Something that gives bytes, a little at a time.
+pub trait Sip {
+    /// The next bytes, or `None` at the end.
+    ///
+    /// # Errors
+    /// Whatever ends it before.
+    fn next_chunk(&mut self) -> impl Future<Output = Result<Option<Bytes>, WorkError>> + Send;
+}
+
 /// What the rows of a segment arrive in, to be sipped from while an insert takes long.
-pub struct Source<'a> {
-    /// The response.
-    pub stream: &'a mut NativeStream,
+pub struct Source<'a, S> {
+    /// Where they come from.
+    pub rows: &'a mut S,
     /// What takes its bytes.
     pub reader: &'a mut BlockReader,
     /// Most bytes that may wait in it.
     pub max_buffered_bytes: usize,
 }
 
-impl Source<'_> {
+impl<S: Sip> Source<'_, S> {
     /// Reads a little, if there is room for it: rather let the read break, and
     /// the segment be done again, than go over budget. The wait is short, so
     /// that the end of the insert is not missed.
@@ -81,7 +91,7 @@ impl Source<'_> {
             .min(self.reader.buffered_bytes() + SIP_BYTES);
         let ends = tokio::time::Instant::now() + SIP_FOR;
         while self.reader.buffered_bytes() < enough
-            && let Ok(chunk) = tokio::time::timeout_at(ends, self.stream.next_chunk()).await
+            && let Ok(chunk) = tokio::time::timeout_at(ends, self.rows.next_chunk()).await
             && let Some(chunk) = chunk?
         {
             self.reader.push(&chunk);
@@ -90,11 +100,25 @@ impl Source<'_> {
     }
 }
 
-/// Sends the batches of one try at a segment, one at a time.
+/// Nothing to sip from.
+const NOWHERE: Option<Source<'static, Nothing>> = None;
+
+/// Gives nothing.
+struct Nothing;
+
+impl Sip for Nothing {
+    async fn next_chunk(&mut self) -> Result<Option<Bytes>, WorkError> {
+        Ok(None)
+    }
+}
+
+/// Sends the batches of one try at a piece of work, one at a time.
 pub struct Sender {
     destination: Arc<Destination>,
-    segment: u32,
-    attempt: u32,
+    /// What it is a piece of, for people.
+    title: Arc<str>,
+    /// No other try has this name.
+    name: String,
     batches: u32,
     in_flight: Option<JoinHandle<Result<(), WorkError>>>,
     /// Bytes of memory that the batch in flight holds.
@@ -103,12 +127,14 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// A sender for the try number `attempt` at the segment number `segment`.
-    pub fn new(destination: &Arc<Destination>, segment: u32, attempt: u32) -> Self {
+    /// A sender for one try at the piece of work that `title` names. Another try may
+    /// cut its rows into other batches, so it must have another `name`: the same
+    /// name is always the same bytes.
+    pub fn new(destination: &Arc<Destination>, title: String, name: String) -> Self {
         Self {
             destination: Arc::clone(destination),
-            segment,
-            attempt,
+            title: title.into(),
+            name,
             batches: 0,
             in_flight: None,
             held_bytes: 0,
@@ -138,13 +164,8 @@ impl Sender {
         self.held_bytes = sealed.held_bytes();
         let delivery = Delivery {
             destination: Arc::clone(&self.destination),
-            segment: self.segment,
-            // Another try at the segment may cut its rows into other batches, so
-            // the name has the try in it: the same name is always the same bytes.
-            name: format!(
-                "{}-{}-{}-{}",
-                self.destination.run_id, self.segment, self.attempt, self.batches
-            ),
+            title: Arc::clone(&self.title),
+            name: format!("{}-{}-{}", self.destination.run_id, self.name, self.batches),
             batch: sealed,
         };
         self.batches += 1;
@@ -156,7 +177,10 @@ impl Sender {
     ///
     /// # Errors
     /// Whatever became of the batch.
-    pub async fn settle(&mut self, mut source: Option<Source<'_>>) -> Result<(), WorkError> {
+    pub async fn settle<S: Sip>(
+        &mut self,
+        mut source: Option<Source<'_, S>>,
+    ) -> Result<(), WorkError> {
         let shutdown = self.destination.shutdown.clone();
         // Outside the loop, so that it is not begun anew after a sip.
         let mut patience = std::pin::pin!(async {
@@ -193,7 +217,7 @@ impl Sender {
     pub async fn abandon(&mut self, error: &WorkError) {
         if *error == WorkError::Interrupted {
             // Whatever comes of it, the segment is not done.
-            let _ = self.settle(None).await;
+            let _ = self.settle(NOWHERE).await;
         }
         self.abort().await;
     }
@@ -213,7 +237,7 @@ impl Sender {
     /// # Errors
     /// Whatever became of it.
     pub async fn finish(&mut self) -> Result<SegmentCounts, WorkError> {
-        self.settle(None).await?;
+        self.settle(NOWHERE).await?;
         Ok(self.counts)
     }
 }
@@ -230,7 +254,7 @@ impl Drop for Sender {
 /// A batch on its way.
 struct Delivery {
     destination: Arc<Destination>,
-    segment: u32,
+    title: Arc<str>,
     name: String,
     batch: SealedBatch,
 }
@@ -297,10 +321,10 @@ impl Delivery {
             let divide = piece.can_be_divided() && error.is_too_large();
             let rows = piece.request.rows;
             let what = match divide {
-                false => format!("segment {}: an insert failed: {error}", self.segment),
+                false => format!("{}: an insert failed: {error}", self.title),
                 true => format!(
-                    "segment {}: an insert of {rows} rows is divided: {error}",
-                    self.segment
+                    "{}: an insert of {rows} rows is divided: {error}",
+                    self.title
                 ),
             };
             let again = tries.again(error.is_passing() || divide, what).await;

@@ -11,6 +11,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 
 use crate::error::Error;
+use crate::late::LateRows;
 use crate::memory::ByteSize;
 use crate::options::Partition;
 
@@ -84,7 +85,7 @@ impl StateDir {
                 ),
                 error,
             )),
-            _ => self.remove_trace_store(),
+            _ => self.remove_work_files(),
         }
     }
 
@@ -94,9 +95,25 @@ impl StateDir {
         let _ = std::fs::remove_dir_all(&self.path);
     }
 
+    /// Where observations wait whose trace is not known.
+    pub fn late_rows(&self) -> LateRows {
+        LateRows::new(self.path.join("late"))
+    }
+
     /// Where the trace store is.
     pub fn trace_store(&self) -> PathBuf {
         self.path.join("traces")
+    }
+
+    /// Removes the trace store, and observations that wait.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] where the file system does not let it.
+    pub fn remove_work_files(&self) -> Result<(), Error> {
+        self.late_rows()
+            .remove_all()
+            .map_err(|error| Error::Failed(error.to_string()))?;
+        self.remove_trace_store()
     }
 
     /// Removes the trace store, if there is one.

@@ -998,6 +998,7 @@ fn wrong_values_are_refused_with_the_name_of_the_setting() {
         ("--memory-limit", "12 apples"),
         ("--memory-limit", "-1"),
         ("--compression", "gzip"),
+        ("--trace-margin-days", "400"),
     ] {
         let tool = june(untouched()).arg(format!("{setting}={value}"));
         refuses(untouched(), &tool, &[setting, value]);
@@ -1012,6 +1013,8 @@ fn wrong_values_are_refused_with_the_name_of_the_setting() {
         ("EXCLUDE_DATASET_ITEMS", "maybe"),
         ("NO_TRACE_METADATA", "2"),
         ("COMPRESSION", "zstd"),
+        ("TRACE_MARGIN_DAYS", "-1"),
+        ("NO_REMOTE_LOOKUP", "perhaps"),
         ("MEMORY_LIMIT", "much"),
     ] {
         // Whose value it is must be known, or the operator looks at the command line in vain.

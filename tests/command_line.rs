@@ -24,6 +24,8 @@ const FLAGS: &[&str] = &[
     "--target-table",
     "--exclude-dataset-items",
     "--no-trace-metadata",
+    "--trace-margin-days",
+    "--no-remote-lookup",
     "--report",
     "--quiet",
     "--compression",
@@ -99,8 +101,9 @@ fn the_same_holds_for_the_table_and_the_size_of_batches() {
     }
     let dot_env = "TARGET_TABLE=by_dot_env\nBATCH_SIZE=1\nCONCURRENCY=1\n";
 
-    // One row per insert, as .env has it.
-    let tool = Tool::new(&database).args(["--partition", "202406"]);
+    // One row per insert, as .env has it. An observation without a trace would wait, and be
+    // inserted by itself.
+    let tool = Tool::new(&database).args(["--partition", "202406", "--no-remote-lookup"]);
     fs::write(tool.directory().join(".env"), dot_env).unwrap();
     tool.run().assert_code(0);
     let target = format!("{}.by_dot_env", database.name);
@@ -291,6 +294,7 @@ fn the_example_says_what_the_defaults_are() {
         ("SEGMENT_ROWS", "250000"),
         ("STREAM_BLOCK_SIZE", "8192"),
         ("MAX_RETRIES", "8"),
+        ("TRACE_MARGIN_DAYS", "1"),
         ("MEMORY_LIMIT", "512MiB"),
         ("STATE_DIR", "./state"),
         ("COMPRESSION", "auto"),
@@ -528,6 +532,9 @@ fn the_report_agrees_with_the_tables() {
             "observations_processed",
             "events_inserted",
             "observations_without_trace",
+            "traces_found_elsewhere",
+            "traces_nowhere",
+            "traces_nowhere_listed",
             "errors",
             "retries",
             "segments_total",

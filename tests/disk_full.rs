@@ -471,11 +471,16 @@ fn files_of_another_user_in_the_state_directory_are_told_one_after_another() {
     let words = ["trace store", &path, "Permission denied"];
     resume().assert_one_error(1, &words);
     assert_eq!(rows(&database, "events_full"), 1);
-    // Whoever is given all of it can go on with it.
     give_away(&store);
     for entry in fs::read_dir(&store).unwrap() {
         give_away(&entry.unwrap().path());
     }
+    // Where observations wait whose trace is not known.
+    let late = state.join("late");
+    let path = late.display().to_string();
+    resume().assert_one_error(1, &[&path, "Permission denied"]);
+    // Whoever is given all of it can go on with it.
+    give_away(&late);
     resume().assert_code(0);
     assert_complete(&database, "events_full");
 }

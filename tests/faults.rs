@@ -703,7 +703,7 @@ fn refusals_that_never_end_end_the_run_with_a_clear_error_and_a_way_on() {
         let mut backfill = backfill(month(), "always_refused").env("MAX_RETRIES", "2");
         // Each run gets a little further than the one before.
         for (request, skipped, status, words) in [
-            (request::TRACES, 3, UNAVAILABLE, "the traces of 2024-06-25"),
+            (request::TRACES, 3, UNAVAILABLE, "the traces of 2024-06-17"),
             (request::OBSERVATIONS, 1, TOO_MANY, "segment "),
             (request::INSERT, 3, UNAVAILABLE, "segment "),
         ] {

@@ -130,6 +130,23 @@ fn large_trace_metadata() -> &'static Database<'static> {
     })
 }
 
+/// 100,000 rows of 3 KB, none of which has a trace: all of them wait.
+fn waiting_rows() -> &'static Database<'static> {
+    static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
+    DATABASE.get_or_init(|| {
+        let database = tables("waiting_rows");
+        let input = "repeat(hex(sipHash128(number)), 94)";
+        fill(&database, 10_000, 10, input, "map('key', 'value')");
+        execute(&database, "TRUNCATE TABLE traces");
+        database
+    })
+}
+
+#[test]
+fn rows_that_wait_for_their_traces_stay_within_256_mib() {
+    assert_within_limit(waiting_rows(), 256, 1);
+}
+
 #[test]
 fn long_rows_stay_within_256_mib() {
     assert_within_limit(long_rows(), 256, 3);

@@ -40,6 +40,23 @@ pub fn encode(out: &mut Vec<u8>, project_id: &[u8], trace_id: &[u8]) {
     }
 }
 
+/// Whether the trace id of a key is not empty.
+pub fn has_trace_id(key: &[u8]) -> bool {
+    // Only an id as it is can be empty: then the key ends with the end of the project id.
+    form(key) != usize::from(PLAIN) || !ends_with_project(key)
+}
+
+fn ends_with_project(key: &[u8]) -> bool {
+    let mut rest = key.get(1..).unwrap_or_default();
+    while let Some(zero) = rest.iter().position(|&byte| byte == 0) {
+        if rest.get(zero + 1) == Some(&0) {
+            return rest.len() == zero + 2;
+        }
+        rest = rest.get(zero + 2..).unwrap_or_default();
+    }
+    false
+}
+
 /// In which form the id of a key is.
 pub fn form(key: &[u8]) -> usize {
     key.first()
@@ -129,6 +146,14 @@ mod tests {
             } else {
                 prop_assert_ne!(keys.0, keys.1);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_key_tells_whether_the_trace_id_is_empty(project in short_id(), trace in trace_id()) {
+            prop_assert_eq!(has_trace_id(&key(&project, &trace)), !trace.is_empty());
+            prop_assert!(!has_trace_id(&key(&project, b"")));
         }
     }
 

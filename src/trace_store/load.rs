@@ -222,7 +222,7 @@ impl Drop for DayWriter<'_> {
 }
 
 impl TraceStore {
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+    pub(super) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
         self.database
             .write_opt(batch, &WriteOptions::default())
             .map_err(|error| self.failed(error))

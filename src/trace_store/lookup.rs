@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::{Day, MOVED, StoreError, TraceRecord, TraceStore, day_family};
+use super::{Day, ELSEWHERE, MOVED, StoreError, TraceRecord, TraceStore, day_family};
 
 /// Most keys asked for at once.
 const KEYS_AT_ONCE: usize = 1_024;
@@ -44,6 +44,12 @@ impl Found {
         };
         let record = TraceRecord::decode(&self.bytes[range])?;
         Ok((!record.is_deleted).then_some(record))
+    }
+
+    /// Whether the store knows anything of the key at `index`, be it that there is no
+    /// such trace.
+    pub fn is_known(&self, index: usize) -> bool {
+        self.records[index].is_some()
     }
 
     /// How many keys to ask for next, judged by the records so far.
@@ -91,6 +97,9 @@ impl TraceStore {
                     missing = merge_sorted(asked, others, keys);
                 }
             }
+        }
+        if self.has_elsewhere.load(Ordering::Relaxed) && !missing.is_empty() {
+            self.ask(ELSEWHERE, keys, &mut missing, &mut found)?;
         }
         Ok(found)
     }

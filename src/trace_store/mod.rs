@@ -10,6 +10,7 @@
 //! ([`TraceStore::settle_moved_traces`]) and kept in a family of its own, so
 //! that a look-up can stop at the first day that answers.
 
+mod elsewhere;
 pub mod key;
 mod load;
 mod lookup;
@@ -23,6 +24,7 @@ use std::sync::{PoisonError, RwLock};
 
 use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options};
 
+pub use elsewhere::{About, ElsewhereWriter};
 pub use load::{DayWriter, SeenTraces};
 pub use lookup::Found;
 pub use record::TraceRecord;
@@ -36,6 +38,8 @@ type Database = DBWithThreadMode<MultiThreaded>;
 const SUSPECTS: &str = "suspects";
 /// The version that counts of each trace that really is on more than one day.
 const MOVED: &str = "moved";
+/// What was found of traces that are on none of the days.
+const ELSEWHERE: &str = "elsewhere";
 const DAY_PREFIX: &str = "day-";
 
 /// Key, in the default family, of the name of the run that made the store.
@@ -72,6 +76,7 @@ pub struct TraceStore {
     family_options: Options,
     days: RwLock<BTreeSet<Day>>,
     has_moved: AtomicBool,
+    has_elsewhere: AtomicBool,
 }
 
 impl TraceStore {
@@ -88,7 +93,7 @@ impl TraceStore {
         let database_options = options::database();
         let family_options = options::family(cache_bytes);
         // A directory without a CURRENT file is no database yet; listing would fail.
-        let mut families = BTreeSet::from([SUSPECTS.to_owned(), MOVED.to_owned()]);
+        let mut families = BTreeSet::from([SUSPECTS, MOVED, ELSEWHERE].map(str::to_owned));
         if path.join("CURRENT").exists() {
             families.extend(Database::list_cf(&database_options, path).map_err(failed)?);
         }
@@ -107,10 +112,11 @@ impl TraceStore {
             family_options,
             days: RwLock::new(days),
             has_moved: AtomicBool::new(false),
+            has_elsewhere: AtomicBool::new(false),
         };
-        store
-            .has_moved
-            .store(!store.family_is_empty(MOVED)?, Ordering::Relaxed);
+        for (name, has_some) in [(MOVED, &store.has_moved), (ELSEWHERE, &store.has_elsewhere)] {
+            has_some.store(!store.family_is_empty(name)?, Ordering::Relaxed);
+        }
         Ok(store)
     }
 

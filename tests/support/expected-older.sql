@@ -26,7 +26,7 @@
 -- A trace without tags adds no pair: an empty list says nothing.
 WITH
     -- The version that counts is the one with the latest event_ts, on whatever
-    -- day of the partition it lies. FINAL would not do: it keeps one version
+    -- day of whatever month it lies. FINAL would not do: it keeps one version
     -- per day. Whether that version is deleted is asked afterwards, because an
     -- older version must not come back when the latest one is a deletion.
     latest_version AS
@@ -35,7 +35,6 @@ WITH
             project_id, id, name, user_id, session_id, release, version,
             tags, public, bookmarked, metadata, is_deleted
         FROM traces
-        WHERE _partition_id = {partition:String}
         ORDER BY event_ts DESC
         LIMIT 1 BY project_id, id
     ),

@@ -9,7 +9,7 @@
 -- columns of `latest_trace` read as empty strings, arrays and maps, and false.
 WITH
     -- The version that counts is the one with the latest event_ts, on whatever
-    -- day of the partition it lies. FINAL would not do: it keeps one version
+    -- day of whatever month it lies. FINAL would not do: it keeps one version
     -- per day. Whether that version is deleted is asked afterwards, because an
     -- older version must not come back when the latest one is a deletion.
     latest_version AS
@@ -18,7 +18,6 @@ WITH
             project_id, id, name, user_id, session_id, release, version,
             tags, public, bookmarked, metadata, is_deleted
         FROM traces
-        WHERE _partition_id = {partition:String}
         ORDER BY event_ts DESC
         LIMIT 1 BY project_id, id
     ),

@@ -1,35 +1,30 @@
 //! The whole job for one partition: inspect, plan, load traces, stream, report.
 
-use std::collections::BTreeMap;
+mod elsewhere;
+mod stream;
+mod traces;
+
 use std::io::Write;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
-use crate::batch::{BatchLimit, BatchMaker};
 use crate::begin::{self, Begin};
 use crate::buffer_pool::BufferPool;
 use crate::checkpoint::{Checkpoint, MadeFor};
-use crate::clickhouse::{Compression, Connection, sql};
-use crate::enrich::Enricher;
+use crate::clickhouse::Connection;
 use crate::error::{Error, WorkError, advice_on_files};
 use crate::inspect::{Inspected, inspect};
-use crate::load::{self, LoadedDay, TraceSource};
-use crate::mapping::OBSERVATION;
-use crate::memory::{self, peak_resident_bytes};
+use crate::memory::peak_resident_bytes;
 use crate::options::Options;
-use crate::pipeline::{self, Pipeline, SegmentQuery};
-use crate::plan::{self, Segment};
-use crate::progress::{Display, Phase};
-use crate::report::{self, Report, Seconds};
+use crate::progress::Display;
+use crate::report::{self, Report, Seconds, TraceId};
 use crate::retry::Retries;
-use crate::send::Destination;
 use crate::shutdown::Shutdown;
 use crate::state_dir::StateDir;
-use crate::trace_store::{Day, SeenTraces, StoreError, TraceStore};
+use crate::trace_store::{Day, StoreError, TraceStore};
 
 /// Bytes of a stored trace besides its attributes: key, lengths, filter, index.
 const STORE_BYTES_PER_TRACE: u64 = 32;
@@ -146,7 +141,7 @@ fn describe(options: &Options, inspected: &Inspected, display: &Display) {
 /// about two thirds, but not every text, and a disk that is full is worse than
 /// one that has room left.
 fn estimate_store(inspected: &Inspected) -> u64 {
-    STORE_BYTES_EMPTY + inspected.trace_bytes + inspected.trace_rows.rows * STORE_BYTES_PER_TRACE
+    STORE_BYTES_EMPTY + inspected.trace_bytes + inspected.traces_to_load * STORE_BYTES_PER_TRACE
 }
 
 struct Job {
@@ -223,7 +218,7 @@ impl Job {
         if self.options.keep_traces {
             return Ok(());
         }
-        self.state.remove_trace_store()
+        self.state.remove_work_files()
     }
 
     fn open_store(&self) -> Result<TraceStore, Error> {
@@ -285,229 +280,12 @@ impl Job {
         }
     }
 
-    async fn load_traces(&mut self, store: &TraceStore) -> Result<(), Error> {
-        if self.checkpoint.superseded.is_some() {
-            return Ok(());
-        }
-        let expected = self.inspected.trace_rows.rows;
-        let before = self.checkpoint.days.values().map(|(rows, _)| rows).sum();
-        let phase = Phase::begin(&self.display, "traces loaded", expected, before);
-        let mut superseded = 0;
-        if expected > 0 {
-            let mut seen = SeenTraces::new(expected, self.options.budget.seen_bytes);
-            let shutdown = self.shutdown.clone();
-            let stop = || shutdown.signal().is_some();
-            tokio::task::block_in_place(|| seen.remember(store, &stop)).map_err(store_failed)?;
-            let mut block_rows = load::BLOCK_ROWS;
-            for days in self.days_to_load(expected) {
-                let loaded = self
-                    .load_days(store, &days, &mut block_rows, &mut seen, &phase)
-                    .await?;
-                let loaded = loaded.iter();
-                let done = loaded.map(|(&day, loaded)| (day, (loaded.rows_read, loaded.traces)));
-                self.checkpoint.days.extend(done);
-                // What is not written down will be done again.
-                self.save().inspect_err(|_| {
-                    self.checkpoint.days.retain(|day, _| !days.contains(day));
-                })?;
-            }
-            drop(seen);
-            let settled = tokio::task::block_in_place(|| store.settle_moved_traces(&stop));
-            superseded = settled
-                .map_err(store_failed)?
-                .ok_or_else(|| Error::interrupted(self.shutdown.signal().unwrap_or_default()))?;
-        }
-        self.checkpoint.superseded = Some(superseded);
-        self.save()?;
-        phase.finish();
-        Ok(())
-    }
-
-    /// The days that are not loaded yet, a few together where the partition is
-    /// small, given its rows.
-    fn days_to_load(&self, rows: u64) -> Vec<RangeInclusive<Day>> {
-        let days: Vec<Day> = self.options.partition.days().collect();
-        let together = load::days_per_query(rows, days.len());
-        let missing = |day: &Day| !self.checkpoint.days.contains_key(day);
-        let missing: Vec<Day> = days.into_iter().filter(missing).collect();
-        missing
-            .chunk_by(|day, next| day + 1 == *next)
-            .flat_map(|neighbours| neighbours.chunks(together))
-            .map(|days| days[0]..=days[days.len() - 1])
-            .collect()
-    }
-
-    /// Loads some days, again and again while what stops it may pass.
-    async fn load_days(
-        &self,
-        store: &TraceStore,
-        days: &RangeInclusive<Day>,
-        block_rows: &mut usize,
-        seen: &mut SeenTraces,
-        phase: &Phase,
-    ) -> Result<BTreeMap<Day, LoadedDay>, Error> {
-        let partition_id = self.options.partition.to_string();
-        let source = TraceSource {
-            connection: &self.connection,
-            table: &self.inspected.traces,
-            partition_id: &partition_id,
-            mapping: &self.inspected.mapping,
-            budget: self.options.budget,
-            pool: self.pool.clone(),
-        };
-        let mut tries = self.retries.tries();
-        loop {
-            let shown = AtomicU64::new(0);
-            let on_rows = |rows| {
-                shown.fetch_add(rows, Ordering::Relaxed);
-                phase.advance(rows);
-            };
-            let load = source.load_days(
-                store,
-                days.clone(),
-                *block_rows,
-                seen,
-                &on_rows,
-                &self.shutdown,
-            );
-            let error = match load.await {
-                Ok(loaded) => return Ok(loaded),
-                Err(error) => error,
-            };
-            phase.go_back(shown.into_inner());
-            if let Some(signal) = self.shutdown.signal() {
-                return Err(Error::interrupted(signal));
-            }
-            if let Some(fewer) = error.smaller_blocks(*block_rows) {
-                // Rows are larger than expected, and the other days' are alike.
-                *block_rows = fewer;
-                continue;
-            }
-            let what = format!("loading the traces of {}: {error}", dates(days));
-            if !tries.again(error.is_passing(), what).await {
-                return Err(Error::Failed(format!(
-                    "the traces of {} could not be loaded{}: {error}{}",
-                    dates(days),
-                    tries.in_words(),
-                    error.advice()
-                )));
-            }
-        }
-    }
-
-    async fn stream_observations(
-        &mut self,
-        store: &Arc<TraceStore>,
-        segments: &[Segment],
-        destination: &Arc<Destination>,
-    ) -> Result<(), Error> {
-        let planned = segments.iter().map(|segment| segment.rows).sum();
-        let remaining = self.checkpoint.remaining();
-        let left: u64 = remaining.iter().map(|segment| segment.rows).sum();
-        let name = match self.options.dry_run {
-            true => "observations read",
-            false => "observations processed",
-        };
-        let phase = Arc::new(Phase::begin(&self.display, name, planned, planned - left));
-        let pipeline = Arc::new(self.pipeline(store, destination));
-        let on_done = |number, counts| {
-            self.checkpoint.done.insert(number, counts);
-            // What is not written down will be done again.
-            self.save().inspect_err(|_| {
-                self.checkpoint.done.remove(&number);
-            })
-        };
-        let result = pipeline::run(pipeline, remaining, Arc::clone(&phase), on_done).await;
-        phase.finish();
-        result
-    }
-
-    /// The plan: the one in the checkpoint, or a new one that is kept there.
-    async fn plan(&mut self) -> Result<Vec<Segment>, Error> {
-        if let Some(segments) = &self.checkpoint.segments {
-            return Ok(segments.clone());
-        }
-        let partition = &self.inspected.observation_rows;
-        let plan = plan::make(
-            &self.connection,
-            &self.inspected.observations,
-            &partition.partition_id,
-            partition.parts,
-            self.options.segment_rows,
-        );
-        let segments = tokio::select! {
-            segments = plan => segments.map_err(|error| {
-                Error::failed("the partition cannot be divided into segments", error)
-            })?,
-            signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
-        };
-        self.checkpoint.segments = Some(segments.clone());
-        Ok(segments)
-    }
-
-    fn destination(&self) -> Destination {
-        let target = &self.inspected.target;
-        Destination {
-            connection: self.connection.clone(),
-            insert_sql: format!(
-                "INSERT INTO {} ({}) FORMAT Native",
-                target.qualified_name(),
-                self.inspected.mapping.insert_columns()
-            ),
-            has_views: target.has_views,
-            run_id: format!("{}-{:x}", self.checkpoint.run_id, fastrand::u64(..)),
-            dry_run: self.options.dry_run,
-            limit: BatchLimit::new(match self.connection.compression() {
-                Compression::None => self.options.budget.batch_bytes,
-                // They take less memory than they have bytes.
-                Compression::Lz4 => memory::LARGEST_BATCH as usize,
-            }),
-            retries: self.retries.clone(),
-            shutdown: self.shutdown.clone(),
-            insert_nanoseconds: AtomicU64::new(0),
-        }
-    }
-
-    fn pipeline(&self, store: &Arc<TraceStore>, destination: &Arc<Destination>) -> Pipeline {
-        let inspected = &self.inspected;
-        let mapping = Arc::new(inspected.mapping.clone());
-        let budget = self.options.budget;
-        // The ARRAY JOIN changes no row. It divides blocks to max_block_size,
-        // which FINAL alone does not: it yields granules of up to 10 MiB.
-        let select = format!(
-            "SELECT {} FROM {} AS {OBSERVATION} FINAL ARRAY JOIN [1] AS one WHERE {OBSERVATION}._partition_id = {}",
-            mapping.select_list(),
-            inspected.observations.qualified_name(),
-            sql::string(&inspected.observation_rows.partition_id),
-        );
-        Pipeline {
-            enricher: Enricher::new(mapping, Arc::clone(store), budget.pool()),
-            query: SegmentQuery {
-                select,
-                excluded_by: inspected
-                    .dataset_items
-                    .as_ref()
-                    .map(|table| table.qualified_name()),
-            },
-            destination: Arc::clone(destination),
-            budget,
-            pool: self.pool.clone(),
-            batches: BatchMaker {
-                compression: self.connection.compression(),
-                pool: budget.pool(),
-            },
-            batch_rows: self.options.batch_rows,
-            // A block is never divided, so it must not be larger than a batch.
-            block_rows: self.options.block_rows.min(self.options.batch_rows),
-            concurrency: self.options.concurrency,
-        }
-    }
-
     fn report(&self, spent: &Spent, failed: bool) -> Report {
         let counts = self.checkpoint.counts();
         let stream = spent.stream.as_secs_f64();
         let observations_now = counts.observations - self.observations_before;
         let target = &self.inspected.target;
+        let elsewhere = &self.checkpoint.elsewhere;
         Report {
             partition: self.options.partition.to_string(),
             target_table: format!("{}.{}", target.database, target.name),
@@ -517,6 +295,13 @@ impl Job {
             observations_processed: counts.observations,
             events_inserted: counts.inserted,
             observations_without_trace: counts.without_trace,
+            traces_found_elsewhere: elsewhere.found,
+            traces_nowhere: elsewhere.asked - elsewhere.found.min(elsewhere.asked),
+            traces_nowhere_listed: elsewhere
+                .nowhere
+                .iter()
+                .map(|(project, trace)| TraceId::new(project, trace))
+                .collect(),
             errors: u64::from(failed),
             retries: self.retries.repeated(),
             segments_total: self.checkpoint.segments.as_ref().map_or(0, Vec::len) as u64,
@@ -538,23 +323,11 @@ impl Job {
 }
 
 fn store_failed(error: StoreError) -> Error {
-    let error = WorkError::Store(error);
+    work_failed(WorkError::Store(error))
+}
+
+fn work_failed(error: WorkError) -> Error {
     Error::Failed(format!("{error}{}", error.advice()))
-}
-
-/// A day as `YYYY-MM-DD`.
-fn date(day: Day) -> String {
-    const EPOCH: i32 = 2_440_588; // Julian day of 1970-01-01
-    time::Date::from_julian_day(EPOCH + i32::from(day))
-        .map_or_else(|_| format!("day {day}"), |date| date.to_string())
-}
-
-/// Some days as `YYYY-MM-DD`, or `YYYY-MM-DD to YYYY-MM-DD`.
-fn dates(days: &RangeInclusive<Day>) -> String {
-    match days.len() {
-        1 => date(*days.start()),
-        _ => format!("{} to {}", date(*days.start()), date(*days.end())),
-    }
 }
 
 /// A name no other run has.

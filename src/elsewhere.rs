@@ -1,0 +1,280 @@
+//! Asks ClickHouse for traces that are on none of the days that were loaded: in
+//! whatever month they lie, many at a time, each of them once.
+//!
+//! Besides, there are traces that are on one of these days and on others too, perhaps
+//! years away. ClickHouse finds them by a GROUP BY over the ids of the table, in which it
+//! may use its disk.
+//!
+//! The Bloom filter index of `traces` lets one granule in a thousand pass for each id
+//! that is asked for. So a question for one trace reads little, and many such questions
+//! would read the table again and again; a question for thousands reads the ids
+//! of the whole table, once.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use clickhouse::Row;
+use serde::Deserialize;
+use serde_bytes::ByteBuf;
+
+use crate::clickhouse::sql;
+use crate::error::WorkError;
+use crate::load::{TRACE, TraceRows, TraceSource, select_items};
+use crate::native::{Block, BlockReader, StringCursor};
+use crate::shutdown::Shutdown;
+use crate::trace_store::{About, Day, ElsewhereWriter, TraceRecord, TraceStore, key};
+
+/// Bytes of ids that one question asks for. ClickHouse takes about three times as much for
+/// the text of the query and the set it makes of it.
+const QUESTION_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes beyond which the server sorts, or groups, on disk.
+const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
+/// Traces with versions far apart that one query gives.
+const MOVED_AT_ONCE: u64 = 20_000;
+
+/// How long grouping the ids of the whole table may take.
+const GROUP_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// The traces to ask for: project and id, by key.
+#[derive(Debug, Default)]
+pub struct Question {
+    traces: BTreeMap<Vec<u8>, (Vec<u8>, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Question {
+    /// Adds the traces of a block of late observations of which the store knows nothing yet.
+    /// The columns are those of the project's and of the trace's id.
+    ///
+    /// # Errors
+    /// [`WorkError`] where the block is damaged, or the store fails.
+    pub fn add(
+        &mut self,
+        block: &Block,
+        (project_column, trace_column): (usize, usize),
+        store: &TraceStore,
+    ) -> Result<(), WorkError> {
+        let mut projects = StringCursor::new(block.values(project_column));
+        let mut ids = StringCursor::new(block.values(trace_column));
+        let mut asked = BTreeMap::new();
+        for _ in 0..block.rows {
+            let (project, id) = (projects.next_value()?, ids.next_value()?);
+            let mut encoded = Vec::new();
+            key::encode(&mut encoded, project, id);
+            if !self.traces.contains_key(&encoded) {
+                asked.insert(encoded, (project, id));
+            }
+        }
+        for (key, (project, id)) in asked {
+            if !store.is_answered(&key)? {
+                self.insert(key, project.to_vec(), id.to_vec());
+            }
+        }
+        Ok(())
+    }
+
+    /// A question for these traces.
+    pub fn of(traces: Vec<Moved>) -> Self {
+        let mut question = Self::default();
+        for Moved { project_id, id } in traces {
+            let mut encoded = Vec::new();
+            key::encode(&mut encoded, &project_id, &id);
+            question.insert(encoded, project_id.into_vec(), id.into_vec());
+        }
+        question
+    }
+
+    fn insert(&mut self, key: Vec<u8>, project: Vec<u8>, id: Vec<u8>) {
+        self.bytes += project.len() + 2 * id.len() + 64;
+        self.traces.insert(key, (project, id));
+    }
+
+    /// Whether it should be asked before more is added.
+    pub fn is_full(&self) -> bool {
+        self.bytes >= QUESTION_BYTES
+    }
+
+    /// Whether there is nothing to ask.
+    pub fn is_empty(&self) -> bool {
+        self.traces.is_empty()
+    }
+
+    /// How many traces it asks for.
+    pub fn len(&self) -> usize {
+        self.traces.len()
+    }
+
+    fn condition(&self) -> String {
+        let mut projects: Vec<&[u8]> = self.traces.values().map(|(p, _)| p.as_slice()).collect();
+        projects.sort_unstable();
+        projects.dedup();
+        let list = |values: &mut dyn Iterator<Item = &[u8]>| {
+            let values: Vec<String> = values.map(sql::string).collect();
+            values.join(", ")
+        };
+        format!(
+            "{TRACE}.project_id IN ({}) AND {TRACE}.id IN ({})",
+            list(&mut projects.into_iter()),
+            list(&mut self.traces.values().map(|(_, id)| id.as_slice())),
+        )
+    }
+}
+
+/// A trace with versions on days that are loaded, and on others.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Row)]
+pub struct Moved {
+    /// `project_id`
+    pub project_id: ByteBuf,
+    /// `id`
+    pub id: ByteBuf,
+}
+
+/// What came of a question.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// Traces that were found, and are not deleted.
+    pub found: u64,
+    /// Project and id of those that are nowhere.
+    pub nowhere: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl TraceSource<'_> {
+    /// Some traces that are on one of `days` and on other days too, in the order of their keys,
+    /// from the one after `last` on. Without any, there are no more.
+    ///
+    /// # Errors
+    /// [`WorkError::Request`]
+    pub async fn moved_far(
+        &self,
+        days: &RangeInclusive<Day>,
+        last: Option<&Moved>,
+    ) -> Result<Vec<Moved>, WorkError> {
+        let after = last.map_or_else(String::new, |last| {
+            let (project, id) = (sql::string(&last.project_id), sql::string(&last.id));
+            format!(
+                " WHERE {TRACE}.project_id > {project} \
+                 OR ({TRACE}.project_id = {project} AND {TRACE}.id > {id})"
+            )
+        });
+        let is_loaded = format!(
+            "toDate({TRACE}.timestamp) BETWEEN toDate({}) AND toDate({})",
+            days.start(),
+            days.end()
+        );
+        let query = format!(
+            "SELECT CAST({TRACE}.project_id, 'String') AS project_id, \
+             CAST({TRACE}.id, 'String') AS id FROM {} AS {TRACE}{after} \
+             GROUP BY project_id, id HAVING countIf({is_loaded}) > 0 AND countIf(NOT {is_loaded}) > 0 \
+             ORDER BY project_id, id LIMIT {MOVED_AT_ONCE} \
+             SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
+            self.table.qualified_name(),
+        );
+        Ok(self.connection.rows_within(&query, GROUP_TIMEOUT).await?)
+    }
+
+    /// Asks for all versions of the traces in a question and keeps the latest of each in the
+    /// store, or that there is none.
+    ///
+    /// # Errors
+    /// [`WorkError`] of whatever kind; the same can be asked again.
+    pub async fn ask(
+        &self,
+        question: &Question,
+        about: About,
+        store: &TraceStore,
+        block_rows: usize,
+        shutdown: &Shutdown,
+    ) -> Result<Answer, WorkError> {
+        let query = format!(
+            "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {} \
+             ORDER BY {TRACE}.project_id, {TRACE}.id, {TRACE}.event_ts) AS {TRACE} \
+             ARRAY JOIN [1] AS one",
+            select_items(self.mapping).join(", "),
+            self.table.qualified_name(),
+            question.condition(),
+        );
+        let settings = [
+            ("max_query_size", (query.len() + 65_536).to_string()),
+            ("max_block_size", block_rows.to_string()),
+            (
+                "preferred_block_size_bytes",
+                self.budget.preferred_block_bytes.to_string(),
+            ),
+            ("use_query_condition_cache", "0".to_owned()),
+            (
+                "max_bytes_before_external_sort",
+                ON_DISK_FROM_BYTES.to_string(),
+            ),
+        ];
+        let mut stream = self.connection.stream(&query, &settings)?;
+        let mut reader = BlockReader::new(self.budget.load_block_bytes, &self.pool);
+        let mut answers = Answers::new(question, about, store);
+        loop {
+            let chunk = tokio::select! {
+                chunk = stream.next_chunk() => chunk?,
+                _ = shutdown.requested() => return Err(WorkError::Interrupted),
+            };
+            let Some(chunk) = chunk else { break };
+            reader.push(&chunk);
+            while let Some(block) = reader.next_block()? {
+                tokio::task::block_in_place(|| answers.take_block(&block))?;
+            }
+        }
+        reader.finish()?;
+        tokio::task::block_in_place(|| answers.finish())
+    }
+}
+
+/// Puts the versions of traces that arrive, the latest last, into the store.
+struct Answers<'a> {
+    question: &'a Question,
+    writer: ElsewhereWriter<'a>,
+    /// Whether the latest version of each trace that came is not deleted.
+    is_live: BTreeMap<&'a [u8], bool>,
+}
+
+impl<'a> Answers<'a> {
+    fn new(question: &'a Question, about: About, store: &'a TraceStore) -> Self {
+        Self {
+            question,
+            writer: ElsewhereWriter::new(store, about),
+            is_live: BTreeMap::new(),
+        }
+    }
+
+    fn take_block(&mut self, block: &Block) -> Result<(), WorkError> {
+        let mut rows = TraceRows::new(block)?;
+        let (mut key, mut encoded) = (Vec::new(), Vec::new());
+        for _ in 0..block.rows {
+            let row = rows.next_row()?;
+            key.clear();
+            key::encode(&mut key, row.project_id, row.trace_id);
+            // The same id may stand in another project that was asked for.
+            if let Some((key, _)) = self.question.traces.get_key_value(&key) {
+                row.record.encode(&mut encoded)?;
+                self.writer.put(key, &encoded)?;
+                self.is_live.insert(key, !row.record.is_deleted);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Answer, WorkError> {
+        let mut nothing = Vec::new();
+        TraceRecord::deleted(0).encode(&mut nothing)?;
+        let mut answer = Answer::default();
+        for (key, (project, id)) in &self.question.traces {
+            match self.is_live.get(key.as_slice()) {
+                Some(true) => answer.found += 1,
+                Some(false) => answer.nowhere.push((project.clone(), id.clone())),
+                None => {
+                    self.writer.put(key, &nothing)?;
+                    answer.nowhere.push((project.clone(), id.clone()));
+                }
+            }
+        }
+        self.writer.finish()?;
+        Ok(answer)
+    }
+}

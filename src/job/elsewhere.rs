@@ -1,0 +1,122 @@
+//! Traces that were not loaded: found one by one, wherever they are.
+
+use tokio::task::block_in_place;
+
+use super::{Job, work_failed};
+use crate::elsewhere::{Answer, Question};
+use crate::error::Error;
+use crate::load;
+use crate::native::BlockReader;
+use crate::pipeline::Pipeline;
+use crate::trace_store::{About, TraceStore};
+
+/// Traces that are nowhere, and are listed in the report.
+const NOWHERE_LISTED: usize = 100;
+
+impl Job {
+    /// Asks for the traces of all observations that wait.
+    pub(super) async fn look_elsewhere(
+        &mut self,
+        pipeline: &Pipeline,
+        store: &TraceStore,
+    ) -> Result<(), Error> {
+        let key_columns = self.inspected.mapping.key_columns;
+        let late = self.checkpoint.late.clone();
+        let mut question = Question::default();
+        for (segment, counts) in late {
+            let file = pipeline.late.reader(segment, counts.bytes);
+            let mut file = file.map_err(work_failed)?;
+            let mut blocks = BlockReader::new(pipeline.budget.max_block_bytes, &self.pool);
+            while let Some(chunk) = block_in_place(|| file.next_chunk()).map_err(work_failed)? {
+                blocks.push(&chunk);
+                while let Some(block) = blocks.next_block().map_err(|e| work_failed(e.into()))? {
+                    let added = block_in_place(|| question.add(&block, key_columns, store));
+                    added.map_err(work_failed)?;
+                    if question.is_full() {
+                        self.ask_missing(&std::mem::take(&mut question), store)
+                            .await?;
+                    }
+                }
+            }
+            blocks.finish().map_err(|error| work_failed(error.into()))?;
+        }
+        match question.is_empty() {
+            true => Ok(()),
+            false => self.ask_missing(&question, store).await,
+        }
+    }
+
+    async fn ask_missing(&mut self, question: &Question, store: &TraceStore) -> Result<(), Error> {
+        let answer = self.ask(question, About::Missing, store).await?;
+        let elsewhere = &mut self.checkpoint.elsewhere;
+        elsewhere.asked += question.len() as u64;
+        elsewhere.found += answer.found;
+        let room = NOWHERE_LISTED.saturating_sub(elsewhere.nowhere.len());
+        let nowhere = answer.nowhere.into_iter().take(room);
+        elsewhere
+            .nowhere
+            .extend(nowhere.map(|(project, id)| (project.into(), id.into())));
+        self.save()
+    }
+
+    /// Finds the traces that are on a day that is loaded and on days that are not, and which of
+    /// their versions counts.
+    pub(super) async fn settle_far_moved(&self, store: &TraceStore) -> Result<(), Error> {
+        if !self.options.remote_lookup || !self.inspected.has_more_traces {
+            return Ok(());
+        }
+        let margin = self.options.trace_margin_days;
+        let days = self.options.partition.days_with_margin(margin);
+        let source = self.trace_source();
+        let mut last = None;
+        loop {
+            let moved = tokio::select! {
+                moved = source.moved_far(&days, last.as_ref()) => moved.map_err(work_failed)?,
+                signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+            };
+            let Some(final_one) = moved.last().cloned() else {
+                return Ok(());
+            };
+            last = Some(final_one);
+            self.ask(&Question::of(moved), About::Moved, store).await?;
+        }
+    }
+
+    /// Asks a question, again and again while what stops it may pass.
+    async fn ask(
+        &self,
+        question: &Question,
+        about: About,
+        store: &TraceStore,
+    ) -> Result<Answer, Error> {
+        let mut tries = self.retries.tries();
+        let mut block_rows = load::BLOCK_ROWS;
+        let source = self.trace_source();
+        loop {
+            let asked = source.ask(question, about, store, block_rows, &self.shutdown);
+            let error = match asked.await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if let Some(signal) = self.shutdown.signal() {
+                return Err(Error::interrupted(signal));
+            }
+            if let Some(fewer) = error.smaller_blocks(block_rows) {
+                block_rows = fewer;
+                continue;
+            }
+            let what = format!(
+                "looking for {} traces in other months: {error}",
+                question.len()
+            );
+            if !tries.again(error.is_passing(), what).await {
+                return Err(Error::Failed(format!(
+                    "{} traces could not be looked for in other months{}: {error}{}",
+                    question.len(),
+                    tries.in_words(),
+                    error.advice()
+                )));
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! The second phase: observations become events.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::Job;
+use crate::batch::{BatchLimit, BatchMaker};
+use crate::clickhouse::{Compression, sql};
+use crate::enrich::{Enricher, Unknown};
+use crate::error::Error;
+use crate::mapping::OBSERVATION;
+use crate::memory;
+use crate::pipeline::{self, Done, Piece, Pipeline, SegmentQuery};
+use crate::plan::{self, Segment};
+use crate::progress::Phase;
+use crate::send::Destination;
+use crate::trace_store::TraceStore;
+
+/// When observations of so many bytes wait for their traces, these are looked for before
+/// more segments are begun.
+const LATE_BYTES: u64 = 1 << 30;
+
+impl Job {
+    pub(super) async fn stream_observations(
+        &mut self,
+        store: &Arc<TraceStore>,
+        segments: &[Segment],
+        destination: &Arc<Destination>,
+    ) -> Result<(), Error> {
+        let planned = segments.iter().map(|segment| segment.rows).sum();
+        let left: u64 = self
+            .checkpoint
+            .remaining()
+            .iter()
+            .map(|segment| segment.rows)
+            .sum();
+        let name = match self.options.dry_run {
+            true => "observations read",
+            false => "observations processed",
+        };
+        let phase = Arc::new(Phase::begin(&self.display, name, planned, planned - left));
+        let pipeline = Arc::new(self.pipeline(store, destination));
+        let mut outcome = Ok(());
+        while outcome.is_ok() && !self.is_streamed() {
+            outcome = self.stream_segments(&pipeline, &phase).await;
+            if outcome.is_ok() {
+                outcome = self.stream_late(&pipeline, store).await;
+            }
+        }
+        phase.finish();
+        outcome
+    }
+
+    fn is_streamed(&self) -> bool {
+        self.checkpoint.remaining().is_empty() && self.checkpoint.late.is_empty()
+    }
+
+    /// Works on the segments that are left, until too much waits for its traces.
+    async fn stream_segments(
+        &mut self,
+        pipeline: &Arc<Pipeline>,
+        phase: &Arc<Phase>,
+    ) -> Result<(), Error> {
+        let pieces = self.checkpoint.remaining().into_iter().map(Piece::Segment);
+        let pieces = pieces.collect();
+        let on_done = |done: Done| {
+            self.checkpoint.done.insert(done.number, done.counts);
+            if done.late.rows > 0 {
+                self.checkpoint.late.insert(done.number, done.late);
+            }
+            // What is not written down will be done again.
+            self.save().inspect_err(|_| {
+                self.checkpoint.done.remove(&done.number);
+                self.checkpoint.late.remove(&done.number);
+            })?;
+            let waiting: u64 = self.checkpoint.late.values().map(|late| late.bytes).sum();
+            Ok(waiting < LATE_BYTES)
+        };
+        pipeline::run(Arc::clone(pipeline), pieces, Arc::clone(phase), on_done).await
+    }
+
+    /// Looks for the traces of the observations that wait, and makes events of them.
+    async fn stream_late(
+        &mut self,
+        pipeline: &Arc<Pipeline>,
+        store: &Arc<TraceStore>,
+    ) -> Result<(), Error> {
+        if self.checkpoint.late.is_empty() {
+            return Ok(());
+        }
+        let rows = self.checkpoint.late.values().map(|late| late.rows).sum();
+        let name = "with traces elsewhere";
+        let phase = Arc::new(Phase::begin(&self.display, name, rows, 0));
+        self.look_elsewhere(pipeline, store).await?;
+        let late = self.checkpoint.late.iter();
+        let pieces = late.map(|(&number, &counts)| Piece::Late { number, counts });
+        let pieces = pieces.collect();
+        let on_done = |done: Done| {
+            let before = self.checkpoint.late.remove(&done.number);
+            self.checkpoint.late_done.insert(done.number, done.counts);
+            self.save().inspect_err(|_| {
+                self.checkpoint.late_done.remove(&done.number);
+                self.checkpoint
+                    .late
+                    .extend(before.map(|late| (done.number, late)));
+            })?;
+            pipeline.late.remove(done.number);
+            Ok(true)
+        };
+        let outcome =
+            pipeline::run(Arc::clone(pipeline), pieces, Arc::clone(&phase), on_done).await;
+        phase.finish();
+        outcome
+    }
+
+    /// The plan: the one in the checkpoint, or a new one that is kept there.
+    pub(super) async fn plan(&mut self) -> Result<Vec<Segment>, Error> {
+        if let Some(segments) = &self.checkpoint.segments {
+            return Ok(segments.clone());
+        }
+        let partition = &self.inspected.observation_rows;
+        let plan = plan::make(
+            &self.connection,
+            &self.inspected.observations,
+            &partition.partition_id,
+            partition.parts,
+            self.options.segment_rows,
+        );
+        let segments = tokio::select! {
+            segments = plan => segments.map_err(|error| {
+                Error::failed("the partition cannot be divided into segments", error)
+            })?,
+            signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+        };
+        self.checkpoint.segments = Some(segments.clone());
+        Ok(segments)
+    }
+
+    pub(super) fn destination(&self) -> Destination {
+        let target = &self.inspected.target;
+        Destination {
+            connection: self.connection.clone(),
+            insert_sql: format!(
+                "INSERT INTO {} ({}) FORMAT Native",
+                target.qualified_name(),
+                self.inspected.mapping.insert_columns()
+            ),
+            has_views: target.has_views,
+            run_id: format!("{}-{:x}", self.checkpoint.run_id, fastrand::u64(..)),
+            dry_run: self.options.dry_run,
+            limit: BatchLimit::new(match self.connection.compression() {
+                Compression::None => self.options.budget.batch_bytes,
+                // They take less memory than they have bytes.
+                Compression::Lz4 => memory::LARGEST_BATCH as usize,
+            }),
+            retries: self.retries.clone(),
+            shutdown: self.shutdown.clone(),
+            insert_nanoseconds: AtomicU64::new(0),
+        }
+    }
+
+    fn pipeline(&self, store: &Arc<TraceStore>, destination: &Arc<Destination>) -> Pipeline {
+        let inspected = &self.inspected;
+        let mapping = Arc::new(inspected.mapping.clone());
+        let budget = self.options.budget;
+        // The ARRAY JOIN changes no row. It divides blocks to max_block_size,
+        // which FINAL alone does not: it yields granules of up to 10 MiB.
+        let select = format!(
+            "SELECT {} FROM {} AS {OBSERVATION} FINAL ARRAY JOIN [1] AS one WHERE {OBSERVATION}._partition_id = {}",
+            mapping.select_list(),
+            inspected.observations.qualified_name(),
+            sql::string(&inspected.observation_rows.partition_id),
+        );
+        Pipeline {
+            enricher: Enricher::new(mapping, Arc::clone(store), budget.pool()),
+            query: SegmentQuery {
+                select,
+                excluded_by: inspected
+                    .dataset_items
+                    .as_ref()
+                    .map(|table| table.qualified_name()),
+            },
+            destination: Arc::clone(destination),
+            budget,
+            pool: self.pool.clone(),
+            batches: BatchMaker {
+                compression: self.connection.compression(),
+                pool: budget.pool(),
+            },
+            late: self.state.late_rows(),
+            unknown: match self.options.remote_lookup {
+                true => Unknown::Late,
+                false => Unknown::WithoutTrace,
+            },
+            batch_rows: self.options.batch_rows,
+            // A block is never divided, so it must not be larger than a batch.
+            block_rows: self.options.block_rows.min(self.options.batch_rows),
+            concurrency: self.options.concurrency,
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The first phase: traces into the store.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Job, store_failed};
+use crate::error::Error;
+use crate::load::{self, LoadedDay, TraceSource};
+use crate::options::Partition;
+use crate::progress::Phase;
+use crate::trace_store::{Day, SeenTraces, TraceStore};
+
+impl Job {
+    pub(super) async fn load_traces(&mut self, store: &TraceStore) -> Result<(), Error> {
+        if self.checkpoint.superseded.is_some() {
+            return Ok(());
+        }
+        let expected = self.inspected.traces_to_load;
+        let before = self.checkpoint.days.values().map(|(rows, _)| rows).sum();
+        let phase = Phase::begin(&self.display, "traces loaded", expected, before);
+        let mut superseded = 0;
+        if expected > 0 {
+            let mut seen = SeenTraces::new(expected, self.options.budget.seen_bytes);
+            let shutdown = self.shutdown.clone();
+            let stop = || shutdown.signal().is_some();
+            tokio::task::block_in_place(|| seen.remember(store, &stop)).map_err(store_failed)?;
+            let mut block_rows = load::BLOCK_ROWS;
+            for days in self.days_to_load(expected) {
+                let loaded = self
+                    .load_days(store, &days, &mut block_rows, &mut seen, &phase)
+                    .await?;
+                let loaded = loaded.iter();
+                let done = loaded.map(|(&day, loaded)| (day, (loaded.rows_read, loaded.traces)));
+                self.checkpoint.days.extend(done);
+                // What is not written down will be done again.
+                self.save().inspect_err(|_| {
+                    self.checkpoint.days.retain(|day, _| !days.contains(day));
+                })?;
+            }
+            drop(seen);
+            let settled = tokio::task::block_in_place(|| store.settle_moved_traces(&stop));
+            superseded = settled
+                .map_err(store_failed)?
+                .ok_or_else(|| Error::interrupted(self.shutdown.signal().unwrap_or_default()))?;
+            self.settle_far_moved(store).await?;
+        }
+        self.checkpoint.superseded = Some(superseded);
+        self.save()?;
+        phase.finish();
+        Ok(())
+    }
+
+    /// The days that are not loaded yet, a few together where the partition is
+    /// small, given its rows.
+    fn days_to_load(&self, rows: u64) -> Vec<RangeInclusive<Day>> {
+        let margin = self.options.trace_margin_days;
+        let days = self.options.partition.days_with_margin(margin);
+        let together = load::days_per_query(rows, days.len());
+        let missing = |day: &Day| !self.checkpoint.days.contains_key(day);
+        let missing: Vec<Day> = days.filter(missing).collect();
+        // A query reads one partition.
+        let are_neighbours = |day: &Day, next: &Day| {
+            day + 1 == *next && Partition::id_of(*day) == Partition::id_of(*next)
+        };
+        missing
+            .chunk_by(are_neighbours)
+            .flat_map(|neighbours| neighbours.chunks(together))
+            .map(|days| days[0]..=days[days.len() - 1])
+            .collect()
+    }
+
+    pub(super) fn trace_source(&self) -> TraceSource<'_> {
+        TraceSource {
+            connection: &self.connection,
+            table: &self.inspected.traces,
+            mapping: &self.inspected.mapping,
+            budget: self.options.budget,
+            pool: self.pool.clone(),
+        }
+    }
+
+    /// Loads some days, again and again while what stops it may pass.
+    async fn load_days(
+        &self,
+        store: &TraceStore,
+        days: &RangeInclusive<Day>,
+        block_rows: &mut usize,
+        seen: &mut SeenTraces,
+        phase: &Phase,
+    ) -> Result<BTreeMap<Day, LoadedDay>, Error> {
+        let source = self.trace_source();
+        let mut tries = self.retries.tries();
+        loop {
+            let shown = AtomicU64::new(0);
+            let on_rows = |rows| {
+                shown.fetch_add(rows, Ordering::Relaxed);
+                phase.advance(rows);
+            };
+            let load = source.load_days(
+                store,
+                days.clone(),
+                *block_rows,
+                seen,
+                &on_rows,
+                &self.shutdown,
+            );
+            let error = match load.await {
+                Ok(loaded) => return Ok(loaded),
+                Err(error) => error,
+            };
+            phase.go_back(shown.into_inner());
+            if let Some(signal) = self.shutdown.signal() {
+                return Err(Error::interrupted(signal));
+            }
+            if let Some(fewer) = error.smaller_blocks(*block_rows) {
+                // Rows are larger than expected, and the other days' are alike.
+                *block_rows = fewer;
+                continue;
+            }
+            let what = format!("loading the traces of {}: {error}", dates(days));
+            if !tries.again(error.is_passing(), what).await {
+                return Err(Error::Failed(format!(
+                    "the traces of {} could not be loaded{}: {error}{}",
+                    dates(days),
+                    tries.in_words(),
+                    error.advice()
+                )));
+            }
+        }
+    }
+}
+
+/// A day as `YYYY-MM-DD`.
+fn date(day: Day) -> String {
+    const EPOCH: i32 = 2_440_588; // Julian day of 1970-01-01
+    time::Date::from_julian_day(EPOCH + i32::from(day))
+        .map_or_else(|_| format!("day {day}"), |date| date.to_string())
+}
+
+/// Some days as `YYYY-MM-DD`, or `YYYY-MM-DD to YYYY-MM-DD`.
+fn dates(days: &RangeInclusive<Day>) -> String {
+    match days.len() {
+        1 => date(*days.start()),
+        _ => format!("{} to {}", date(*days.start()), date(*days.end())),
+    }
+}

@@ -1,0 +1,171 @@
+//! Observations whose trace is on none of the days that were loaded. They wait in
+//! files, as the blocks they came in, until their traces were looked for in all of
+//! ClickHouse; so they are read from ClickHouse once, and their traces are asked
+//! for many at a time.
+//!
+//! A segment's file gets its name once it is complete and on disk, before the
+//! segment counts as done.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::WorkError;
+use crate::native::Block;
+
+/// What a segment has left for later.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateCounts {
+    /// Observations.
+    pub rows: u64,
+    /// Size of the file, in bytes.
+    pub bytes: u64,
+}
+
+/// The directory of all such files.
+#[derive(Debug, Clone)]
+pub struct LateRows {
+    directory: PathBuf,
+}
+
+impl LateRows {
+    /// The files in `directory`, which need not be there.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    fn path(&self, segment: u32) -> PathBuf {
+        self.directory.join(format!("segment-{segment}.native"))
+    }
+
+    /// A writer of the file of a segment, which it replaces.
+    pub fn writer(&self, segment: u32) -> LateWriter {
+        LateWriter {
+            directory: self.directory.clone(),
+            path: self.path(segment),
+            file: None,
+            counts: LateCounts::default(),
+        }
+    }
+
+    /// A reader of the file of a segment, which must have so many bytes.
+    ///
+    /// # Errors
+    /// [`WorkError::File`] where it cannot be read, or is not what was written.
+    pub fn reader(&self, segment: u32, bytes: u64) -> Result<LateReader, WorkError> {
+        let path = self.path(segment);
+        let open = || {
+            let file = File::open(&path)?;
+            match file.metadata()?.len() {
+                length if length == bytes => Ok(file),
+                length => Err(std::io::Error::other(format!(
+                    "it has {length} bytes where {bytes} were written"
+                ))),
+            }
+        };
+        let file = open().map_err(|error| WorkError::File {
+            path: path.clone(),
+            message: error.to_string(),
+            advice: "; --restart discards the run and starts over",
+        })?;
+        Ok(LateReader { path, file })
+    }
+
+    /// Removes the file of a segment.
+    pub fn remove(&self, segment: u32) {
+        // What cannot be removed now is removed with the whole directory.
+        let _ = std::fs::remove_file(self.path(segment));
+    }
+
+    /// Removes all files.
+    ///
+    /// # Errors
+    /// [`WorkError::File`] where the file system does not let it.
+    pub fn remove_all(&self) -> Result<(), WorkError> {
+        match std::fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(WorkError::file(&self.directory, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Writes the file of a segment. If there are no such rows there is no file.
+pub struct LateWriter {
+    directory: PathBuf,
+    path: PathBuf,
+    file: Option<tempfile::NamedTempFile>,
+    counts: LateCounts,
+}
+
+impl LateWriter {
+    /// Adds a block.
+    ///
+    /// # Errors
+    /// [`WorkError::File`] where the disk is full.
+    pub fn push(&mut self, block: &Block) -> Result<(), WorkError> {
+        self.write(block)
+            .map_err(|error| WorkError::file(&self.path, &error))?;
+        self.counts.rows += block.rows as u64;
+        self.counts.bytes += block.bytes.len() as u64;
+        Ok(())
+    }
+
+    fn write(&mut self, block: &Block) -> std::io::Result<()> {
+        if self.file.is_none() {
+            std::fs::create_dir_all(&self.directory)?;
+            self.file = Some(tempfile::NamedTempFile::new_in(&self.directory)?);
+        }
+        match &mut self.file {
+            Some(file) => file.write_all(&block.bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the file its name, once all of it is on disk.
+    ///
+    /// # Errors
+    /// [`WorkError::File`] where the disk is full.
+    pub fn finish(self) -> Result<LateCounts, WorkError> {
+        let Some(file) = self.file else {
+            return Ok(self.counts);
+        };
+        keep(file, &self.path, &self.directory)
+            .map_err(|error| WorkError::file(&self.path, &error))?;
+        Ok(self.counts)
+    }
+}
+
+fn keep(file: tempfile::NamedTempFile, path: &Path, directory: &Path) -> std::io::Result<()> {
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    File::open(directory)?.sync_all()
+}
+
+/// Reads the file of a segment.
+pub struct LateReader {
+    path: PathBuf,
+    file: File,
+}
+
+/// Bytes that are read at once.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+impl LateReader {
+    /// The next bytes, or `None` at the end.
+    ///
+    /// # Errors
+    /// [`WorkError::File`] where it cannot be read.
+    pub fn next_chunk(&mut self) -> Result<Option<bytes::Bytes>, WorkError> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let length = self
+            .file
+            .read(&mut chunk)
+            .map_err(|error| WorkError::file(&self.path, &error))?;
+        chunk.truncate(length);
+        Ok((length > 0).then(|| chunk.into()))
+    }
+}

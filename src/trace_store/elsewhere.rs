@@ -1,0 +1,83 @@
+//! Traces that are on none of the days that were loaded: what ClickHouse said when
+//! it was asked for them, one by one.
+
+use std::sync::atomic::Ordering;
+
+use rocksdb::WriteBatch;
+
+use super::{ELSEWHERE, MOVED, StoreError, TraceStore};
+
+/// Bytes that are gathered before they are written.
+const BATCH_BYTES: usize = 1 << 20;
+
+impl TraceStore {
+    /// Whether ClickHouse was asked for the trace of a key already.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the store fails.
+    pub fn is_answered(&self, key: &[u8]) -> Result<bool, StoreError> {
+        let answer = self
+            .database
+            .get_pinned_cf(&self.family(ELSEWHERE)?, key)
+            .map_err(|error| self.failed(error))?;
+        Ok(answer.is_some())
+    }
+}
+
+/// What an answer is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// Traces that are on none of the days that were loaded.
+    Missing,
+    /// Traces that are on one of these days, and on others: the answer counts.
+    Moved,
+}
+
+/// Writes answers. All of them are in the store after [`ElsewhereWriter::finish`].
+pub struct ElsewhereWriter<'a> {
+    store: &'a TraceStore,
+    about: About,
+    batch: WriteBatch,
+}
+
+impl<'a> ElsewhereWriter<'a> {
+    /// A writer of answers.
+    pub fn new(store: &'a TraceStore, about: About) -> Self {
+        Self {
+            store,
+            about,
+            batch: WriteBatch::default(),
+        }
+    }
+
+    /// Adds what was found under a key: an encoded [`TraceRecord`](super::TraceRecord), which
+    /// is one of a deleted trace where there is none, so that nobody asks again.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the disk is full.
+    pub fn put(&mut self, key: &[u8], record: &[u8]) -> Result<(), StoreError> {
+        let family = self.store.family(match self.about {
+            About::Missing => ELSEWHERE,
+            About::Moved => MOVED,
+        })?;
+        self.batch.put_cf(&family, key, record);
+        if self.batch.size_in_bytes() >= BATCH_BYTES {
+            self.store.write(std::mem::take(&mut self.batch))?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the disk is full.
+    pub fn finish(self) -> Result<(), StoreError> {
+        self.store.write(self.batch)?;
+        let has_some = match self.about {
+            About::Missing => &self.store.has_elsewhere,
+            About::Moved => &self.store.has_moved,
+        };
+        has_some.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
