@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser};
+use clap::{Args, Parser, Subcommand};
 
 /// Fills Langfuse's ClickHouse events table from its observations and traces, one
 /// monthly partition at a time, in little memory.
@@ -20,13 +20,53 @@ use clap::{Args, Parser};
 /// CLICKHOUSE_PASSWORD_FILE.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    /// What to do, if not a run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// What to run.
     #[command(flatten)]
     pub run: RunArguments,
 }
 
-/// What a run is about.
+/// What the program does besides running.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Prove that the events are what observations and traces make of them; writes nothing
+    Verify(VerifyArguments),
+    /// Say what a run would do: rows, segments, bytes, disk and time; writes nothing
+    Plan(PlanArguments),
+    /// Say how far the runs in the state directory are
+    Status(StatusArguments),
+}
+
+/// A proof.
+#[derive(Debug, Args)]
+pub struct VerifyArguments {
+    /// What it is about.
+    #[command(flatten)]
+    pub subject: SubjectArguments,
+}
+
+/// A plan.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// What it is about.
+    #[command(flatten)]
+    pub subject: SubjectArguments,
+}
+
+/// A look at the state directory.
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    /// Directory of the checkpoints [env: STATE_DIR] [default: ./state]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// What it is about: the same for a run, its plan and its proof.
 #[derive(Debug, Default, Args)]
 pub struct SubjectArguments {
     /// Month to backfill, as the id of its partition [env: PARTITION]

@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use events_backfill::cli::Arguments;
+use events_backfill::cli::{Arguments, Command, RunArguments, SubjectArguments};
 use events_backfill::error::Error;
-use events_backfill::job;
 use events_backfill::options::{Environment, Options};
+use events_backfill::{forecast, job, status, verify};
 
 /// For RocksDB too. With glibc's allocator the many small blocks that RocksDB caches,
 /// and frees from other threads, leave holes: 774 MiB resident where 440 MiB were meant to be.
@@ -24,10 +24,28 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Error> {
-    let options = Options::new(arguments.run, &Environment::read()?)?;
+    let environment = Environment::read()?;
+    let subject = |subject: SubjectArguments| {
+        let arguments = RunArguments {
+            subject,
+            ..RunArguments::default()
+        };
+        Options::new(arguments, &environment)
+    };
+    match arguments.command {
+        None => block_on(job::run(Options::new(arguments.run, &environment)?)),
+        Some(Command::Verify(arguments)) => block_on(verify::run(subject(arguments.subject)?)),
+        Some(Command::Plan(arguments)) => block_on(forecast::run(subject(arguments.subject)?)),
+        Some(Command::Status(arguments)) => {
+            status::run(&environment.state_dir(arguments.state_dir))
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::failed("the program cannot start its threads", error))?;
-    runtime.block_on(job::run(options))
+    runtime.block_on(work)
 }
