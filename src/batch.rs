@@ -43,6 +43,7 @@ struct SealedBlock {
     pieces: Vec<Bytes>,
     rows: usize,
     without_trace: usize,
+    in_experiments: usize,
     bytes: usize,
     held_bytes: usize,
 }
@@ -87,6 +88,7 @@ impl Batch {
         let mut sealed = SealedBlock {
             rows: block.rows,
             without_trace: block.without_trace,
+            in_experiments: block.in_experiments,
             bytes: block.bytes(),
             held_bytes: block.held_bytes,
             pieces: block.pieces,
@@ -143,6 +145,11 @@ impl SealedBatch {
     /// Rows of all its blocks whose trace was not found.
     pub fn without_trace(&self) -> usize {
         self.blocks.iter().map(|block| block.without_trace).sum()
+    }
+
+    /// Rows of all its blocks that belong to an experiment.
+    pub fn in_experiments(&self) -> usize {
+        self.blocks.iter().map(|block| block.in_experiments).sum()
     }
 
     /// Bytes of memory that all its blocks hold.
@@ -211,6 +218,7 @@ mod tests {
             pieces: vec![Bytes::from_static(first), Bytes::from_static(second)],
             rows: 1,
             without_trace: 0,
+            in_experiments: 0,
             held_bytes: text.len(),
         }
     }

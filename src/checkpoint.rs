@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::clickhouse::TableInfo;
+use crate::experiments::ExperimentCounts;
 use crate::inspect::Inspected;
 use crate::late::LateCounts;
+use crate::mapping::Source;
 use crate::options::Options;
 use crate::plan::Segment;
 use crate::send::SegmentCounts;
@@ -24,7 +26,7 @@ use crate::trace_store::Day;
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
 /// Increased whenever [`Checkpoint`] changes, or what the trace store holds.
-const FORMAT_VERSION: u32 = 3;
+const FORMAT_VERSION: u32 = 4;
 /// Most bytes that a length in the payload may claim; otherwise a damaged one
 /// would ask for more memory than there is.
 const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
@@ -56,6 +58,8 @@ pub struct Checkpoint {
     pub late_done: BTreeMap<u32, SegmentCounts>,
     /// What became of the traces that were asked for one by one.
     pub elsewhere: Elsewhere,
+    /// What belongs to experiments, once that is known and wanted.
+    pub experiments: Option<ExperimentCounts>,
     /// Whether everything is done.
     pub finished: bool,
 }
@@ -90,6 +94,16 @@ impl MadeFor {
             (
                 "--exclude-dataset-items".to_owned(),
                 options.exclude_dataset_items.to_string(),
+            ),
+            ("--experiments".to_owned(), options.experiments.to_string()),
+            (
+                "what becomes events".to_owned(),
+                match (options.observations, options.root_spans) {
+                    (true, false) => "observations",
+                    (true, true) => "observations and traces",
+                    (false, _) => "traces",
+                }
+                .to_owned(),
             ),
             (
                 "--trace-margin-days".to_owned(),
@@ -190,6 +204,7 @@ impl Checkpoint {
             late: BTreeMap::new(),
             late_done: BTreeMap::new(),
             elsewhere: Elsewhere::default(),
+            experiments: None,
             finished: false,
         }
     }
@@ -200,22 +215,27 @@ impl Checkpoint {
         loaded.saturating_sub(self.superseded.unwrap_or(0))
     }
 
-    /// Counts of all that is done.
-    pub fn counts(&self) -> SegmentCounts {
-        self.done.values().chain(self.late_done.values()).fold(
-            SegmentCounts::default(),
-            |sum, counts| SegmentCounts {
-                observations: sum.observations + counts.observations,
-                inserted: sum.inserted + counts.inserted,
-                without_trace: sum.without_trace + counts.without_trace,
-            },
-        )
+    /// Counts of all that is done of a source.
+    pub fn counts(&self, source: Source) -> SegmentCounts {
+        let mut sum = SegmentCounts::default();
+        for segment in self.segments_of(source) {
+            let done = self.done.get(&segment.number).into_iter();
+            for counts in done.chain(self.late_done.get(&segment.number)) {
+                sum += *counts;
+            }
+        }
+        sum
     }
 
-    /// Segments of the plan that are not done.
-    pub fn remaining(&self) -> Vec<Segment> {
+    /// Segments of the plan that are ranges of a source.
+    pub fn segments_of(&self, source: Source) -> impl Iterator<Item = &Segment> {
         let segments = self.segments.iter().flatten();
-        segments
+        segments.filter(move |segment| segment.source == source)
+    }
+
+    /// Segments of a source that are not done.
+    pub fn remaining(&self, source: Source) -> Vec<Segment> {
+        self.segments_of(source)
             .filter(|segment| !self.done.contains_key(&segment.number))
             .cloned()
             .collect()
@@ -310,6 +330,7 @@ mod tests {
         checkpoint.superseded = Some(1);
         checkpoint.segments = Some(vec![Segment {
             number: 0,
+            source: Source::Observations,
             from: None,
             to: None,
             rows: 7,

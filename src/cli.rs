@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Fills Langfuse's ClickHouse events table from its observations and traces, one
 /// monthly partition at a time, in little memory.
@@ -78,7 +78,22 @@ pub struct SubjectArguments {
     #[arg(long, value_name = "NAME")]
     pub target_table: Option<String>,
 
-    /// Leave out observations whose trace belongs to a dataset run
+    /// Write a root span for each trace too: span_id t-<trace_id>, with the trace's input, output
+    /// and attributes [env: ROOT_SPANS]
+    #[arg(long)]
+    pub root_spans: bool,
+
+    /// Write these events only
+    #[arg(long, value_name = "WHAT")]
+    pub only: Option<Only>,
+
+    /// Let the spans of dataset runs say to which experiment and item they belong
+    /// [env: EXPERIMENTS]
+    #[arg(long)]
+    pub experiments: bool,
+
+    /// Leave out observations whose trace belongs to a dataset run, and its root span. With
+    /// --experiments they are written, once, with what the run says
     /// [env: EXCLUDE_DATASET_ITEMS]
     #[arg(long)]
     pub exclude_dataset_items: bool,
@@ -114,6 +129,13 @@ pub struct SubjectArguments {
     /// Print nothing but errors
     #[arg(long)]
     pub quiet: bool,
+}
+
+/// A part of the events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Only {
+    /// Root spans of traces.
+    RootSpans,
 }
 
 /// A backfill.

@@ -29,12 +29,12 @@ use crate::trace_store::{About, Day, ElsewhereWriter, TraceRecord, TraceStore, k
 /// the text of the query and the set it makes of it.
 const QUESTION_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes beyond which the server sorts, or groups, on disk.
-const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
+pub const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
 /// Traces with versions far apart that one query gives.
 const MOVED_AT_ONCE: u64 = 20_000;
 
-/// How long grouping the ids of the whole table may take.
-const GROUP_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long reading the ids of a whole table, and sorting or grouping them, may take.
+pub const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The traces to ask for: project and id, by key.
 #[derive(Debug, Default)]
@@ -170,7 +170,7 @@ impl TraceSource<'_> {
              SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
             self.table.qualified_name(),
         );
-        Ok(self.connection.rows_within(&query, GROUP_TIMEOUT).await?)
+        Ok(self.connection.rows_within(&query, TABLE_TIMEOUT).await?)
     }
 
     /// Asks for all versions of the traces in a question and keeps the latest of each in the
@@ -188,7 +188,7 @@ impl TraceSource<'_> {
     ) -> Result<Answer, WorkError> {
         let query = format!(
             "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {} \
-             ORDER BY {TRACE}.project_id, {TRACE}.id, {TRACE}.event_ts) AS {TRACE} \
+             ORDER BY {TRACE}.project_id, {TRACE}.id, {TRACE}.event_ts, toDate({TRACE}.timestamp)) AS {TRACE} \
              ARRAY JOIN [1] AS one",
             select_items(self.mapping).join(", "),
             self.table.qualified_name(),
@@ -207,7 +207,8 @@ impl TraceSource<'_> {
                 ON_DISK_FROM_BYTES.to_string(),
             ),
         ];
-        let mut stream = self.connection.stream(&query, &settings)?;
+        let stream = self.connection.stream(&query, &settings)?;
+        let mut stream = stream.with_silence(TABLE_TIMEOUT);
         let mut reader = BlockReader::new(self.budget.load_block_bytes, &self.pool);
         let mut answers = Answers::new(question, about, store);
         loop {
@@ -262,7 +263,7 @@ impl<'a> Answers<'a> {
 
     fn finish(mut self) -> Result<Answer, WorkError> {
         let mut nothing = Vec::new();
-        TraceRecord::deleted(0).encode(&mut nothing)?;
+        TraceRecord::deleted(0, 0).encode(&mut nothing)?;
         let mut answer = Answer::default();
         for (key, (project, id)) in &self.question.traces {
             match self.is_live.get(key.as_slice()) {

@@ -92,6 +92,16 @@ pub enum WorkError {
         /// What to do about it, if there is something.
         advice: &'static str,
     },
+    /// The spans of a trace do not fit into memory together.
+    #[error("trace {trace} of project {project} has spans of more than {} of ids", crate::memory::ByteSize(*limit as u64))]
+    LargeTrace {
+        /// `project_id`
+        project: String,
+        /// `id`
+        trace: String,
+        /// Bytes that all its ids may take.
+        limit: usize,
+    },
     /// The run was asked to end.
     #[error("interrupted")]
     Interrupted,
@@ -120,6 +130,7 @@ impl WorkError {
             | WorkError::Native(_)
             | WorkError::Store(_)
             | WorkError::File { .. }
+            | WorkError::LargeTrace { .. }
             | WorkError::Interrupted => false,
         }
     }
@@ -154,6 +165,7 @@ impl WorkError {
                 DISK_FULL
             }
             WorkError::File { advice, .. } => advice,
+            WorkError::LargeTrace { .. } => ": raise --memory-limit",
             WorkError::InsertGivenUp { error, .. } if error.is_too_large() => {
                 ": even a single row is too large for the server, or for a proxy before it; raise \
                  its limit"

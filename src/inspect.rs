@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, sql};
 use crate::error::Error;
+use crate::experiments;
 use crate::load;
-use crate::mapping::{Mapping, OBSERVATION};
+use crate::mapping::{Mapping, MappingError, Source, Wanted};
 use crate::options::{Options, Partition};
 use crate::retry::Retries;
 
@@ -25,11 +26,13 @@ pub struct Inspected {
     pub traces: TableInfo,
     /// The events table to fill.
     pub target: TableInfo,
-    /// `dataset_run_items_rmt`, if its traces are left out.
+    /// `dataset_run_items_rmt`, if its traces are left out, or are told from others.
     pub dataset_items: Option<TableInfo>,
-    /// How one becomes the other.
+    /// How observations become events.
     pub mapping: Mapping,
-    /// The partition of `observations`.
+    /// How traces become root spans, if they are to.
+    pub root_spans: Option<Mapping>,
+    /// The partition of `observations`; without rows if there is none.
     pub observation_rows: PartitionSize,
     /// The partition of `traces`; without rows if there is none.
     pub trace_rows: PartitionSize,
@@ -75,30 +78,44 @@ impl Inspector<'_> {
         let dataset_items = self.dataset_items().await?;
         require_partition_key(&observations, "toYYYYMM(start_time)")?;
         require_partition_key(&traces, "toYYYYMM(timestamp)")?;
-        let mapping = Mapping::new(&observations, &traces, &target, self.options.trace_metadata)
-            .map_err(|error| {
-                Error::Configuration(format!(
-                    "{error}; is this database a Langfuse v3 or v4 that has run all its migrations?"
-                ))
-            })?;
-        self.probe(&observations, OBSERVATION, &mapping.select_items())
-            .await?;
+        let wanted = Wanted {
+            trace_metadata: self.options.trace_metadata,
+            experiments: self.options.experiments,
+        };
+        let mapping = |source, table| {
+            Mapping::new(source, table, &traces, &target, wanted).map_err(describe_mapping)
+        };
+        let root_spans = match self.options.root_spans {
+            true => Some(mapping(Source::Traces, &traces)?),
+            false => None,
+        };
+        let mapping = mapping(Source::Observations, &observations)?;
+        for (mapping, table) in [
+            (Some(&mapping), &observations),
+            (root_spans.as_ref(), &traces),
+        ] {
+            let Some(mapping) = mapping else { continue };
+            self.probe(table, mapping.source.alias(), &mapping.select_items())
+                .await?;
+        }
         self.probe(&traces, load::TRACE, &load::select_items(&mapping))
             .await?;
         let partition_id = self.options.partition.to_string();
-        let observation_rows = self
-            .observation_partition(&observations, &partition_id)
-            .await?;
+        let observation_partitions = self.ask(self.connection.partitions(&observations)).await?;
         let trace_partitions = self.ask(self.connection.partitions(&traces)).await?;
-        let trace_rows = trace_partitions
-            .iter()
-            .find(|partition| partition.partition_id == partition_id)
-            .cloned()
-            .unwrap_or(PartitionSize {
-                partition_id: partition_id.clone(),
-                rows: 0,
-                parts: 0,
-            });
+        let observation_rows = find_partition(&observation_partitions, &partition_id);
+        let trace_rows = find_partition(&trace_partitions, &partition_id);
+        require_partition(
+            [
+                (
+                    self.options.observations,
+                    &observations,
+                    &observation_partitions,
+                ),
+                (self.options.root_spans, &traces, &trace_partitions),
+            ],
+            &partition_id,
+        )?;
         let mut stored = mapping.trace_columns();
         stored.extend(["id", "project_id"]);
         let (mut traces_to_load, mut trace_bytes) = (0, 0);
@@ -117,6 +134,7 @@ impl Inspector<'_> {
             target,
             dataset_items,
             mapping,
+            root_spans,
             observation_rows,
             trace_rows,
             traces_to_load,
@@ -283,49 +301,70 @@ impl Inspector<'_> {
     }
 
     async fn dataset_items(&self) -> Result<Option<TableInfo>, Error> {
-        if !self.options.exclude_dataset_items {
-            return Ok(None);
-        }
+        let flag = match (self.options.experiments, self.options.exclude_dataset_items) {
+            (true, _) => "--experiments",
+            (false, true) => "--exclude-dataset-items",
+            (false, false) => return Ok(None),
+        };
         let Some(table) = self.find(DATASET_ITEMS).await? else {
             return Err(Error::Configuration(format!(
-                "--exclude-dataset-items needs the table {DATASET_ITEMS}, which database '{}' \
-                 does not have",
+                "{flag} needs the table {DATASET_ITEMS}, which database '{}' does not have",
                 self.options.database
             )));
         };
-        let select = format!(
-            "SELECT project_id, trace_id FROM {} FINAL LIMIT 0",
-            table.qualified_name()
-        );
+        let select = match self.options.experiments {
+            true => format!("{} LIMIT 0", experiments::items_query(&table, "1")),
+            false => format!(
+                "SELECT project_id, trace_id FROM {} FINAL LIMIT 0",
+                table.qualified_name()
+            ),
+        };
         self.ask(self.connection.check(&select)).await?;
         Ok(Some(table))
     }
+}
 
-    async fn observation_partition(
-        &self,
-        observations: &TableInfo,
-        partition_id: &str,
-    ) -> Result<PartitionSize, Error> {
-        let partitions = self.ask(self.connection.partitions(observations)).await?;
-        let there_are: Vec<&str> = partitions
-            .iter()
-            .map(|partition| partition.partition_id.as_str())
-            .collect();
+fn describe_mapping(error: MappingError) -> Error {
+    Error::Configuration(format!(
+        "{error}; is this database a Langfuse v3 or v4 that has run all its migrations?"
+    ))
+}
+
+/// The partition, or one without rows.
+fn find_partition(partitions: &[PartitionSize], partition_id: &str) -> PartitionSize {
+    partitions
+        .iter()
+        .find(|partition| partition.partition_id == partition_id)
+        .cloned()
+        .unwrap_or(PartitionSize {
+            partition_id: partition_id.to_owned(),
+            rows: 0,
+            parts: 0,
+        })
+}
+
+/// One of the tables that are to be read must have the partition.
+fn require_partition(
+    tables: [(bool, &TableInfo, &Vec<PartitionSize>); 2],
+    partition_id: &str,
+) -> Result<(), Error> {
+    let mut missing = Vec::new();
+    for (_, table, partitions) in tables.iter().filter(|(is_read, ..)| *is_read) {
+        let ids = partitions.iter().map(|p| p.partition_id.as_str());
+        let there_are: Vec<&str> = ids.collect();
+        if there_are.contains(&partition_id) {
+            return Ok(());
+        }
         let there_are = match there_are.is_empty() {
             true => "the table is empty".to_owned(),
             false => format!("there are {}", there_are.join(", ")),
         };
-        partitions
-            .iter()
-            .find(|partition| partition.partition_id == partition_id)
-            .cloned()
-            .ok_or_else(|| {
-                Error::Configuration(format!(
-                    "table {}.observations has no partition {partition_id}: {there_are}",
-                    observations.database
-                ))
-            })
+        missing.push(format!(
+            "table {}.{} has no partition {partition_id}: {there_are}",
+            table.database, table.name
+        ));
     }
+    Err(Error::Configuration(missing.join("; ")))
 }
 
 /// Whether an expression reads that column of the table called `alias`.

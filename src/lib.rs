@@ -25,6 +25,7 @@ pub mod clickhouse;
 pub mod elsewhere;
 pub mod enrich;
 pub mod error;
+pub mod experiments;
 pub mod forecast;
 pub mod inspect;
 pub mod job;

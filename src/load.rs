@@ -13,7 +13,7 @@ use serde_bytes::Bytes as Text;
 use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{Connection, TableInfo, sql};
 use crate::error::WorkError;
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, Source};
 use crate::memory::Budget;
 use crate::native::{ArrayCursor, Block, BlockReader, FixedCursor, NativeError, StringCursor};
 use crate::options::Partition;
@@ -121,7 +121,7 @@ impl TraceSource<'_> {
 }
 
 /// How the traces table is called inside the SELECT.
-pub const TRACE: &str = "t";
+pub const TRACE: &str = Source::Traces.alias();
 
 /// Columns of the SELECT list before the attributes.
 const KEYS: usize = 5;
@@ -392,12 +392,13 @@ impl<'a> TraceRows<'a> {
             record,
         };
         if is_deleted {
-            return Ok(row(TraceRecord::deleted(event_ts)));
+            return Ok(row(TraceRecord::deleted(event_ts, day)));
         }
         let [name, user_id, session_id, release, version] = texts;
         Ok(row(TraceRecord {
             event_ts,
             is_deleted,
+            day,
             public,
             bookmarked,
             name,

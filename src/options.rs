@@ -9,9 +9,10 @@ use std::str::FromStr;
 
 use url::{Host, Url};
 
-use crate::cli::RunArguments;
+use crate::cli::{Only, RunArguments};
 use crate::clickhouse::{Compression, ConnectionOptions, Password};
 use crate::error::Error;
+use crate::mapping::Source;
 use crate::memory::{Budget, ByteSize};
 use crate::trace_store::Day;
 
@@ -117,7 +118,13 @@ pub struct Options {
     pub segment_rows: u64,
     /// Tries after a passing error.
     pub max_retries: u32,
-    /// Leave out observations of dataset runs.
+    /// Write an event for each observation.
+    pub observations: bool,
+    /// Write a root span for each trace.
+    pub root_spans: bool,
+    /// Say to which experiment spans belong.
+    pub experiments: bool,
+    /// Leave out the spans of dataset runs. Never together with `experiments`.
     pub exclude_dataset_items: bool,
     /// Days before and after the month whose traces are loaded too.
     pub trace_margin_days: u16,
@@ -145,11 +152,13 @@ const VARIABLES: &[&str] = &[
     "CONCURRENCY",
     "DRY_RUN",
     "EXCLUDE_DATASET_ITEMS",
+    "EXPERIMENTS",
     "MAX_RETRIES",
     "MEMORY_LIMIT",
     "NO_REMOTE_LOOKUP",
     "NO_TRACE_METADATA",
     "PARTITION",
+    "ROOT_SPANS",
     "SEGMENT_ROWS",
     "STATE_DIR",
     "STREAM_BLOCK_SIZE",
@@ -299,6 +308,7 @@ impl Options {
         )? as usize;
         let block_rows =
             settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)? as usize;
+        let experiments = subject.experiments || environment.flag("EXPERIMENTS")?;
         Ok(Self {
             partition,
             connection,
@@ -324,8 +334,14 @@ impl Options {
                 1..=1_000_000_000,
             )?,
             max_retries: settings.number(None, "", "MAX_RETRIES", 8, 0..=1_000)? as u32,
-            exclude_dataset_items: subject.exclude_dataset_items
-                || environment.flag("EXCLUDE_DATASET_ITEMS")?,
+            observations: subject.only != Some(Only::RootSpans),
+            root_spans: subject.root_spans
+                || subject.only == Some(Only::RootSpans)
+                || environment.flag("ROOT_SPANS")?,
+            experiments,
+            // With experiments, these spans are written too, and only once.
+            exclude_dataset_items: !experiments
+                && (subject.exclude_dataset_items || environment.flag("EXCLUDE_DATASET_ITEMS")?),
             trace_margin_days: settings.number(
                 subject.trace_margin_days,
                 "--trace-margin-days",
@@ -340,6 +356,18 @@ impl Options {
             report: subject.report,
             quiet: subject.quiet,
         })
+    }
+}
+
+impl Options {
+    /// The tables whose rows become events, in the order in which that is done.
+    pub fn sources(&self) -> Vec<Source> {
+        let wanted = [
+            (Source::Observations, self.observations),
+            (Source::Traces, self.root_spans),
+        ];
+        let wanted = wanted.into_iter().filter(|(_, is_wanted)| *is_wanted);
+        wanted.map(|(source, _)| source).collect()
     }
 }
 

@@ -24,7 +24,7 @@ use crate::memory::Budget;
 use crate::native::{Block, BlockReader, NativeError};
 use crate::plan::Segment;
 use crate::progress::Phase;
-use crate::send::{Destination, SegmentCounts, Sender, Sip, Source};
+use crate::send::{Arriving, Destination, SegmentCounts, Sender, Sip};
 
 /// What all segments share.
 pub struct Pipeline {
@@ -67,8 +67,9 @@ impl SegmentQuery {
             let projects = segment
                 .project_condition("i.project_id")
                 .map_or_else(String::new, |condition| format!(" WHERE {condition}"));
+            let (alias, trace) = (segment.source.alias(), segment.source.trace_column());
             sql.push_str(&format!(
-                " AND (o.project_id, o.trace_id) NOT IN \
+                " AND ({alias}.project_id, {alias}.{trace}) NOT IN \
                  (SELECT i.project_id, i.trace_id FROM {table} AS i FINAL{projects})"
             ));
         }
@@ -451,7 +452,7 @@ impl Try<'_> {
     /// Waits for the batch in flight, sipping meanwhile.
     async fn settle(&mut self) -> Result<(), WorkError> {
         let room = self.room(self.reader.held_with(0));
-        let source = Source {
+        let source = Arriving {
             max_buffered_bytes: self.reader.buffered_bytes() + room,
             rows: &mut self.rows,
             reader: &mut self.reader,

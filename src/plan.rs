@@ -1,6 +1,6 @@
 //! Partition → segments.
 //!
-//! A segment is a half-open range of the observations' sort key, a few hundred
+//! A segment is a half-open range of a source's sort key, a few hundred
 //! thousand rows long: the unit of work, of parallelism, of progress and of the
 //! checkpoint. The first one begins before every key and the last one ends
 //! after every key, so together they cover every row exactly once, rows that
@@ -16,11 +16,25 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::clickhouse::{Connection, RequestError, TableInfo, sql};
-use crate::mapping::OBSERVATION;
+use crate::mapping::Source;
 use crate::trace_store::Day;
 
 /// The primary key whose index [`read_groups`] knows how to read.
-const PRIMARY_KEY: &str = "project_id, type, toDate(start_time)";
+const fn primary_key(source: Source) -> &'static str {
+    match source {
+        Source::Observations => "project_id, type, toDate(start_time)",
+        Source::Traces => "project_id, toDate(timestamp)",
+    }
+}
+
+/// The part of the sort key between project and day.
+const fn type_column(source: Source) -> &'static str {
+    match source {
+        Source::Observations => "CAST(type, 'String')",
+        Source::Traces => "''",
+    }
+}
+
 /// Rows of a granule, at most (`index_granularity`).
 const GRANULE_ROWS: u64 = 8_192;
 /// Each segment reads one or two granules per part that belong to its neighbours
@@ -37,14 +51,14 @@ const SCAN_TIMEOUT: Duration = Duration::from_secs(900);
 /// Ids sampled per piece of a split.
 const SAMPLES_PER_PIECE: u64 = 64;
 
-/// Observations of one project, type and day: neighbours in the sort order.
+/// Rows of one project, type and day: neighbours in the sort order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Row)]
 pub struct Group {
     /// `project_id`
     pub project_id: ByteBuf,
-    /// `type`
+    /// `type`; traces have none.
     pub observation_type: ByteBuf,
-    /// `toDate(start_time)`
+    /// `toDate(start_time)`, or `toDate(timestamp)`
     pub day: Day,
     /// About how many rows, versions that are not merged yet included.
     pub rows: u64,
@@ -55,9 +69,9 @@ pub struct Group {
 pub struct Boundary {
     /// `project_id`
     pub project_id: ByteBuf,
-    /// `type`
+    /// `type`; traces have none.
     pub observation_type: ByteBuf,
-    /// `toDate(start_time)`
+    /// `toDate(start_time)`, or `toDate(timestamp)`
     pub day: Day,
     /// Rows of the group with this id or a greater one come after the boundary.
     pub id: Option<ByteBuf>,
@@ -76,33 +90,29 @@ impl Boundary {
     /// The sort key's columns and this boundary's values, for SQL, as far as
     /// they matter: at its end, the least value of a column says nothing, and
     /// ClickHouse may keep only a prefix of the key in its index.
-    fn terms(&self) -> Vec<(String, String)> {
-        let mut terms = self.all_terms();
+    fn terms(&self, source: Source) -> Vec<(String, String)> {
+        let mut terms = self.all_terms(source);
         if self.id.is_none() {
-            let least = [self.observation_type.is_empty(), self.day == 0];
+            let has_least_type = source == Source::Observations && self.observation_type.is_empty();
+            let least = [has_least_type, self.day == 0];
             let meaningless = least.iter().rev().take_while(|&&least| least).count();
             terms.truncate(terms.len() - meaningless);
         }
         terms
     }
 
-    fn all_terms(&self) -> Vec<(String, String)> {
-        let mut terms = vec![
-            (
-                format!("{OBSERVATION}.project_id"),
-                sql::string(&self.project_id),
-            ),
-            (
-                format!("{OBSERVATION}.type"),
-                sql::string(&self.observation_type),
-            ),
-            (
-                format!("toDate({OBSERVATION}.start_time)"),
-                format!("toDate({})", self.day),
-            ),
-        ];
+    fn all_terms(&self, source: Source) -> Vec<(String, String)> {
+        let alias = source.alias();
+        let mut terms = vec![(format!("{alias}.project_id"), sql::string(&self.project_id))];
+        if source == Source::Observations {
+            terms.push((format!("{alias}.type"), sql::string(&self.observation_type)));
+        }
+        terms.push((
+            format!("toDate({alias}.{})", source.time_column()),
+            format!("toDate({})", self.day),
+        ));
         if let Some(id) = &self.id {
-            terms.push((format!("{OBSERVATION}.id"), sql::string(id)));
+            terms.push((format!("{alias}.id"), sql::string(id)));
         }
         terms
     }
@@ -113,6 +123,8 @@ impl Boundary {
 pub struct Segment {
     /// Number of the segment, from 0.
     pub number: u32,
+    /// Of which table it is a range.
+    pub source: Source,
     /// Where it begins; `None` is before every row.
     pub from: Option<Boundary>,
     /// Where it ends, exclusively; `None` is after every row.
@@ -126,8 +138,9 @@ impl Segment {
     /// ClickHouse prunes by its primary key: equality on what both ends share,
     /// then nested `>` and `=` (a comparison of whole tuples is not pruned).
     pub fn predicate(&self) -> String {
-        let from = self.from.as_ref().map(Boundary::terms).unwrap_or_default();
-        let to = self.to.as_ref().map(Boundary::terms).unwrap_or_default();
+        let terms = |boundary: &Boundary| boundary.terms(self.source);
+        let from = self.from.as_ref().map(terms).unwrap_or_default();
+        let to = self.to.as_ref().map(terms).unwrap_or_default();
         // The last term is never shared: the range would be empty.
         let shared = from
             .iter()
@@ -183,57 +196,71 @@ fn compare(terms: &[(String, String)], strict: &str, last: &str) -> String {
     )
 }
 
+/// What a plan is made of: one partition of a source.
+#[derive(Debug, Clone, Copy)]
+pub struct Partition<'a> {
+    /// Which source.
+    pub source: Source,
+    /// The table.
+    pub table: &'a TableInfo,
+    /// The partition, `YYYYMM`.
+    pub id: &'a str,
+    /// In how many parts it lies.
+    pub parts: u64,
+}
+
 /// Makes the plan for one partition: segments of about `segment_rows` rows,
 /// larger where the partition lies in so many parts that shorter ones would
-/// scan too much twice.
+/// scan too much twice. Their numbers begin with `first_number`.
 ///
 /// # Errors
 /// Whatever the requests met.
 pub async fn make(
     connection: &Connection,
-    observations: &TableInfo,
-    partition_id: &str,
-    parts: u64,
+    partition: Partition<'_>,
     segment_rows: u64,
+    first_number: u32,
 ) -> Result<Vec<Segment>, RequestError> {
-    let groups = read_groups(connection, observations, partition_id).await?;
-    let target = segment_rows.max(parts * GRANULE_ROWS * GRANULES_PER_PART);
+    let groups = read_groups(connection, partition).await?;
+    let target = segment_rows.max(partition.parts * GRANULE_ROWS * GRANULES_PER_PART);
     let mut pieces = Vec::new();
     for (group, count) in groups.iter().zip(pieces_per_group(&groups, target)) {
         let ids = if count > 1 {
-            sample_ids(connection, observations, partition_id, group, count).await?
+            sample_ids(connection, partition, group, count).await?
         } else {
             Vec::new()
         };
         pieces.extend(split(group, ids));
     }
-    Ok(pack(&pieces, target))
+    Ok(pack(partition.source, &pieces, target, first_number))
 }
 
 /// The groups of a partition in sort order, from the primary index; where the
 /// table has another primary key than Langfuse's, from a scan.
 async fn read_groups(
     connection: &Connection,
-    observations: &TableInfo,
-    partition_id: &str,
+    Partition {
+        source, table, id, ..
+    }: Partition<'_>,
 ) -> Result<Vec<Group>, RequestError> {
+    let (observation_type, time) = (type_column(source), source.time_column());
+    let grouped = "GROUP BY project_id, observation_type, day \
+                   ORDER BY project_id, observation_type, day";
     let from_index = format!(
-        "SELECT project_id, CAST(type, 'String') AS observation_type, \
-         `toDate(start_time)` AS day, sum(rows_in_granule) AS rows \
-         FROM mergeTreeIndex({}, {}) WHERE startsWith(part_name, {}) \
-         GROUP BY project_id, observation_type, day ORDER BY project_id, observation_type, day",
-        sql::string(&observations.database),
-        sql::string(&observations.name),
-        sql::string(format!("{partition_id}_")),
+        "SELECT project_id, {observation_type} AS observation_type, \
+         `toDate({time})` AS day, sum(rows_in_granule) AS rows \
+         FROM mergeTreeIndex({}, {}) WHERE startsWith(part_name, {}) {grouped}",
+        sql::string(&table.database),
+        sql::string(&table.name),
+        sql::string(format!("{id}_")),
     );
     let from_scan = format!(
-        "SELECT project_id, CAST(type, 'String') AS observation_type, \
-         toDate(start_time) AS day, count() AS rows FROM {} WHERE _partition_id = {} \
-         GROUP BY project_id, observation_type, day ORDER BY project_id, observation_type, day",
-        observations.qualified_name(),
-        sql::string(partition_id),
+        "SELECT project_id, {observation_type} AS observation_type, \
+         toDate({time}) AS day, count() AS rows FROM {} WHERE _partition_id = {} {grouped}",
+        table.qualified_name(),
+        sql::string(id),
     );
-    if observations.primary_key != PRIMARY_KEY {
+    if table.primary_key != primary_key(source) {
         return connection.rows_within(&from_scan, SCAN_TIMEOUT).await;
     }
     match connection.rows_within(&from_index, SCAN_TIMEOUT).await {
@@ -277,22 +304,24 @@ struct SampledIds {
 /// The ids at which to cut a group into `count` pieces of about equal size.
 async fn sample_ids(
     connection: &Connection,
-    observations: &TableInfo,
-    partition_id: &str,
+    Partition {
+        source, table, id, ..
+    }: Partition<'_>,
     group: &Group,
     count: u64,
 ) -> Result<Vec<ByteBuf>, RequestError> {
+    let alias = source.alias();
     let conditions: Vec<String> = Boundary::before(group)
-        .all_terms()
+        .all_terms(source)
         .into_iter()
         .map(|(column, value)| format!("{column} = {value}"))
         .collect();
     let sql = format!(
-        "SELECT arraySort(groupArraySample({}, 1)({OBSERVATION}.id)) AS ids FROM {} AS {OBSERVATION} \
-         WHERE {OBSERVATION}._partition_id = {} AND {}",
+        "SELECT arraySort(groupArraySample({}, 1)({alias}.id)) AS ids FROM {} AS {alias} \
+         WHERE {alias}._partition_id = {} AND {}",
         count * SAMPLES_PER_PIECE,
-        observations.qualified_name(),
-        sql::string(partition_id),
+        table.qualified_name(),
+        sql::string(id),
         conditions.join(" AND ")
     );
     let sample = connection
@@ -331,7 +360,7 @@ fn split(group: &Group, cuts: Vec<ByteBuf>) -> Vec<Piece> {
 }
 
 /// Packs pieces, in their order, into segments of about `target` rows.
-fn pack(pieces: &[Piece], target: u64) -> Vec<Segment> {
+fn pack(source: Source, pieces: &[Piece], target: u64, first_number: u32) -> Vec<Segment> {
     let mut cuts: Vec<Option<Boundary>> = vec![None];
     let mut rows = vec![0_u64];
     for (boundary, piece_rows) in pieces {
@@ -350,7 +379,8 @@ fn pack(pieces: &[Piece], target: u64) -> Vec<Segment> {
     ranges
         .enumerate()
         .map(|(number, ((from, to), rows))| Segment {
-            number: number as u32,
+            number: first_number + number as u32,
+            source,
             from,
             to,
             rows,
@@ -376,6 +406,7 @@ mod tests {
     fn what_both_ends_share_becomes_equality() {
         let segment = Segment {
             number: 0,
+            source: Source::Observations,
             from: Some(Boundary::before(&group("p", "SPAN", 3, 0))),
             to: Some(Boundary::before(&group("p", "SPAN", 5, 0))),
             rows: 0,
@@ -391,6 +422,7 @@ mod tests {
     fn different_ends_become_nested_comparisons() {
         let segment = Segment {
             number: 0,
+            source: Source::Observations,
             from: Some(Boundary::before(&group("p", "SPAN", 3, 0))),
             to: None,
             rows: 0,
@@ -406,6 +438,7 @@ mod tests {
     fn least_values_at_the_end_of_a_boundary_are_left_out() {
         let segment = Segment {
             number: 0,
+            source: Source::Observations,
             from: Some(Boundary::before(&group("a", "", 0, 0))),
             to: Some(Boundary::before(&group("b", "SPAN", 0, 0))),
             rows: 0,
@@ -417,8 +450,24 @@ mod tests {
     }
 
     #[test]
+    fn segments_of_traces_have_no_type_in_their_conditions() {
+        let segment = Segment {
+            number: 0,
+            source: Source::Traces,
+            from: Some(Boundary::before(&group("a", "", 0, 0))),
+            to: Some(Boundary::before(&group("b", "", 5, 0))),
+            rows: 0,
+        };
+        assert_eq!(
+            segment.predicate(),
+            "t.project_id >= 'a' AND (t.project_id < 'b' OR \
+             (t.project_id = 'b' AND toDate(t.timestamp) < toDate(5)))"
+        );
+    }
+
+    #[test]
     fn a_partition_without_rows_is_one_segment() {
-        let segments = pack(&[], 100);
+        let segments = pack(Source::Observations, &[], 100, 0);
         assert_eq!(segments.len(), 1);
         assert_eq!(segments[0].predicate(), "1");
     }
@@ -450,7 +499,7 @@ mod tests {
                 .enumerate()
                 .map(|(day, &rows)| (Boundary::before(&group("p", "t", day as Day, rows)), rows))
                 .collect();
-            let segments = pack(&pieces, target);
+            let segments = pack(Source::Observations, &pieces, target, 0);
             prop_assert_eq!(&segments[0].from, &None);
             prop_assert_eq!(&segments[segments.len() - 1].to, &None);
             for pair in segments.windows(2) {

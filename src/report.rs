@@ -17,6 +17,8 @@ pub struct Seconds {
     pub load: f64,
     /// Streaming observations, inserts included.
     pub stream: f64,
+    /// Writing root spans, likewise.
+    pub root_spans: f64,
     /// Waiting for inserts, summed over the segments that ran side by side;
     /// so it can exceed `stream`.
     pub insert: f64,
@@ -43,6 +45,10 @@ pub struct Report {
     pub events_inserted: u64,
     /// Observations whose trace was not found.
     pub observations_without_trace: u64,
+    /// Root spans the server acknowledged, if they were wanted.
+    pub root_spans_inserted: Option<u64>,
+    /// Spans that belong to an experiment, if that was wanted.
+    pub spans_in_experiments: Option<u64>,
     /// Traces that were found in ClickHouse although they are on none of the days that were
     /// loaded.
     pub traces_found_elsewhere: u64,
@@ -66,6 +72,8 @@ pub struct Report {
     pub seconds: Seconds,
     /// Observations per second of `seconds.stream`.
     pub observations_per_second: f64,
+    /// Root spans per second of `seconds.root_spans`.
+    pub root_spans_per_second: f64,
 }
 
 /// Which trace. What is not UTF-8 in it is replaced.
@@ -127,6 +135,9 @@ impl Report {
     }
 }
 
+/// Lines of the summary up to the number of events.
+const EVENT_ROWS: usize = 6;
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |number: u64| HumanCount(number).to_string();
@@ -135,7 +146,7 @@ impl fmt::Display for Report {
             true => "yes: nothing was inserted",
             false => "no",
         };
-        let rows: [(&str, String); 19] = [
+        let rows = [
             ("Partition", self.partition.clone()),
             ("Target table", self.target_table.clone()),
             ("Dry run", dry_run.to_owned()),
@@ -171,7 +182,20 @@ impl fmt::Display for Report {
                 ByteSize(self.store_bytes).to_string(),
             ),
         ];
-        for (name, value) in rows {
+        let asked_for = [
+            ("Root spans inserted", self.root_spans_inserted),
+            ("Spans in experiments", self.spans_in_experiments),
+        ];
+        let asked_for = asked_for
+            .into_iter()
+            .filter_map(|(name, number)| Some((name, count(number?))));
+        let (first, others) = rows.split_at(EVENT_ROWS);
+        for (name, value) in first
+            .iter()
+            .cloned()
+            .chain(asked_for)
+            .chain(others.iter().cloned())
+        {
             writeln!(f, "{name:<28}{value}")?;
         }
         Ok(())

@@ -54,12 +54,23 @@ pub struct Destination {
 /// What one segment came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentCounts {
-    /// Observations read.
+    /// Observations read, or traces that have a root span.
     pub observations: u64,
     /// Rows acknowledged.
     pub inserted: u64,
     /// Observations whose trace was not found.
     pub without_trace: u64,
+    /// Spans that belong to an experiment.
+    pub in_experiments: u64,
+}
+
+impl std::ops::AddAssign for SegmentCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.observations += other.observations;
+        self.inserted += other.inserted;
+        self.without_trace += other.without_trace;
+        self.in_experiments += other.in_experiments;
+    }
 }
 
 /// Something that gives bytes, a little at a time.
@@ -72,7 +83,7 @@ pub trait Sip {
 }
 
 /// What the rows of a segment arrive in, to be sipped from while an insert takes long.
-pub struct Source<'a, S> {
+pub struct Arriving<'a, S> {
     /// Where they come from.
     pub rows: &'a mut S,
     /// What takes its bytes.
@@ -81,7 +92,7 @@ pub struct Source<'a, S> {
     pub max_buffered_bytes: usize,
 }
 
-impl<S: Sip> Source<'_, S> {
+impl<S: Sip> Arriving<'_, S> {
     /// Reads a little, if there is room for it: rather let the read break, and
     /// the segment be done again, than go over budget. The wait is short, so
     /// that the end of the insert is not missed.
@@ -101,7 +112,7 @@ impl<S: Sip> Source<'_, S> {
 }
 
 /// Nothing to sip from.
-const NOWHERE: Option<Source<'static, Nothing>> = None;
+const NOWHERE: Option<Arriving<'static, Nothing>> = None;
 
 /// Gives nothing.
 struct Nothing;
@@ -157,6 +168,7 @@ impl Sender {
         let rows = sealed.rows(0..sealed.blocks()) as u64;
         self.counts.observations += rows;
         self.counts.without_trace += sealed.without_trace() as u64;
+        self.counts.in_experiments += sealed.in_experiments() as u64;
         if self.destination.dry_run {
             return;
         }
@@ -179,7 +191,7 @@ impl Sender {
     /// Whatever became of the batch.
     pub async fn settle<S: Sip>(
         &mut self,
-        mut source: Option<Source<'_, S>>,
+        mut source: Option<Arriving<'_, S>>,
     ) -> Result<(), WorkError> {
         let shutdown = self.destination.shutdown.clone();
         // Outside the loop, so that it is not begun anew after a sip.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use events_backfill::clickhouse::{
     Compression, Connection, ConnectionOptions, Password, TableInfo, sql,
 };
+use events_backfill::mapping::Source;
 use events_backfill::pipeline::read_settings;
 use events_backfill::plan::{self, Segment};
 use proptest::prelude::*;
@@ -138,13 +139,13 @@ impl<'a> Partition<'a> {
     /// A plan as for another number of parts. With none of them segments may be as small as one
     /// likes, which is how a few rows come to many segments.
     fn plan_as_if_in(&self, parts: u64, segment_rows: u64) -> Vec<Segment> {
-        let planning = plan::make(
-            &self.connection,
-            &self.table,
-            PARTITION,
+        let partition = plan::Partition {
+            source: Source::Observations,
+            table: &self.table,
+            id: PARTITION,
             parts,
-            segment_rows,
-        );
+        };
+        let planning = plan::make(&self.connection, partition, segment_rows, 0);
         let segments = self.runtime.block_on(planning).unwrap();
         for (number, segment) in segments.iter().enumerate() {
             assert_eq!(segment.number as usize, number);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::panic::catch_unwind;
 
 use events_backfill::checkpoint::{Checkpoint, MadeFor};
+use events_backfill::mapping::Source;
 use events_backfill::plan::{Boundary, Segment};
 use events_backfill::send::SegmentCounts;
 use events_backfill::trace_store::TraceRecord;
@@ -51,6 +52,7 @@ fn checkpoint() -> Checkpoint {
     };
     let segments = (0..5).map(|number| Segment {
         number,
+        source: Source::Observations,
         from: Some(boundary(19_875)),
         to: Some(boundary(19_876)),
         rows: 250_000,
@@ -93,6 +95,7 @@ fn a_damaged_record_is_an_error_or_a_record() {
     let record = TraceRecord {
         event_ts: 1_717_200_000_000_000,
         is_deleted: false,
+        day: 19_875,
         public: true,
         bookmarked: false,
         name: Bytes::new(b"a trace"),

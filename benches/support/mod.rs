@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use events_backfill::clickhouse::{TableColumn, TableInfo};
-use events_backfill::mapping::Mapping;
+use events_backfill::mapping::{Mapping, Source, Wanted};
 use events_backfill::native::{
     Layout, StringArrayWriter, put_block_header, put_column_header, put_string,
 };
@@ -56,7 +56,18 @@ pub fn mapping() -> Arc<Mapping> {
     let schema = std::fs::read_to_string(schema).expect("bench-data/schema.sql can be read");
     let [observations, traces, events] =
         ["observations", "traces", "events_full"].map(|name| table(&schema, name));
-    Arc::new(Mapping::new(&observations, &traces, &events, true).expect("the tables fit"))
+    let wanted = Wanted {
+        trace_metadata: true,
+        experiments: false,
+    };
+    let mapping = Mapping::new(
+        Source::Observations,
+        &observations,
+        &traces,
+        &events,
+        wanted,
+    );
+    Arc::new(mapping.expect("the tables fit"))
 }
 
 /// A table as the server would describe it, from its statement in schema.sql.
@@ -161,6 +172,7 @@ fn trace_record(number: usize) -> Vec<u8> {
     let record = TraceRecord {
         event_ts: 1_717_200_000_000_000 + number as i64,
         is_deleted: false,
+        day: 19_875,
         public: number.is_multiple_of(16),
         bookmarked: number % 16 == 1,
         name: Text::new(b"summarise-document"),

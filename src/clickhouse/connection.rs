@@ -257,6 +257,7 @@ impl Connection {
             });
         Ok(NativeStream {
             cursor: query.fetch_bytes("Native")?,
+            silence: READ_TIMEOUT,
         })
     }
 }
@@ -264,25 +265,30 @@ impl Connection {
 /// The bytes of a result, as they arrive.
 pub struct NativeStream {
     cursor: BytesCursor,
+    /// How long the server may be silent.
+    silence: Duration,
 }
 
 impl NativeStream {
+    /// Lets the server be silent for so long: it may have to read a whole table before
+    /// it has the first row.
+    #[must_use]
+    pub fn with_silence(self, silence: Duration) -> Self {
+        Self { silence, ..self }
+    }
+
     /// The next bytes, or `None` at the end of a complete response.
     ///
     /// # Errors
     /// Whatever ended the response before its end, an exception after a
     /// status of 200 included.
     pub async fn next_chunk(&mut self) -> Result<Option<bytes::Bytes>, RequestError> {
-        match tokio::time::timeout(READ_TIMEOUT, self.cursor.next()).await {
+        match tokio::time::timeout(self.silence, self.cursor.next()).await {
             Ok(chunk) => Ok(chunk?),
-            Err(_) => Err(read_timed_out()),
+            Err(_) => Err(RequestError::TimedOut {
+                doing: "send the rows that were asked for",
+                limit: self.silence,
+            }),
         }
-    }
-}
-
-fn read_timed_out() -> RequestError {
-    RequestError::TimedOut {
-        doing: "send the rows that were asked for",
-        limit: READ_TIMEOUT,
     }
 }

@@ -1,6 +1,7 @@
 //! The whole job for one partition: inspect, plan, load traces, stream, report.
 
 mod elsewhere;
+mod experiments;
 mod stream;
 mod traces;
 
@@ -17,11 +18,13 @@ use crate::checkpoint::{Checkpoint, MadeFor};
 use crate::clickhouse::Connection;
 use crate::error::{Error, WorkError, advice_on_files};
 use crate::inspect::{Inspected, inspect};
+use crate::mapping::Source;
 use crate::memory::peak_resident_bytes;
 use crate::options::Options;
 use crate::progress::Display;
 use crate::report::{self, Report, Seconds, TraceId};
 use crate::retry::Retries;
+use crate::send::SegmentCounts;
 use crate::shutdown::Shutdown;
 use crate::state_dir::StateDir;
 use crate::trace_store::{Day, StoreError, TraceStore};
@@ -84,7 +87,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
     }
     let pool = options.budget.pool();
     let mut job = Job {
-        observations_before: checkpoint.counts().observations,
+        before: Source::BOTH.map(|source| checkpoint.counts(source).observations),
         options,
         connection,
         inspected,
@@ -151,8 +154,8 @@ struct Job {
     state: StateDir,
     checkpoint: Checkpoint,
     resumed: bool,
-    /// Observations that were done before this process began.
-    observations_before: u64,
+    /// Rows of each source that were done before this process began.
+    before: [u64; 2],
     display: Display,
     shutdown: Shutdown,
     retries: Retries,
@@ -164,7 +167,8 @@ struct Job {
 #[derive(Debug, Default)]
 struct Spent {
     load: Duration,
-    stream: Duration,
+    /// On each source.
+    stream: [Duration; 2],
     insert: Duration,
     store_bytes: u64,
 }
@@ -197,21 +201,26 @@ impl Job {
 
     /// Both phases.
     async fn work(&mut self, spent: &mut Spent) -> Result<(), Error> {
-        let segments = self.plan().await?;
+        self.plan().await?;
         let store = Arc::new(self.open_store()?);
         let load_started = Instant::now();
         let loaded = self.load_traces(&store).await;
+        let loaded = match loaded {
+            Ok(()) => self.find_experiments(&store).await,
+            Err(error) => Err(error),
+        };
         spent.load = load_started.elapsed();
         spent.store_bytes = store.disk_bytes();
         loaded.map_err(|error| self.with_way_on(error))?;
-        let stream_started = Instant::now();
-        let destination = Arc::new(self.destination());
-        let streamed = self
-            .stream_observations(&store, &segments, &destination)
-            .await;
-        spent.stream = stream_started.elapsed();
-        spent.insert = Duration::from_nanos(destination.insert_nanoseconds.load(Ordering::Relaxed));
-        streamed.map_err(|error| self.with_way_on(error))?;
+        for source in self.options.sources() {
+            let started = Instant::now();
+            let destination = Arc::new(self.destination(source));
+            let streamed = self.stream(source, &store, &destination).await;
+            spent.stream[source as usize] = started.elapsed();
+            spent.insert +=
+                Duration::from_nanos(destination.insert_nanoseconds.load(Ordering::Relaxed));
+            streamed.map_err(|error| self.with_way_on(error))?;
+        }
         drop(store);
         self.checkpoint.finished = true;
         self.save().map_err(|error| self.with_way_on(error))?;
@@ -281,9 +290,11 @@ impl Job {
     }
 
     fn report(&self, spent: &Spent, failed: bool) -> Report {
-        let counts = self.checkpoint.counts();
-        let stream = spent.stream.as_secs_f64();
-        let observations_now = counts.observations - self.observations_before;
+        let [observations, root_spans] = Source::BOTH.map(|source| self.checkpoint.counts(source));
+        let [stream, root_span_stream] = spent.stream.map(|time| time.as_secs_f64());
+        let now = |counts: SegmentCounts, source: Source| {
+            counts.observations - self.before[source as usize]
+        };
         let target = &self.inspected.target;
         let elsewhere = &self.checkpoint.elsewhere;
         Report {
@@ -292,9 +303,14 @@ impl Job {
             dry_run: self.options.dry_run,
             resumed: self.resumed,
             traces_loaded: self.checkpoint.traces(),
-            observations_processed: counts.observations,
-            events_inserted: counts.inserted,
-            observations_without_trace: counts.without_trace,
+            observations_processed: observations.observations,
+            events_inserted: observations.inserted,
+            observations_without_trace: observations.without_trace,
+            root_spans_inserted: self.options.root_spans.then_some(root_spans.inserted),
+            spans_in_experiments: self
+                .options
+                .experiments
+                .then_some(observations.in_experiments + root_spans.in_experiments),
             traces_found_elsewhere: elsewhere.found,
             traces_nowhere: elsewhere.asked - elsewhere.found.min(elsewhere.asked),
             traces_nowhere_listed: elsewhere
@@ -311,14 +327,20 @@ impl Job {
             seconds: Seconds {
                 load: spent.load.as_secs_f64(),
                 stream,
+                root_spans: root_span_stream,
                 insert: spent.insert.as_secs_f64(),
                 total: self.started.elapsed().as_secs_f64(),
             },
-            observations_per_second: match stream > 0.0 {
-                true => observations_now as f64 / stream,
-                false => 0.0,
-            },
+            observations_per_second: per_second(now(observations, Source::Observations), stream),
+            root_spans_per_second: per_second(now(root_spans, Source::Traces), root_span_stream),
         }
+    }
+}
+
+fn per_second(rows: u64, seconds: f64) -> f64 {
+    match seconds > 0.0 {
+        true => rows as f64 / seconds,
+        false => 0.0,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The second phase: observations become events.
+//! The second phase: observations become events, then traces root spans.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -8,10 +8,10 @@ use crate::batch::{BatchLimit, BatchMaker};
 use crate::clickhouse::{Compression, sql};
 use crate::enrich::{Enricher, Unknown};
 use crate::error::Error;
-use crate::mapping::OBSERVATION;
+use crate::mapping::{Mapping, Source};
 use crate::memory;
 use crate::pipeline::{self, Done, Piece, Pipeline, SegmentQuery};
-use crate::plan::{self, Segment};
+use crate::plan;
 use crate::progress::Phase;
 use crate::send::Destination;
 use crate::trace_store::TraceStore;
@@ -21,28 +21,28 @@ use crate::trace_store::TraceStore;
 const LATE_BYTES: u64 = 1 << 30;
 
 impl Job {
-    pub(super) async fn stream_observations(
+    /// Makes events of the rows of a source.
+    pub(super) async fn stream(
         &mut self,
+        source: Source,
         store: &Arc<TraceStore>,
-        segments: &[Segment],
         destination: &Arc<Destination>,
     ) -> Result<(), Error> {
-        let planned = segments.iter().map(|segment| segment.rows).sum();
-        let left: u64 = self
-            .checkpoint
-            .remaining()
-            .iter()
-            .map(|segment| segment.rows)
-            .sum();
-        let name = match self.options.dry_run {
-            true => "observations read",
-            false => "observations processed",
+        let planned = self.checkpoint.segments_of(source);
+        let planned = planned.map(|segment| segment.rows).sum();
+        let left = self.checkpoint.remaining(source);
+        let left: u64 = left.iter().map(|segment| segment.rows).sum();
+        let name = match (source, self.options.dry_run) {
+            (Source::Observations, true) => "observations read",
+            (Source::Observations, false) => "observations processed",
+            (Source::Traces, true) => "root spans read",
+            (Source::Traces, false) => "root spans processed",
         };
         let phase = Arc::new(Phase::begin(&self.display, name, planned, planned - left));
-        let pipeline = Arc::new(self.pipeline(store, destination));
+        let pipeline = Arc::new(self.pipeline(source, store, destination));
         let mut outcome = Ok(());
-        while outcome.is_ok() && !self.is_streamed() {
-            outcome = self.stream_segments(&pipeline, &phase).await;
+        while outcome.is_ok() && !self.is_streamed(source) {
+            outcome = self.stream_segments(source, &pipeline, &phase).await;
             if outcome.is_ok() {
                 outcome = self.stream_late(&pipeline, store).await;
             }
@@ -51,17 +51,19 @@ impl Job {
         outcome
     }
 
-    fn is_streamed(&self) -> bool {
-        self.checkpoint.remaining().is_empty() && self.checkpoint.late.is_empty()
+    fn is_streamed(&self, source: Source) -> bool {
+        self.checkpoint.remaining(source).is_empty() && self.checkpoint.late.is_empty()
     }
 
     /// Works on the segments that are left, until too much waits for its traces.
     async fn stream_segments(
         &mut self,
+        source: Source,
         pipeline: &Arc<Pipeline>,
         phase: &Arc<Phase>,
     ) -> Result<(), Error> {
-        let pieces = self.checkpoint.remaining().into_iter().map(Piece::Segment);
+        let pieces = self.checkpoint.remaining(source);
+        let pieces = pieces.into_iter().map(Piece::Segment);
         let pieces = pieces.collect();
         let on_done = |done: Done| {
             self.checkpoint.done.insert(done.number, done.counts);
@@ -113,37 +115,61 @@ impl Job {
         outcome
     }
 
-    /// The plan: the one in the checkpoint, or a new one that is kept there.
-    pub(super) async fn plan(&mut self) -> Result<Vec<Segment>, Error> {
-        if let Some(segments) = &self.checkpoint.segments {
-            return Ok(segments.clone());
+    /// Makes the plan, unless it is in the checkpoint.
+    pub(super) async fn plan(&mut self) -> Result<(), Error> {
+        if self.checkpoint.segments.is_some() {
+            return Ok(());
         }
-        let partition = &self.inspected.observation_rows;
-        let plan = plan::make(
-            &self.connection,
-            &self.inspected.observations,
-            &partition.partition_id,
-            partition.parts,
-            self.options.segment_rows,
-        );
-        let segments = tokio::select! {
-            segments = plan => segments.map_err(|error| {
-                Error::failed("the partition cannot be divided into segments", error)
-            })?,
-            signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
-        };
-        self.checkpoint.segments = Some(segments.clone());
-        Ok(segments)
+        let mut segments = Vec::new();
+        for source in self.options.sources() {
+            let first_number = segments.len() as u32;
+            let partition = self.partition(source);
+            let rows = self.options.segment_rows;
+            let plan = plan::make(&self.connection, partition, rows, first_number);
+            let planned = tokio::select! {
+                segments = plan => segments.map_err(|error| {
+                    Error::failed("the partition cannot be divided into segments", error)
+                })?,
+                signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+            };
+            segments.extend(planned);
+        }
+        self.checkpoint.segments = Some(segments);
+        Ok(())
     }
 
-    pub(super) fn destination(&self) -> Destination {
+    fn partition(&self, source: Source) -> plan::Partition<'_> {
+        let (table, rows) = match source {
+            Source::Observations => (
+                &self.inspected.observations,
+                &self.inspected.observation_rows,
+            ),
+            Source::Traces => (&self.inspected.traces, &self.inspected.trace_rows),
+        };
+        plan::Partition {
+            source,
+            table,
+            id: &rows.partition_id,
+            parts: rows.parts,
+        }
+    }
+
+    /// How the rows of a source become events.
+    fn mapping(&self, source: Source) -> &Mapping {
+        match (source, &self.inspected.root_spans) {
+            (Source::Traces, Some(mapping)) => mapping,
+            _ => &self.inspected.mapping,
+        }
+    }
+
+    pub(super) fn destination(&self, source: Source) -> Destination {
         let target = &self.inspected.target;
         Destination {
             connection: self.connection.clone(),
             insert_sql: format!(
                 "INSERT INTO {} ({}) FORMAT Native",
                 target.qualified_name(),
-                self.inspected.mapping.insert_columns()
+                self.mapping(source).insert_columns()
             ),
             has_views: target.has_views,
             run_id: format!("{}-{:x}", self.checkpoint.run_id, fastrand::u64(..)),
@@ -159,26 +185,31 @@ impl Job {
         }
     }
 
-    fn pipeline(&self, store: &Arc<TraceStore>, destination: &Arc<Destination>) -> Pipeline {
-        let inspected = &self.inspected;
-        let mapping = Arc::new(inspected.mapping.clone());
+    fn pipeline(
+        &self,
+        source: Source,
+        store: &Arc<TraceStore>,
+        destination: &Arc<Destination>,
+    ) -> Pipeline {
+        let mapping = Arc::new(self.mapping(source).clone());
+        let partition = self.partition(source);
+        let excluded_by = self.inspected.dataset_items.as_ref();
+        let excluded_by = excluded_by.filter(|_| self.options.exclude_dataset_items);
         let budget = self.options.budget;
         // The ARRAY JOIN changes no row. It divides blocks to max_block_size,
         // which FINAL alone does not: it yields granules of up to 10 MiB.
         let select = format!(
-            "SELECT {} FROM {} AS {OBSERVATION} FINAL ARRAY JOIN [1] AS one WHERE {OBSERVATION}._partition_id = {}",
+            "SELECT {} FROM {} AS {alias} FINAL ARRAY JOIN [1] AS one WHERE {alias}._partition_id = {}",
             mapping.select_list(),
-            inspected.observations.qualified_name(),
-            sql::string(&inspected.observation_rows.partition_id),
+            partition.table.qualified_name(),
+            sql::string(partition.id),
+            alias = source.alias(),
         );
         Pipeline {
             enricher: Enricher::new(mapping, Arc::clone(store), budget.pool()),
             query: SegmentQuery {
                 select,
-                excluded_by: inspected
-                    .dataset_items
-                    .as_ref()
-                    .map(|table| table.qualified_name()),
+                excluded_by: excluded_by.map(|table| table.qualified_name()),
             },
             destination: Arc::clone(destination),
             budget,

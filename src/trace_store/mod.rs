@@ -11,6 +11,7 @@
 //! that a look-up can stop at the first day that answers.
 
 mod elsewhere;
+mod experiments;
 pub mod key;
 mod load;
 mod lookup;
@@ -25,6 +26,7 @@ use std::sync::{PoisonError, RwLock};
 use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options};
 
 pub use elsewhere::{About, ElsewhereWriter};
+pub use experiments::{ExperimentWriter, FoundItems, ItemRecord};
 pub use load::{DayWriter, SeenTraces};
 pub use lookup::Found;
 pub use record::TraceRecord;
@@ -74,9 +76,11 @@ pub struct TraceStore {
     path: PathBuf,
     database: Database,
     family_options: Options,
+    experiment_options: Options,
     days: RwLock<BTreeSet<Day>>,
     has_moved: AtomicBool,
     has_elsewhere: AtomicBool,
+    has_experiments: AtomicBool,
 }
 
 impl TraceStore {
@@ -92,8 +96,10 @@ impl TraceStore {
         };
         let database_options = options::database();
         let family_options = options::family(cache_bytes);
+        let experiment_options = options::compacted(&family_options);
         // A directory without a CURRENT file is no database yet; listing would fail.
         let mut families = BTreeSet::from([SUSPECTS, MOVED, ELSEWHERE].map(str::to_owned));
+        families.extend(experiments::FAMILIES.map(str::to_owned));
         if path.join("CURRENT").exists() {
             families.extend(Database::list_cf(&database_options, path).map_err(failed)?);
         }
@@ -101,22 +107,29 @@ impl TraceStore {
             .iter()
             .filter_map(|name| name.strip_prefix(DAY_PREFIX)?.parse().ok())
             .collect();
-        let descriptors = families
-            .into_iter()
-            .map(|name| ColumnFamilyDescriptor::new(name, family_options.clone()));
+        let descriptors = families.into_iter().map(|name| {
+            let options = match experiments::FAMILIES.contains(&name.as_str()) {
+                true => &experiment_options,
+                false => &family_options,
+            };
+            ColumnFamilyDescriptor::new(name, options.clone())
+        });
         let database =
             Database::open_cf_descriptors(&database_options, path, descriptors).map_err(failed)?;
         let store = Self {
             path: path.to_owned(),
             database,
             family_options,
+            experiment_options,
             days: RwLock::new(days),
             has_moved: AtomicBool::new(false),
             has_elsewhere: AtomicBool::new(false),
+            has_experiments: AtomicBool::new(false),
         };
         for (name, has_some) in [(MOVED, &store.has_moved), (ELSEWHERE, &store.has_elsewhere)] {
             has_some.store(!store.family_is_empty(name)?, Ordering::Relaxed);
         }
+        store.notice_experiments()?;
         Ok(store)
     }
 

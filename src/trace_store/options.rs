@@ -55,3 +55,12 @@ pub(super) fn family(cache_bytes: usize) -> Options {
     options.set_max_write_buffer_number(2);
     options
 }
+
+/// As [`family`], for what is written in no order, through memtables: files that overlap are
+/// merged.
+pub(super) fn compacted(family: &Options) -> Options {
+    let mut options = family.clone();
+    options.set_disable_auto_compactions(false);
+    options.set_write_buffer_size(4 * 1024 * 1024);
+    options
+}

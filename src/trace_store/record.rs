@@ -7,7 +7,7 @@ use bincode::config::{Configuration, standard};
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
 
-use super::StoreError;
+use super::{Day, StoreError};
 
 /// The attributes of one version of a trace. Text is bytes, since ClickHouse
 /// strings need not be UTF-8; null is stored as empty, as events have it.
@@ -17,6 +17,8 @@ pub struct TraceRecord<'a> {
     pub event_ts: i64,
     /// Whether this version says that the trace is deleted; then the rest is empty.
     pub is_deleted: bool,
+    /// The day of this version, which tells it from those on other days.
+    pub day: Day,
     /// `traces.public`
     pub public: bool,
     /// `traces.bookmarked`
@@ -46,11 +48,12 @@ pub struct TraceRecord<'a> {
 
 impl<'a> TraceRecord<'a> {
     /// A record that says only that the trace is deleted.
-    pub fn deleted(event_ts: i64) -> Self {
+    pub fn deleted(event_ts: i64, day: Day) -> Self {
         let empty = Bytes::new(&[]);
         Self {
             event_ts,
             is_deleted: true,
+            day,
             public: false,
             bookmarked: false,
             name: empty,
@@ -68,10 +71,7 @@ impl<'a> TraceRecord<'a> {
     /// # Errors
     /// [`StoreError::Record`]; does not happen for a record in memory.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), StoreError> {
-        out.clear();
-        bincode::serde::encode_into_std_write(self, out, configuration())
-            .map(|_| ())
-            .map_err(|error| StoreError::Record(error.to_string()))
+        encode(self, out)
     }
 
     /// Reads a record back without copying its texts.
@@ -79,13 +79,7 @@ impl<'a> TraceRecord<'a> {
     /// # Errors
     /// [`StoreError::Record`] where the bytes are not a record.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, StoreError> {
-        let (record, length) = bincode::serde::borrow_decode_from_slice(bytes, configuration())
-            .map_err(|error| StoreError::Record(error.to_string()))?;
-        if length == bytes.len() {
-            Ok(record)
-        } else {
-            Err(StoreError::Record("there are bytes after its end".into()))
-        }
+        decode(bytes)
     }
 
     /// Bytes of all metadata, for bounding what an enriched block may take.
@@ -118,6 +112,24 @@ impl RecordHead {
     }
 }
 
+/// Replaces the content of `out` by the encoded record.
+pub(super) fn encode(record: &impl Serialize, out: &mut Vec<u8>) -> Result<(), StoreError> {
+    out.clear();
+    bincode::serde::encode_into_std_write(record, out, configuration())
+        .map(|_| ())
+        .map_err(|error| StoreError::Record(error.to_string()))
+}
+
+/// Reads a record that takes all of `bytes`, without copying its texts.
+pub(super) fn decode<'a, R: Deserialize<'a>>(bytes: &'a [u8]) -> Result<R, StoreError> {
+    let (record, length) = bincode::serde::borrow_decode_from_slice(bytes, configuration())
+        .map_err(|error| StoreError::Record(error.to_string()))?;
+    match length == bytes.len() {
+        true => Ok(record),
+        false => Err(StoreError::Record("there are bytes after its end".into())),
+    }
+}
+
 fn configuration() -> Configuration {
     standard()
 }
@@ -135,12 +147,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_record_is_read_back_as_it_was_stored(
-            event_ts: i64, flags: (bool, bool, bool), texts in vec(text(), 5),
+            event_ts: i64, day: Day, flags: (bool, bool, bool), texts in vec(text(), 5),
             tags in vec(text(), 0..4), metadata in vec((text(), text()), 0..4),
         ) {
             let record = TraceRecord {
                 event_ts,
                 is_deleted: flags.0,
+                day,
                 public: flags.1,
                 bookmarked: flags.2,
                 name: Bytes::new(&texts[0]),

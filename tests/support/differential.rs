@@ -75,6 +75,11 @@ impl Specification {
         Self::from_file("tests/support/expected-older.sql")
     }
 
+    /// The specification of root spans in `events_full`.
+    pub fn of_root_spans() -> Self {
+        Self::from_file("tests/support/expected-root-spans.sql")
+    }
+
     fn from_file(name: &str) -> Self {
         let path = repository_file(name);
         let select = fs::read_to_string(&path)
@@ -116,6 +121,15 @@ impl Specification {
             database,
             &format!("CREATE TABLE {expected} AS {target} ENGINE = Memory"),
         );
+        self.add_except(database, partition, expected, leave_out);
+    }
+
+    /// Adds what the target must contain to the table `expected`, which is there.
+    pub fn add(&self, database: &Database, partition: &str, expected: &str) {
+        self.add_except(database, partition, expected, &[]);
+    }
+
+    fn add_except(&self, database: &Database, partition: &str, expected: &str, leave_out: &[&str]) {
         let mut columns = self.columns(database, partition);
         for name in leave_out {
             let position = columns.iter().position(|column| column == name);
@@ -152,6 +166,35 @@ impl Specification {
             Err(error) => panic!("ClickHouse refused the specification: {error}\n\n{sql}"),
         }
     }
+}
+
+/// Puts the columns of experiments into the rows of `table` that belong to one.
+pub fn add_experiments(database: &Database, table: &str) {
+    let path = repository_file("tests/support/experiments.sql");
+    let owners = fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
+    let columns = ask(database, &format!("DESCRIBE TABLE ({owners}) FORMAT TSV"));
+    let replaced: Vec<String> = columns
+        .lines()
+        .filter_map(|line| line.split('\t').next())
+        .filter(|column| column.starts_with("experiment"))
+        .map(|column| format!("owner.{column} AS {column}"))
+        .collect();
+    execute(database, &format!("CREATE TABLE {table}_plain AS {table}"));
+    execute(
+        database,
+        &format!("INSERT INTO {table}_plain SELECT * FROM {table}"),
+    );
+    execute(database, &format!("TRUNCATE TABLE {table}"));
+    execute(
+        database,
+        &format!(
+            "INSERT INTO {table} SELECT event.* REPLACE ({}) FROM {table}_plain AS event \
+             LEFT JOIN ({owners}) AS owner ON owner.project_id = event.project_id \
+                 AND owner.trace_id = event.trace_id AND owner.span_id = event.span_id",
+            replaced.join(", ")
+        ),
+    );
 }
 
 /// Panics, with the columns that differ and an example of each, unless two tables hold the same

@@ -629,6 +629,32 @@ impl Tool {
         self.spawn().wait()
     }
 
+    /// Runs it, kills it (SIGKILL) at random moments, at most `kills` times, and resumes it until it
+    /// is done. `checkpoint` is there once there is something to resume.
+    pub fn run_with_kills(mut self, kills: u32, checkpoint: &Path) -> Tool {
+        let mut random = fastrand::Rng::with_seed(fastrand::u64(..));
+        let mut killed = 0;
+        loop {
+            self = self.without_arg("--resume");
+            if checkpoint.exists() {
+                self = self.arg("--resume");
+            }
+            let mut run = self.spawn();
+            if killed < kills {
+                thread::sleep(Duration::from_millis(random.u64(50..1_500)));
+                if run.is_running() {
+                    run.kill();
+                    run.wait();
+                    killed += 1;
+                    continue;
+                }
+            }
+            run.wait().assert_code(0);
+            println!("killed {killed} times");
+            return self;
+        }
+    }
+
     /// Starts the program and goes on.
     pub fn spawn(&self) -> Running {
         let started = Instant::now();

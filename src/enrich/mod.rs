@@ -3,7 +3,10 @@
 //! The pass-through columns are not touched: they are one slice of the block
 //! that arrived. Only the columns the trace has a part in are built.
 
-use std::collections::{HashMap, HashSet};
+mod experiments;
+mod metadata;
+
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,13 +14,15 @@ use bytes::Bytes;
 use serde_bytes::Bytes as Text;
 
 use crate::buffer_pool::BufferPool;
-use crate::json;
-use crate::mapping::{Enriched, Helper, Mapping};
+use crate::mapping::{Enriched, Helper, Mapping, Source};
 use crate::native::{
-    ArrayCursor, Block, DataType, FixedCursor, NativeError, NullableStringCursor,
-    StringArrayWriter, StringCursor, put_block_header, put_column_header, put_string,
+    Block, DataType, FixedCursor, NativeError, NullableStringCursor, StringArrayWriter,
+    StringCursor, put_block_header, put_column_header, put_string,
 };
-use crate::trace_store::{Day, Found, StoreError, TraceRecord, TraceStore, key};
+use crate::trace_store::{Day, Found, FoundItems, StoreError, TraceRecord, TraceStore, key};
+
+use experiments::RowItems;
+use metadata::{Appended, MergedRow, put_names, put_values};
 
 /// Key under which tags go into the metadata of a target without a column for them.
 pub const TAGS_KEY: &[u8] = b"trace_tags";
@@ -42,6 +47,8 @@ pub struct EnrichedBlock {
     pub rows: usize,
     /// Rows whose trace was not found.
     pub without_trace: usize,
+    /// Rows that belong to an experiment.
+    pub in_experiments: usize,
     /// Bytes of memory it holds: the buffer of the whole block that arrived, helper
     /// columns included, and the one of what was built.
     pub held_bytes: usize,
@@ -114,52 +121,56 @@ impl Enricher {
         blocks
             .iter()
             .try_for_each(|block| self.check_columns(block))?;
-        let (slots, found) = self.look_up(blocks, max_bytes / 2)?;
+        let keys = self.keys(blocks)?;
+        let (slots, unique) = keys.distinct();
+        let found = self.store.look_up(&unique, max_bytes / 2)?;
         if found.is_too_large() {
             return Err(too_large());
         }
-        let unique = (0..slots.unique).map(|index| found.record(index));
-        let records = unique.collect::<Result<Vec<_>, _>>()?;
-        let mut room = max_bytes.saturating_sub(found.held_bytes());
-        let is_late: Vec<bool> = (0..slots.unique)
-            .map(|slot| unknown == Unknown::Late && slots.has_id[slot] && !found.is_known(slot))
-            .collect();
-        let mut of_row = slots.of_row.as_slice();
+        let found_items = self.look_up_items(blocks, &slots, &unique, max_bytes / 4)?;
+        if found_items.is_too_large() {
+            return Err(too_large());
+        }
+        let records = (0..unique.len()).map(|index| found.record(index));
+        let records = records.collect::<Result<Vec<_>, _>>()?;
+        let items = found_items.records()?;
+        let fates = self.fates(unknown, &slots, &records, &found);
+        let held = found.held_bytes() + found_items.held_bytes();
+        let mut room = max_bytes.saturating_sub(held);
+        let mut first = 0;
         let mut enriched = Outcome::default();
         for block in blocks {
-            let (of_block, after) = of_row.split_at(block.rows);
-            of_row = after;
-            let (in_time, late) = divide(of_block, &is_late);
-            if late.is_empty() {
-                let traces = RowTraces {
-                    of_row: of_block,
-                    records: &records,
-                };
-                let built = self.build_block(block, &traces, room)?;
-                let built = built.ok_or_else(too_large)?;
-                room -= built.held_bytes - block.held_bytes;
-                enriched.events.push(built);
-                continue;
+            let rows = first..first + block.rows;
+            first = rows.end;
+            let of_row = &slots.of_row[rows.clone()];
+            let items_of_row = found_items.of_row().get(rows.clone()).unwrap_or_default();
+            let (in_time, late) = divide(&fates[rows]);
+            let is_whole = in_time == [0..block.rows];
+            if !is_whole {
+                // Its parts together take as much as the block.
+                room = room.checked_sub(block.bytes.len()).ok_or_else(too_large)?;
             }
-            // Both parts take as much as the block.
-            room = room.checked_sub(block.bytes.len()).ok_or_else(too_large)?;
-            enriched
-                .late
-                .push(block.take_rows(&late, self.pool.take())?);
+            if !late.is_empty() {
+                let late = block.take_rows(&late, self.pool.take())?;
+                enriched.late.push(late);
+            }
             if in_time.is_empty() {
                 continue;
             }
-            let block = block.take_rows(&in_time, self.pool.take())?;
-            let of_block: Vec<u32> = in_time
-                .iter()
-                .flat_map(|rows| &of_block[rows.clone()])
-                .copied()
-                .collect();
+            let part = match is_whole {
+                true => None,
+                false => Some(block.take_rows(&in_time, self.pool.take())?),
+            };
+            let block = part.as_ref().unwrap_or(block);
             let traces = RowTraces {
-                of_row: &of_block,
+                of_row: take(of_row, &in_time),
                 records: &records,
             };
-            let built = self.build_block(&block, &traces, room)?;
+            let items = RowItems {
+                of_row: take(items_of_row, &in_time),
+                items: &items,
+            };
+            let built = self.build_block(block, &traces, &items, room)?;
             let built = built.ok_or_else(too_large)?;
             room -= built.held_bytes - block.held_bytes;
             enriched.events.push(built);
@@ -172,17 +183,21 @@ impl Enricher {
         &self,
         block: &Block,
         traces: &RowTraces<'_, '_>,
+        items: &RowItems<'_, '_>,
         max_bytes: usize,
     ) -> Result<Option<EnrichedBlock>, EnrichError> {
-        // Refused before it is built: a trace's attributes are repeated in each of its rows.
-        if traces.attribute_bytes() > max_bytes {
+        // Refused before it is built: what a trace or an item says is repeated in each of its rows.
+        if traces.attribute_bytes() + items.attribute_bytes() > max_bytes {
             return Ok(None);
         }
         let merged = self.merge_metadata(block, traces)?;
         let mut appended = self.pool.take();
         for column in &self.mapping.enriched {
             put_column_header(&mut appended, &column.name, &column.sent_type);
-            self.build(column.form, block, traces, &merged, &mut appended)?;
+            match column.form {
+                Enriched::Experiment(column) => items.put(column, &mut appended),
+                form => self.build(form, block, traces, &merged, &mut appended)?,
+            }
             if appended.capacity() > max_bytes {
                 return Ok(None);
             }
@@ -204,6 +219,7 @@ impl Enricher {
             ],
             rows: block.rows,
             without_trace: traces.iter().filter(Option::is_none).count(),
+            in_experiments: items.count(),
         }))
     }
 
@@ -235,44 +251,84 @@ impl Enricher {
             .ok_or_else(|| NativeError::corrupt(format!("helper column {helper:?} is missing")))
     }
 
-    /// The distinct traces of the rows of all blocks, looked up together, unless they
-    /// take more than `max_bytes`.
-    fn look_up(&self, blocks: &[Block], max_bytes: usize) -> Result<(Slots, Found), EnrichError> {
+    /// The day and the trace's key of each row of all blocks.
+    fn keys(&self, blocks: &[Block]) -> Result<Keys, NativeError> {
         let rows = blocks.iter().map(|block| block.rows).sum();
-        let mut keys = Vec::with_capacity(rows * 48);
-        let mut of_rows: Vec<(Day, usize)> = Vec::with_capacity(rows);
+        let mut keys = Keys {
+            bytes: Vec::with_capacity(rows * 48),
+            of_row: Vec::with_capacity(rows),
+        };
         let (project_column, trace_column) = self.mapping.key_columns;
         for block in blocks {
             let mut projects = StringCursor::new(block.values(project_column));
             let mut traces = StringCursor::new(block.values(trace_column));
             let mut days = FixedCursor::<2>::new(self.helper(block, Helper::Day)?);
             for _ in 0..block.rows {
-                key::encode(&mut keys, projects.next_value()?, traces.next_value()?);
-                of_rows.push((Day::from_le_bytes(days.next_value()?), keys.len()));
+                key::encode(
+                    &mut keys.bytes,
+                    projects.next_value()?,
+                    traces.next_value()?,
+                );
+                let day = Day::from_le_bytes(days.next_value()?);
+                keys.of_row.push((day, keys.bytes.len()));
             }
         }
-        let mut unique: Vec<(Day, &[u8])> = Vec::new();
-        let mut has_id = Vec::new();
-        let mut slot_of_key: HashMap<&[u8], u32> = HashMap::new();
-        let mut of_row = Vec::with_capacity(rows);
-        let mut start = 0;
-        for (day, end) in of_rows {
-            let key = &keys[start..end];
-            start = end;
-            let slot = *slot_of_key.entry(key).or_insert_with(|| {
-                unique.push((day, key));
-                has_id.push(key::has_trace_id(key));
-                unique.len() as u32 - 1
-            });
-            of_row.push(slot);
+        Ok(keys)
+    }
+
+    /// The items of the rows of all blocks; of none, where they are not wanted.
+    fn look_up_items(
+        &self,
+        blocks: &[Block],
+        slots: &Slots,
+        unique: &[(Day, &[u8])],
+        max_bytes: usize,
+    ) -> Result<FoundItems, EnrichError> {
+        if !self.mapping.has_experiments() {
+            return Ok(FoundItems::default());
         }
-        let found = self.store.look_up(&unique, max_bytes)?;
-        let slots = Slots {
-            of_row,
-            unique: unique.len(),
-            has_id,
-        };
-        Ok((slots, found))
+        let mut rows = Vec::with_capacity(slots.of_row.len());
+        let mut traces = slots.of_row.iter();
+        for block in blocks {
+            let mut spans = StringCursor::new(block.values(self.mapping.span_column));
+            for &trace in traces.by_ref().take(block.rows) {
+                rows.push((trace, spans.next_value()?));
+            }
+        }
+        let traces: Vec<&[u8]> = unique.iter().map(|(_, key)| *key).collect();
+        Ok(self.store.look_up_items(&traces, &rows, max_bytes)?)
+    }
+
+    /// What becomes of each row of all blocks.
+    fn fates(
+        &self,
+        unknown: Unknown,
+        slots: &Slots,
+        records: &[Option<TraceRecord<'_>>],
+        found: &Found,
+    ) -> Vec<Fate> {
+        let of_row = slots.of_row.iter().zip(&slots.days);
+        match self.mapping.source {
+            Source::Observations => {
+                let is_late = |slot: usize| {
+                    unknown == Unknown::Late && slots.has_id[slot] && !found.is_known(slot)
+                };
+                let fates: Vec<Fate> = (0..records.len())
+                    .map(|slot| match is_late(slot) {
+                        true => Fate::Late,
+                        false => Fate::Event,
+                    })
+                    .collect();
+                of_row.map(|(&slot, _)| fates[slot as usize]).collect()
+            }
+            // The row is the version that counts, or there is another one on another day.
+            Source::Traces => of_row
+                .map(|(&slot, &day)| match &records[slot as usize] {
+                    Some(record) if record.day == day => Fate::Event,
+                    _ => Fate::Superseded,
+                })
+                .collect(),
+        }
     }
 
     /// Appends the values of one column to `out`.
@@ -308,6 +364,8 @@ impl Enricher {
                     .iter()
                     .for_each(|row| row.for_each_value(&mut Appended(out)));
             }
+            // Built by the caller, from the items.
+            Enriched::Experiment(_) => {}
             Enriched::MetadataJson | Enriched::MetadataText => {
                 if column == Enriched::MetadataJson {
                     // Says that the values follow as text.
@@ -351,50 +409,6 @@ impl Enricher {
         }
         Ok(())
     }
-
-    /// For each row the observation's pairs, then the trace's whose key the
-    /// observation lacks, then the tags if they have no column of their own.
-    fn merge_metadata<'a>(
-        &self,
-        block: &'a Block,
-        traces: &RowTraces<'a, 'a>,
-    ) -> Result<Vec<MergedRow<'a, 'a>>, NativeError> {
-        if self.mapping.helper_index(Helper::MetadataNames).is_none() {
-            return Ok(Vec::new());
-        }
-        let mut own = OwnMetadata::new(
-            self.helper(block, Helper::MetadataNames)?,
-            self.helper(block, Helper::MetadataValues)?,
-            block.rows,
-        )?;
-        let mut own_names: Vec<&[u8]> = Vec::new();
-        let mut merged = Vec::with_capacity(block.rows);
-        for trace in traces.iter() {
-            let mut row = own.next_row(&mut own_names)?;
-            if let Some(trace) = trace {
-                if self.mapping.trace_metadata {
-                    row.from_trace = Kept::pairs_not_in(&trace.metadata, &own_names);
-                }
-                row.tags = self.tags_pair(trace, &row.from_trace, &own_names);
-            }
-            merged.push(row);
-        }
-        Ok(merged)
-    }
-
-    fn tags_pair(
-        &self,
-        trace: &TraceRecord<'_>,
-        kept: &Kept<'_, '_>,
-        own_names: &[&[u8]],
-    ) -> Option<Vec<u8>> {
-        if !self.mapping.tags_in_metadata || trace.tags.is_empty() {
-            return None;
-        }
-        let is_taken =
-            own_names.contains(&TAGS_KEY) || kept.iter().any(|(name, _)| name == TAGS_KEY);
-        (!is_taken).then(|| json::array(trace.tags.iter().map(|tag| tag.as_ref())))
-    }
 }
 
 /// An upper bound for the bytes one row takes from its trace.
@@ -411,24 +425,70 @@ fn attribute_bytes(record: &TraceRecord<'_>) -> usize {
     record.metadata_bytes() + tags + texts
 }
 
+/// The keys of the rows of all blocks, one after the other.
+struct Keys {
+    bytes: Vec<u8>,
+    /// The day of each row, and where its key ends.
+    of_row: Vec<(Day, usize)>,
+}
+
 /// Which of the distinct traces each row of all blocks belongs to.
 struct Slots {
     of_row: Vec<u32>,
-    unique: usize,
-    /// Whether each of them has an id that is not empty.
+    days: Vec<Day>,
+    /// Whether each of the distinct traces has an id that is not empty.
     has_id: Vec<bool>,
+}
+
+impl Keys {
+    /// The distinct traces, each with the day of its first row.
+    fn distinct(&self) -> (Slots, Vec<(Day, &[u8])>) {
+        let mut unique: Vec<(Day, &[u8])> = Vec::new();
+        let mut has_id = Vec::new();
+        let mut slot_of_key: HashMap<&[u8], u32> = HashMap::new();
+        let mut of_row = Vec::with_capacity(self.of_row.len());
+        let mut start = 0;
+        for &(day, end) in &self.of_row {
+            let key = &self.bytes[start..end];
+            start = end;
+            let slot = *slot_of_key.entry(key).or_insert_with(|| {
+                unique.push((day, key));
+                has_id.push(key::has_trace_id(key));
+                unique.len() as u32 - 1
+            });
+            of_row.push(slot);
+        }
+        let slots = Slots {
+            of_row,
+            days: self.of_row.iter().map(|&(day, _)| day).collect(),
+            has_id,
+        };
+        (slots, unique)
+    }
+}
+
+/// What becomes of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// An event.
+    Event,
+    /// It waits for its trace.
+    Late,
+    /// Nothing: another version of it counts, or it is deleted.
+    Superseded,
 }
 
 /// Ranges of rows.
 type Rows = Vec<Range<usize>>;
 
-/// The rows that are in time, and those whose trace is late.
-fn divide(of_row: &[u32], is_late: &[bool]) -> (Rows, Rows) {
+/// The rows that become events now, and those that wait.
+fn divide(fates: &[Fate]) -> (Rows, Rows) {
     let (mut in_time, mut late) = (Rows::new(), Rows::new());
-    for (row, &slot) in of_row.iter().enumerate() {
-        let rows = match is_late[slot as usize] {
-            true => &mut late,
-            false => &mut in_time,
+    for (row, fate) in fates.iter().enumerate() {
+        let rows = match fate {
+            Fate::Event => &mut in_time,
+            Fate::Late => &mut late,
+            Fate::Superseded => continue,
         };
         match rows.last_mut() {
             Some(last) if last.end == row => last.end += 1,
@@ -438,14 +498,20 @@ fn divide(of_row: &[u32], is_late: &[bool]) -> (Rows, Rows) {
     (in_time, late)
 }
 
+/// The values of some rows; of none, where there are none of any.
+fn take<T: Clone>(values: &[T], rows: &[Range<usize>]) -> Vec<T> {
+    let ranges = rows.iter().filter_map(|range| values.get(range.clone()));
+    ranges.flatten().cloned().collect()
+}
+
 /// The trace of each row.
 struct RowTraces<'a, 'r> {
-    of_row: &'a [u32],
+    of_row: Vec<u32>,
     records: &'a [Option<TraceRecord<'r>>],
 }
 
 impl<'a, 'r> RowTraces<'a, 'r> {
-    fn iter(&self) -> impl Iterator<Item = Option<&'a TraceRecord<'r>>> {
+    fn iter(&self) -> impl Iterator<Item = Option<&'a TraceRecord<'r>>> + use<'_, 'a, 'r> {
         let records = self.records;
         self.of_row
             .iter()
@@ -477,183 +543,5 @@ impl<'a, 'r> RowTraces<'a, 'r> {
             }
             column.end_row();
         }
-    }
-}
-
-type Pair<'r> = (&'r Text, &'r Text);
-
-/// From so many keys on a set is faster than comparing each with each.
-const MANY_NAMES: usize = 16;
-
-/// The pairs of a trace that a row takes.
-enum Kept<'a, 'r> {
-    /// All of them: the usual case.
-    All(&'a [Pair<'r>]),
-    /// Those whose key the observation lacks.
-    Some(Vec<Pair<'r>>),
-}
-
-impl<'a, 'r> Kept<'a, 'r> {
-    fn pairs_not_in(pairs: &'a [Pair<'r>], own_names: &[&[u8]]) -> Self {
-        let set: Option<HashSet<&[u8]>> =
-            (own_names.len() > MANY_NAMES).then(|| own_names.iter().copied().collect());
-        let is_own = |(name, _): &Pair<'r>| match &set {
-            Some(set) => set.contains(as_slice(name)),
-            None => own_names.contains(&as_slice(name)),
-        };
-        if !pairs.iter().any(is_own) {
-            return Kept::All(pairs);
-        }
-        Kept::Some(pairs.iter().filter(|pair| !is_own(pair)).copied().collect())
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (&'r [u8], &'r [u8])> + use<'_, 'a, 'r> {
-        let pairs = match self {
-            Kept::All(pairs) => pairs,
-            Kept::Some(pairs) => pairs.as_slice(),
-        };
-        pairs
-            .iter()
-            .map(|&(name, value)| (as_slice(name), as_slice(value)))
-    }
-}
-
-fn as_slice(text: &Text) -> &[u8] {
-    text
-}
-
-/// The metadata of one event.
-struct MergedRow<'a, 'r> {
-    own_count: usize,
-    /// The observation's keys and values as they are encoded.
-    own_names: &'a [u8],
-    own_values: &'a [u8],
-    from_trace: Kept<'a, 'r>,
-    tags: Option<Vec<u8>>,
-}
-
-/// Where the elements of a column go.
-trait Elements {
-    fn encoded(&mut self, encoded: &[u8], count: usize);
-    fn element(&mut self, value: &[u8]);
-}
-
-impl Elements for StringArrayWriter<'_> {
-    fn encoded(&mut self, encoded: &[u8], count: usize) {
-        self.push_encoded(encoded, count);
-    }
-
-    fn element(&mut self, value: &[u8]) {
-        self.push_element(value);
-    }
-}
-
-/// Elements without offsets of their own.
-struct Appended<'a>(&'a mut Vec<u8>);
-
-impl Elements for Appended<'_> {
-    fn encoded(&mut self, encoded: &[u8], _count: usize) {
-        self.0.extend_from_slice(encoded);
-    }
-
-    fn element(&mut self, value: &[u8]) {
-        put_string(self.0, value);
-    }
-}
-
-impl MergedRow<'_, '_> {
-    fn for_each_name(&self, out: &mut impl Elements) {
-        out.encoded(self.own_names, self.own_count);
-        self.from_trace
-            .iter()
-            .for_each(|(name, _)| out.element(name));
-        if self.tags.is_some() {
-            out.element(TAGS_KEY);
-        }
-    }
-
-    fn for_each_value(&self, out: &mut impl Elements) {
-        out.encoded(self.own_values, self.own_count);
-        self.from_trace
-            .iter()
-            .for_each(|(_, value)| out.element(value));
-        if let Some(tags) = &self.tags {
-            out.element(tags);
-        }
-    }
-
-    fn to_json(&self) -> Result<Vec<u8>, NativeError> {
-        let mut object = json::Object::default();
-        let mut names = StringCursor::new(self.own_names);
-        let mut values = StringCursor::new(self.own_values);
-        for _ in 0..self.own_count {
-            object.pair(names.next_value()?, values.next_value()?);
-        }
-        for (name, value) in self.from_trace.iter() {
-            object.pair(name, value);
-        }
-        if let Some(tags) = &self.tags {
-            object.pair(TAGS_KEY, tags);
-        }
-        Ok(object.finish())
-    }
-}
-
-fn put_names(merged: &[MergedRow<'_, '_>], out: &mut Vec<u8>) {
-    let mut column = StringArrayWriter::new(out, merged.len());
-    for row in merged {
-        row.for_each_name(&mut column);
-        column.end_row();
-    }
-}
-
-fn put_values(merged: &[MergedRow<'_, '_>], out: &mut Vec<u8>) {
-    let mut column = StringArrayWriter::new(out, merged.len());
-    for row in merged {
-        row.for_each_value(&mut column);
-        column.end_row();
-    }
-}
-
-/// The observations' own metadata, row by row.
-struct OwnMetadata<'a> {
-    name_lengths: ArrayCursor<'a>,
-    names: StringCursor<'a>,
-    value_lengths: ArrayCursor<'a>,
-    values: StringCursor<'a>,
-}
-
-impl<'a> OwnMetadata<'a> {
-    fn new(names: &'a [u8], values: &'a [u8], rows: usize) -> Result<Self, NativeError> {
-        let (name_lengths, names) = ArrayCursor::new(names, rows)?;
-        let (value_lengths, values) = ArrayCursor::new(values, rows)?;
-        Ok(Self {
-            name_lengths,
-            names: StringCursor::new(names),
-            value_lengths,
-            values: StringCursor::new(values),
-        })
-    }
-
-    /// The next row; its names are put into `decoded`.
-    fn next_row(&mut self, decoded: &mut Vec<&'a [u8]>) -> Result<MergedRow<'a, 'a>, NativeError> {
-        let count = self.name_lengths.next_length()?;
-        if self.value_lengths.next_length()? != count {
-            return Err(NativeError::corrupt(
-                "a map has more keys than values, or fewer",
-            ));
-        }
-        decoded.clear();
-        let mut names = self.names.clone();
-        for _ in 0..count {
-            decoded.push(names.next_value()?);
-        }
-        Ok(MergedRow {
-            own_count: count,
-            own_names: self.names.next_encoded(count)?,
-            own_values: self.values.next_encoded(count)?,
-            from_trace: Kept::All(&[]),
-            tags: None,
-        })
     }
 }

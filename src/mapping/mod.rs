@@ -5,118 +5,16 @@
 //! column under its target name and type, the helper columns that enriching
 //! needs, and the columns that enriching appends.
 
+mod columns;
+mod rules;
+
 use crate::clickhouse::{TableColumn, TableInfo, sql};
 use crate::native::{DataType, TypeError};
 
-/// How the observations table is called inside the SELECT.
-pub const OBSERVATION: &str = "o";
-
-/// What a pass-through column is made of.
-enum Form {
-    /// A column of the observation; null becomes the type's default where the
-    /// target cannot be null.
-    Column(&'static str),
-    /// As `Column`, with a literal in place of null.
-    ColumnOr(&'static str, &'static str),
-    /// An expression over columns of the observation; `{c}` stands for the table.
-    Expression(&'static str, &'static [&'static str]),
-}
-
-struct Rule {
-    target: &'static str,
-    form: Form,
-    /// Whether old deployments lack the source column; then the target column
-    /// is left to its default.
-    came_later: bool,
-}
-
-const fn column(target: &'static str, source: &'static str) -> Rule {
-    Rule {
-        target,
-        form: Form::Column(source),
-        came_later: false,
-    }
-}
-
-const fn same(name: &'static str) -> Rule {
-    column(name, name)
-}
-
-const fn later(name: &'static str) -> Rule {
-    Rule {
-        target: name,
-        form: Form::Column(name),
-        came_later: true,
-    }
-}
-
-const fn expression(
-    target: &'static str,
-    text: &'static str,
-    columns: &'static [&'static str],
-) -> Rule {
-    Rule {
-        target,
-        form: Form::Expression(text, columns),
-        came_later: false,
-    }
-}
-
-/// Columns that come from the observation alone.
-const PASS_THROUGH: &[Rule] = &[
-    same("project_id"),
-    same("trace_id"),
-    column("span_id", "id"),
-    expression(
-        "parent_span_id",
-        "if({c}.id = concat('t-', {c}.trace_id), '', \
-         if(ifNull({c}.parent_observation_id, '') = '', concat('t-', {c}.trace_id), \
-         assumeNotNull({c}.parent_observation_id)))",
-        &["id", "trace_id", "parent_observation_id"],
-    ),
-    same("start_time"),
-    same("end_time"),
-    same("completion_start_time"),
-    same("name"),
-    same("type"),
-    same("environment"),
-    same("level"),
-    same("status_message"),
-    same("prompt_id"),
-    same("prompt_name"),
-    same("prompt_version"),
-    column("model_id", "internal_model_id"),
-    same("provided_model_name"),
-    Rule {
-        target: "model_parameters",
-        form: Form::ColumnOr("model_parameters", "'{}'"),
-        came_later: false,
-    },
-    same("provided_usage_details"),
-    same("usage_details"),
-    same("provided_cost_details"),
-    same("cost_details"),
-    // A real column in older event tables, an alias in newer ones.
-    same("total_cost"),
-    later("usage_pricing_tier_id"),
-    later("usage_pricing_tier_name"),
-    later("tool_definitions"),
-    later("tool_calls"),
-    later("tool_call_names"),
-    same("input"),
-    same("output"),
-    expression(
-        "source",
-        "if(mapContains({c}.metadata, 'resourceAttributes'), \
-         'otel-backfill', 'ingestion-api-backfill')",
-        &["metadata"],
-    ),
-    same("created_at"),
-    same("updated_at"),
-    same("event_ts"),
-    // A deleted observation is not written, so what is written is not deleted.
-    expression("is_deleted", "0", &[]),
-];
+use columns::EXPERIMENT;
+pub use columns::{Enriched, EnrichedColumn, Experiment, Helper, Selected};
+pub use rules::Source;
+use rules::{Form, Rule};
 
 /// Event columns without which a row could not be told from another, or read.
 const REQUIRED_TARGET: &[&str] = &[
@@ -137,140 +35,20 @@ const KEY_COLUMNS: [&str; 2] = ["project_id", "trace_id"];
 /// Columns that say which row of `traces` counts.
 const REQUIRED_TRACE: &[&str] = &["id", "project_id", "timestamp", "event_ts", "is_deleted"];
 
-/// What the trace has a part in, and how it is built.
+/// What events are to carry besides what their source says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Enriched {
-    /// The observation's version, else the trace's.
-    Version,
-    /// `traces.release`
-    Release,
-    /// `traces.user_id`
-    UserId,
-    /// `traces.session_id`
-    SessionId,
-    /// `traces.name`
-    TraceName,
-    /// `traces.tags`
-    Tags,
-    /// `traces.public`
-    Public,
-    /// `traces.bookmarked`, only where the observation has no parent.
-    Bookmarked,
-    /// Keys of the observation's metadata, then the trace's that it lacks.
-    MetadataNames,
-    /// The values to those keys.
-    MetadataValues,
-    /// Both, as a map.
-    MetadataMap,
-    /// Both, as a JSON object in a JSON column.
-    MetadataJson,
-    /// Both, as the text of a JSON object in a string column.
-    MetadataText,
+pub struct Wanted {
+    /// The traces' metadata.
+    pub trace_metadata: bool,
+    /// The experiment that a span belongs to.
+    pub experiments: bool,
 }
 
-impl Enriched {
-    /// The type in which the column is sent; the server casts it to the target's.
-    /// JSON is sent as it is: cast from a string, texts that look like times change.
-    fn sent_type(self, target: &DataType) -> String {
-        let fixed = match self {
-            Enriched::Tags | Enriched::MetadataNames | Enriched::MetadataValues => "Array(String)",
-            Enriched::Public | Enriched::Bookmarked => "Bool",
-            Enriched::MetadataMap => "Map(String, String)",
-            Enriched::MetadataJson => return target.to_string(),
-            _ => "String",
-        };
-        fixed.to_owned()
-    }
-
-    /// The column of `traces` it takes something from.
-    fn trace_column(self) -> &'static str {
-        match self {
-            Enriched::Version => "version",
-            Enriched::Release => "release",
-            Enriched::UserId => "user_id",
-            Enriched::SessionId => "session_id",
-            Enriched::TraceName => "name",
-            Enriched::Tags => "tags",
-            Enriched::Public => "public",
-            Enriched::Bookmarked => "bookmarked",
-            _ => "metadata",
-        }
-    }
-
-    fn is_metadata(self) -> bool {
-        self.trace_column() == "metadata"
-    }
-}
-
-/// Columns of the observation that enriching reads and does not pass on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Helper {
-    /// `Date`: the day on which to look for the trace first.
-    Day,
-    /// `Nullable(String)`: the observation's own version.
-    Version,
-    /// `UInt8`: 1 where the observation has no parent.
-    IsRoot,
-    /// `Array(String)`: keys of the observation's metadata.
-    MetadataNames,
-    /// `Array(String)`: values of the observation's metadata.
-    MetadataValues,
-}
-
-impl Helper {
-    fn selected(self) -> Selected {
-        let (name, data_type, expression) = match self {
-            Helper::Day => ("helper_day", "Date", "toDate({c}.start_time)"),
-            Helper::Version => ("helper_version", "Nullable(String)", "{c}.version"),
-            Helper::IsRoot => (
-                "helper_is_root",
-                "UInt8",
-                "ifNull({c}.parent_observation_id, '') = ''",
-            ),
-            Helper::MetadataNames => (
-                "helper_metadata_names",
-                "Array(String)",
-                "mapKeys({c}.metadata)",
-            ),
-            Helper::MetadataValues => (
-                "helper_metadata_values",
-                "Array(String)",
-                "mapValues({c}.metadata)",
-            ),
-        };
-        Selected {
-            name: name.to_owned(),
-            data_type: data_type.to_owned(),
-            expression: of_observation(expression),
-        }
-    }
-}
-
-/// One column of the SELECT list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selected {
-    /// Its name in the result: for a pass-through column, the target's.
-    pub name: String,
-    /// Its type in the result.
-    pub data_type: String,
-    /// What it is made of.
-    pub expression: String,
-}
-
-/// A column that enriching appends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EnrichedColumn {
-    /// Its name in the target.
-    pub name: String,
-    /// What it is.
-    pub form: Enriched,
-    /// The type in which it is sent.
-    pub sent_type: String,
-}
-
-/// How observations become events, for one source and one target.
+/// How the rows of a source become events, for one source and one target.
 #[derive(Debug, Clone)]
 pub struct Mapping {
+    /// The source.
+    pub source: Source,
     /// Pass-through columns, in the order of the SELECT list.
     pub pass_through: Vec<Selected>,
     /// Helper columns, which follow them.
@@ -279,6 +57,8 @@ pub struct Mapping {
     pub enriched: Vec<EnrichedColumn>,
     /// Where the key columns are among the pass-through columns: project, trace.
     pub key_columns: (usize, usize),
+    /// Where the span's id is among them.
+    pub span_column: usize,
     /// Whether the traces' metadata is part of the result.
     pub trace_metadata: bool,
     /// Whether tags go into the metadata, because the target has no column for them.
@@ -315,16 +95,18 @@ pub enum MappingError {
 }
 
 impl Mapping {
-    /// Works out how `observations` and `traces` become rows of `target`.
+    /// Works out how the rows of `table`, which is the source, become rows of `target`
+    /// with what `traces` say.
     ///
     /// # Errors
     /// [`MappingError`] where a needed column is missing or has a type that
     /// cannot be sent.
     pub fn new(
-        observations: &TableInfo,
+        source: Source,
+        table: &TableInfo,
         traces: &TableInfo,
         target: &TableInfo,
-        with_trace_metadata: bool,
+        wanted: Wanted,
     ) -> Result<Self, MappingError> {
         require(target, REQUIRED_TARGET, "every event has")?;
         if let Some(column) = REQUIRED_TARGET
@@ -347,9 +129,9 @@ impl Mapping {
         )?;
         let mut pass_through = Vec::new();
         let mut without_place = Vec::new();
-        for rule in PASS_THROUGH {
+        for rule in source.rules() {
             match insertable(target, rule.target) {
-                Some(column) => pass_through.extend(apply(rule, column, observations, target)?),
+                Some(column) => pass_through.extend(apply(rule, column, source, table, target)?),
                 // An alias computes itself: it is neither filled nor missed.
                 None if target.column(rule.target).is_none() && rule.target != "total_cost" => {
                     without_place.push(rule.target.to_owned());
@@ -357,7 +139,7 @@ impl Mapping {
                 None => {}
             }
         }
-        let mut enriched = enriched_columns(target)?;
+        let mut enriched = enriched_columns(target, wanted.experiments)?;
         if !enriched.iter().any(|column| column.form.is_metadata()) {
             return Err(missing(
                 target,
@@ -365,7 +147,7 @@ impl Mapping {
                 "takes the metadata (with metadata_values; or a column metadata)",
             ));
         }
-        let has = |wanted| enriched.iter().any(|column| column.form == wanted);
+        let has = |form| enriched.iter().any(|column| column.form == form);
         let tags_in_metadata = !has(Enriched::Tags);
         for (name, column) in [
             ("release", Enriched::Release),
@@ -380,18 +162,18 @@ impl Mapping {
                 without_place.push(name.to_owned());
             }
         }
-        if !with_trace_metadata && !tags_in_metadata {
-            pass_metadata_through(&mut enriched, &mut pass_through, observations)?;
+        if !wanted.trace_metadata && !tags_in_metadata {
+            pass_metadata_through(&mut enriched, &mut pass_through, source, table)?;
         }
         for column in &enriched {
             // With --no-trace-metadata only tags reach the metadata.
-            let source = match column.form.is_metadata() && !with_trace_metadata {
-                true => "tags",
+            let taken = match column.form.is_metadata() && !wanted.trace_metadata {
+                true => Some("tags"),
                 false => column.form.trace_column(),
             };
-            require(traces, &[source], "events take from their trace")?;
+            require(traces, taken.as_slice(), "events take from their trace")?;
         }
-        let helpers = helpers(&enriched, observations)?;
+        let helpers = helpers(&enriched, table)?;
         let position = |name| {
             pass_through
                 .iter()
@@ -401,6 +183,7 @@ impl Mapping {
             position("project_id").unwrap_or_default(),
             position("trace_id").unwrap_or_default(),
         );
+        let span_column = position("span_id").unwrap_or_default();
         let filled = |name: &str| {
             pass_through.iter().any(|column| column.name == name)
                 || enriched.iter().any(|column| column.name == name)
@@ -412,11 +195,13 @@ impl Mapping {
             .map(|column| column.name.clone())
             .collect();
         Ok(Self {
+            source,
             pass_through,
             helpers,
             enriched,
             key_columns,
-            trace_metadata: with_trace_metadata,
+            span_column,
+            trace_metadata: wanted.trace_metadata,
             tags_in_metadata,
             left_to_default,
             without_place,
@@ -425,7 +210,10 @@ impl Mapping {
 
     /// The items of the SELECT list: pass-through columns, then helpers.
     pub fn select_items(&self) -> Vec<String> {
-        let helpers = self.helpers.iter().map(|helper| helper.selected());
+        let helpers = self
+            .helpers
+            .iter()
+            .map(|helper| helper.selected(self.source));
         let columns = self.pass_through.iter().cloned().chain(helpers);
         columns
             .map(|column| {
@@ -441,7 +229,10 @@ impl Mapping {
 
     /// Name and type of each column of the result.
     pub fn result_columns(&self) -> Vec<(String, DataType)> {
-        let helpers = self.helpers.iter().map(|helper| helper.selected());
+        let helpers = self
+            .helpers
+            .iter()
+            .map(|helper| helper.selected(self.source));
         let columns = self.pass_through.iter().cloned().chain(helpers);
         columns
             .filter_map(|column| Some((column.name, DataType::parse(&column.data_type).ok()?)))
@@ -467,13 +258,20 @@ impl Mapping {
         Some(self.pass_through.len() + index)
     }
 
+    /// Whether events say to which experiment they belong.
+    pub fn has_experiments(&self) -> bool {
+        self.enriched
+            .iter()
+            .any(|column| column.form.is_experiment())
+    }
+
     /// Columns of `traces` that events take something from, besides its keys.
     pub fn trace_columns(&self) -> Vec<&'static str> {
         let mut columns: Vec<_> = self
             .enriched
             .iter()
             .filter(|column| !column.form.is_metadata())
-            .map(|column| column.form.trace_column())
+            .filter_map(|column| column.form.trace_column())
             .collect();
         if self.tags_in_metadata {
             columns.push("tags");
@@ -483,10 +281,6 @@ impl Mapping {
         }
         columns
     }
-}
-
-fn of_observation(template: &str) -> String {
-    template.replace("{c}", OBSERVATION)
 }
 
 fn insertable<'a>(table: &'a TableInfo, name: &str) -> Option<&'a TableColumn> {
@@ -541,7 +335,8 @@ fn unsupported(table: &TableInfo, column: &TableColumn) -> MappingError {
 fn apply(
     rule: &Rule,
     column: &TableColumn,
-    observations: &TableInfo,
+    source: Source,
+    table: &TableInfo,
     target: &TableInfo,
 ) -> Result<Option<Selected>, MappingError> {
     let sent = parse_type(target, column)?.without_low_cardinality();
@@ -549,27 +344,27 @@ fn apply(
         .map_err(|error| column_type(target, column, error))?;
     let needed_for = format!("event column {} is made of", rule.target);
     let expression = match &rule.form {
-        Form::Column(source) | Form::ColumnOr(source, _) => {
-            let Some(found) = observations.column(source) else {
+        Form::Column(name) | Form::ColumnOr(name, _) => {
+            let Some(found) = table.column(name) else {
                 return match rule.came_later {
                     true => Ok(None),
-                    false => Err(missing(observations, source, &needed_for)),
+                    false => Err(missing(table, name, &needed_for)),
                 };
             };
-            let name = format!("{OBSERVATION}.{}", sql::identifier(source));
-            if parse_type(observations, found)?.is_nullable() && !sent.is_nullable() {
+            let value = source.column(name);
+            if parse_type(table, found)?.is_nullable() && !sent.is_nullable() {
                 let instead = match rule.form {
                     Form::ColumnOr(_, literal) => literal.to_owned(),
                     _ => format!("defaultValueOfTypeName({})", sql::string(sent.to_string())),
                 };
-                format!("ifNull({name}, {instead})")
+                format!("ifNull({value}, {instead})")
             } else {
-                name
+                value
             }
         }
         Form::Expression(template, columns) => {
-            require(observations, columns, &needed_for)?;
-            of_observation(template)
+            require(table, columns, &needed_for)?;
+            source.expression(template)
         }
     };
     Ok(Some(Selected {
@@ -579,9 +374,16 @@ fn apply(
     }))
 }
 
-fn enriched_columns(target: &TableInfo) -> Result<Vec<EnrichedColumn>, MappingError> {
+fn enriched_columns(
+    target: &TableInfo,
+    with_experiments: bool,
+) -> Result<Vec<EnrichedColumn>, MappingError> {
     let mut enriched = Vec::new();
-    for (name, form) in [
+    let experiments: &[_] = match with_experiments {
+        true => &EXPERIMENT,
+        false => &[],
+    };
+    let of_trace = [
         ("version", Enriched::Version),
         ("release", Enriched::Release),
         ("user_id", Enriched::UserId),
@@ -593,7 +395,8 @@ fn enriched_columns(target: &TableInfo) -> Result<Vec<EnrichedColumn>, MappingEr
         ("metadata_names", Enriched::MetadataNames),
         ("metadata_values", Enriched::MetadataValues),
         ("metadata", Enriched::MetadataMap),
-    ] {
+    ];
+    for (name, form) in of_trace.iter().chain(experiments).copied() {
         let Some(column) = insertable(target, name) else {
             continue;
         };
@@ -607,11 +410,14 @@ fn enriched_columns(target: &TableInfo) -> Result<Vec<EnrichedColumn>, MappingEr
             None => return Err(unsupported(target, column)),
         }
     }
-    let has = |wanted| {
+    let has = |form| {
         enriched
             .iter()
-            .any(|column: &EnrichedColumn| column.form == wanted)
+            .any(|column: &EnrichedColumn| column.form == form)
     };
+    if with_experiments && !has(Enriched::Experiment(Experiment::Id)) {
+        return Err(missing(target, "experiment_id", "--experiments fills"));
+    }
     match (has(Enriched::MetadataNames), has(Enriched::MetadataValues)) {
         (true, false) => Err(missing(
             target,
@@ -634,9 +440,14 @@ fn fitting(form: Enriched, data_type: &DataType) -> Option<Enriched> {
         _ => false,
     };
     let fits = match form {
-        Enriched::Tags | Enriched::MetadataNames | Enriched::MetadataValues => {
+        _ if form.sent_type(data_type) == "Array(String)" => {
             matches!(data_type, DataType::Array(element) if element.is_string())
         }
+        Enriched::Experiment(Experiment::ItemVersion) => matches!(
+            data_type,
+            DataType::Nullable(inner)
+                if matches!(&**inner, DataType::Scalar { name, .. } if name == "DateTime64")
+        ),
         Enriched::Public | Enriched::Bookmarked => is_scalar(&["Bool", "UInt8", "Int8"]),
         Enriched::MetadataMap if is_scalar(&["JSON"]) => return Some(Enriched::MetadataJson),
         Enriched::MetadataMap if is_scalar(&["String"]) => return Some(Enriched::MetadataText),
@@ -649,11 +460,12 @@ fn fitting(form: Enriched, data_type: &DataType) -> Option<Enriched> {
     fits.then_some(form)
 }
 
-/// Without the traces' metadata, the observation's passes through as it is.
+/// Without the traces' metadata, the row's own passes through as it is.
 fn pass_metadata_through(
     enriched: &mut Vec<EnrichedColumn>,
     pass_through: &mut Vec<Selected>,
-    observations: &TableInfo,
+    source: Source,
+    table: &TableInfo,
 ) -> Result<(), MappingError> {
     for (column, function, data_type) in [
         (
@@ -671,35 +483,24 @@ fn pass_metadata_through(
         let Some(index) = enriched.iter().position(|other| other.form == column) else {
             continue;
         };
-        require(
-            observations,
-            &["metadata"],
-            "the events' metadata is made of",
-        )?;
+        require(table, &["metadata"], "the events' metadata is made of")?;
         let name = enriched.remove(index).name;
         pass_through.push(Selected {
             name,
             data_type: data_type.to_owned(),
-            expression: of_observation(function),
+            expression: source.expression(function),
         });
     }
     Ok(())
 }
 
-fn helpers(
-    enriched: &[EnrichedColumn],
-    observations: &TableInfo,
-) -> Result<Vec<Helper>, MappingError> {
+fn helpers(enriched: &[EnrichedColumn], table: &TableInfo) -> Result<Vec<Helper>, MappingError> {
     let mut helpers = vec![Helper::Day];
     if enriched
         .iter()
         .any(|column| column.form == Enriched::Version)
     {
-        require(
-            observations,
-            &["version"],
-            "event column version is made of",
-        )?;
+        require(table, &["version"], "event column version is made of")?;
         helpers.push(Helper::Version);
     }
     if enriched
@@ -709,11 +510,7 @@ fn helpers(
         helpers.push(Helper::IsRoot);
     }
     if enriched.iter().any(|column| column.form.is_metadata()) {
-        require(
-            observations,
-            &["metadata"],
-            "the events' metadata is made of",
-        )?;
+        require(table, &["metadata"], "the events' metadata is made of")?;
         helpers.extend([Helper::MetadataNames, Helper::MetadataValues]);
     }
     Ok(helpers)

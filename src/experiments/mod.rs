@@ -1,0 +1,267 @@
+//! Which spans belong to an item of a dataset run, over all partitions: an item points at a
+//! span of a trace, or at the trace as a whole, and what hangs below that span belongs to
+//! the item too.
+//!
+//! The traces are taken some thousands at a time, in the order of their ids: those that have
+//! an item and a row in the partition, then their items, then the ids and parents of
+//! all their spans, in whatever month these are.
+
+mod items;
+mod tree;
+
+use std::collections::BTreeMap;
+
+use clickhouse::Row;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use tokio::task::block_in_place;
+
+use crate::buffer_pool::BufferPool;
+use crate::clickhouse::{Connection, TableInfo, sql};
+use crate::elsewhere::{ON_DISK_FROM_BYTES, TABLE_TIMEOUT};
+use crate::error::WorkError;
+use crate::mapping::Source;
+use crate::native::{Block, BlockReader, StringCursor};
+use crate::shutdown::Shutdown;
+use crate::trace_store::{ExperimentWriter, TraceStore, key};
+
+pub use items::query as items_query;
+use tree::Spans;
+
+/// Traces that are worked on at a time.
+const TRACES_AT_ONCE: usize = 10_000;
+
+/// Where to read from.
+pub struct ExperimentSource<'a> {
+    /// The server.
+    pub connection: &'a Connection,
+    /// `dataset_run_items_rmt`
+    pub items: &'a TableInfo,
+    /// The tables whose rows become events, `observations` first.
+    pub sources: Vec<(Source, &'a TableInfo)>,
+    /// `observations`
+    pub observations: &'a TableInfo,
+    /// The partition, `YYYYMM`.
+    pub partition_id: &'a str,
+    /// The largest block that may arrive, in bytes. The ids of one trace's spans may take as much.
+    pub max_block_bytes: usize,
+    /// The size of block the server is asked for.
+    pub preferred_block_bytes: usize,
+    /// Buffers of blocks.
+    pub pool: BufferPool,
+    /// Whether to end.
+    pub shutdown: &'a Shutdown,
+}
+
+/// A trace that has an item.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Row)]
+pub struct Trace {
+    /// `project_id`
+    pub project_id: ByteBuf,
+    /// `id`
+    pub trace_id: ByteBuf,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExperimentCounts {
+    /// Traces that have an item.
+    pub traces: u64,
+    /// Items, all those that point into these traces.
+    pub items: u64,
+    /// Spans that belong to one, in whatever partition; the root spans of traces count.
+    pub spans: u64,
+}
+
+impl std::ops::AddAssign for ExperimentCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.traces += other.traces;
+        self.items += other.items;
+        self.spans += other.spans;
+    }
+}
+
+/// The item that each span of a trace belongs to which an item points at: the id of the span
+/// and the key of the item.
+type Pointers = BTreeMap<Vec<u8>, Pointer>;
+
+/// An item that points at a span. The greatest counts.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Pointer {
+    /// When it was created, in microseconds since 1970: of several items the latest counts.
+    created_at: i64,
+    /// `id`: of several that were created at once, the greatest counts.
+    id: Vec<u8>,
+    /// Its key in the store.
+    item: Vec<u8>,
+}
+
+impl ExperimentSource<'_> {
+    /// Some traces that have an item and a row in the partition, in the order of their ids, from
+    /// the one after `last` on. Without any, there are no more.
+    ///
+    /// # Errors
+    /// [`WorkError::Request`]
+    pub async fn traces(&self, last: Option<&Trace>) -> Result<Vec<Trace>, WorkError> {
+        let of_source = self.sources.iter().map(|(source, table)| {
+            let project = format!("{}.project_id", source.alias());
+            let trace = format!("{}.{}", source.alias(), source.trace_column());
+            let after = last.map_or_else(String::new, |last| {
+                let last_project = sql::string(&last.project_id);
+                let last_trace = sql::string(&last.trace_id);
+                format!(
+                    " AND ({project} > {last_project} \
+                     OR ({project} = {last_project} AND {trace} > {last_trace}))"
+                )
+            });
+            format!(
+                "SELECT CAST({project}, 'String') AS project_id, CAST({trace}, 'String') AS trace_id \
+                 FROM {} AS {alias} WHERE {alias}._partition_id = {} AND {trace} != ''{after} \
+                 AND ({project}, {trace}) IN (SELECT i.project_id, i.trace_id FROM {} AS i FINAL)",
+                table.qualified_name(),
+                sql::string(self.partition_id),
+                self.items.qualified_name(),
+                alias = source.alias(),
+            )
+        });
+        let of_sources: Vec<String> = of_source.collect();
+        let query = format!(
+            "SELECT project_id, trace_id FROM ({}) GROUP BY project_id, trace_id \
+             ORDER BY project_id, trace_id LIMIT {TRACES_AT_ONCE} \
+             SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
+            of_sources.join(" UNION ALL ")
+        );
+        let rows = self.connection.rows_within(&query, TABLE_TIMEOUT);
+        tokio::select! {
+            rows = rows => Ok(rows?),
+            _ = self.shutdown.requested() => Err(WorkError::Interrupted),
+        }
+    }
+
+    /// Finds the items of some traces and the spans that belong to each, and puts them into the
+    /// store. The same traces can be done again.
+    ///
+    /// # Errors
+    /// [`WorkError`] of whatever kind.
+    pub async fn keep(
+        &self,
+        traces: &[Trace],
+        block_rows: usize,
+        store: &TraceStore,
+    ) -> Result<ExperimentCounts, WorkError> {
+        let mut writer = ExperimentWriter::new(store);
+        let mut pointers: BTreeMap<Vec<u8>, Pointers> = traces
+            .iter()
+            .map(|trace| (key_of(trace), Pointers::new()))
+            .collect();
+        let mut counts = ExperimentCounts::default();
+        let condition = condition("i", "trace_id", traces);
+        let query = items::query(self.items, &condition);
+        self.for_each_block(&query, block_rows, |block| {
+            counts.items += items::take(block, &mut pointers, &mut writer)?;
+            Ok(())
+        })
+        .await?;
+        let mut spans = Spans::new(self.max_block_bytes);
+        self.for_each_block(&self.spans_query(traces), block_rows, |block| {
+            let mut columns = [0, 1, 2, 3].map(|index| StringCursor::new(block.values(index)));
+            for _ in 0..block.rows {
+                let mut row = [&b""[..]; 4];
+                for (value, column) in row.iter_mut().zip(&mut columns) {
+                    *value = column.next_value()?;
+                }
+                let [project, trace, id, parent] = row;
+                if !spans.is_of(project, trace) {
+                    counts += spans.finish(&mut pointers, &mut writer)?;
+                    spans.begin(project, trace);
+                }
+                spans.add(id, parent)?;
+            }
+            Ok(())
+        })
+        .await?;
+        counts += spans.finish(&mut pointers, &mut writer)?;
+        // What is left has no observations: only its root span can belong to an item.
+        for trace in traces {
+            spans.begin(&trace.project_id, &trace.trace_id);
+            counts += spans.finish(&mut pointers, &mut writer)?;
+        }
+        block_in_place(|| writer.finish())?;
+        Ok(counts)
+    }
+
+    /// The latest version of each span of some traces: project, trace, id and parent, the spans of
+    /// each trace together.
+    fn spans_query(&self, traces: &[Trace]) -> String {
+        format!(
+            "SELECT project, trace, span, parent FROM (\
+             SELECT CAST(o.project_id, 'String') AS project, CAST(o.trace_id, 'String') AS trace, \
+             CAST(o.id, 'String') AS span, \
+             CAST(argMax(ifNull(o.parent_observation_id, ''), o.event_ts), 'String') AS parent, \
+             argMax(o.is_deleted, o.event_ts) AS deleted \
+             FROM {} AS o WHERE {} GROUP BY project, trace, span HAVING deleted = 0) \
+             ORDER BY project, trace",
+            self.observations.qualified_name(),
+            condition("o", "trace_id", traces),
+        )
+    }
+
+    async fn for_each_block(
+        &self,
+        query: &str,
+        block_rows: usize,
+        mut take: impl FnMut(&Block) -> Result<(), WorkError>,
+    ) -> Result<(), WorkError> {
+        let on_disk = ON_DISK_FROM_BYTES.to_string();
+        let settings = [
+            ("max_query_size", (query.len() + 65_536).to_string()),
+            ("max_block_size", block_rows.to_string()),
+            (
+                "preferred_block_size_bytes",
+                self.preferred_block_bytes.to_string(),
+            ),
+            ("use_query_condition_cache", "0".to_owned()),
+            ("max_bytes_before_external_group_by", on_disk.clone()),
+            ("max_bytes_before_external_sort", on_disk),
+        ];
+        let stream = self.connection.stream(query, &settings)?;
+        let mut stream = stream.with_silence(TABLE_TIMEOUT);
+        let mut reader = BlockReader::new(self.max_block_bytes, &self.pool);
+        loop {
+            let chunk = tokio::select! {
+                chunk = stream.next_chunk() => chunk?,
+                _ = self.shutdown.requested() => return Err(WorkError::Interrupted),
+            };
+            let Some(chunk) = chunk else { break };
+            reader.push(&chunk);
+            while let Some(block) = reader.next_block()? {
+                block_in_place(|| take(&block))?;
+            }
+        }
+        Ok(reader.finish()?)
+    }
+}
+
+fn key_of(trace: &Trace) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    key::encode(&mut encoded, &trace.project_id, &trace.trace_id);
+    encoded
+}
+
+/// A condition on a table's columns of project and trace. It may let a trace through that has
+/// the id of one of them, and is in the project of another.
+fn condition(alias: &str, trace_column: &str, traces: &[Trace]) -> String {
+    let list = |values: Vec<&ByteBuf>| {
+        let values: Vec<String> = values.into_iter().map(|id| sql::string(id)).collect();
+        values.join(", ")
+    };
+    // They come in the order of their projects.
+    let mut projects: Vec<&ByteBuf> = traces.iter().map(|trace| &trace.project_id).collect();
+    projects.dedup();
+    let ids = traces.iter().map(|trace| &trace.trace_id).collect();
+    format!(
+        "{alias}.project_id IN ({}) AND {alias}.{trace_column} IN ({})",
+        list(projects),
+        list(ids)
+    )
+}

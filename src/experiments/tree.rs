@@ -1,0 +1,174 @@
+//! The spans of one trace as a tree, and which of them belong to an item.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{ExperimentCounts, Pointers};
+use crate::error::WorkError;
+use crate::trace_store::{ExperimentWriter, key};
+
+/// Bytes that a span takes besides its ids, about.
+const BYTES_PER_SPAN: usize = 96;
+
+/// The id of the root span of a trace.
+pub(super) fn root_span_id(trace: &[u8]) -> Vec<u8> {
+    [b"t-", trace].concat()
+}
+
+/// The spans of the trace that is arriving.
+pub(super) struct Spans {
+    project: Vec<u8>,
+    trace: Vec<u8>,
+    /// Id and parent.
+    spans: Vec<(Vec<u8>, Vec<u8>)>,
+    bytes: usize,
+    max_bytes: usize,
+}
+
+impl Spans {
+    /// Of no trace yet; they may take `max_bytes` of memory.
+    pub(super) fn new(max_bytes: usize) -> Self {
+        Self {
+            project: Vec::new(),
+            trace: Vec::new(),
+            spans: Vec::new(),
+            bytes: 0,
+            max_bytes,
+        }
+    }
+
+    pub(super) fn is_of(&self, project: &[u8], trace: &[u8]) -> bool {
+        self.project == project && self.trace == trace
+    }
+
+    pub(super) fn begin(&mut self, project: &[u8], trace: &[u8]) {
+        self.project = project.to_vec();
+        self.trace = trace.to_vec();
+        self.spans.clear();
+        self.bytes = 0;
+    }
+
+    /// Adds a span of the trace; without a parent, it hangs below the trace's root span.
+    pub(super) fn add(&mut self, id: &[u8], parent: &[u8]) -> Result<(), WorkError> {
+        let root = root_span_id(&self.trace);
+        let parent = match (id == root, parent.is_empty()) {
+            (true, _) => Vec::new(),
+            (false, true) => root,
+            (false, false) => parent.to_vec(),
+        };
+        self.bytes += id.len() + parent.len() + BYTES_PER_SPAN;
+        if self.bytes > self.max_bytes {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            return Err(WorkError::LargeTrace {
+                project: text(&self.project),
+                trace: text(&self.trace),
+                limit: self.max_bytes,
+            });
+        }
+        self.spans.push((id.to_vec(), parent));
+        Ok(())
+    }
+
+    /// Writes to which item each span of the trace belongs, if it was not done already.
+    pub(super) fn finish(
+        &mut self,
+        pointers: &mut BTreeMap<Vec<u8>, Pointers>,
+        writer: &mut ExperimentWriter<'_>,
+    ) -> Result<ExperimentCounts, WorkError> {
+        let mut encoded = Vec::new();
+        key::encode(&mut encoded, &self.project, &self.trace);
+        let Some(pointers) = pointers.remove(&encoded) else {
+            return Ok(ExperimentCounts::default());
+        };
+        let mut counts = ExperimentCounts::default();
+        for (span, root) in owners(&self.spans, &pointers) {
+            writer.put_span(&encoded, span, &pointers[root].item)?;
+            counts.spans += 1;
+        }
+        if !pointers.is_empty() {
+            writer.put_trace(&encoded)?;
+            counts.traces += 1;
+        }
+        Ok(counts)
+    }
+}
+
+/// The spans that items point at and those below them, each with the nearest span above it, or
+/// itself, that an item points at. `spans` are ids and parents.
+fn owners<'a>(
+    spans: &'a [(Vec<u8>, Vec<u8>)],
+    pointers: &'a Pointers,
+) -> Vec<(&'a [u8], &'a Vec<u8>)> {
+    let mut children: HashMap<&[u8], Vec<&[u8]>> = HashMap::new();
+    for (id, parent) in spans {
+        children.entry(parent).or_default().push(id);
+    }
+    let mut owned = Vec::new();
+    for root in pointers.keys() {
+        let first = owned.len();
+        owned.push((root.as_slice(), root));
+        let mut next = first;
+        while let Some(&(span, _)) = owned.get(next) {
+            next += 1;
+            // Each span has one parent, so it is reached once. One that another item points
+            // at begins a part of its own, which also ends a cycle.
+            let below = children.get(span).into_iter().flatten();
+            let below = below.filter(|&&child| !pointers.contains_key(child));
+            owned.extend(below.map(|&child| (child, root)));
+        }
+    }
+    owned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Pointer;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pointers(ids: &[u8]) -> Pointers {
+        let pointer = |&id: &u8| {
+            let item = Pointer {
+                created_at: 0,
+                id: vec![id],
+                item: vec![id],
+            };
+            (vec![id], item)
+        };
+        ids.iter().map(pointer).collect()
+    }
+
+    proptest! {
+        /// Parents may be missing, and may make cycles.
+        #[test]
+        fn a_span_belongs_to_the_nearest_item_above_it(
+            parents in proptest::collection::vec(0_u8..14, 0..12),
+            pointed in proptest::collection::btree_set(0_u8..14, 0..4),
+        ) {
+            let spans: Vec<_> = (0_u8..).zip(&parents).map(|(id, &p)| (vec![id], vec![p])).collect();
+            let pointed: Vec<u8> = pointed.into_iter().collect();
+            let pointers = pointers(&pointed);
+            let found: BTreeMap<u8, u8> = owners(&spans, &pointers)
+                .into_iter()
+                .map(|(span, root)| (span[0], root[0]))
+                .collect();
+            let found_times = owners(&spans, &pointers).len();
+            prop_assert_eq!(found_times, found.len());
+            for id in 0..14_u8 {
+                // Up to the root, but not in circles.
+                let mut at = id;
+                let mut expected = None;
+                for _ in 0..20 {
+                    if pointed.contains(&at) {
+                        expected = Some(at);
+                        break;
+                    }
+                    match parents.get(usize::from(at)) {
+                        Some(&parent) => at = parent,
+                        None => break,
+                    }
+                }
+                prop_assert_eq!(found.get(&id).copied(), expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The columns of a SELECT, and those that enriching appends.
+
+use super::Source;
+use crate::native::DataType;
+
+/// What the trace has a part in, and how it is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enriched {
+    /// The observation's version, else the trace's.
+    Version,
+    /// `traces.release`
+    Release,
+    /// `traces.user_id`
+    UserId,
+    /// `traces.session_id`
+    SessionId,
+    /// `traces.name`
+    TraceName,
+    /// `traces.tags`
+    Tags,
+    /// `traces.public`
+    Public,
+    /// `traces.bookmarked`, only where the observation has no parent.
+    Bookmarked,
+    /// Keys of the observation's metadata, then the trace's that it lacks.
+    MetadataNames,
+    /// The values to those keys.
+    MetadataValues,
+    /// Both, as a map.
+    MetadataMap,
+    /// Both, as a JSON object in a JSON column.
+    MetadataJson,
+    /// Both, as the text of a JSON object in a string column.
+    MetadataText,
+    /// What the dataset run item says that the span belongs to.
+    Experiment(Experiment),
+}
+
+/// Columns of a span that belongs to an item of a dataset run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Experiment {
+    /// `dataset_run_id`
+    Id,
+    /// `dataset_run_name`
+    Name,
+    /// `dataset_run_description`
+    Description,
+    /// Keys of `dataset_run_metadata`.
+    MetadataNames,
+    /// The values to those keys.
+    MetadataValues,
+    /// `dataset_id`
+    DatasetId,
+    /// `dataset_item_id`
+    ItemId,
+    /// `dataset_item_version`
+    ItemVersion,
+    /// `dataset_item_expected_output`
+    ItemExpectedOutput,
+    /// Keys of `dataset_item_metadata`.
+    ItemMetadataNames,
+    /// The values to those keys.
+    ItemMetadataValues,
+    /// The span that the item points at.
+    ItemRootSpanId,
+}
+
+/// Event columns that say to which experiment a span belongs.
+pub(super) const EXPERIMENT: [(&str, Enriched); 12] = [
+    ("experiment_id", Enriched::Experiment(Experiment::Id)),
+    ("experiment_name", Enriched::Experiment(Experiment::Name)),
+    (
+        "experiment_description",
+        Enriched::Experiment(Experiment::Description),
+    ),
+    (
+        "experiment_metadata_names",
+        Enriched::Experiment(Experiment::MetadataNames),
+    ),
+    (
+        "experiment_metadata_values",
+        Enriched::Experiment(Experiment::MetadataValues),
+    ),
+    (
+        "experiment_dataset_id",
+        Enriched::Experiment(Experiment::DatasetId),
+    ),
+    (
+        "experiment_item_id",
+        Enriched::Experiment(Experiment::ItemId),
+    ),
+    (
+        "experiment_item_version",
+        Enriched::Experiment(Experiment::ItemVersion),
+    ),
+    (
+        "experiment_item_expected_output",
+        Enriched::Experiment(Experiment::ItemExpectedOutput),
+    ),
+    (
+        "experiment_item_metadata_names",
+        Enriched::Experiment(Experiment::ItemMetadataNames),
+    ),
+    (
+        "experiment_item_metadata_values",
+        Enriched::Experiment(Experiment::ItemMetadataValues),
+    ),
+    (
+        "experiment_item_root_span_id",
+        Enriched::Experiment(Experiment::ItemRootSpanId),
+    ),
+];
+
+impl Enriched {
+    /// The type in which the column is sent; the server casts it to the target's.
+    /// JSON is sent as it is: cast from a string, texts that look like times change.
+    pub(super) fn sent_type(self, target: &DataType) -> String {
+        let fixed = match self {
+            Enriched::Tags | Enriched::MetadataNames | Enriched::MetadataValues => "Array(String)",
+            Enriched::Experiment(
+                Experiment::MetadataNames
+                | Experiment::MetadataValues
+                | Experiment::ItemMetadataNames
+                | Experiment::ItemMetadataValues,
+            ) => "Array(String)",
+            Enriched::Experiment(Experiment::ItemVersion) => "Nullable(DateTime64(6))",
+            Enriched::Public | Enriched::Bookmarked => "Bool",
+            Enriched::MetadataMap => "Map(String, String)",
+            Enriched::MetadataJson => return target.to_string(),
+            _ => "String",
+        };
+        fixed.to_owned()
+    }
+
+    /// The column of `traces` it takes something from, if any.
+    pub(super) fn trace_column(self) -> Option<&'static str> {
+        let column = match self {
+            Enriched::Version => "version",
+            Enriched::Release => "release",
+            Enriched::UserId => "user_id",
+            Enriched::SessionId => "session_id",
+            Enriched::TraceName => "name",
+            Enriched::Tags => "tags",
+            Enriched::Public => "public",
+            Enriched::Bookmarked => "bookmarked",
+            Enriched::MetadataNames
+            | Enriched::MetadataValues
+            | Enriched::MetadataMap
+            | Enriched::MetadataJson
+            | Enriched::MetadataText => "metadata",
+            Enriched::Experiment(_) => return None,
+        };
+        Some(column)
+    }
+
+    pub(super) fn is_metadata(self) -> bool {
+        self.trace_column() == Some("metadata")
+    }
+
+    pub(super) fn is_experiment(self) -> bool {
+        matches!(self, Enriched::Experiment(_))
+    }
+}
+
+/// Columns of the source that enriching reads and does not pass on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Helper {
+    /// `Date`: the day on which to look for the trace first.
+    Day,
+    /// `Nullable(String)`: the row's own version.
+    Version,
+    /// `UInt8`: 1 where the row has no parent.
+    IsRoot,
+    /// `Array(String)`: keys of the row's metadata.
+    MetadataNames,
+    /// `Array(String)`: values of the row's metadata.
+    MetadataValues,
+}
+
+impl Helper {
+    pub(super) fn selected(self, source: Source) -> Selected {
+        let (name, data_type, expression) = match self {
+            Helper::Day => (
+                "helper_day",
+                "Date",
+                match source {
+                    Source::Observations => "toDate({c}.start_time)",
+                    Source::Traces => "toDate({c}.timestamp)",
+                },
+            ),
+            Helper::Version => ("helper_version", "Nullable(String)", "{c}.version"),
+            Helper::IsRoot => (
+                "helper_is_root",
+                "UInt8",
+                match source {
+                    Source::Observations => "ifNull({c}.parent_observation_id, '') = ''",
+                    Source::Traces => "1",
+                },
+            ),
+            Helper::MetadataNames => (
+                "helper_metadata_names",
+                "Array(String)",
+                "mapKeys({c}.metadata)",
+            ),
+            Helper::MetadataValues => (
+                "helper_metadata_values",
+                "Array(String)",
+                "mapValues({c}.metadata)",
+            ),
+        };
+        Selected {
+            name: name.to_owned(),
+            data_type: data_type.to_owned(),
+            expression: source.expression(expression),
+        }
+    }
+}
+
+/// One column of the SELECT list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    /// Its name in the result: for a pass-through column, the target's.
+    pub name: String,
+    /// Its type in the result.
+    pub data_type: String,
+    /// What it is made of.
+    pub expression: String,
+}
+
+/// A column that enriching appends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnrichedColumn {
+    /// Its name in the target.
+    pub name: String,
+    /// What it is.
+    pub form: Enriched,
+    /// The type in which it is sent.
+    pub sent_type: String,
+}

@@ -1,0 +1,343 @@
+//! Which spans belong to an item of a dataset run.
+//!
+//! Three families: the traces that items point into, which nearly all traces are
+//! not; the spans of these that belong to an item; and the items, since many
+//! spans share one.
+
+use std::sync::atomic::Ordering;
+
+use rocksdb::WriteBatch;
+use serde::{Deserialize, Serialize};
+use serde_bytes::Bytes;
+
+use super::record::{decode, encode};
+use super::{StoreError, TraceStore};
+
+/// Traces that have an item.
+const TRACES: &str = "experiment-traces";
+/// The item of each span that has one.
+const SPANS: &str = "experiment-spans";
+/// What is known of each item.
+const ITEMS: &str = "experiment-items";
+/// All of them.
+pub(super) const FAMILIES: [&str; 3] = [TRACES, SPANS, ITEMS];
+
+/// Bytes that are gathered before they are written.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// What events take from an item of a dataset run. Text is bytes; null is stored as empty, as
+/// events have it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemRecord<'a> {
+    /// `dataset_run_id`
+    #[serde(borrow)]
+    pub run_id: &'a Bytes,
+    /// `dataset_run_name`
+    #[serde(borrow)]
+    pub run_name: &'a Bytes,
+    /// `dataset_run_description`
+    #[serde(borrow)]
+    pub run_description: &'a Bytes,
+    /// `dataset_run_metadata`, in its order
+    #[serde(borrow)]
+    pub run_metadata: Vec<(&'a Bytes, &'a Bytes)>,
+    /// `dataset_id`
+    #[serde(borrow)]
+    pub dataset_id: &'a Bytes,
+    /// `dataset_item_id`
+    #[serde(borrow)]
+    pub item_id: &'a Bytes,
+    /// `dataset_item_version`, in microseconds since 1970
+    pub item_version: Option<i64>,
+    /// `dataset_item_expected_output`
+    #[serde(borrow)]
+    pub expected_output: &'a Bytes,
+    /// `dataset_item_metadata`, in its order
+    #[serde(borrow)]
+    pub item_metadata: Vec<(&'a Bytes, &'a Bytes)>,
+    /// The span that the item points at.
+    #[serde(borrow)]
+    pub root_span_id: &'a Bytes,
+}
+
+impl ItemRecord<'_> {
+    /// An upper bound for the bytes that a span takes from it, uncompressed.
+    pub fn attribute_bytes(&self) -> usize {
+        let texts = [
+            self.run_id,
+            self.run_name,
+            self.run_description,
+            self.dataset_id,
+            self.item_id,
+            self.expected_output,
+            self.root_span_id,
+        ];
+        let texts: usize = texts.iter().map(|text| text.len()).sum();
+        let pairs = self.run_metadata.iter().chain(&self.item_metadata);
+        let pairs: usize = pairs.map(|(key, value)| key.len() + value.len() + 4).sum();
+        texts + pairs
+    }
+}
+
+/// Writes items and their spans. All of them are in the store after [`ExperimentWriter::finish`].
+pub struct ExperimentWriter<'a> {
+    store: &'a TraceStore,
+    batch: WriteBatch,
+    encoded: Vec<u8>,
+}
+
+impl<'a> ExperimentWriter<'a> {
+    /// A writer.
+    pub fn new(store: &'a TraceStore) -> Self {
+        Self {
+            store,
+            batch: WriteBatch::default(),
+            encoded: Vec::new(),
+        }
+    }
+
+    /// Adds an item under a key of its own.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the disk is full.
+    pub fn put_item(&mut self, item: &[u8], record: &ItemRecord<'_>) -> Result<(), StoreError> {
+        encode(record, &mut self.encoded)?;
+        let family = self.store.family(ITEMS)?;
+        self.batch.put_cf(&family, item, &self.encoded);
+        self.write_if_full()
+    }
+
+    /// Says that a trace has items; `trace` is its key.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the disk is full.
+    pub fn put_trace(&mut self, trace: &[u8]) -> Result<(), StoreError> {
+        self.batch.put_cf(&self.store.family(TRACES)?, trace, b"");
+        self.write_if_full()
+    }
+
+    /// Says to which item a span of a trace belongs.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the disk is full.
+    pub fn put_span(
+        &mut self,
+        trace: &[u8],
+        span_id: &[u8],
+        item: &[u8],
+    ) -> Result<(), StoreError> {
+        let family = self.store.family(SPANS)?;
+        self.batch.put_cf(&family, span_key(trace, span_id), item);
+        self.write_if_full()
+    }
+
+    fn write_if_full(&mut self) -> Result<(), StoreError> {
+        match self.batch.size_in_bytes() >= BATCH_BYTES {
+            true => self.store.write(std::mem::take(&mut self.batch)),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the disk is full.
+    pub fn finish(self) -> Result<(), StoreError> {
+        self.store.write(self.batch)?;
+        self.store.notice_experiments()
+    }
+}
+
+/// No two pairs have the same key: the trace's says how long it is.
+fn span_key(trace: &[u8], span_id: &[u8]) -> Vec<u8> {
+    let length = (trace.len() as u32).to_be_bytes();
+    [&length[..], trace, span_id].concat()
+}
+
+/// The items of some rows.
+#[derive(Debug, Default)]
+pub struct FoundItems {
+    items: Vec<Vec<u8>>,
+    of_row: Vec<Option<u32>>,
+    max_bytes: usize,
+}
+
+impl FoundItems {
+    /// For each row the number of its item, if it has one.
+    pub fn of_row(&self) -> &[Option<u32>] {
+        &self.of_row
+    }
+
+    /// The items that rows have.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`] where one is damaged.
+    pub fn records(&self) -> Result<Vec<ItemRecord<'_>>, StoreError> {
+        self.items.iter().map(|bytes| decode(bytes)).collect()
+    }
+
+    /// Bytes of memory that the items hold.
+    pub fn held_bytes(&self) -> usize {
+        self.items.iter().map(Vec::capacity).sum()
+    }
+
+    /// Whether the items take more than was allowed, and the look-up was given up.
+    pub fn is_too_large(&self) -> bool {
+        self.held_bytes() > self.max_bytes
+    }
+}
+
+impl TraceStore {
+    /// Looks up the items of rows, each given as the number of its trace in `traces` and the id
+    /// of its span. `traces` are keys. Gives up once the items take more than `max_bytes`; see
+    /// [`FoundItems::is_too_large`].
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the store fails.
+    pub fn look_up_items(
+        &self,
+        traces: &[&[u8]],
+        rows: &[(u32, &[u8])],
+        max_bytes: usize,
+    ) -> Result<FoundItems, StoreError> {
+        let mut found = FoundItems {
+            items: Vec::new(),
+            of_row: vec![None; rows.len()],
+            max_bytes,
+        };
+        if !self.has_experiments.load(Ordering::Relaxed) {
+            return Ok(found);
+        }
+        let has_items: Vec<bool> = self
+            .values(TRACES, traces.iter().copied())?
+            .iter()
+            .map(Option::is_some)
+            .collect();
+        let asked: Vec<usize> = (0..rows.len())
+            .filter(|&row| has_items[rows[row].0 as usize])
+            .collect();
+        let keys: Vec<Vec<u8>> = asked
+            .iter()
+            .map(|&row| span_key(traces[rows[row].0 as usize], rows[row].1))
+            .collect();
+        let items = self.values(SPANS, keys.iter().map(Vec::as_slice))?;
+        let mut numbers = std::collections::HashMap::new();
+        for (row, item) in asked.into_iter().zip(items) {
+            let Some(item) = item else { continue };
+            let number = match numbers.get(&item) {
+                Some(&number) => number,
+                None => {
+                    let number = found.items.len() as u32;
+                    found.items.push(self.item(&item)?);
+                    numbers.insert(item, number);
+                    number
+                }
+            };
+            found.of_row[row] = Some(number);
+            if found.is_too_large() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The values of some keys, in their order.
+    fn values<'k>(
+        &self,
+        family: &str,
+        keys: impl Iterator<Item = &'k [u8]>,
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let family = self.family(family)?;
+        let keys = keys.map(|key| (&family, key));
+        let values = self.database.multi_get_cf(keys);
+        values
+            .into_iter()
+            .map(|value| value.map_err(|error| self.failed(error)))
+            .collect()
+    }
+
+    fn item(&self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
+        self.database
+            .get_cf(&self.family(ITEMS)?, key)
+            .map_err(|error| self.failed(error))?
+            .ok_or_else(|| {
+                StoreError::Record("a span belongs to a dataset run item that is not there".into())
+            })
+    }
+
+    /// Removes all that is known of experiments.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the store fails.
+    pub fn clear_experiments(&self) -> Result<(), StoreError> {
+        for name in FAMILIES {
+            self.database
+                .drop_cf(name)
+                .and_then(|()| self.database.create_cf(name, &self.experiment_options))
+                .map_err(|error| self.failed(error))?;
+        }
+        self.notice_experiments()
+    }
+
+    pub(super) fn notice_experiments(&self) -> Result<(), StoreError> {
+        self.has_experiments
+            .store(!self.family_is_empty(TRACES)?, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn two_spans_never_share_a_key(
+            a in proptest::collection::vec(0_u8..3, 0..5), b in proptest::collection::vec(0_u8..3, 0..5),
+            c in proptest::collection::vec(0_u8..3, 0..5), d in proptest::collection::vec(0_u8..3, 0..5),
+        ) {
+            prop_assert_eq!(span_key(&a, &b) == span_key(&c, &d), (a, b) == (c, d));
+        }
+    }
+
+    #[test]
+    fn an_item_is_found_for_its_spans_and_for_no_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = TraceStore::open(directory.path(), 1 << 20).unwrap();
+        let text = Bytes::new;
+        let record = ItemRecord {
+            run_id: text(b"run"),
+            run_name: text(b"name"),
+            run_description: text(b""),
+            run_metadata: vec![(text(b"k"), text(b"v"))],
+            dataset_id: text(b"dataset"),
+            item_id: text(b"item"),
+            item_version: Some(7),
+            expected_output: text(b"\xff"),
+            item_metadata: Vec::new(),
+            root_span_id: text(b"root"),
+        };
+        let rows = [(0, &b"root"[..]), (0, b"other"), (1, b"root")];
+        let traces = [&b"trace"[..], b"another"];
+        let nothing = store.look_up_items(&traces, &rows, 1 << 20).unwrap();
+        assert_eq!(nothing.of_row(), [None, None, None]);
+        let mut writer = ExperimentWriter::new(&store);
+        writer.put_item(b"key", &record).unwrap();
+        writer.put_trace(b"trace").unwrap();
+        writer.put_span(b"trace", b"root", b"key").unwrap();
+        writer.finish().unwrap();
+        let found = store.look_up_items(&traces, &rows, 1 << 20).unwrap();
+        assert_eq!(found.of_row(), [Some(0), None, None]);
+        assert_eq!(found.records().unwrap(), [record]);
+        assert!(
+            store
+                .look_up_items(&traces, &rows, 1)
+                .unwrap()
+                .is_too_large()
+        );
+        store.clear_experiments().unwrap();
+        let nothing = store.look_up_items(&traces, &rows, 1 << 20).unwrap();
+        assert_eq!(nothing.of_row(), [None, None, None]);
+    }
+}

@@ -1,0 +1,198 @@
+//! Each trace gets one root span, in the month in which its latest version lies.
+
+mod support;
+
+#[path = "support/differential.rs"]
+mod differential;
+
+use differential::{Specification, ask_number, assert_equal, execute, keep_versions_apart};
+use support::{Database, SAMPLE_PARTITION, Server, Tool};
+
+const OBSERVATIONS: u64 = 20_000;
+
+/// A month with every oddity, and traces that moved between days and between months.
+fn month(name: &str) -> Database<'static> {
+    let database = Server::shared().database(name);
+    database.load_schema();
+    keep_versions_apart(&database, &["traces", "observations", "events_full"]);
+    database.load_sample_month(OBSERVATIONS);
+    for (condition, moved, version, is_deleted) in [
+        // To the month before, and later.
+        (
+            "% 40 = 0",
+            "subtractDays(timestamp, 40)",
+            "+ INTERVAL 1 HOUR",
+            "0",
+        ),
+        // From the month before: the version there is older.
+        (
+            "% 40 = 1",
+            "subtractDays(timestamp, 40)",
+            "- INTERVAL 1 YEAR",
+            "0",
+        ),
+        // To the next day, where it is deleted.
+        (
+            "% 40 = 2",
+            "addDays(timestamp, 1)",
+            "+ INTERVAL 1 HOUR",
+            "1",
+        ),
+        // To another time of the same day.
+        (
+            "% 40 = 3",
+            "addSeconds(toStartOfDay(timestamp), 1)",
+            "+ INTERVAL 1 HOUR",
+            "0",
+        ),
+    ] {
+        execute(
+            &database,
+            &format!(
+                "INSERT INTO traces SELECT * REPLACE (concat(t.id, ' moved') AS id) FROM traces AS t FINAL \
+                 WHERE cityHash64(t.id) {condition} AND t.id NOT LIKE '% moved'"
+            ),
+        );
+        execute(
+            &database,
+            &format!(
+                "INSERT INTO traces SELECT * REPLACE ({moved} AS timestamp, concat(name, ' moved') AS name, \
+                     event_ts {version} AS event_ts, {is_deleted} AS is_deleted) \
+                 FROM traces FINAL WHERE id LIKE '% moved' \
+                     AND cityHash64(replaceOne(id, ' moved', '')) {condition}"
+            ),
+        );
+    }
+    database
+}
+
+fn tool(database: &Database) -> Tool {
+    Tool::new(database).args(["--partition", SAMPLE_PARTITION])
+}
+
+/// Guards the tests themselves.
+fn assert_worth_comparing(database: &Database, root_spans: &str) {
+    let rows = ask_number(database, &format!("SELECT count() FROM {root_spans}"));
+    assert!(rows > 1_000, "{rows} root spans");
+    for (what, condition) in [
+        (
+            "moved within the day",
+            "trace_id LIKE '% moved' AND trace_name LIKE '% moved'",
+        ),
+        (
+            "stayed",
+            "trace_id LIKE '% moved' AND trace_name NOT LIKE '% moved'",
+        ),
+        ("with metadata", "notEmpty(metadata_names)"),
+        ("with input", "input != ''"),
+        ("bookmarked", "bookmarked"),
+        ("with a version", "version != ''"),
+    ] {
+        let rows = ask_number(
+            database,
+            &format!("SELECT count() FROM {root_spans} WHERE {condition}"),
+        );
+        assert!(rows > 10, "{rows} root spans that are {what}");
+    }
+}
+
+#[test]
+fn each_trace_gets_one_root_span_beside_the_events_of_its_observations() {
+    let database = month("root_spans");
+    Specification::of_root_spans().fill(&database, SAMPLE_PARTITION, "events_full", "root_spans");
+    assert_worth_comparing(&database, "root_spans");
+    Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    execute(&database, "INSERT INTO expected SELECT * FROM root_spans");
+    for (target, compression) in [("events_full", "none"), ("events_lz4", "lz4")] {
+        execute(
+            &database,
+            &format!("CREATE TABLE IF NOT EXISTS {target} AS events_full"),
+        );
+        let tool = tool(&database).args([
+            "--root-spans",
+            "--target-table",
+            target,
+            "--compression",
+            compression,
+            "--segment-rows",
+            "2000",
+        ]);
+        tool.run().assert_code(0);
+        assert_equal(&database, "expected", target);
+        let report = tool.report();
+        let expected = ask_number(&database, "SELECT count() FROM root_spans");
+        assert_eq!(report["root_spans_inserted"], expected, "{report}");
+        let all = ask_number(&database, "SELECT count() FROM expected");
+        assert_eq!(report["events_inserted"], all - expected, "{report}");
+        assert_eq!(report["segments_done"], report["segments_total"]);
+    }
+}
+
+#[test]
+fn root_spans_can_be_written_on_their_own() {
+    let database = month("only_root_spans");
+    Specification::of_root_spans().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    let tool = tool(&database).args(["--only", "root-spans"]);
+    tool.run().assert_code(0);
+    assert_equal(&database, "expected", "events_full");
+    assert_eq!(tool.report()["observations_processed"], 0);
+    // The month before has traces and no observations.
+    execute(&database, "TRUNCATE TABLE events_full");
+    execute(&database, "DROP TABLE expected SYNC");
+    Specification::of_root_spans().fill(&database, "202405", "events_full", "expected");
+    assert!(ask_number(&database, "SELECT count() FROM expected") > 10);
+    let before = Tool::new(&database).args(["--partition", "202405"]);
+    before
+        .run()
+        .assert_one_error(2, &["observations", "202405"]);
+    before.arg("--root-spans").run().assert_code(0);
+    assert_equal(&database, "expected", "events_full");
+}
+
+#[test]
+fn without_trace_metadata_a_root_span_still_has_its_own() {
+    let database = month("root_spans_without");
+    Specification::of_root_spans().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    let tool = tool(&database).args(["--only", "root-spans", "--no-trace-metadata"]);
+    tool.run().assert_code(0);
+    assert_equal(&database, "expected", "events_full");
+}
+
+#[test]
+fn root_spans_of_dataset_runs_are_left_out_where_their_observations_are() {
+    let database = month("root_spans_excluded");
+    Specification::of_root_spans().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    execute(&database, "CREATE TABLE kept AS expected ENGINE = Memory");
+    execute(
+        &database,
+        "INSERT INTO kept SELECT * FROM expected WHERE (project_id, trace_id) NOT IN \
+             (SELECT project_id, trace_id FROM dataset_run_items_rmt FINAL)",
+    );
+    let left_out = ask_number(
+        &database,
+        "SELECT (SELECT count() FROM expected) - (SELECT count() FROM kept)",
+    );
+    assert!(left_out > 10, "{left_out}");
+    let tool = tool(&database).args(["--only", "root-spans", "--exclude-dataset-items"]);
+    tool.run().assert_code(0);
+    assert_equal(&database, "kept", "events_full");
+}
+
+#[test]
+fn a_run_with_root_spans_that_is_killed_ends_as_if_it_had_not_been() {
+    let database = month("root_spans_killed");
+    Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    Specification::of_root_spans().add(&database, SAMPLE_PARTITION, "expected");
+    let tool = tool(&database).args([
+        "--root-spans",
+        "--segment-rows",
+        "500",
+        "--batch-size",
+        "500",
+    ]);
+    let checkpoint = tool.state_dir().join(SAMPLE_PARTITION).join("checkpoint");
+    tool.run_with_kills(10, &checkpoint);
+    execute(&database, "SYSTEM START MERGES events_full");
+    execute(&database, "OPTIMIZE TABLE events_full FINAL");
+    assert_equal(&database, "expected", "events_full");
+}
