@@ -133,6 +133,12 @@ impl MadeFor {
         Self(facts)
     }
 
+    /// Days before and after the month whose traces are loaded.
+    pub fn trace_margin_days(&self) -> u16 {
+        let days = self.0.get("--trace-margin-days");
+        days.and_then(|days| days.parse().ok()).unwrap_or(0)
+    }
+
     /// The most telling difference, as a sentence, if there is one.
     pub fn difference(&self, now: &Self) -> Option<String> {
         let names = self.0.keys().chain(now.0.keys());

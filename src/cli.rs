@@ -53,9 +53,13 @@ pub struct VerifyArguments {
 /// A plan.
 #[derive(Debug, Args)]
 pub struct PlanArguments {
-    /// What it is about.
+    /// The run: whatever its command line is, `plan` can be put before its options.
     #[command(flatten)]
-    pub subject: SubjectArguments,
+    pub run: RunArguments,
+
+    /// Print the plan as JSON, with exact numbers
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// A look at the state directory.
@@ -64,6 +68,10 @@ pub struct StatusArguments {
     /// Directory of the checkpoints [env: STATE_DIR] [default: ./state]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+
+    /// Print JSON, with exact numbers
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What it is about: the same for a run, its plan and its proof.

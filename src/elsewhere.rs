@@ -41,6 +41,8 @@ pub const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
 pub struct Question {
     traces: BTreeMap<Vec<u8>, (Vec<u8>, Vec<u8>)>,
     bytes: usize,
+    /// The days on which they are looked for, if not on all.
+    days: Option<RangeInclusive<Day>>,
 }
 
 impl Question {
@@ -85,6 +87,14 @@ impl Question {
         question
     }
 
+    /// The same question about some days only, which the primary key of `traces` finds.
+    pub fn on_days(self, days: RangeInclusive<Day>) -> Self {
+        Self {
+            days: Some(days),
+            ..self
+        }
+    }
+
     fn insert(&mut self, key: Vec<u8>, project: Vec<u8>, id: Vec<u8>) {
         self.bytes += project.len() + 2 * id.len() + 64;
         self.traces.insert(key, (project, id));
@@ -113,8 +123,15 @@ impl Question {
             let values: Vec<String> = values.map(sql::string).collect();
             values.join(", ")
         };
+        let days = self.days.as_ref().map_or_else(String::new, |days| {
+            format!(
+                "toDate({TRACE}.timestamp) BETWEEN toDate({}) AND toDate({}) AND ",
+                days.start(),
+                days.end()
+            )
+        });
         format!(
-            "{TRACE}.project_id IN ({}) AND {TRACE}.id IN ({})",
+            "{days}{TRACE}.project_id IN ({}) AND {TRACE}.id IN ({})",
             list(&mut projects.into_iter()),
             list(&mut self.traces.values().map(|(_, id)| id.as_slice())),
         )

@@ -9,12 +9,19 @@ use crate::experiments;
 use crate::load;
 use crate::mapping::{Mapping, MappingError, Source, Wanted};
 use crate::options::{Options, Partition};
+use crate::pipeline::SegmentQuery;
+use crate::plan;
 use crate::retry::Retries;
 
 /// Tables tried in this order when no target is named.
 const TARGETS: [&str; 2] = ["events_full", "events"];
 /// Table that says which traces belong to dataset runs.
 const DATASET_ITEMS: &str = "dataset_run_items_rmt";
+
+/// Bytes of a stored trace besides its attributes: key, lengths, filter, index.
+const STORE_BYTES_PER_TRACE: u64 = 32;
+/// Bytes of a store without traces.
+const STORE_BYTES_EMPTY: u64 = 1 << 20;
 
 /// Everything that is known before the work begins.
 pub struct Inspected {
@@ -28,6 +35,8 @@ pub struct Inspected {
     pub target: TableInfo,
     /// `dataset_run_items_rmt`, if its traces are left out, or are told from others.
     pub dataset_items: Option<TableInfo>,
+    /// Whether they are left out.
+    pub excludes_dataset_items: bool,
     /// How observations become events.
     pub mapping: Mapping,
     /// How traces become root spans, if they are to.
@@ -43,6 +52,57 @@ pub struct Inspected {
     pub has_more_traces: bool,
     /// Uncompressed bytes of what is stored of these.
     pub trace_bytes: u64,
+}
+
+impl Inspected {
+    /// How many bytes the trace store can take. LZ4 brings ids and short texts to
+    /// about two thirds, but not every text, and a disk that is full is worse than
+    /// one that has room left.
+    pub fn store_bytes(&self) -> u64 {
+        STORE_BYTES_EMPTY + self.trace_bytes + self.traces_to_load * STORE_BYTES_PER_TRACE
+    }
+
+    /// How the rows of a source become events.
+    pub fn mapping_of(&self, source: Source) -> &Mapping {
+        match (source, &self.root_spans) {
+            (Source::Traces, Some(mapping)) => mapping,
+            _ => &self.mapping,
+        }
+    }
+
+    /// The partition of a source.
+    pub fn partition(&self, source: Source) -> plan::Partition<'_> {
+        let (table, rows) = match source {
+            Source::Observations => (&self.observations, &self.observation_rows),
+            Source::Traces => (&self.traces, &self.trace_rows),
+        };
+        plan::Partition {
+            source,
+            table,
+            id: &rows.partition_id,
+            parts: rows.parts,
+        }
+    }
+
+    /// How the rows of a segment are asked for.
+    pub fn segment_query(&self, source: Source) -> SegmentQuery {
+        let partition = self.partition(source);
+        let alias = source.alias();
+        // The ARRAY JOIN changes no row. It divides blocks to max_block_size,
+        // which FINAL alone does not: it yields granules of up to 10 MiB.
+        let select = format!(
+            "SELECT {} FROM {} AS {alias} FINAL ARRAY JOIN [1] AS one WHERE {alias}._partition_id = {}",
+            self.mapping_of(source).select_list(),
+            partition.table.qualified_name(),
+            sql::string(partition.id),
+        );
+        let excluded_by = self.dataset_items.as_ref();
+        let excluded_by = excluded_by.filter(|_| self.excludes_dataset_items);
+        SegmentQuery {
+            select,
+            excluded_by: excluded_by.map(|table| table.qualified_name()),
+        }
+    }
 }
 
 /// Inspects server, tables and partition. Once the server has answered, what
@@ -119,13 +179,15 @@ impl Inspector<'_> {
         let mut stored = mapping.trace_columns();
         stored.extend(["id", "project_id"]);
         let (mut traces_to_load, mut trace_bytes) = (0, 0);
-        for (id, share) in self.shares_of_partitions() {
+        for (id, share) in shares_of_partitions(self.options) {
             let Some(partition) = trace_partitions.iter().find(|p| p.partition_id == id) else {
                 continue;
             };
-            let bytes = self.connection.column_bytes(&traces, &id, &stored);
+            let sizes = self.connection.column_sizes(&traces, &id);
             traces_to_load += (partition.rows as f64 * share).ceil() as u64;
-            trace_bytes += (self.ask(bytes).await? as f64 * share).ceil() as u64;
+            let sizes = self.ask(sizes).await?;
+            let bytes = sizes.of(|column| stored.contains(&column)).uncompressed;
+            trace_bytes += (bytes as f64 * share).ceil() as u64;
         }
         Ok(Inspected {
             server,
@@ -133,6 +195,7 @@ impl Inspector<'_> {
             traces,
             target,
             dataset_items,
+            excludes_dataset_items: self.options.exclude_dataset_items,
             mapping,
             root_spans,
             observation_rows,
@@ -143,22 +206,6 @@ impl Inspector<'_> {
                 .any(|p| p.partition_id != partition_id),
             trace_bytes,
         })
-    }
-
-    /// The partitions whose traces are loaded, and which part of their days.
-    fn shares_of_partitions(&self) -> BTreeMap<String, f64> {
-        /// Days of a month.
-        const MONTH: f64 = 30.0;
-        let margin = self.options.trace_margin_days;
-        let mut shares = BTreeMap::new();
-        for day in self.options.partition.days_with_margin(margin) {
-            *shares.entry(Partition::id_of(day)).or_insert(0.0) += 1.0 / MONTH;
-        }
-        shares.insert(self.options.partition.to_string(), 1.0);
-        shares
-            .values_mut()
-            .for_each(|share| *share = share.min(1.0));
-        shares
     }
 
     async fn ask<T>(
@@ -367,8 +414,24 @@ fn require_partition(
     Err(Error::Configuration(missing.join("; ")))
 }
 
+/// The partitions whose traces are loaded, and which part of their days.
+pub fn shares_of_partitions(options: &Options) -> BTreeMap<String, f64> {
+    /// Days of a month.
+    const MONTH: f64 = 30.0;
+    let margin = options.trace_margin_days;
+    let mut shares = BTreeMap::new();
+    for day in options.partition.days_with_margin(margin) {
+        *shares.entry(Partition::id_of(day)).or_insert(0.0) += 1.0 / MONTH;
+    }
+    shares.insert(options.partition.to_string(), 1.0);
+    shares
+        .values_mut()
+        .for_each(|share| *share = share.min(1.0));
+    shares
+}
+
 /// Whether an expression reads that column of the table called `alias`.
-fn mentions(expression: &str, alias: &str, column: &str) -> bool {
+pub fn mentions(expression: &str, alias: &str, column: &str) -> bool {
     let quoted = format!("{alias}.{}", sql::identifier(column));
     let plain = format!("{alias}.{column}");
     expression.contains(&quoted)

@@ -47,6 +47,8 @@ pub struct TraceSource<'a> {
     pub budget: Budget,
     /// Buffers of blocks.
     pub pool: BufferPool,
+    /// Most rows that are read with one query: all of them, but for a sample.
+    pub most_rows: Option<u64>,
 }
 
 /// What came of loading a day.
@@ -104,12 +106,15 @@ impl TraceSource<'_> {
     }
 
     fn query(&self, days: &RangeInclusive<Day>) -> String {
+        let limit = self
+            .most_rows
+            .map_or_else(String::new, |rows| format!(" LIMIT {rows}"));
         // The ARRAY JOIN changes no row. It divides blocks to max_block_size: the
         // reading below it yields granules of up to 10 MiB.
         format!(
             "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {TRACE}._partition_id = {} \
              AND toDate({TRACE}.timestamp) BETWEEN toDate({}) AND toDate({}) \
-             ORDER BY {TRACE}.project_id, toDate({TRACE}.timestamp), {TRACE}.id) AS {TRACE} \
+             ORDER BY {TRACE}.project_id, toDate({TRACE}.timestamp), {TRACE}.id{limit}) AS {TRACE} \
              ARRAY JOIN [1] AS one",
             select_items(self.mapping).join(", "),
             self.table.qualified_name(),

@@ -35,9 +35,13 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     match arguments.command {
         None => block_on(job::run(Options::new(arguments.run, &environment)?)),
         Some(Command::Verify(arguments)) => block_on(verify::run(subject(arguments.subject)?)),
-        Some(Command::Plan(arguments)) => block_on(forecast::run(subject(arguments.subject)?)),
+        Some(Command::Plan(arguments)) => {
+            let options = Options::new(arguments.run, &environment)?;
+            block_on(async { forecast::run(options, arguments.json).await.map(drop) })
+        }
         Some(Command::Status(arguments)) => {
-            status::run(&environment.state_dir(arguments.state_dir))
+            let directory = environment.state_dir(arguments.state_dir);
+            status::run(&directory, arguments.json)
         }
     }
 }

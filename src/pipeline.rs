@@ -61,7 +61,8 @@ pub struct SegmentQuery {
 }
 
 impl SegmentQuery {
-    fn sql(&self, segment: &Segment) -> String {
+    /// The statement that reads a segment.
+    pub fn sql(&self, segment: &Segment) -> String {
         let mut sql = format!("{} AND {}", self.select, segment.predicate());
         if let Some(table) = &self.excluded_by {
             let projects = segment

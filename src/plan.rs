@@ -209,30 +209,34 @@ pub struct Partition<'a> {
     pub parts: u64,
 }
 
-/// Makes the plan for one partition: segments of about `segment_rows` rows,
-/// larger where the partition lies in so many parts that shorter ones would
-/// scan too much twice. Their numbers begin with `first_number`.
+/// Makes the plan for the partitions of some sources, one after the other: segments of
+/// about `segment_rows` rows, larger where a partition lies in so many parts that shorter ones
+/// would scan too much twice.
 ///
 /// # Errors
 /// Whatever the requests met.
 pub async fn make(
     connection: &Connection,
-    partition: Partition<'_>,
+    partitions: &[Partition<'_>],
     segment_rows: u64,
-    first_number: u32,
 ) -> Result<Vec<Segment>, RequestError> {
-    let groups = read_groups(connection, partition).await?;
-    let target = segment_rows.max(partition.parts * GRANULE_ROWS * GRANULES_PER_PART);
-    let mut pieces = Vec::new();
-    for (group, count) in groups.iter().zip(pieces_per_group(&groups, target)) {
-        let ids = if count > 1 {
-            sample_ids(connection, partition, group, count).await?
-        } else {
-            Vec::new()
-        };
-        pieces.extend(split(group, ids));
+    let mut segments = Vec::new();
+    for &partition in partitions {
+        let groups = read_groups(connection, partition).await?;
+        let target = segment_rows.max(partition.parts * GRANULE_ROWS * GRANULES_PER_PART);
+        let mut pieces = Vec::new();
+        for (group, count) in groups.iter().zip(pieces_per_group(&groups, target)) {
+            let ids = if count > 1 {
+                sample_ids(connection, partition, group, count).await?
+            } else {
+                Vec::new()
+            };
+            pieces.extend(split(group, ids));
+        }
+        let first_number = segments.len() as u32;
+        segments.extend(pack(partition.source, &pieces, target, first_number));
     }
-    Ok(pack(partition.source, &pieces, target, first_number))
+    Ok(segments)
 }
 
 /// The groups of a partition in sort order, from the primary index; where the

@@ -126,13 +126,21 @@ impl Report {
     /// # Errors
     /// Whatever the file system says.
     pub fn write_json(&self, path: &Path) -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(directory_of(path))?;
-        serde_json::to_writer_pretty(&mut file, self)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
+        write_json(self, path)
     }
+}
+
+/// Writes a summary as JSON, whole or not at all.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn write_json(summary: &impl Serialize, path: &Path) -> std::io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(directory_of(path))?;
+    serde_json::to_writer_pretty(&mut file, summary)?;
+    file.write_all(b"\n")?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
 }
 
 /// Lines of the summary up to the number of events.

@@ -1,9 +1,10 @@
 //! The state directory: `STATE_DIR/<partition>/`, readable by its owner only,
 //! because it holds user data, and used by one process at a time.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -18,47 +19,59 @@ use crate::options::Partition;
 /// Read, write and enter: the owner only.
 const OWNER_ONLY: u32 = 0o700;
 
-/// The directory of one partition's state, locked for this process.
-#[derive(Debug)]
-pub struct StateDir {
-    path: PathBuf,
-    /// The operating system releases it when the process ends, however it ends.
-    _lock: Flock<File>,
+/// What the name of a dry run's directory ends with.
+const DRY_RUN: &str = "-dry-run";
+
+/// Where the state of one partition is, or that of a dry run of it. Nothing need
+/// be there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PartitionDir {
+    /// The partition.
+    pub partition: Partition,
+    /// Whether it is a dry run's.
+    pub dry_run: bool,
+    /// The directory.
+    pub path: PathBuf,
 }
 
-impl StateDir {
-    /// Makes the directory, or takes the one that is there. A dry run has one of
-    /// its own, so that it never stands in the way of a real one.
-    ///
-    /// # Errors
-    /// [`Error::Configuration`] where it cannot be made or written to, or
-    /// another process uses it.
-    pub fn prepare(root: &Path, partition: Partition, dry_run: bool) -> Result<Self, Error> {
+impl PartitionDir {
+    /// The directory in `root` for this partition. A dry run has one of its own,
+    /// so that it never stands in the way of a real one.
+    pub fn new(root: &Path, partition: Partition, dry_run: bool) -> Self {
         let path = root.join(match dry_run {
-            true => format!("{partition}-dry-run"),
+            true => format!("{partition}{DRY_RUN}"),
             false => partition.to_string(),
         });
-        let wrong = |error: std::io::Error| {
-            Error::Configuration(format!(
-                "the state directory {} cannot be used: {error}; name another one with --state-dir",
-                path.display()
-            ))
-        };
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(OWNER_ONLY)
-            .create(&path)
-            .map_err(wrong)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(OWNER_ONLY))
-            .map_err(wrong)?;
-        tempfile::tempfile_in(&path).map_err(wrong)?;
-        let lock = lock(&path)?;
-        Ok(Self { path, _lock: lock })
+        Self {
+            partition,
+            dry_run,
+            path,
+        }
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The directories that are in `root`, the oldest partition first.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn all(root: &Path) -> std::io::Result<Vec<Self>> {
+        let mut directories = Vec::new();
+        for entry in std::fs::read_dir(root)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let (partition, dry_run) = match name.strip_suffix(DRY_RUN) {
+                Some(partition) => (partition, true),
+                None => (name, false),
+            };
+            // What else is there is somebody else's.
+            if let Ok(partition) = partition.parse::<Partition>()
+                && entry.path().is_dir()
+            {
+                directories.push(Self::new(root, partition, dry_run));
+            }
+        }
+        directories.sort();
+        Ok(directories)
     }
 
     /// Where the checkpoint is.
@@ -69,6 +82,161 @@ impl StateDir {
     /// Where the report of the last run is.
     pub fn report(&self) -> PathBuf {
         self.path.join("report.json")
+    }
+
+    /// Where the trace store is.
+    pub fn trace_store(&self) -> PathBuf {
+        self.path.join("traces")
+    }
+
+    /// Where the lock is.
+    fn lock(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    /// Who holds the lock, if somebody does and the operating system tells it:
+    /// Linux does, of processes that this one can see.
+    ///
+    /// Only `/proc/locks` is read. To take the lock in order to see whether that
+    /// works, and be it a shared one for a moment, would turn away a run that
+    /// starts in this moment, and `fcntl(F_GETLK)` knows nothing of `flock`.
+    pub fn holder(&self) -> Option<Holder> {
+        let path = self.lock();
+        let file = std::fs::metadata(&path).ok()?;
+        let locks = std::fs::read_to_string("/proc/locks").ok()?;
+        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        find_holder(&locks, device(file.dev()), file.ino(), &written)
+    }
+}
+
+/// The process that holds a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number, where that is known.
+    pub process: Option<u32>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.process {
+            Some(process) => write!(f, "process {process}"),
+            None => f.write_str("a process"),
+        }
+    }
+}
+
+/// Who holds the exclusive `flock` of a file, according to the text of
+/// `/proc/locks`, given the file's device, as there, its inode and what is written
+/// in it.
+///
+/// A line is `1: FLOCK  ADVISORY  WRITE 4088 fe:00:131 0 EOF`; one with `->` after
+/// the number speaks of a process that waits. Some file systems (btrfs, overlayfs)
+/// tell another device to those who ask for it than they write there; then the
+/// process must be the one that is written in the file. A process in another
+/// namespace is 0.
+fn find_holder(locks: &str, device: Option<String>, inode: u64, written: &str) -> Option<Holder> {
+    let written = written
+        .trim()
+        .strip_prefix(HOLDER)
+        .and_then(|number| number.parse().ok());
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        if words.next() != Some("FLOCK") || words.nth(1) != Some("WRITE") {
+            return None;
+        }
+        let process = words
+            .next()?
+            .parse::<u32>()
+            .ok()
+            .filter(|&process| process > 0);
+        let (on_device, its_inode) = words.next()?.rsplit_once(':')?;
+        let is_same = its_inode.parse::<u64>().ok() == Some(inode)
+            && (device.as_deref() == Some(on_device) || (process.is_some() && process == written));
+        is_same.then_some(Holder {
+            process: process.or(written),
+        })
+    })
+}
+
+/// A device as `/proc/locks` writes it.
+#[cfg(target_os = "linux")]
+fn device(number: u64) -> Option<String> {
+    use nix::sys::stat::{major, minor};
+    Some(format!("{:02x}:{:02x}", major(number), minor(number)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn device(_number: u64) -> Option<String> {
+    None
+}
+
+/// Bytes that are free for this user in the file system where `path` is, or
+/// would be made; `None` where the operating system does not tell.
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let path = std::path::absolute(path).ok()?;
+    let disk = path
+        .ancestors()
+        .find_map(|existing| statvfs(existing).ok())?;
+    // Both are u64 on Linux and u32 elsewhere.
+    #[allow(clippy::useless_conversion)]
+    let free = u64::from(disk.blocks_available()) * u64::from(disk.fragment_size());
+    Some(free)
+}
+
+/// What the lock file says before the number of the process.
+const HOLDER: &str = "process ";
+
+/// The directory of one partition's state, locked for this process.
+#[derive(Debug)]
+pub struct StateDir {
+    directory: PartitionDir,
+    /// The operating system releases it when the process ends, however it ends.
+    _lock: Flock<File>,
+}
+
+impl StateDir {
+    /// Makes the directory, or takes the one that is there.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] where it cannot be made or written to, or
+    /// another process uses it.
+    pub fn prepare(root: &Path, partition: Partition, dry_run: bool) -> Result<Self, Error> {
+        let directory = PartitionDir::new(root, partition, dry_run);
+        let path = &directory.path;
+        let wrong = |error: std::io::Error| {
+            Error::Configuration(format!(
+                "the state directory {} cannot be used: {error}; name another one with --state-dir",
+                path.display()
+            ))
+        };
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(OWNER_ONLY)
+            .create(path)
+            .map_err(wrong)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(OWNER_ONLY))
+            .map_err(wrong)?;
+        tempfile::tempfile_in(path).map_err(wrong)?;
+        let lock = lock(&directory)?;
+        Ok(Self {
+            directory,
+            _lock: lock,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.directory.path
+    }
+
+    /// Where the checkpoint is.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.directory.checkpoint()
+    }
+
+    /// Where the report of the last run is.
+    pub fn report(&self) -> PathBuf {
+        self.directory.report()
     }
 
     /// Removes the checkpoint and the trace store, if they are there; the
@@ -92,17 +260,17 @@ impl StateDir {
     /// Removes the directory with all that is in it.
     pub fn remove(&self) {
         // Only a dry run's: what is left of it is in nobody's way.
-        let _ = std::fs::remove_dir_all(&self.path);
+        let _ = std::fs::remove_dir_all(self.path());
     }
 
     /// Where observations wait whose trace is not known.
     pub fn late_rows(&self) -> LateRows {
-        LateRows::new(self.path.join("late"))
+        LateRows::new(self.path().join("late"))
     }
 
     /// Where the trace store is.
     pub fn trace_store(&self) -> PathBuf {
-        self.path.join("traces")
+        self.directory.trace_store()
     }
 
     /// Removes the trace store, and observations that wait.
@@ -136,18 +304,15 @@ impl StateDir {
     /// # Errors
     /// [`Error::Configuration`] where it has not.
     pub fn require_space(&self, needed: u64) -> Result<(), Error> {
-        let Ok(disk) = statvfs(&self.path) else {
+        let Some(available) = free_bytes(self.path()) else {
             return Ok(());
         };
-        // Both are u64 on Linux and u32 elsewhere.
-        #[allow(clippy::useless_conversion)]
-        let available = u64::from(disk.blocks_available()) * u64::from(disk.fragment_size());
         if available < needed {
             return Err(Error::Configuration(format!(
                 "the traces of this partition need about {} of disk, and {} has {} left: name a \
                  state directory on a larger disk with --state-dir",
                 ByteSize(needed),
-                self.path.display(),
+                self.path().display(),
                 ByteSize(available)
             )));
         }
@@ -156,8 +321,8 @@ impl StateDir {
 }
 
 /// Takes the lock of a state directory, or says who has it.
-fn lock(directory: &Path) -> Result<Flock<File>, Error> {
-    let path = directory.join("lock");
+fn lock(directory: &PartitionDir) -> Result<Flock<File>, Error> {
+    let path = directory.lock();
     let wrong = |error: std::io::Error| {
         Error::Configuration(format!(
             "the lock {} cannot be used: {error}",
@@ -179,7 +344,7 @@ fn lock(directory: &Path) -> Result<Flock<File>, Error> {
             return Err(Error::Configuration(format!(
                 "the state directory {} is in use by {}: wait for it to end, or name another \
                  directory with --state-dir",
-                directory.display(),
+                directory.path.display(),
                 if holder.is_empty() {
                     "another process"
                 } else {
@@ -189,10 +354,86 @@ fn lock(directory: &Path) -> Result<Flock<File>, Error> {
         }
         Err((_, error)) => return Err(wrong(error.into())),
     };
-    let holder = format!("process {}\n", std::process::id());
+    let holder = format!("{HOLDER}{}\n", std::process::id());
     lock.set_len(0)
         .and_then(|()| lock.rewind())
         .and_then(|()| lock.write_all(holder.as_bytes()))
         .map_err(wrong)?;
     Ok(lock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCKS: &str = "\
+1: POSIX  ADVISORY  WRITE 11 fe:00:100 0 EOF
+2: -> FLOCK  ADVISORY  WRITE 12 fe:00:100 0 EOF
+3: FLOCK  ADVISORY  READ 13 fe:00:100 0 EOF
+4: FLOCK  ADVISORY  WRITE 14 fe:00:100 0 EOF
+5: FLOCK  ADVISORY  WRITE 15 00:2d:101 0 EOF
+6: FLOCK  ADVISORY  WRITE 0 fe:00:102 0 EOF
+";
+
+    fn holder(device: &str, inode: u64, written: &str) -> Option<Option<u32>> {
+        find_holder(LOCKS, Some(device.to_owned()), inode, written).map(|holder| holder.process)
+    }
+
+    #[test]
+    fn the_process_that_holds_a_lock_is_found_among_all_locks() {
+        assert_eq!(holder("fe:00", 100, "process 14\n"), Some(Some(14)));
+        // The number in the file may be that of another namespace.
+        assert_eq!(holder("fe:00", 100, "process 7\n"), Some(Some(14)));
+        assert_eq!(holder("fe:00", 100, ""), Some(Some(14)));
+        assert_eq!(holder("fe:00", 102, "process 7\n"), Some(Some(7)));
+        assert_eq!(holder("fe:00", 102, ""), Some(None));
+        assert_eq!(holder("fe:00", 99, "process 14\n"), None);
+    }
+
+    #[test]
+    fn where_the_device_is_another_one_the_process_must_be_the_one_in_the_file() {
+        assert_eq!(holder("00:1f", 101, "process 15\n"), Some(Some(15)));
+        assert_eq!(holder("00:1f", 101, "process 16\n"), None);
+        assert_eq!(holder("00:1f", 102, "process 0\n"), None);
+        assert_eq!(find_holder("", None, 1, "process 1\n"), None);
+        assert_eq!(find_holder("nonsense\n1: FLOCK", None, 1, ""), None);
+    }
+
+    #[test]
+    fn what_this_process_has_locked_is_locked_by_it() {
+        let root = tempfile::tempdir().unwrap();
+        let partition = "202406".parse().unwrap();
+        let state = StateDir::prepare(root.path(), partition, false).unwrap();
+        let all = PartitionDir::all(root.path()).unwrap();
+        assert_eq!(all, [PartitionDir::new(root.path(), partition, false)]);
+        if cfg!(target_os = "linux") {
+            let process = Some(std::process::id());
+            assert_eq!(all[0].holder(), Some(Holder { process }));
+            drop(state);
+            assert_eq!(all[0].holder(), None);
+        }
+    }
+
+    #[test]
+    fn directories_are_found_by_their_names_the_oldest_first() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["202406", "202405-dry-run", "202312", "lost+found", "202413"] {
+            std::fs::create_dir(root.path().join(name)).unwrap();
+        }
+        std::fs::write(root.path().join("202401"), "a file").unwrap();
+        let all = PartitionDir::all(root.path()).unwrap();
+        let names: Vec<String> = all
+            .iter()
+            .map(|directory| format!("{} {}", directory.partition, directory.dry_run))
+            .collect();
+        assert_eq!(names, ["202312 false", "202405 true", "202406 false"]);
+        assert!(PartitionDir::all(&root.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_yet_has_the_room_of_the_one_it_will_be_in() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(free_bytes(&root.path().join("not/there/yet")) > Some(0));
+        assert!(free_bytes(Path::new("relative")) > Some(0));
+    }
 }

@@ -532,6 +532,9 @@ fn the_report_agrees_with_the_tables() {
             "observations_processed",
             "events_inserted",
             "observations_without_trace",
+            "root_spans_inserted",
+            "root_spans_per_second",
+            "spans_in_experiments",
             "traces_found_elsewhere",
             "traces_nowhere",
             "traces_nowhere_listed",
@@ -545,7 +548,10 @@ fn the_report_agrees_with_the_tables() {
             "observations_per_second",
         ],
     );
-    assert_fields(&report["seconds"], &["load", "stream", "insert", "total"]);
+    assert_fields(
+        &report["seconds"],
+        &["load", "stream", "root_spans", "insert", "total"],
+    );
 
     assert_eq!(report["partition"], SAMPLE_PARTITION);
     let target = format!("{}.events_full", database.name);
@@ -690,4 +696,53 @@ fn what_a_month_without_traces_came_to_is_told() {
     assert_eq!(number(&report, "traces_loaded"), 0);
     assert_eq!(number(&report, "observations_processed"), 1);
     assert_eq!(number(&report, "events_inserted"), 1);
+}
+
+// -------------------------------------------------------------------------------------------------
+// Commands
+// -------------------------------------------------------------------------------------------------
+
+#[test]
+fn every_command_has_its_help() {
+    let general = Tool::unconfigured().arg("--help").run();
+    for (command, flags) in [
+        ("verify", &["--partition", "--target-table", "--report"][..]),
+        (
+            "plan",
+            &[
+                "--partition",
+                "--target-table",
+                "--exclude-dataset-items",
+                "--no-trace-metadata",
+                "--state-dir",
+                "--memory-limit",
+                "--concurrency",
+                "--batch-size",
+                "--segment-rows",
+                "--allow-duplicates",
+                "--compression",
+                "--report",
+                "--quiet",
+            ],
+        ),
+        ("status", &["--state-dir", "--json"]),
+    ] {
+        assert!(general.stdout.contains(command), "{command}");
+        let help = Tool::unconfigured().args([command, "--help"]).run();
+        help.assert_code(0);
+        assert_eq!(help.stderr, "");
+        for flag in flags.iter().chain(&["--help"]) {
+            assert!(help.stdout.contains(flag), "{flag}\n{}", help.stdout);
+        }
+        let widest = help.stdout.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(100), "{widest:?}\n{}", help.stdout);
+    }
+}
+
+#[test]
+fn a_command_comes_before_its_flags() {
+    let tool = Tool::unconfigured().args(["--partition", SAMPLE_PARTITION, "plan"]);
+    let outcome = tool.run();
+    outcome.assert_code(2);
+    assert_eq!(outcome.stdout, "");
 }

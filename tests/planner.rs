@@ -145,7 +145,8 @@ impl<'a> Partition<'a> {
             id: PARTITION,
             parts,
         };
-        let planning = plan::make(&self.connection, partition, segment_rows, 0);
+        let partitions = [partition];
+        let planning = plan::make(&self.connection, &partitions, segment_rows);
         let segments = self.runtime.block_on(planning).unwrap();
         for (number, segment) in segments.iter().enumerate() {
             assert_eq!(segment.number as usize, number);

@@ -5,6 +5,7 @@ mod connection;
 mod error;
 mod insert;
 mod schema;
+mod sizes;
 pub mod sql;
 mod tls;
 
@@ -12,3 +13,4 @@ pub use connection::{Compression, Connection, ConnectionOptions, NativeStream, P
 pub use error::RequestError;
 pub use insert::InsertRequest;
 pub use schema::{PartitionSize, ServerInfo, TableColumn, TableInfo};
+pub use sizes::{ColumnSizes, Disk, StoredBytes, TableName, TableSize};

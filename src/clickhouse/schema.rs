@@ -217,33 +217,4 @@ impl Connection {
         ))
         .await
     }
-
-    /// Uncompressed bytes of some columns of one partition; of small parts, of all columns.
-    ///
-    /// # Errors
-    /// Whatever the request met.
-    pub async fn column_bytes(
-        &self,
-        table: &TableInfo,
-        partition_id: &str,
-        columns: &[&str],
-    ) -> Result<u64, RequestError> {
-        let names: Vec<String> = columns.iter().map(sql::string).collect();
-        let partition = format!(
-            "active AND database = {} AND table = {} AND partition_id = {}",
-            sql::string(&table.database),
-            sql::string(&table.name),
-            sql::string(partition_id)
-        );
-        // A compact part, which is a small one, does not know the sizes of its columns.
-        let sql = format!(
-            "SELECT sum(column_data_uncompressed_bytes) AS count FROM system.parts_columns \
-             WHERE {partition} AND column IN ({}) UNION ALL \
-             SELECT sum(data_uncompressed_bytes) AS count FROM system.parts \
-             WHERE {partition} AND part_type = 'Compact'",
-            names.join(", ")
-        );
-        let counts = self.rows::<Count>(&sql).await?;
-        Ok(counts.iter().map(|row| row.count).sum())
-    }
 }

@@ -29,11 +29,6 @@ use crate::shutdown::Shutdown;
 use crate::state_dir::StateDir;
 use crate::trace_store::{Day, StoreError, TraceStore};
 
-/// Bytes of a stored trace besides its attributes: key, lengths, filter, index.
-const STORE_BYTES_PER_TRACE: u64 = 32;
-/// Bytes of a store without traces.
-const STORE_BYTES_EMPTY: u64 = 1 << 20;
-
 /// Backfills one partition and prints the summary.
 ///
 /// # Errors
@@ -71,7 +66,7 @@ pub async fn run(options: Options) -> Result<(), Error> {
         Begin::Continue(checkpoint) => (*checkpoint, true),
         Begin::Fresh => {
             state.clear()?;
-            state.require_space(estimate_store(&inspected))?;
+            state.require_space(inspected.store_bytes())?;
             (
                 Checkpoint::begin(made_for, new_run_id(), seconds_since_1970()),
                 false,
@@ -138,13 +133,6 @@ fn describe(options: &Options, inspected: &Inspected, display: &Display) {
             inspected.mapping.left_to_default.join(", ")
         ));
     }
-}
-
-/// How many bytes the trace store can take. LZ4 brings ids and short texts to
-/// about two thirds, but not every text, and a disk that is full is worse than
-/// one that has room left.
-fn estimate_store(inspected: &Inspected) -> u64 {
-    STORE_BYTES_EMPTY + inspected.trace_bytes + inspected.traces_to_load * STORE_BYTES_PER_TRACE
 }
 
 struct Job {

@@ -5,12 +5,12 @@ use std::sync::atomic::AtomicU64;
 
 use super::Job;
 use crate::batch::{BatchLimit, BatchMaker};
-use crate::clickhouse::{Compression, sql};
+use crate::clickhouse::Compression;
 use crate::enrich::{Enricher, Unknown};
 use crate::error::Error;
-use crate::mapping::{Mapping, Source};
+use crate::mapping::Source;
 use crate::memory;
-use crate::pipeline::{self, Done, Piece, Pipeline, SegmentQuery};
+use crate::pipeline::{self, Done, Piece, Pipeline};
 use crate::plan;
 use crate::progress::Phase;
 use crate::send::Destination;
@@ -120,46 +120,19 @@ impl Job {
         if self.checkpoint.segments.is_some() {
             return Ok(());
         }
-        let mut segments = Vec::new();
-        for source in self.options.sources() {
-            let first_number = segments.len() as u32;
-            let partition = self.partition(source);
-            let rows = self.options.segment_rows;
-            let plan = plan::make(&self.connection, partition, rows, first_number);
-            let planned = tokio::select! {
-                segments = plan => segments.map_err(|error| {
-                    Error::failed("the partition cannot be divided into segments", error)
-                })?,
-                signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
-            };
-            segments.extend(planned);
-        }
+        let sources = self.options.sources().into_iter();
+        let partitions: Vec<_> = sources
+            .map(|source| self.inspected.partition(source))
+            .collect();
+        let plan = plan::make(&self.connection, &partitions, self.options.segment_rows);
+        let segments = tokio::select! {
+            segments = plan => segments.map_err(|error| {
+                Error::failed("the partition cannot be divided into segments", error)
+            })?,
+            signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+        };
         self.checkpoint.segments = Some(segments);
         Ok(())
-    }
-
-    fn partition(&self, source: Source) -> plan::Partition<'_> {
-        let (table, rows) = match source {
-            Source::Observations => (
-                &self.inspected.observations,
-                &self.inspected.observation_rows,
-            ),
-            Source::Traces => (&self.inspected.traces, &self.inspected.trace_rows),
-        };
-        plan::Partition {
-            source,
-            table,
-            id: &rows.partition_id,
-            parts: rows.parts,
-        }
-    }
-
-    /// How the rows of a source become events.
-    fn mapping(&self, source: Source) -> &Mapping {
-        match (source, &self.inspected.root_spans) {
-            (Source::Traces, Some(mapping)) => mapping,
-            _ => &self.inspected.mapping,
-        }
     }
 
     pub(super) fn destination(&self, source: Source) -> Destination {
@@ -169,7 +142,7 @@ impl Job {
             insert_sql: format!(
                 "INSERT INTO {} ({}) FORMAT Native",
                 target.qualified_name(),
-                self.mapping(source).insert_columns()
+                self.inspected.mapping_of(source).insert_columns()
             ),
             has_views: target.has_views,
             run_id: format!("{}-{:x}", self.checkpoint.run_id, fastrand::u64(..)),
@@ -191,26 +164,12 @@ impl Job {
         store: &Arc<TraceStore>,
         destination: &Arc<Destination>,
     ) -> Pipeline {
-        let mapping = Arc::new(self.mapping(source).clone());
-        let partition = self.partition(source);
-        let excluded_by = self.inspected.dataset_items.as_ref();
-        let excluded_by = excluded_by.filter(|_| self.options.exclude_dataset_items);
+        let inspected = &self.inspected;
+        let mapping = Arc::new(inspected.mapping_of(source).clone());
         let budget = self.options.budget;
-        // The ARRAY JOIN changes no row. It divides blocks to max_block_size,
-        // which FINAL alone does not: it yields granules of up to 10 MiB.
-        let select = format!(
-            "SELECT {} FROM {} AS {alias} FINAL ARRAY JOIN [1] AS one WHERE {alias}._partition_id = {}",
-            mapping.select_list(),
-            partition.table.qualified_name(),
-            sql::string(partition.id),
-            alias = source.alias(),
-        );
         Pipeline {
             enricher: Enricher::new(mapping, Arc::clone(store), budget.pool()),
-            query: SegmentQuery {
-                select,
-                excluded_by: excluded_by.map(|table| table.qualified_name()),
-            },
+            query: inspected.segment_query(source),
             destination: Arc::clone(destination),
             budget,
             pool: self.pool.clone(),

@@ -77,6 +77,7 @@ impl Job {
             mapping: &self.inspected.mapping,
             budget: self.options.budget,
             pool: self.pool.clone(),
+            most_rows: None,
         }
     }
 

@@ -83,6 +83,16 @@ pub struct TraceStore {
     has_experiments: AtomicBool,
 }
 
+/// Bytes that the store in `path` takes on disk, whether somebody has it open or
+/// not; 0 where there is none.
+pub fn disk_bytes(path: &Path) -> u64 {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum()
+}
+
 impl TraceStore {
     /// Opens the store in `path`, or makes a new one there, with a block cache
     /// of `cache_bytes`, in which indexes and filters count too.
@@ -203,14 +213,7 @@ impl TraceStore {
 
     /// Bytes that the store takes on disk.
     pub fn disk_bytes(&self) -> u64 {
-        let entries = std::fs::read_dir(&self.path)
-            .into_iter()
-            .flatten()
-            .flatten();
-        entries
-            .filter_map(|entry| entry.metadata().ok())
-            .map(|metadata| metadata.len())
-            .sum()
+        disk_bytes(&self.path)
     }
 
     /// The days that are loaded, in order.

@@ -56,6 +56,10 @@ pub const TESTER: (&str, &str) = ("tester", "secret-password-42");
 
 /// A user of every [`Server`] who may read everything and write nothing: name and password.
 pub const READER: (&str, &str) = ("reader", "reader-password");
+/// Name and password of a user who may only read databases whose names begin with `limited`, and,
+/// where the server asks for rights on system tables, of these those that a run needs.
+#[allow(dead_code)]
+pub const LIMITED: (&str, &str) = ("limited", "limited-password");
 
 /// The path of a file in this repository.
 pub fn repository_file(name: &str) -> PathBuf {
@@ -437,13 +441,21 @@ fn write_configuration(directory: &Path, config: &str, profile: &str) {
         "<clickhouse>
             <profiles><default>{profile}</default></profiles>
             <quotas><default/></quotas>
-            <users>{}{}{}</users>
+            <users>{}{}{}{}</users>
         </clickhouse>",
         user(("default", ""), ""),
         user(TESTER, ""),
         user(
             READER,
             "<grants><query>GRANT SELECT, SHOW ON *.*</query></grants>"
+        ),
+        user(
+            LIMITED,
+            "<grants>
+                <query>GRANT SELECT, SHOW ON limited*.*</query>
+                <query>GRANT SELECT ON system.parts</query>
+                <query>GRANT SELECT ON system.parts_columns</query>
+            </grants>"
         ),
     );
     fs::write(directory.join("config.xml"), config).expect("the configuration can be written");

@@ -1,0 +1,410 @@
+//! What a run would do, and none of it: nothing is written, neither on the server
+//! nor in the state directory.
+
+mod disk;
+mod earlier;
+mod sample;
+mod summary;
+mod time;
+
+use std::io::Write;
+
+use crate::begin;
+use crate::checkpoint::Checkpoint;
+use crate::clickhouse::{ColumnSizes, Connection, RequestError, TableInfo, TableName, TableSize};
+use crate::error::{Error, advice_on_files};
+use crate::inspect::{Inspected, inspect, mentions, shares_of_partitions};
+use crate::load::{self, TRACE};
+use crate::mapping::Source;
+use crate::options::Options;
+use crate::plan::{self, Segment};
+use crate::progress::Display;
+use crate::report;
+use crate::retry::Retries;
+use crate::shutdown::Shutdown;
+use crate::state_dir::{PartitionDir, free_bytes};
+
+use disk::{Growth, RootSpanSources, Sources, Table};
+use sample::Sampler;
+pub use summary::Forecast;
+use summary::{RootSpans, ServerRoom, TableToRead, TraceStoreRoom};
+use time::Time;
+
+/// Columns of the observations that FINAL compares.
+const FINAL_COLUMNS: [&str; 6] = [
+    "project_id",
+    "type",
+    "start_time",
+    "id",
+    "event_ts",
+    "is_deleted",
+];
+
+/// Forecasts the run of one partition, and prints and gives the forecast.
+///
+/// # Errors
+/// [`Error`] with a sentence for the operator and the exit code.
+pub async fn run(options: Options, as_json: bool) -> Result<Forecast, Error> {
+    let display = Display::detect(options.quiet);
+    let shutdown = Shutdown::listen()
+        .map_err(|error| Error::failed("the program cannot listen to signals", error))?;
+    let retries = Retries::new(options.max_retries, shutdown.clone(), display);
+    let forecast = tokio::select! {
+        forecast = make(&options, &retries, &shutdown) => forecast?,
+        signal = shutdown.requested() => return Err(Error::interrupted(signal)),
+    };
+    if !options.quiet {
+        let text = match as_json {
+            true => serde_json::to_string_pretty(&forecast)
+                .map_err(|error| Error::failed("the plan cannot be written as JSON", error))?,
+            false => forecast.to_string(),
+        };
+        // If nobody reads it, there is still the file.
+        let _ = writeln!(std::io::stdout().lock(), "{text}");
+    }
+    if let Some(path) = &options.report {
+        report::write_json(&forecast, path).map_err(|error| {
+            Error::Failed(format!(
+                "the report {} cannot be written: {error}{}",
+                path.display(),
+                advice_on_files(&error)
+            ))
+        })?;
+    }
+    Ok(forecast)
+}
+
+async fn make(
+    options: &Options,
+    retries: &Retries,
+    shutdown: &Shutdown,
+) -> Result<Forecast, Error> {
+    let connection = Connection::new(options.connection.clone()).map_err(Error::Configuration)?;
+    let inspected = inspect(&connection, options, retries).await?;
+    if let Some(path) = &options.report {
+        report::require_writable(path)?;
+    }
+    let connection = connection.with_retries(retries);
+    let sources = options.sources().into_iter();
+    let partitions: Vec<_> = sources.map(|source| inspected.partition(source)).collect();
+    let segments = plan::make(&connection, &partitions, options.segment_rows)
+        .await
+        .map_err(|error| Error::failed("the partition cannot be divided into segments", error))?;
+    let sampler = Sampler {
+        options,
+        connection: &connection,
+        inspected: &inspected,
+        retries,
+        shutdown,
+    };
+    let of_source = |source| {
+        let segments = segments
+            .iter()
+            .filter(move |segment| segment.source == source);
+        segments.cloned().collect::<Vec<_>>()
+    };
+    let sample = sampler.take(&of_source(Source::Observations)).await?;
+    let mut forecaster = Forecaster {
+        options,
+        connection: &connection,
+        inspected: &inspected,
+        unseen: Vec::new(),
+    };
+    forecaster.put_together(&segments, sample).await
+}
+
+/// Rows of observations that become events.
+fn observation_rows(options: &Options, inspected: &Inspected) -> u64 {
+    match options.observations {
+        true => inspected.observation_rows.rows,
+        false => 0,
+    }
+}
+
+/// What a forecast is made from.
+struct Forecaster<'a> {
+    options: &'a Options,
+    connection: &'a Connection,
+    inspected: &'a Inspected,
+    /// What the server does not tell this user, and why.
+    unseen: Vec<String>,
+}
+
+impl Forecaster<'_> {
+    async fn put_together(
+        &mut self,
+        segments: &[Segment],
+        sample: sample::Sample,
+    ) -> Result<Forecast, Error> {
+        let (options, inspected) = (self.options, self.inspected);
+        let target_table = format!("{}.{}", inspected.target.database, inspected.target.name);
+        let sources = self.sources().await?;
+        let events_there = self.events_there().await?;
+        let server_disk = self.server_room(&sources.with_root_spans()).await?;
+        let trace_store = TraceStoreRoom {
+            state_dir: options.state_dir.display().to_string(),
+            needed_bytes: inspected.store_bytes(),
+            free_bytes: free_bytes(&options.state_dir),
+        };
+        let rows = observation_rows(options, inspected);
+        let segments_of = |source| segments.iter().filter(move |s| s.source == source);
+        // What travels to the target has about the bytes of what came, if nothing is known.
+        let write_bytes = sample
+            .bytes_of(rows)
+            .unwrap_or(sources.observations.uncompressed);
+        let root_spans = sources.root_spans.map(|root_spans| RootSpans {
+            rows: root_spans.rows,
+            segments: segments_of(Source::Traces).count() as u64,
+            bytes: root_spans.all,
+        });
+        let time = Time::new(
+            options,
+            inspected,
+            &sample,
+            write_bytes,
+            root_spans.as_ref(),
+            earlier::longest(&options.state_dir, &target_table),
+        );
+        let warnings = [trace_store.warning(), server_disk.warning()];
+        Ok(Forecast {
+            partition: options.partition.to_string(),
+            target_table,
+            clickhouse_version: inspected.server.version.clone(),
+            observations: TableToRead {
+                rows,
+                parts: inspected.observation_rows.parts,
+                bytes: sources.observations,
+            },
+            traces: TableToRead {
+                rows: inspected.traces_to_load,
+                parts: inspected.trace_rows.parts,
+                bytes: sources.traces,
+            },
+            trace_margin_days: options.trace_margin_days,
+            events_there,
+            write_bytes: write_bytes + root_spans.as_ref().map_or(0, |r| r.bytes.uncompressed),
+            root_spans,
+            segments: segments_of(Source::Observations).count() as u64,
+            largest_segment_rows: segments_of(Source::Observations)
+                .map(|segment| segment.rows)
+                .max()
+                .unwrap_or(0),
+            notes: self.notes(&server_disk, &time),
+            trace_store,
+            server_disk,
+            sample,
+            time,
+            warnings: warnings.into_iter().flatten().collect(),
+        })
+    }
+
+    /// What lies on the server to be read.
+    async fn sources(&mut self) -> Result<Sources, Error> {
+        let inspected = self.inspected;
+        let observations = &inspected.observations;
+        let partition_id = self.options.partition.to_string();
+        let sizes = self.column_sizes(observations, &partition_id).await?;
+        let items = inspected.mapping.select_items();
+        let is_read = |column: &str| {
+            FINAL_COLUMNS.contains(&column)
+                || items
+                    .iter()
+                    .any(|item| mentions(item, Source::Observations.alias(), column))
+        };
+        let mut sources = Sources {
+            rows: observation_rows(self.options, inspected),
+            observations: sizes.of(is_read),
+            texts: sizes.of(|column| matches!(column, "input" | "output")),
+            metadata: sizes.of(|column| column == "metadata"),
+            trace_rows: inspected.traces_to_load,
+            ..Sources::default()
+        };
+        if !self.options.observations {
+            sources = Sources {
+                trace_rows: sources.trace_rows,
+                ..Sources::default()
+            };
+        }
+        sources.root_spans = self.root_span_sources(&partition_id).await?;
+        let items = load::select_items(&inspected.mapping);
+        let attributes = inspected.mapping.trace_columns();
+        for (partition_id, share) in shares_of_partitions(self.options) {
+            let sizes = self.column_sizes(&inspected.traces, &partition_id).await?;
+            let is_read = |column: &str| items.iter().any(|item| mentions(item, TRACE, column));
+            sources.traces += sizes.of(is_read).share(share);
+            let is_attribute = |column: &str| attributes.contains(&column);
+            sources.attributes += sizes.of(is_attribute).share(share);
+        }
+        Ok(sources)
+    }
+
+    async fn root_span_sources(
+        &mut self,
+        partition_id: &str,
+    ) -> Result<Option<RootSpanSources>, Error> {
+        let inspected = self.inspected;
+        let Some(mapping) = &inspected.root_spans else {
+            return Ok(None);
+        };
+        let sizes = self.column_sizes(&inspected.traces, partition_id).await?;
+        let items = mapping.select_items();
+        let is_read = |column: &str| items.iter().any(|item| mentions(item, TRACE, column));
+        Ok(Some(RootSpanSources {
+            rows: inspected.trace_rows.rows,
+            all: sizes.of(is_read),
+            texts: sizes.of(|column| matches!(column, "input" | "output")),
+            metadata: sizes.of(|column| column == "metadata"),
+        }))
+    }
+
+    async fn column_sizes(
+        &mut self,
+        table: &TableInfo,
+        partition_id: &str,
+    ) -> Result<ColumnSizes, Error> {
+        let sizes = self.connection.column_sizes(table, partition_id).await;
+        self.known(sizes, "the sizes of columns (system.parts_columns)")
+            .map(Option::unwrap_or_default)
+    }
+
+    /// Events of the partition in the target; none where this user may not know it.
+    async fn events_there(&mut self) -> Result<Option<u64>, Error> {
+        let target = &self.inspected.target;
+        let partition_id = self.options.partition.to_string();
+        let rows = self.connection.event_rows(target, &partition_id).await;
+        self.known(rows, "how many events are there")
+    }
+
+    /// What the events will take on the server, and what there is for them.
+    async fn server_room(&mut self, sources: &Sources) -> Result<ServerRoom, Error> {
+        let target = &self.inspected.target;
+        let itself = TableName {
+            database: target.database.clone(),
+            name: target.name.clone(),
+        };
+        let mut tables = vec![self.growth(itself, false, sources).await?];
+        let fed = self.connection.fed_tables(target).await;
+        let fed = self.known(fed, "which tables views fill (system.tables)")?;
+        for table in fed.unwrap_or_default() {
+            tables.push(self.growth(table, true, sources).await?);
+        }
+        let disks = self.connection.disks(target).await;
+        let disks = self
+            .known(
+                disks,
+                "the free disk (system.disks, system.storage_policies)",
+            )?
+            .unwrap_or_default();
+        let is_known = !disks.is_empty() && !disks.iter().any(|disk| disk.is_endless());
+        Ok(ServerRoom {
+            needed_bytes: tables.iter().map(|table| table.bytes).sum(),
+            tables,
+            free_bytes: is_known.then(|| disks.iter().map(|disk| disk.free_bytes).sum()),
+            disks: disks.into_iter().map(|disk| disk.name).collect(),
+        })
+    }
+
+    async fn growth(
+        &mut self,
+        table: TableName,
+        is_fed: bool,
+        sources: &Sources,
+    ) -> Result<Growth, Error> {
+        let size = self.connection.table_size(&table).await;
+        let indexes = self.connection.text_indexes(&table).await;
+        let size = self.known(size, "the sizes of tables (system.parts)")?;
+        let indexes = self.known(indexes, "indexes (system.data_skipping_indices)")?;
+        let table = Table {
+            size: size.unwrap_or(TableSize {
+                rows: 0,
+                bytes_on_disk: 0,
+            }),
+            text_indexes: indexes.unwrap_or_default(),
+            name: format!("{}.{}", table.database, table.name),
+            is_fed,
+        };
+        Ok(table.growth(sources))
+    }
+
+    /// What the server says, if it lets this user know: whoever may not know it can
+    /// still be told the rest.
+    fn known<T>(
+        &mut self,
+        answer: Result<T, RequestError>,
+        what: &str,
+    ) -> Result<Option<T>, Error> {
+        let error = match answer {
+            Ok(answer) => return Ok(Some(answer)),
+            Err(error) => error,
+        };
+        if error.code().is_none() {
+            return Err(Error::failed("the server does not answer", error));
+        }
+        let note = format!(
+            "user '{}' cannot see {what}, so it is left out: {error}",
+            self.options.connection.user
+        );
+        if !self.unseen.contains(&note) {
+            self.unseen.push(note);
+        }
+        Ok(None)
+    }
+
+    fn notes(&self, server_disk: &ServerRoom, time: &Time) -> Vec<String> {
+        let inspected = self.inspected;
+        let mut notes = vec![
+            "rows are those of the parts: versions that are not merged yet count each".to_owned(),
+            format!("the time leaves out {}", time.left_out),
+        ];
+        if !time.with_measured_inserts && !self.options.dry_run {
+            notes.push(
+                "once a month is done, plans with the same state directory count with its speed"
+                    .to_owned(),
+            );
+        }
+        let alike = server_disk
+            .tables
+            .chunk_by(|one, next| one.estimated_from == next.estimated_from);
+        notes.extend(alike.map(|tables| {
+            let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
+            format!(
+                "the disk for {} is estimated from {}; merges need more for a while",
+                names.join(" and "),
+                tables[0].estimated_from
+            )
+        }));
+        if self.options.remote_lookup && inspected.has_more_traces {
+            notes.push(
+                "looking for traces of other months groups the ids of all traces on the server, and \
+                 observations that wait for them can take some GiB in the state directory"
+                    .to_owned(),
+            );
+        }
+        notes.extend(self.unseen.iter().cloned());
+        notes.extend(self.state_in_words());
+        notes
+    }
+
+    /// What a run would find in the state directory, if there is something.
+    fn state_in_words(&self) -> Option<String> {
+        let directory = PartitionDir::new(&self.options.state_dir, self.options.partition, false);
+        let place = directory.path.display();
+        if let Some(holder) = directory.holder() {
+            return Some(format!("{holder} is running this partition in {place}"));
+        }
+        match Checkpoint::read(&directory.checkpoint()) {
+            Ok(None) => None,
+            Ok(Some(checkpoint)) if checkpoint.finished => Some(format!(
+                "this partition is finished already, by {place}: only with --restart would a run \
+                 do it again"
+            )),
+            Ok(Some(checkpoint)) => Some(format!(
+                "{place} holds an unfinished run, with {}: a run would need --resume or --restart",
+                begin::progress(&checkpoint)
+            )),
+            Err(error) => Some(format!(
+                "the checkpoint in {place} cannot be used: {error}; a run would need --restart"
+            )),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! How long a run will take: from what a sample measured, or an earlier run.
+
+use indicatif::HumanCount;
+use serde::Serialize;
+
+use super::earlier::Earlier;
+use super::sample::Sample;
+use super::summary::RootSpans;
+use crate::inspect::Inspected;
+use crate::memory::ByteSize;
+use crate::options::Options;
+
+/// Bytes of events, uncompressed, that a server takes in a second: what two cores did with
+/// `events_full` and its text indexes (measured: 45,690 events of 1.35 KB per second
+/// with reading and enriching, and 206,518 without inserting).
+const INSERTED_PER_SECOND: u64 = 75 << 20;
+
+/// One part of the work.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Step {
+    /// What is done.
+    pub name: &'static str,
+    /// How long it will take, in seconds, where that can be told.
+    pub seconds: Option<f64>,
+    /// What this is based on.
+    pub basis: String,
+}
+
+/// How long it will take. An estimate, whatever it is based on.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Time {
+    /// One after the other.
+    pub steps: Vec<Step>,
+    /// Of all steps, in seconds, where that can be told of each.
+    pub total_seconds: Option<f64>,
+    /// Whether inserting was measured, by an earlier run.
+    pub with_measured_inserts: bool,
+    /// What it leaves out.
+    pub left_out: &'static str,
+}
+
+/// What no sample tells.
+const LEFT_OUT: &str = "what else the server does meanwhile, its merges, what is tried again, and \
+                        traces that are looked for in other months";
+
+impl Time {
+    /// An estimate for a run that writes `write_bytes`.
+    pub fn new(
+        options: &Options,
+        inspected: &Inspected,
+        sample: &Sample,
+        write_bytes: u64,
+        root_spans: Option<&RootSpans>,
+        earlier: Option<Earlier>,
+    ) -> Self {
+        let rows = match options.observations {
+            true => inspected.observation_rows.rows,
+            false => 0,
+        };
+        let with_measured_inserts = earlier.is_some() && !options.dry_run;
+        let mut steps = vec![load_step(inspected.traces_to_load, sample)];
+        if rows > 0 {
+            match earlier.filter(|_| with_measured_inserts) {
+                Some(earlier) => steps.push(as_earlier(&earlier, rows)),
+                None => {
+                    steps.push(read_step(options, rows, sample));
+                    if !options.dry_run {
+                        steps.push(insert_step(write_bytes));
+                    }
+                }
+            }
+        }
+        if let Some(root_spans) = root_spans {
+            steps.push(Step {
+                name: "write root spans",
+                ..insert_step(root_spans.bytes.uncompressed)
+            });
+        }
+        Self {
+            total_seconds: steps.iter().map(|step| step.seconds).sum(),
+            steps,
+            with_measured_inserts,
+            left_out: LEFT_OUT,
+        }
+    }
+}
+
+fn load_step(traces: u64, sample: &Sample) -> Step {
+    let (seconds, basis) = match (traces, sample.load.seconds_of(traces)) {
+        (0, _) => (Some(0.0), "there are none".to_owned()),
+        (_, None) => {
+            let basis = "a few of the days before and after the month: not measured";
+            (Some(0.0), basis.to_owned())
+        }
+        (_, Some(seconds)) => (
+            Some(seconds),
+            format!(
+                "measured: {} were loaded at {}/s",
+                HumanCount(sample.load.rows),
+                rate(traces, seconds)
+            ),
+        ),
+    };
+    Step {
+        name: "load traces",
+        seconds,
+        basis,
+    }
+}
+
+/// Blocks are enriched in as many threads as there are segments at once.
+fn read_step(options: &Options, rows: u64, sample: &Sample) -> Step {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = options.concurrency.min(processors) as f64;
+    let seconds = sample
+        .read
+        .seconds_of(rows)
+        .zip(sample.enrich.seconds_of(rows))
+        .map(|(read, enrich)| read + enrich / threads);
+    let basis = match seconds {
+        Some(seconds) => format!(
+            "measured: {} were read and {} enriched, {}/s",
+            HumanCount(sample.read.rows),
+            HumanCount(sample.enrich.rows),
+            rate(rows, seconds)
+        ),
+        None => "the sample has no rows".to_owned(),
+    };
+    Step {
+        name: "read and enrich",
+        seconds,
+        basis,
+    }
+}
+
+fn insert_step(bytes: u64) -> Step {
+    Step {
+        name: "insert",
+        seconds: Some(bytes as f64 / INSERTED_PER_SECOND as f64),
+        basis: format!(
+            "not measured: {}/s, as an idle server with 2 cores did",
+            ByteSize(INSERTED_PER_SECOND)
+        ),
+    }
+}
+
+fn as_earlier(earlier: &Earlier, rows: u64) -> Step {
+    let speed = earlier.observations_per_second;
+    Step {
+        name: "read, enrich, insert",
+        seconds: Some(rows as f64 / speed),
+        basis: format!(
+            "as the run of {} did, {}/s with all inserts",
+            earlier.partition,
+            HumanCount(speed as u64)
+        ),
+    }
+}
+
+fn rate(rows: u64, seconds: f64) -> HumanCount {
+    HumanCount((rows as f64 / seconds.max(1e-9)) as u64)
+}
+
+/// A time in words, as exact as an estimate is.
+pub fn in_words(seconds: f64) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    let plural = |count: u64, unit: &str| match count {
+        1 => format!("1 {unit}"),
+        count => format!("{count} {unit}s"),
+    };
+    match seconds.ceil() as u64 {
+        0 | 1 => "a second".to_owned(),
+        seconds if seconds < 2 * MINUTE => plural(seconds, "second"),
+        seconds if seconds < 2 * HOUR => plural(seconds.div_ceil(MINUTE), "minute"),
+        seconds => {
+            let minutes = seconds.div_ceil(MINUTE);
+            format!(
+                "{} {}",
+                plural(minutes / 60, "hour"),
+                plural(minutes % 60, "minute")
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_exactly_as_they_are_known() {
+        for (seconds, words) in [
+            (0.01, "a second"),
+            (90.0, "90 seconds"),
+            (125.0, "3 minutes"),
+            (7_199.0, "120 minutes"),
+            (7_260.0, "2 hours 1 minute"),
+        ] {
+            assert_eq!(in_words(seconds), words);
+        }
+    }
+}
