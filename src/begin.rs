@@ -16,8 +16,8 @@ pub enum Begin {
     Fresh,
     /// Go on from here.
     Continue(Box<Checkpoint>),
-    /// It is done; say so.
-    Over(String),
+    /// It is done, as this says; see [`over`].
+    Over(Box<Checkpoint>),
 }
 
 /// Decides for the state in `directory`.
@@ -50,10 +50,13 @@ pub fn decide(
         };
     };
     if checkpoint.finished {
-        return Ok(Begin::Over(format!(
-            "this partition was finished on {} ({directory}); --restart does it again",
-            moment(checkpoint.saved_at)
-        )));
+        return match checkpoint.made_for.difference(made_for) {
+            None => Ok(Begin::Over(Box::new(checkpoint))),
+            Some(difference) => Err(Error::Configuration(format!(
+                "the run in {directory} is finished, and was made for something else: \
+                 {difference}; make it the same again, or do it again with --restart"
+            ))),
+        };
     }
     if !resume {
         return Err(Error::Configuration(format!(
@@ -71,6 +74,15 @@ pub fn decide(
              again to resume, or start over with --restart"
         ))),
     }
+}
+
+/// Says that a run is over.
+pub fn over(checkpoint: &Checkpoint, directory: &Path) -> String {
+    format!(
+        "this partition was finished on {} ({}); --restart does it again",
+        moment(checkpoint.saved_at),
+        directory.display()
+    )
 }
 
 /// How far a run got, in words.

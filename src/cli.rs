@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Fills Langfuse's ClickHouse events table from its observations and traces, one
-/// monthly partition at a time, in little memory.
+/// monthly partition after the other, in little memory.
 ///
 /// Every observation of the partition is written as an event, with the
 /// attributes of its trace (user, session, tags, release, name, version,
@@ -77,9 +77,15 @@ pub struct StatusArguments {
 /// What it is about: the same for a run, its plan and its proof.
 #[derive(Debug, Default, Args)]
 pub struct SubjectArguments {
-    /// Month to backfill, as the id of its partition [env: PARTITION]
+    /// Month to backfill, as the id of its partition; or several, as a list (202404,202406), as a
+    /// range with both ends (202404..202406), or mixed. The newest is done first. May be given
+    /// more than once [env: PARTITION]
     #[arg(long, value_name = "YYYYMM")]
-    pub partition: Option<String>,
+    pub partition: Vec<String>,
+
+    /// All months that there are, the newest first [env: ALL_PARTITIONS]
+    #[arg(long, conflicts_with = "partition")]
+    pub all_partitions: bool,
 
     /// Table to write to
     /// [env: TARGET_TABLE] [default: events_full where it exists, else events]
@@ -157,13 +163,19 @@ pub struct RunArguments {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// Continue the unfinished run in the state directory
+    /// Continue the unfinished run in the state directory; of several partitions, those that are
+    /// not finished
     #[arg(long, conflicts_with = "restart")]
     pub resume: bool,
 
-    /// Discard the run in the state directory and start over
+    /// Discard the run in the state directory and start over; of several partitions,
+    /// all of them
     #[arg(long)]
     pub restart: bool,
+
+    /// After a partition has failed, go on with the next one, instead of stopping there
+    #[arg(long)]
+    pub keep_going: bool,
 
     /// Keep the trace store after success, instead of deleting it
     #[arg(long)]
@@ -216,6 +228,9 @@ Examples:
     events-backfill --partition 202406 --state-dir /data/backfill
   Continue after an interruption:
     events-backfill --partition 202406 --state-dir /data/backfill --resume
+  All months, the newest first, and go on if one fails; then the ones that are not done:
+    events-backfill --all-partitions --state-dir /data/backfill --keep-going
+    events-backfill --all-partitions --state-dir /data/backfill --resume
   With few resources, and the summary for a program:
     events-backfill --partition 202406 --memory-limit 256MiB --quiet --report summary.json
 

@@ -43,6 +43,19 @@ impl Error {
         }
     }
 
+    /// The same error, with the partition that it is about.
+    pub fn in_partition(self, partition: impl fmt::Display) -> Self {
+        let told = |message: String| format!("partition {partition}: {message}");
+        match self {
+            Error::Configuration(message) => Error::Configuration(told(message)),
+            Error::Failed(message) => Error::Failed(told(message)),
+            Error::Interrupted { signal, message } => Error::Interrupted {
+                signal,
+                message: told(message),
+            },
+        }
+    }
+
     /// Wraps an error that happened while `doing` something.
     pub fn failed(doing: impl fmt::Display, cause: impl fmt::Display) -> Self {
         Error::Failed(format!("{doing}: {cause}"))

@@ -1,7 +1,7 @@
 //! Looks at the server and its tables before anything is done, and says in one
 //! sentence what is missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, sql};
 use crate::error::Error;
@@ -105,6 +105,61 @@ impl Inspected {
     }
 }
 
+/// The months that there is something to do for.
+#[derive(Debug, Default)]
+pub struct Months {
+    /// Each with its rows in parts, which may hold several versions of one.
+    pub rows: BTreeMap<Partition, u64>,
+    /// Partitions in which days cannot be counted: their rows have times before 1970, or
+    /// after 2148.
+    pub out_of_range: Vec<String>,
+    /// Names of the tables.
+    tables: Vec<&'static str>,
+}
+
+impl Months {
+    /// Says that these months are not there.
+    pub fn missing(&self, database: &str, missing: &[Partition]) -> Error {
+        let there_are: Vec<String> = self.rows.keys().map(Partition::to_string).collect();
+        let missing: Vec<String> = missing.iter().map(Partition::to_string).collect();
+        no_partition(database, &self.tables, &missing, &there_are)
+    }
+}
+
+/// Asks which months there is something to do for: those of the tables whose rows are to become
+/// events. Once the server has answered, what may pass is asked again.
+///
+/// # Errors
+/// [`Error::Configuration`] with what is wrong and what to do.
+pub async fn months(
+    connection: &Connection,
+    options: &Options,
+    retries: &Retries,
+) -> Result<Months, Error> {
+    let mut inspector = Inspector {
+        connection: connection.clone(),
+        options,
+    };
+    inspector.server().await?;
+    inspector.connection = connection.with_retries(retries);
+    let mut months = Months::default();
+    for source in options.sources() {
+        let table = inspector.source(source.table()).await?;
+        require_monthly(source, &table)?;
+        let partitions = inspector.connection.partitions(&table);
+        for partition in inspector.ask(partitions).await? {
+            match partition.partition_id.parse() {
+                Ok(month) => *months.rows.entry(month).or_default() += partition.rows,
+                Err(_) => months.out_of_range.push(partition.partition_id),
+            }
+        }
+        months.tables.push(source.table());
+    }
+    months.out_of_range.sort_unstable();
+    months.out_of_range.dedup();
+    Ok(months)
+}
+
 /// Inspects server, tables and partition. Once the server has answered, what
 /// may pass is asked again.
 ///
@@ -136,8 +191,8 @@ impl Inspector<'_> {
         let traces = self.source("traces").await?;
         let target = self.target().await?;
         let dataset_items = self.dataset_items().await?;
-        require_partition_key(&observations, "toYYYYMM(start_time)")?;
-        require_partition_key(&traces, "toYYYYMM(timestamp)")?;
+        require_monthly(Source::Observations, &observations)?;
+        require_monthly(Source::Traces, &traces)?;
         let wanted = Wanted {
             trace_metadata: self.options.trace_metadata,
             experiments: self.options.experiments,
@@ -165,17 +220,7 @@ impl Inspector<'_> {
         let trace_partitions = self.ask(self.connection.partitions(&traces)).await?;
         let observation_rows = find_partition(&observation_partitions, &partition_id);
         let trace_rows = find_partition(&trace_partitions, &partition_id);
-        require_partition(
-            [
-                (
-                    self.options.observations,
-                    &observations,
-                    &observation_partitions,
-                ),
-                (self.options.root_spans, &traces, &trace_partitions),
-            ],
-            &partition_id,
-        )?;
+        require_partition(self.options, &observation_partitions, &trace_partitions)?;
         let mut stored = mapping.trace_columns();
         stored.extend(["id", "project_id"]);
         let (mut traces_to_load, mut trace_bytes) = (0, 0);
@@ -392,26 +437,30 @@ fn find_partition(partitions: &[PartitionSize], partition_id: &str) -> Partition
 
 /// One of the tables that are to be read must have the partition.
 fn require_partition(
-    tables: [(bool, &TableInfo, &Vec<PartitionSize>); 2],
-    partition_id: &str,
+    options: &Options,
+    observations: &[PartitionSize],
+    traces: &[PartitionSize],
 ) -> Result<(), Error> {
-    let mut missing = Vec::new();
-    for (_, table, partitions) in tables.iter().filter(|(is_read, ..)| *is_read) {
-        let ids = partitions.iter().map(|p| p.partition_id.as_str());
-        let there_are: Vec<&str> = ids.collect();
-        if there_are.contains(&partition_id) {
-            return Ok(());
-        }
-        let there_are = match there_are.is_empty() {
-            true => "the table is empty".to_owned(),
-            false => format!("there are {}", there_are.join(", ")),
+    let mut there_are = BTreeSet::new();
+    for source in options.sources() {
+        let partitions = match source {
+            Source::Observations => observations,
+            Source::Traces => traces,
         };
-        missing.push(format!(
-            "table {}.{} has no partition {partition_id}: {there_are}",
-            table.database, table.name
-        ));
+        there_are.extend(partitions.iter().map(|p| p.partition_id.clone()));
     }
-    Err(Error::Configuration(missing.join("; ")))
+    let partition_id = options.partition.to_string();
+    if there_are.contains(&partition_id) {
+        return Ok(());
+    }
+    let tables: Vec<&str> = options.sources().iter().map(|s| s.table()).collect();
+    let there_are: Vec<String> = there_are.into_iter().collect();
+    Err(no_partition(
+        &options.database,
+        &tables,
+        &[partition_id],
+        &there_are,
+    ))
 }
 
 /// The partitions whose traces are loaded, and which part of their days.
@@ -430,6 +479,40 @@ pub fn shares_of_partitions(options: &Options) -> BTreeMap<String, f64> {
     shares
 }
 
+/// Says that none of these tables has these partitions, and which they have.
+fn no_partition(
+    database: &str,
+    tables: &[&str],
+    missing: &[String],
+    there_are: &[String],
+) -> Error {
+    let (table, is_empty) = match tables {
+        [_] => ("table", "the table is empty"),
+        _ => ("neither of the tables", "both are empty"),
+    };
+    let tables: Vec<String> = tables
+        .iter()
+        .map(|name| format!("{database}.{name}"))
+        .collect();
+    let there_are = match there_are {
+        [] => is_empty.to_owned(),
+        _ => format!("there are {}", there_are.join(", ")),
+    };
+    let partitions = match missing {
+        [_] => "partition",
+        _ => "partitions",
+    };
+    let has_no = match tables.len() {
+        1 => "has no",
+        _ => "has",
+    };
+    Error::Configuration(format!(
+        "{table} {} {has_no} {partitions} {}: {there_are}",
+        tables.join(" and "),
+        missing.join(", ")
+    ))
+}
+
 /// Whether an expression reads that column of the table called `alias`.
 pub fn mentions(expression: &str, alias: &str, column: &str) -> bool {
     let quoted = format!("{alias}.{}", sql::identifier(column));
@@ -441,7 +524,8 @@ pub fn mentions(expression: &str, alias: &str, column: &str) -> bool {
         })
 }
 
-fn require_partition_key(table: &TableInfo, expected: &str) -> Result<(), Error> {
+fn require_monthly(source: Source, table: &TableInfo) -> Result<(), Error> {
+    let expected = format!("toYYYYMM({})", source.time_column());
     if table.partition_key == expected {
         return Ok(());
     }

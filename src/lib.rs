@@ -9,10 +9,10 @@
 //!                                             └──▶ batches ──▶ send ──▶ ClickHouse
 //! ```
 //!
-//! Layers point one way: `job` puts the others together; `pipeline`, `load` and `elsewhere`
-//! know ClickHouse and the store; `send` knows batches and ClickHouse; `enrich`
-//! knows blocks, the mapping and the store; `native` and `trace_store` know
-//! neither each other nor ClickHouse.
+//! Layers point one way: `partitions` has a `job` done for each partition; `job` puts the
+//! others together; `pipeline`, `load` and `elsewhere` know ClickHouse and the store;
+//! `send` knows batches and ClickHouse; `enrich` knows blocks, the mapping and the store;
+//! `native` and `trace_store` know neither each other nor ClickHouse.
 
 #![forbid(unsafe_code)]
 
@@ -36,11 +36,13 @@ pub mod mapping;
 pub mod memory;
 pub mod native;
 pub mod options;
+pub mod partitions;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod retry;
+pub mod selection;
 pub mod send;
 pub mod shutdown;
 mod state_dir;

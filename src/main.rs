@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use events_backfill::cli::{Arguments, Command, RunArguments, SubjectArguments};
 use events_backfill::error::Error;
-use events_backfill::options::{Environment, Options};
-use events_backfill::{forecast, job, status, verify};
+use events_backfill::options::{Environment, Request};
+use events_backfill::{forecast, partitions, status, verify};
 
 /// For RocksDB too. With glibc's allocator the many small blocks that RocksDB caches,
 /// and frees from other threads, leave holes: 774 MiB resident where 440 MiB were meant to be.
@@ -30,14 +30,17 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             subject,
             ..RunArguments::default()
         };
-        Options::new(arguments, &environment)
+        Request::new(arguments, &environment)
     };
     match arguments.command {
-        None => block_on(job::run(Options::new(arguments.run, &environment)?)),
-        Some(Command::Verify(arguments)) => block_on(verify::run(subject(arguments.subject)?)),
+        None => block_on(partitions::run(Request::new(arguments.run, &environment)?)),
+        Some(Command::Verify(arguments)) => {
+            block_on(partitions::each(subject(arguments.subject)?, verify::run))
+        }
         Some(Command::Plan(arguments)) => {
-            let options = Options::new(arguments.run, &environment)?;
-            block_on(async { forecast::run(options, arguments.json).await.map(drop) })
+            let request = Request::new(arguments.run, &environment)?;
+            let plan = async |options| forecast::run(options, arguments.json).await.map(drop);
+            block_on(partitions::each(request, plan))
         }
         Some(Command::Status(arguments)) => {
             let directory = environment.state_dir(arguments.state_dir);

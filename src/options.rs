@@ -14,7 +14,11 @@ use crate::clickhouse::{Compression, ConnectionOptions, Password};
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::{Budget, ByteSize};
+use crate::selection::Selection;
 use crate::trace_store::Day;
+
+/// The range of ClickHouse's Date type, in which days are counted.
+const YEARS: std::ops::RangeInclusive<i32> = 1970..=2148;
 
 /// A month, as ClickHouse names its partition: `202406`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +45,18 @@ impl Partition {
         let first = days.next().unwrap_or(fallback);
         let last = days.last().unwrap_or(first);
         first.saturating_sub(margin)..=last.saturating_add(margin)
+    }
+
+    /// The month after this one, if there is one that can be written.
+    pub fn next(self) -> Option<Self> {
+        let month = self.month.next();
+        let year = self.year + i32::from(month == time::Month::January);
+        YEARS.contains(&year).then_some(Self { year, month })
+    }
+
+    /// The months from this one to `last`, both included.
+    pub fn months_to(self, last: Self) -> impl Iterator<Item = Self> {
+        std::iter::successors(Some(self), |month| month.next()).take_while(move |&m| m <= last)
     }
 
     /// The partition in which a day lies, as ClickHouse names it.
@@ -73,17 +89,91 @@ impl FromStr for Partition {
         let month = time::Month::try_from(month).map_err(|_| {
             format!("partition '{text}' is not a month: there is no month {month:02}")
         })?;
-        // The range of ClickHouse's Date type, in which days are counted.
-        if !(1970..=2148).contains(&year) {
+        if !YEARS.contains(&year) {
             return Err(format!(
-                "partition '{text}' is out of range: years go from 1970 to 2148"
+                "partition '{text}' is out of range: years go from {} to {}",
+                YEARS.start(),
+                YEARS.end()
             ));
         }
         Ok(Self { year, month })
     }
 }
 
-/// A validated job.
+/// What was asked for: the same job for each of some partitions.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Which partitions.
+    pub selection: Selection,
+    /// Go on with the next partition after one has failed.
+    pub keep_going: bool,
+    /// The job; its partition says nothing.
+    job: Options,
+}
+
+impl Request {
+    /// Puts everything together.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`], with a sentence that names the setting.
+    pub fn new(arguments: RunArguments, environment: &Environment) -> Result<Self, Error> {
+        let selection = selection(&arguments, environment)?;
+        let keep_going = arguments.keep_going;
+        let any = Partition {
+            year: *YEARS.start(),
+            month: time::Month::January,
+        };
+        Ok(Self {
+            job: Options::new(arguments, environment, selection.single().unwrap_or(any))?,
+            selection,
+            keep_going,
+        })
+    }
+
+    /// The job for one of the partitions.
+    pub fn job(&self, partition: Partition) -> Options {
+        Options {
+            partition,
+            ..self.job.clone()
+        }
+    }
+
+    /// What is the same for all partitions: everything but the partition.
+    pub fn shared(&self) -> &Options {
+        &self.job
+    }
+}
+
+/// Which partitions: the command line counts before the environment.
+fn selection(arguments: &RunArguments, environment: &Environment) -> Result<Selection, Error> {
+    let subject = &arguments.subject;
+    if !subject.partition.is_empty() {
+        let texts = subject.partition.iter().map(String::as_str);
+        return Selection::parse(texts).map_err(Error::Configuration);
+    }
+    if subject.all_partitions {
+        return Ok(Selection::All);
+    }
+    match (
+        environment.get("PARTITION"),
+        environment.flag("ALL_PARTITIONS")?,
+    ) {
+        (Some(text), false) => Selection::parse([text]).map_err(Error::Configuration),
+        (None, true) => Ok(Selection::All),
+        (Some(_), true) => Err(Error::Configuration(
+            "PARTITION and ALL_PARTITIONS are both set: take one of them away, or say --partition \
+             or --all-partitions"
+                .to_owned(),
+        )),
+        (None, false) => Err(Error::Configuration(
+            "which month? Name its partition with --partition YYYYMM, for example \
+             --partition 202406, or say --all-partitions"
+                .to_owned(),
+        )),
+    }
+}
+
+/// A validated job for one partition.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The month.
@@ -142,6 +232,7 @@ pub struct Options {
 
 /// The variables that mean something here.
 const VARIABLES: &[&str] = &[
+    "ALL_PARTITIONS",
     "BATCH_SIZE",
     "CLICKHOUSE_DB",
     "CLICKHOUSE_PASSWORD",
@@ -256,11 +347,15 @@ fn describe_dotenv(error: &dotenvy::Error) -> String {
 }
 
 impl Options {
-    /// Puts everything together.
+    /// Puts everything together for one partition.
     ///
     /// # Errors
     /// [`Error::Configuration`], with a sentence that names the setting.
-    pub fn new(arguments: RunArguments, environment: &Environment) -> Result<Self, Error> {
+    fn new(
+        arguments: RunArguments,
+        environment: &Environment,
+        partition: Partition,
+    ) -> Result<Self, Error> {
         let subject = arguments.subject;
         let settings = Settings { environment };
         let dry_run = arguments.dry_run || environment.flag("DRY_RUN")?;
@@ -269,17 +364,6 @@ impl Options {
                 "--resume goes with no dry run: a dry run keeps no checkpoint".to_owned(),
             ));
         }
-        let partition = settings
-            .text(subject.partition, "PARTITION")
-            .ok_or_else(|| {
-                Error::Configuration(
-                    "which month? Name its partition with --partition YYYYMM, for example \
-                     --partition 202406"
-                        .to_owned(),
-                )
-            })?
-            .parse()
-            .map_err(Error::Configuration)?;
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
         let concurrency = settings.number(
             arguments.concurrency,
@@ -498,11 +582,38 @@ mod tests {
     use clap::Parser;
 
     fn options(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Options, Error> {
+        let request = request(arguments, environment)?;
+        Ok(request.job(request.selection.single().expect("one month is named")))
+    }
+
+    fn request(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Request, Error> {
         let arguments = std::iter::once(&"events-backfill").chain(arguments);
-        Options::new(
+        Request::new(
             Arguments::parse_from(arguments).run,
             &Environment::of(environment),
         )
+    }
+
+    #[test]
+    fn which_partitions_is_said_on_the_command_line_before_the_environment() {
+        let selection = |arguments: &[&str], environment: &[(&str, &str)]| {
+            request(arguments, environment).map(|request| request.selection)
+        };
+        let months = |text| Ok(Selection::parse([text]).unwrap());
+        let (one, all) = (("PARTITION", "202401..202403"), ("ALL_PARTITIONS", "true"));
+        let named = ["--partition", "202406", "--partition", "202401,202403"];
+        let expected = months("202401,202403,202406");
+        assert_eq!(selection(&named, &[]), expected);
+        assert_eq!(selection(&named, &[one, all]), expected);
+        assert_eq!(selection(&["--all-partitions"], &[one]), Ok(Selection::All));
+        assert_eq!(selection(&[], &[one]), months("202401..202403"));
+        let no = ("ALL_PARTITIONS", "false");
+        assert_eq!(selection(&[], &[one, no]), months("202401..202403"));
+        assert_eq!(selection(&[], &[all]), Ok(Selection::All));
+        for environment in [&[one, all][..], &[no], &[("ALL_PARTITIONS", "some")]] {
+            let error = selection(&[], environment).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{environment:?}");
+        }
     }
 
     #[test]

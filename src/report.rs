@@ -7,7 +7,7 @@ use std::path::Path;
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use crate::error::Error;
+use crate::error::{Error, advice_on_files};
 use crate::memory::ByteSize;
 
 /// Seconds by the clock.
@@ -120,14 +120,21 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-impl Report {
-    /// Writes the report as JSON, whole or not at all.
-    ///
-    /// # Errors
-    /// Whatever the file system says.
-    pub fn write_json(&self, path: &Path) -> std::io::Result<()> {
-        write_json(self, path)
-    }
+/// Lines of the summary up to the number of events.
+pub(crate) const EVENT_LINES: usize = 6;
+
+/// Lines about events that are only written where they are asked for.
+pub(crate) fn asked_for(
+    root_spans: Option<u64>,
+    in_experiments: Option<u64>,
+) -> impl Iterator<Item = (&'static str, String)> {
+    let numbers = [
+        ("Root spans inserted", root_spans),
+        ("Spans in experiments", in_experiments),
+    ];
+    numbers
+        .into_iter()
+        .filter_map(|(name, number)| Some((name, count(number?))))
 }
 
 /// Writes a summary as JSON, whole or not at all.
@@ -143,21 +150,54 @@ pub fn write_json(summary: &impl Serialize, path: &Path) -> std::io::Result<()> 
     Ok(())
 }
 
-/// Lines of the summary up to the number of events.
-const EVENT_ROWS: usize = 6;
+/// Writes a summary where it is wanted.
+///
+/// # Errors
+/// [`Error::Failed`] where the file system does not let it.
+pub fn publish(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
+    write_json(summary, path).map_err(|error| {
+        Error::Failed(format!(
+            "the report {} cannot be written: {error}{}",
+            path.display(),
+            advice_on_files(&error)
+        ))
+    })
+}
+
+/// Whether it is one, in the summary.
+pub(crate) fn dry_run_in_words(dry_run: bool) -> String {
+    match dry_run {
+        true => "yes: nothing was inserted".to_owned(),
+        false => "no".to_owned(),
+    }
+}
+
+/// A duration in the summary.
+pub(crate) fn seconds(number: f64) -> String {
+    format!("{number:.1} s")
+}
+
+/// A number in the summary.
+pub(crate) fn count(number: u64) -> String {
+    HumanCount(number).to_string()
+}
+
+/// The lines of the summary, each a name and a value.
+pub(crate) fn write_lines(
+    f: &mut fmt::Formatter<'_>,
+    lines: impl IntoIterator<Item = (&'static str, String)>,
+) -> fmt::Result {
+    lines
+        .into_iter()
+        .try_for_each(|(name, value)| writeln!(f, "{name:<28}{value}"))
+}
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = |number: u64| HumanCount(number).to_string();
-        let seconds = |number: f64| format!("{number:.1} s");
-        let dry_run = match self.dry_run {
-            true => "yes: nothing was inserted",
-            false => "no",
-        };
-        let rows = [
+        let lines = [
             ("Partition", self.partition.clone()),
             ("Target table", self.target_table.clone()),
-            ("Dry run", dry_run.to_owned()),
+            ("Dry run", dry_run_in_words(self.dry_run)),
             ("Traces loaded", count(self.traces_loaded)),
             ("Observations processed", count(self.observations_processed)),
             ("Events inserted", count(self.events_inserted)),
@@ -190,22 +230,9 @@ impl fmt::Display for Report {
                 ByteSize(self.store_bytes).to_string(),
             ),
         ];
-        let asked_for = [
-            ("Root spans inserted", self.root_spans_inserted),
-            ("Spans in experiments", self.spans_in_experiments),
-        ];
-        let asked_for = asked_for
-            .into_iter()
-            .filter_map(|(name, number)| Some((name, count(number?))));
-        let (first, others) = rows.split_at(EVENT_ROWS);
-        for (name, value) in first
-            .iter()
-            .cloned()
-            .chain(asked_for)
-            .chain(others.iter().cloned())
-        {
-            writeln!(f, "{name:<28}{value}")?;
-        }
-        Ok(())
+        let asked_for = asked_for(self.root_spans_inserted, self.spans_in_experiments);
+        let (first, others) = lines.split_at(EVENT_LINES);
+        let first = first.iter().cloned().chain(asked_for);
+        write_lines(f, first.chain(others.iter().cloned()))
     }
 }

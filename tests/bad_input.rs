@@ -1082,8 +1082,8 @@ fn wrong_flags_are_refused_with_the_usage() {
         (&["--partition"], &["--partition"]),
         (&["--resume", "--restart"], &["--resume", "--restart"]),
         (
-            &["--partition", "202406", "--partition", "202407"],
-            &["--partition"],
+            &["--partition", "202406", "--all-partitions"],
+            &["--partition", "--all-partitions"],
         ),
         (&["--dry-run=no"], &["--dry-run"]),
     ] {

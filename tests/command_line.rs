@@ -14,6 +14,8 @@ use support::{
 /// The flags that every release has to keep.
 const FLAGS: &[&str] = &[
     "--partition",
+    "--all-partitions",
+    "--keep-going",
     "--batch-size",
     "--dry-run",
     "--state-dir",
@@ -389,6 +391,10 @@ fn without_a_terminal_there_are_lines_and_no_escape_codes() {
         assert!(line.contains(" of "), "{line}");
         assert!(line.contains("/s"), "{line}");
     }
+    // Of several partitions too.
+    let several = tool.args(["--partition", "202407", "--restart"]).run();
+    several.assert_code(0);
+    assert_plain(&several);
     // The summary is what a script reads: by itself on standard output.
     assert!(outcome.stdout.trim_start().starts_with("Partition"));
     assert!(!outcome.stderr.contains("Throughput"));
@@ -445,6 +451,36 @@ fn on_a_terminal_there_are_bars_with_a_percentage() {
         assert!(bar.contains("left"), "{bar:?}");
     }
     assert!(screen.contains("Events inserted"));
+}
+
+#[test]
+fn on_a_terminal_a_bar_shows_how_far_several_partitions_are_together() {
+    let database = small_month("terminals");
+    let screen = on_a_terminal(&database, "--partition 202407");
+    for (title, events) in [
+        ("partition 1 of 2 (202407)", 1),
+        ("partition 2 of 2 (202406)", 6),
+    ] {
+        let bars: Vec<&str> = screen
+            .split(['\r', '\n'])
+            .filter(|line| line.contains(title) && line.contains('['))
+            .collect();
+        assert!(!bars.is_empty(), "{title}: {screen:?}");
+        let done = format!("is done: {events} events");
+        assert!(screen.contains(&done), "{done}: {screen:?}");
+        if events == 6 {
+            let last = bars[bars.len() - 1];
+            assert!(last.contains("100 %"), "{last:?}");
+        }
+    }
+    // Above the bars of the phases.
+    let first = |text| screen.find(text).unwrap_or_else(|| panic!("{screen:?}"));
+    assert!(first("partition 1 of 2") < first("observations processed"));
+    assert!(screen.contains("2: 2 done"), "{screen:?}");
+    assert_eq!(
+        on_a_terminal(&database, "--partition 202407 --quiet --restart"),
+        ""
+    );
 }
 
 #[test]

@@ -1,11 +1,10 @@
-//! The whole job for one partition: inspect, plan, load traces, stream, report.
+//! The whole job for one partition, once it is inspected: plan, load traces, stream, report.
 
 mod elsewhere;
 mod experiments;
 mod stream;
 mod traces;
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -29,26 +28,104 @@ use crate::shutdown::Shutdown;
 use crate::state_dir::StateDir;
 use crate::trace_store::{Day, StoreError, TraceStore};
 
-/// Backfills one partition and prints the summary.
+/// What all jobs of a process share.
+pub struct Session {
+    /// The way to ClickHouse; what it asks is asked once.
+    pub connection: Connection,
+    /// Where progress is shown.
+    pub display: Display,
+    /// Whether the process has been asked to end.
+    pub shutdown: Shutdown,
+}
+
+impl Session {
+    /// Listens to signals from now on, and makes the connection ready. Of the options, the
+    /// partition plays no part.
+    ///
+    /// # Errors
+    /// [`Error`] where the operating system does not let it, or TLS is not set up as it should be.
+    pub fn begin(options: &Options) -> Result<Self, Error> {
+        Ok(Self {
+            display: Display::detect(options.quiet),
+            shutdown: Shutdown::listen()
+                .map_err(|error| Error::failed("the program cannot listen to signals", error))?,
+            connection: Connection::new(options.connection.clone())
+                .map_err(Error::Configuration)?,
+        })
+    }
+
+    /// The tries of one job.
+    pub fn retries(&self, options: &Options) -> Retries {
+        Retries::new(
+            options.max_retries,
+            self.shutdown.clone(),
+            self.display.clone(),
+        )
+    }
+
+    /// Looks at server, tables and partition; an address that is wrong is told at once.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] with what is wrong, or [`Error::Interrupted`].
+    pub async fn inspect(&self, options: &Options, retries: &Retries) -> Result<Inspected, Error> {
+        self.unless_interrupted(inspect(&self.connection, options, retries))
+            .await
+    }
+
+    /// Looks at them when the server has answered before: it may be away for a moment.
+    ///
+    /// # Errors
+    /// See [`Session::inspect`].
+    pub async fn inspect_again(
+        &self,
+        options: &Options,
+        retries: &Retries,
+    ) -> Result<Inspected, Error> {
+        let connection = self.connection.with_retries(retries);
+        self.unless_interrupted(inspect(&connection, options, retries))
+            .await
+    }
+
+    /// Does something that leaves nothing half done, until it is asked to end.
+    ///
+    /// # Errors
+    /// Those of the work, or [`Error::Interrupted`].
+    pub async fn unless_interrupted<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            outcome = work => outcome,
+            signal = self.shutdown.requested() => Err(Error::interrupted(signal)),
+        }
+    }
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// What it did; what it had done before, where it was finished already.
+    pub report: Report,
+    /// Whether it is done.
+    pub outcome: Result<(), Error>,
+    /// Whether it was finished before, so that there was nothing to do.
+    pub was_finished: bool,
+}
+
+/// Backfills one partition, in a state directory that is this process's own, and leaves the
+/// report there. The time in total is counted from `started`.
 ///
 /// # Errors
-/// [`Error`] with a sentence for the operator and the exit code.
-pub async fn run(options: Options) -> Result<(), Error> {
-    let display = Display::detect(options.quiet);
-    let shutdown = Shutdown::listen()
-        .map_err(|error| Error::failed("the program cannot listen to signals", error))?;
-    let connection = Connection::new(options.connection.clone()).map_err(Error::Configuration)?;
-    let started = Instant::now();
-    let retries = Retries::new(options.max_retries, shutdown.clone(), display.clone());
-    let inspected = tokio::select! {
-        inspected = inspect(&connection, &options, &retries) => inspected?,
-        signal = shutdown.requested() => return Err(Error::interrupted(signal)),
-    };
-    let connection = connection.with_retries(&retries);
-    if let Some(path) = &options.report {
-        report::require_writable(path)?;
-    }
-    let state = StateDir::prepare(&options.state_dir, options.partition, options.dry_run)?;
+/// [`Error`] with a sentence for the operator and the exit code, where the work was not begun.
+pub async fn run(
+    session: &Session,
+    options: Options,
+    inspected: Inspected,
+    retries: Retries,
+    state: StateDir,
+    started: Instant,
+) -> Result<Ended, Error> {
+    let display = session.display.clone();
     let made_for = MadeFor::new(&options, &inspected);
     let stored = Checkpoint::read(&state.checkpoint());
     let begin = begin::decide(
@@ -59,47 +136,53 @@ pub async fn run(options: Options) -> Result<(), Error> {
         options.restart,
     )?;
     let (checkpoint, resumed) = match begin {
-        Begin::Over(message) => {
-            display.note(message);
-            return Ok(());
+        Begin::Over(checkpoint) => {
+            display.note(begin::over(&checkpoint, state.path()));
+            (*checkpoint, false)
         }
-        Begin::Continue(checkpoint) => (*checkpoint, true),
+        Begin::Continue(checkpoint) => {
+            describe(&options, &inspected, &display);
+            display.note(format_args!(
+                "going on with {}",
+                begin::progress(&checkpoint)
+            ));
+            (*checkpoint, true)
+        }
         Begin::Fresh => {
             state.clear()?;
             state.require_space(inspected.store_bytes())?;
-            (
-                Checkpoint::begin(made_for, new_run_id(), seconds_since_1970()),
-                false,
-            )
+            describe(&options, &inspected, &display);
+            let now = seconds_since_1970();
+            (Checkpoint::begin(made_for, new_run_id(), now), false)
         }
     };
-    describe(&options, &inspected, &display);
-    if resumed {
-        display.note(format_args!(
-            "going on with {}",
-            begin::progress(&checkpoint)
-        ));
-    }
-    let pool = options.budget.pool();
+    let was_finished = checkpoint.finished;
     let mut job = Job {
         before: Source::BOTH.map(|source| checkpoint.counts(source).observations),
-        options,
-        connection,
+        connection: session.connection.with_retries(&retries),
         inspected,
         state,
         checkpoint,
         resumed,
         display,
-        shutdown,
+        shutdown: session.shutdown.clone(),
         retries,
-        pool,
+        pool: options.budget.pool(),
         started,
+        options,
     };
-    let outcome = job.work_and_report().await;
+    let (report, outcome) = match was_finished {
+        true => (job.report(&Spent::default(), false), Ok(())),
+        false => job.work_and_report().await,
+    };
     if job.options.dry_run {
         job.state.remove();
     }
-    outcome
+    Ok(Ended {
+        report,
+        outcome,
+        was_finished,
+    })
 }
 
 /// What is about to be done, in a few lines.
@@ -117,7 +200,7 @@ fn describe(options: &Options, inspected: &Inspected, display: &Display) {
         target.name,
     ));
     if !inspected.mapping.without_place.is_empty() {
-        display.note(format_args!(
+        display.note_once(format!(
             "{} has no column for: {}{}",
             target.name,
             inspected.mapping.without_place.join(", "),
@@ -128,7 +211,7 @@ fn describe(options: &Options, inspected: &Inspected, display: &Display) {
         ));
     }
     if !inspected.mapping.left_to_default.is_empty() {
-        display.note(format_args!(
+        display.note_once(format!(
             "left to their defaults: {}",
             inspected.mapping.left_to_default.join(", ")
         ));
@@ -162,29 +245,17 @@ struct Spent {
 }
 
 impl Job {
-    async fn work_and_report(&mut self) -> Result<(), Error> {
+    async fn work_and_report(&mut self) -> (Report, Result<(), Error>) {
         let mut spent = Spent::default();
         let outcome = self.work(&mut spent).await;
         let failed = matches!(outcome, Err(Error::Failed(_) | Error::Configuration(_)));
         let report = self.report(&spent, failed);
-        let wanted = self.options.report.clone();
-        let kept = (!self.options.dry_run).then(|| self.state.report());
-        let mut written = Ok(());
-        for path in wanted.into_iter().chain(kept) {
-            written = written.and(report.write_json(&path).map_err(|error| {
-                Error::Failed(format!(
-                    "the report {} cannot be written: {error}{}",
-                    path.display(),
-                    advice_on_files(&error)
-                ))
-            }));
-        }
-        if !self.options.quiet {
-            // If nobody reads it, the work is done all the same.
-            let _ = writeln!(std::io::stdout().lock(), "\n{report}");
-        }
+        let kept = match self.options.dry_run {
+            true => Ok(()),
+            false => report::publish(&report, &self.state.report()),
+        };
         // What went wrong first is what the operator must know.
-        outcome.and(written)
+        (report, outcome.and(kept))
     }
 
     /// Both phases.

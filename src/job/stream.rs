@@ -28,8 +28,13 @@ impl Job {
         store: &Arc<TraceStore>,
         destination: &Arc<Destination>,
     ) -> Result<(), Error> {
-        let planned = self.checkpoint.segments_of(source);
-        let planned = planned.map(|segment| segment.rows).sum();
+        let rows = |source| self.checkpoint.segments_of(source).map(|s| s.rows).sum();
+        let planned: u64 = rows(source);
+        let before = match source {
+            Source::Observations => 0,
+            Source::Traces => rows(Source::Observations),
+        };
+        let whole = Source::BOTH.map(rows).iter().sum();
         let left = self.checkpoint.remaining(source);
         let left: u64 = left.iter().map(|segment| segment.rows).sum();
         let name = match (source, self.options.dry_run) {
@@ -38,7 +43,8 @@ impl Job {
             (Source::Traces, true) => "root spans read",
             (Source::Traces, false) => "root spans processed",
         };
-        let phase = Arc::new(Phase::begin(&self.display, name, planned, planned - left));
+        let phase = Phase::begin(&self.display, name, planned, planned - left);
+        let phase = Arc::new(phase.leading(before, whole));
         let pipeline = Arc::new(self.pipeline(source, store, destination));
         let mut outcome = Ok(());
         while outcome.is_ok() && !self.is_streamed(source) {

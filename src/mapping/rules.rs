@@ -26,6 +26,14 @@ impl Source {
         }
     }
 
+    /// The name of the table.
+    pub const fn table(self) -> &'static str {
+        match self {
+            Source::Observations => "observations",
+            Source::Traces => "traces",
+        }
+    }
+
     /// The column that says on which day, and in which partition, a row is.
     pub const fn time_column(self) -> &'static str {
         match self {

@@ -1,14 +1,19 @@
 //! What the operator sees while it runs: bars on a terminal, a plain line every
 //! ten seconds elsewhere, nothing with `--quiet`. All of it on standard error.
 
+mod overall;
+
+use std::collections::HashSet;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{
     HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle,
 };
+
+use self::overall::Overall;
 
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -29,6 +34,10 @@ enum Style {
 pub struct Display {
     style: Style,
     bars: MultiProgress,
+    /// Progress over all partitions, if there are several.
+    overall: Option<Arc<Overall>>,
+    /// What was said and is not to be said again.
+    said: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Display {
@@ -48,6 +57,32 @@ impl Display {
         Self {
             style,
             bars: MultiProgress::with_draw_target(target),
+            overall: None,
+            said: Arc::default(),
+        }
+    }
+
+    /// The same display for so many partitions, one after the other, with `total` rows of
+    /// observations together.
+    pub fn over_partitions(self, partitions: usize, total: u64) -> Self {
+        let overall = Overall::new(self.style, &self.bars, partitions, total);
+        Self {
+            overall: Some(Arc::new(overall)),
+            ..self
+        }
+    }
+
+    /// Goes on to the next partition, which has so many rows of observations.
+    pub fn begin_partition(&self, name: impl std::fmt::Display, rows: u64) {
+        if let Some(overall) = &self.overall {
+            overall.begin_partition(name.to_string(), rows);
+        }
+    }
+
+    /// No partition is worked on any more.
+    pub fn end_partitions(&self) {
+        if let Some(overall) = &self.overall {
+            overall.finish();
         }
     }
 
@@ -55,6 +90,14 @@ impl Display {
     pub fn note(&self, text: impl std::fmt::Display) {
         if self.style != Style::Quiet {
             self.bars.suspend(|| print_line(text));
+        }
+    }
+
+    /// Prints one line, unless it was printed before.
+    pub fn note_once(&self, text: String) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.insert(text.clone()) {
+            self.note(text);
         }
     }
 }
@@ -72,6 +115,9 @@ pub struct Phase {
     style: Style,
     name: &'static str,
     bar: ProgressBar,
+    overall: Option<Arc<Overall>>,
+    /// Where it leads: the rows of the partition before this phase, and all of them.
+    leads: Option<(u64, u64)>,
     position: AtomicU64,
     total: u64,
     started: Instant,
@@ -99,11 +145,16 @@ impl Phase {
         bar.set_position(offset);
         // The rate and the time left must not count what an earlier run did.
         bar.reset_eta();
+        if let Some(overall) = &display.overall {
+            overall.add_phase(&bar);
+        }
         let now = Instant::now();
         Self {
             style: display.style,
             name,
             bar,
+            overall: display.overall.clone(),
+            leads: None,
             position: AtomicU64::new(offset),
             total,
             started: now,
@@ -113,6 +164,16 @@ impl Phase {
                 position: None,
             }),
         }
+    }
+
+    /// The same phase, as one by which the partition's own progress is told where there are
+    /// several partitions: of the `whole` rows of this one, `before` come before the phase.
+    pub fn leading(mut self, before: u64, whole: u64) -> Self {
+        self.leads = Some((before, whole));
+        if let Some(overall) = &self.overall {
+            overall.begin_at(before + self.offset, whole);
+        }
+        self
     }
 
     /// Counts rows as they pass.
@@ -146,6 +207,13 @@ impl Phase {
     }
 
     fn show(&self, position: u64) {
+        match (&self.overall, self.leads) {
+            (Some(overall), Some((before, whole))) => {
+                overall.advance_to(before + position.min(self.total), whole);
+            }
+            (Some(overall), None) => overall.refresh(),
+            (None, _) => {}
+        }
         match self.style {
             Style::Terminal => self.bar.set_position(position.min(self.total)),
             Style::Lines => self.line(position, LINE_EVERY),
@@ -185,8 +253,12 @@ impl Phase {
                 )
             }
         };
+        let overall = self.overall.as_ref();
+        let (prefix, suffix) = overall
+            .map(|overall| (overall.line_prefix(), overall.line_suffix()))
+            .unwrap_or_default();
         print_line(format_args!(
-            "{}: {} of {} ({percent} %), {}/s{left}",
+            "{prefix}{}: {} of {} ({percent} %), {}/s{left}{suffix}",
             self.name,
             HumanCount(position.min(self.total)),
             HumanCount(self.total),

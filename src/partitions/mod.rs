@@ -1,0 +1,370 @@
+//! The jobs of all partitions that were asked for, one after the other, newest first.
+//!
+//! With a single one it is just that job. With several, everything that can be found out
+//! beforehand is found out before the first is begun: which months there are, that no
+//! other process works on any of them, and what their state directories hold.
+
+mod each;
+mod summary;
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::time::Instant;
+
+pub use self::each::each;
+use self::summary::{Entry, State, Summary};
+use crate::begin;
+use crate::checkpoint::{Checkpoint, MadeFor};
+use crate::error::Error;
+use crate::inspect::{Months, months};
+use crate::job::{self, Ended, Session};
+use crate::options::{Options, Partition, Request};
+use crate::report::{self, Report};
+use crate::selection::{Selected, in_words};
+use crate::state_dir::StateDir;
+
+/// Backfills the partitions that were asked for and prints the summary.
+///
+/// # Errors
+/// [`Error`] with a sentence for the operator and the exit code.
+pub async fn run(request: Request) -> Result<(), Error> {
+    let session = Session::begin(request.shared())?;
+    match request.selection.single() {
+        Some(partition) => run_one(&session, request.job(partition)).await,
+        None => run_several(session, &request).await,
+    }
+}
+
+async fn run_one(session: &Session, options: Options) -> Result<(), Error> {
+    let started = Instant::now();
+    let retries = session.retries(&options);
+    let inspected = session.inspect(&options, &retries).await?;
+    let wanted = options.report.clone();
+    if let Some(path) = &wanted {
+        report::require_writable(path)?;
+    }
+    let state = StateDir::prepare(&options.state_dir, options.partition, options.dry_run)?;
+    let quiet = options.quiet;
+    let ended = job::run(session, options, inspected, retries, state, started).await?;
+    if ended.was_finished {
+        return Ok(());
+    }
+    let written = wanted.map_or(Ok(()), |path| report::publish(&ended.report, &path));
+    if !quiet {
+        // If nobody reads it, the work is done all the same.
+        let _ = writeln!(std::io::stdout().lock(), "\n{}", ended.report);
+    }
+    // What went wrong first is what the operator must know.
+    ended.outcome.and(written)
+}
+
+async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
+    let shared = request.shared();
+    let started = Instant::now();
+    if let Some(path) = &shared.report {
+        report::require_writable(path)?;
+    }
+    let (months, selected) = select(&session, request).await?;
+    let waiting = prepare(&session, request, &selected, &months).await?;
+    let rows = waiting.iter().map(|job| job.rows).sum();
+    let session = Session {
+        display: session.display.over_partitions(waiting.len(), rows),
+        ..session
+    };
+    let run = Run {
+        session: &session,
+        keep_going: request.keep_going,
+        waiting,
+        entries: Vec::new(),
+        first_error: None,
+    };
+    let (entries, outcome) = run.go_through().await;
+    session.display.end_partitions();
+    let summary = Summary::new(entries, &selected.without_rows, started.elapsed());
+    let written = shared
+        .report
+        .as_ref()
+        .map_or(Ok(()), |path| report::publish(&summary, path));
+    if !shared.quiet {
+        // If nobody reads it, the work is done all the same.
+        let _ = writeln!(std::io::stdout().lock(), "\n{summary}");
+    }
+    outcome.and(written)
+}
+
+/// Which months there are, and which of them were asked for.
+async fn select(session: &Session, request: &Request) -> Result<(Months, Selected), Error> {
+    let shared = request.shared();
+    let retries = session.retries(shared);
+    let months = session
+        .unless_interrupted(months(&session.connection, shared, &retries))
+        .await?;
+    if !months.out_of_range.is_empty() {
+        session.display.note(format_args!(
+            "partitions whose months are out of range, which are left out: {}",
+            months.out_of_range.join(", ")
+        ));
+    }
+    let missing = |missing: &[Partition]| months.missing(&shared.database, missing);
+    let there_are = months.rows.keys().copied().collect();
+    let selected = request
+        .selection
+        .resolve(&there_are)
+        .map_err(|named| missing(&named))?;
+    if selected.partitions.is_empty() {
+        return Err(match &*selected.without_rows {
+            [] => Error::Configuration(format!(
+                "database {} has no rows that could become events",
+                shared.database
+            )),
+            asked_for => missing(asked_for),
+        });
+    }
+    if !selected.without_rows.is_empty() {
+        session.display.note(format_args!(
+            "months without rows, which are skipped: {}",
+            in_words(&selected.without_rows)
+        ));
+    }
+    Ok((months, selected))
+}
+
+/// A job that can be begun.
+struct Prepared {
+    options: Options,
+    /// Its rows of observations in parts.
+    rows: u64,
+    /// Locked for this process.
+    state: StateDir,
+}
+
+/// Takes the state directories of all partitions, and makes sure that with what they hold each can
+/// be begun or continued, or is finished.
+async fn prepare(
+    session: &Session,
+    request: &Request,
+    selected: &Selected,
+    months: &Months,
+) -> Result<VecDeque<Prepared>, Error> {
+    let newest = request.job(selected.partitions[0]);
+    let retries = session.retries(&newest);
+    // The tables are the same for all.
+    let inspected = session.inspect(&newest, &retries).await?;
+    let mut prepared = VecDeque::new();
+    let made_for = |options: &Options| MadeFor::new(options, &inspected);
+    let checked = selected.partitions.iter().try_for_each(|&partition| {
+        let mut options = request.job(partition);
+        let state = StateDir::prepare(&options.state_dir, partition, options.dry_run)?;
+        let stored = Checkpoint::read(&state.checkpoint());
+        // Of several, those that were not begun yet are begun now.
+        options.resume &= !matches!(stored, Ok(None));
+        let made_for = made_for(&options);
+        let (resume, restart) = (options.resume, options.restart);
+        begin::decide(stored, &made_for, state.path(), resume, restart)?;
+        prepared.push_back(Prepared {
+            rows: months.rows.get(&partition).copied().unwrap_or(0),
+            options,
+            state,
+        });
+        Ok(())
+    });
+    if let Err(error) = checked {
+        leave(prepared);
+        return Err(error);
+    }
+    if newest.restart {
+        // All of them now: a restart that is interrupted and resumed must not find what was
+        // there before it.
+        prepared.iter().try_for_each(|job| job.state.clear())?;
+    }
+    Ok(prepared)
+}
+
+/// Leaves jobs that were not begun.
+fn leave(jobs: impl IntoIterator<Item = Prepared>) {
+    for job in jobs {
+        if job.options.dry_run {
+            job.state.remove();
+        }
+    }
+}
+
+/// The partitions, while they are worked on.
+struct Run<'a> {
+    session: &'a Session,
+    keep_going: bool,
+    waiting: VecDeque<Prepared>,
+    entries: Vec<Entry>,
+    first_error: Option<Error>,
+}
+
+/// Whether the next partition may be begun.
+enum Next {
+    Go,
+    Stop,
+}
+
+impl Run<'_> {
+    /// Works on all of them, or until one cannot be passed. Each has an entry, in their order.
+    async fn go_through(mut self) -> (Vec<Entry>, Result<(), Error>) {
+        while let Some(job) = self.waiting.pop_front() {
+            if let Next::Stop = self.work_on(job).await {
+                break;
+            }
+        }
+        let not_begun = self.waiting.iter().map(|job| {
+            let report = empty_report(&job.options);
+            Entry::new(State::NotBegun, report, None)
+        });
+        self.entries.extend(not_begun);
+        leave(std::mem::take(&mut self.waiting));
+        let outcome = self.outcome();
+        (self.entries, outcome)
+    }
+
+    async fn work_on(&mut self, job: Prepared) -> Next {
+        let empty = empty_report(&job.options);
+        let partition = job.options.partition;
+        if let Some(signal) = self.session.shutdown.signal() {
+            leave([job]);
+            self.stop_before(signal, empty);
+            return Next::Stop;
+        }
+        self.session.display.begin_partition(partition, job.rows);
+        match self.run_job(job).await {
+            Ok(ended) => self.record(partition, ended),
+            Err((Error::Interrupted { signal, .. }, _)) => {
+                self.stop_before(signal, empty);
+                Next::Stop
+            }
+            Err((error, next)) => {
+                let next = self.next_after(&error, next);
+                self.fail(partition, error, empty);
+                next
+            }
+        }
+    }
+
+    /// Inspects and runs a job. With an error that kept it from beginning comes whether the next
+    /// one would meet it as well.
+    async fn run_job(&self, job: Prepared) -> Result<Ended, (Error, Next)> {
+        let session = self.session;
+        let started = Instant::now();
+        let retries = session.retries(&job.options);
+        let inspected = match session.inspect_again(&job.options, &retries).await {
+            Ok(inspected) => inspected,
+            Err(error) => {
+                leave([job]);
+                return Err((error, Next::Stop));
+            }
+        };
+        let options = job.options;
+        job::run(session, options, inspected, retries, job.state, started)
+            .await
+            .map_err(|error| (error, Next::Go))
+    }
+
+    /// Writes down that the process was asked to end before a job was begun.
+    fn stop_before(&mut self, signal: u8, empty: Report) {
+        let way_on = match empty.dry_run {
+            true => "",
+            false => ": continue with --resume",
+        };
+        self.first_error = Some(Error::Interrupted {
+            signal,
+            message: format!(
+                "interrupted before partition {} was begun{way_on}",
+                empty.partition
+            ),
+        });
+        self.entries.push(Entry::new(State::NotBegun, empty, None));
+    }
+
+    /// Writes down how a job ended.
+    fn record(&mut self, partition: Partition, ended: Ended) -> Next {
+        let report = ended.report;
+        if let Err(error) = ended.outcome {
+            let next = self.next_after(&error, Next::Go);
+            self.fail(partition, error, report);
+            return next;
+        }
+        let state = match ended.was_finished {
+            true => State::AlreadyFinished,
+            false => {
+                self.session.display.note(format_args!(
+                    "partition {partition} is done: {} events in {}",
+                    report::count(report.events_inserted),
+                    report::seconds(report.seconds.total)
+                ));
+                State::Done
+            }
+        };
+        self.entries.push(Entry::new(state, report, None));
+        Next::Go
+    }
+
+    /// Whether to go on after an error, given whether the next partition would meet it too.
+    fn next_after(&self, error: &Error, next: Next) -> Next {
+        match error {
+            Error::Interrupted { .. } => Next::Stop,
+            _ if self.keep_going => next,
+            _ => Next::Stop,
+        }
+    }
+
+    fn fail(&mut self, partition: Partition, error: Error, report: Report) {
+        let error = error.in_partition(partition);
+        let state = match error {
+            Error::Interrupted { .. } => State::Interrupted,
+            Error::Configuration(_) | Error::Failed(_) => State::Failed,
+        };
+        if self.keep_going && !self.waiting.is_empty() && state == State::Failed {
+            self.session.display.note(format_args!("failed: {error}"));
+        }
+        let entry = Entry::new(state, report, Some(error.to_string()));
+        self.entries.push(entry);
+        let is_signal = state == State::Interrupted;
+        if is_signal || self.first_error.is_none() {
+            self.first_error = Some(error);
+        }
+    }
+
+    /// The error that the process ends with: the first one, unless it was interrupted.
+    fn outcome(&self) -> Result<(), Error> {
+        let Some(error) = &self.first_error else {
+            return Ok(());
+        };
+        let count = |state| self.entries.iter().filter(|e| e.state == state).count();
+        let (failed, not_begun) = (count(State::Failed), count(State::NotBegun));
+        let mut message = error.to_string();
+        if failed > 1 {
+            message += &format!("; {failed} partitions failed");
+        }
+        if not_begun > 0 {
+            let partitions = match not_begun {
+                1 => "partition was",
+                _ => "partitions were",
+            };
+            message += &format!("; {not_begun} {partitions} not begun");
+        }
+        let nothing_was_done = self.entries.iter().all(|entry| !entry.has_worked());
+        Err(match error {
+            Error::Interrupted { signal, .. } => Error::Interrupted {
+                signal: *signal,
+                message,
+            },
+            Error::Configuration(_) if nothing_was_done => Error::Configuration(message),
+            Error::Configuration(_) | Error::Failed(_) => Error::Failed(message),
+        })
+    }
+}
+
+/// The report of a job that was not begun.
+fn empty_report(options: &Options) -> Report {
+    Report {
+        partition: options.partition.to_string(),
+        target_table: options.target_table.clone().unwrap_or_default(),
+        dry_run: options.dry_run,
+        ..Report::default()
+    }
+}
