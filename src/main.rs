@@ -6,6 +6,7 @@ use clap::Parser;
 use events_backfill::cli::{Arguments, Command, RunArguments, SubjectArguments};
 use events_backfill::error::Error;
 use events_backfill::options::{Environment, Request};
+use events_backfill::verify::Verdict;
 use events_backfill::{forecast, partitions, status, verify};
 
 /// For RocksDB too. With glibc's allocator the many small blocks that RocksDB caches,
@@ -35,7 +36,11 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     match arguments.command {
         None => block_on(partitions::run(Request::new(arguments.run, &environment)?)),
         Some(Command::Verify(arguments)) => {
-            block_on(partitions::each(subject(arguments.subject)?, verify::run))
+            let prove = async |options| match verify::run(options).await? {
+                Verdict::Equal => Ok(()),
+                Verdict::Different(sentence) => Err(Error::Failed(sentence)),
+            };
+            block_on(partitions::each(subject(arguments.subject)?, prove))
         }
         Some(Command::Plan(arguments)) => {
             let request = Request::new(arguments.run, &environment)?;
@@ -49,7 +54,7 @@ fn run(arguments: Arguments) -> Result<(), Error> {
     }
 }
 
-fn block_on(work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use clickhouse::Compression as ClientCompression;
-use clickhouse::query::BytesCursor;
+use clickhouse::query::{BytesCursor, Query};
 use clickhouse::{Client, RowOwned, RowRead};
 use hyper::header::AUTHORIZATION;
 use hyper_rustls::HttpsConnector;
@@ -215,8 +215,25 @@ impl Connection {
     where
         T: RowOwned + RowRead,
     {
+        self.rows_with(sql, &[], limit).await
+    }
+
+    /// All rows of a small result of a query that has settings of its own and may
+    /// take up to `limit`.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn rows_with<T>(
+        &self,
+        sql: &str,
+        settings: &[(&str, String)],
+        limit: Duration,
+    ) -> Result<Vec<T>, RequestError>
+    where
+        T: RowOwned + RowRead,
+    {
         self.ask(async || {
-            let fetch = self.client.query_raw(sql).fetch_all::<T>();
+            let fetch = self.query(sql, settings).fetch_all::<T>();
             match tokio::time::timeout(limit, fetch).await {
                 Ok(rows) => Ok(rows?),
                 Err(_) => Err(RequestError::TimedOut {
@@ -226,6 +243,14 @@ impl Connection {
             }
         })
         .await
+    }
+
+    fn query(&self, sql: &str, settings: &[(&str, String)]) -> Query {
+        settings
+            .iter()
+            .fold(self.client.query_raw(sql), |query, (name, value)| {
+                query.with_setting(*name, value)
+            })
     }
 
     /// Runs a query and ignores what it yields.
@@ -250,13 +275,8 @@ impl Connection {
         sql: &str,
         settings: &[(&str, String)],
     ) -> Result<NativeStream, RequestError> {
-        let query = settings
-            .iter()
-            .fold(self.client.query_raw(sql), |query, (name, value)| {
-                query.with_setting(*name, value)
-            });
         Ok(NativeStream {
-            cursor: query.fetch_bytes("Native")?,
+            cursor: self.query(sql, settings).fetch_bytes("Native")?,
             silence: READ_TIMEOUT,
         })
     }

@@ -1,0 +1,412 @@
+//! What is compared: every event column, as the observation and its trace make
+//! it and as the event has it, in SQL.
+//!
+//! What comes from the observation alone is the same expression that a run
+//! selects (`mapping.rs`). What the trace has a part in is written here a second
+//! time, from the specification of the tables and independent of `enrich.rs`:
+//! whoever proves something by itself proves nothing.
+
+use super::own::{OwnColumn, event_column, metadata_of, table_of};
+use crate::clickhouse::TableInfo;
+use crate::load::TRACE;
+use crate::mapping::{Enriched, Mapping, Source};
+use crate::native::DataType;
+
+/// How the observations are called inside statements.
+pub const OBSERVATION: &str = Source::Observations.alias();
+
+/// How the events table is called in the statements.
+pub const EVENT: &str = "e";
+
+/// How texts that the trace has a part in stand in a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Texts {
+    /// As their hashes: a trace then takes little memory, however long its
+    /// metadata is. The rules are the same, since they only ask whether a text is
+    /// there and whether two of them are equal.
+    Hashed,
+    /// As they are, for the few rows that are shown.
+    Plain,
+}
+
+impl Texts {
+    fn text(self, expression: &str) -> String {
+        match self {
+            Texts::Hashed => format!("cityHash64({expression})"),
+            Texts::Plain => expression.to_owned(),
+        }
+    }
+
+    /// An array whose elements matter one by one.
+    fn elements(self, expression: &str) -> String {
+        match self {
+            Texts::Hashed => format!("arrayMap(one -> cityHash64(one), {expression})"),
+            Texts::Plain => expression.to_owned(),
+        }
+    }
+}
+
+/// What a row is read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// An observation, which becomes an event with the help of its trace.
+    Observation,
+    /// A trace, which becomes its root span.
+    Trace,
+    /// An event.
+    Event,
+}
+
+/// A column that the trace has a part in.
+#[derive(Debug, Clone)]
+struct TraceColumn {
+    name: String,
+    form: Enriched,
+    /// Whether the target's column can be null, which an event's never is.
+    nullable: bool,
+}
+
+/// All columns that are compared, and those that cannot be.
+#[derive(Debug, Clone)]
+pub struct Columns {
+    own: Vec<OwnColumn>,
+    of_trace: Vec<TraceColumn>,
+    trace_metadata: bool,
+    tags_in_metadata: bool,
+    has_source: bool,
+    /// Columns that are filled and cannot be compared, with their types.
+    pub not_compared: Vec<String>,
+}
+
+/// A value of a column that the trace has a part in.
+struct Value {
+    /// What its hash is made of. None of it can be null.
+    arguments: Vec<String>,
+    /// What is shown of it, where texts are plain.
+    text: String,
+}
+
+impl Value {
+    fn new(expression: String, text: String) -> Self {
+        Self {
+            arguments: vec![expression],
+            text,
+        }
+    }
+}
+
+const EMPTY_LIST: &str = "CAST([], 'Array(String)')";
+
+impl Columns {
+    /// What is compared for one source and one target.
+    pub fn new(mapping: &Mapping, target: &TableInfo) -> Self {
+        let type_of = |name: &str| target.column(name).map(|column| column.data_type.as_str());
+        let own = mapping.pass_through.iter().filter_map(|selected| {
+            Some(OwnColumn {
+                name: selected.name.clone(),
+                data_type: DataType::parse(&selected.data_type).ok()?,
+                expression: selected.expression.clone(),
+            })
+        });
+        let is_json = |form| matches!(form, Enriched::MetadataJson | Enriched::MetadataText);
+        let enriched = || mapping.enriched.iter();
+        let of_trace = enriched().filter(|column| !is_json(column.form));
+        let of_trace = of_trace.map(|column| TraceColumn {
+            name: column.name.clone(),
+            form: column.form,
+            nullable: type_of(&column.name)
+                .and_then(|name| DataType::parse(name).ok())
+                .is_some_and(|data_type| data_type.is_nullable()),
+        });
+        let not_compared = enriched().filter(|column| is_json(column.form));
+        let not_compared = not_compared.map(|column| match type_of(&column.name) {
+            Some(data_type) => format!("{} ({data_type})", column.name),
+            None => column.name.clone(),
+        });
+        Self {
+            own: own.collect(),
+            of_trace: of_trace.collect(),
+            trace_metadata: mapping.trace_metadata,
+            tags_in_metadata: mapping.tags_in_metadata,
+            has_source: mapping
+                .pass_through
+                .iter()
+                .any(|column| column.name == "source"),
+            not_compared: not_compared.collect(),
+        }
+    }
+
+    /// Names of the columns in the order of [`Columns::own_details`] and
+    /// [`Columns::trace_details`].
+    pub fn names(&self) -> Vec<&str> {
+        let own = self.own.iter().map(|column| column.name.as_str());
+        let of_trace = self.of_trace.iter().map(|column| column.name.as_str());
+        own.chain(of_trace).collect()
+    }
+
+    /// Whether an event was written by something else than a backfill, as its
+    /// column `source` says; `0` where there is no such column.
+    pub fn by_others(&self) -> String {
+        match self.has_source {
+            true => format!(
+                "toUInt8({EVENT}.source NOT IN ('otel-backfill', 'ingestion-api-backfill'))"
+            ),
+            false => "toUInt8(0)".to_owned(),
+        }
+    }
+
+    /// One number for everything that comes from the observation alone.
+    pub fn own_hash(&self, origin: Origin) -> String {
+        let arguments = self.own.iter();
+        let arguments = arguments.map(|column| column.hashed(origin));
+        format!("cityHash64({})", arguments.collect::<Vec<_>>().join(", "))
+    }
+
+    /// The hash of each of these columns, and what is shown of it.
+    pub fn own_details(&self, origin: Origin) -> (Vec<String>, Vec<String>) {
+        let details = self.own.iter().map(|column| {
+            let value = column.of(origin);
+            let hash = format!("cityHash64({})", column.hashed(origin));
+            (hash, format!("toString({value})"))
+        });
+        details.unzip()
+    }
+
+    /// Items of the SELECT list over observations or traces that
+    /// [`Columns::trace_hash`] and [`Columns::trace_details`] need of the row itself,
+    /// as `(name, expression)`. A root span has its trace's metadata as its own.
+    pub fn own_items(&self, origin: Origin, texts: Texts) -> Vec<(&'static str, String)> {
+        let table = table_of(origin);
+        let mut items = Vec::new();
+        if self.has(Enriched::Version) {
+            let version = format!("CAST({table}.version, 'Nullable(String)')");
+            items.push(("own_has_version", format!("isNotNull({version})")));
+            items.push(("own_version", texts.text(&format!("ifNull({version}, '')"))));
+        }
+        if self.has(Enriched::Bookmarked) {
+            let has_no_parent = match origin {
+                Origin::Trace => "1".to_owned(),
+                _ => format!(
+                    "ifNull(CAST({table}.parent_observation_id, 'Nullable(String)'), '') = ''"
+                ),
+            };
+            items.push(("own_has_no_parent", has_no_parent));
+        }
+        if self.has_metadata() {
+            let (names, values) = metadata_of(table);
+            items.push(("own_names", texts.elements(&names)));
+            items.push(("own_values", texts.elements(&values)));
+        }
+        items
+    }
+
+    /// The same that they need of the trace.
+    pub fn items_of_trace(&self, texts: Texts) -> Vec<(&'static str, String)> {
+        let nullable = |name: &str| format!("ifNull(CAST(t.{name}, 'Nullable(String)'), '')");
+        let tags = "CAST(t.tags, 'Array(String)')";
+        let mut items = Vec::new();
+        for column in &self.of_trace {
+            match column.form {
+                Enriched::Version => {
+                    items.push(("trace_version", texts.text(&nullable("version"))))
+                }
+                Enriched::Release => {
+                    items.push(("trace_release", texts.text(&nullable("release"))))
+                }
+                Enriched::UserId => items.push(("trace_user", texts.text(&nullable("user_id")))),
+                Enriched::SessionId => {
+                    items.push(("trace_session", texts.text(&nullable("session_id"))));
+                }
+                Enriched::TraceName => items.push(("trace_name", texts.text(&nullable("name")))),
+                Enriched::Tags => items.push(("trace_tags", texts.text(tags))),
+                Enriched::Public => {
+                    items.push(("trace_public", "CAST(t.public, 'UInt8')".to_owned()))
+                }
+                Enriched::Bookmarked => {
+                    items.push(("trace_bookmarked", "CAST(t.bookmarked, 'UInt8')".to_owned()));
+                }
+                // They are left aside.
+                Enriched::Experiment(_) => {}
+                Enriched::MetadataNames
+                | Enriched::MetadataValues
+                | Enriched::MetadataMap
+                | Enriched::MetadataJson
+                | Enriched::MetadataText => {}
+            }
+        }
+        if self.has_metadata() && self.trace_metadata {
+            let (names, values) = metadata_of(TRACE);
+            items.push(("trace_names", texts.elements(&names)));
+            items.push(("trace_values", texts.elements(&values)));
+        }
+        if self.has_metadata() && self.tags_in_metadata {
+            items.push(("trace_has_tags", format!("notEmpty({tags})")));
+            items.push((
+                "trace_tags_as_json",
+                texts.text(&format!("toJSONString({tags})")),
+            ));
+        }
+        items
+    }
+
+    /// One number for everything that the trace has a part in, bound to the row by
+    /// `keys`. Where it is not an event's, the items are its columns.
+    pub fn trace_hash(&self, origin: Origin, keys: &str) -> String {
+        let values = self.of_trace.iter();
+        let arguments =
+            values.flat_map(|column| self.value(origin, column, Texts::Hashed).arguments);
+        let all: Vec<String> = std::iter::once(keys.to_owned()).chain(arguments).collect();
+        format!("cityHash64({})", all.join(", "))
+    }
+
+    /// The hash of each of these columns, and what is shown of it.
+    pub fn trace_details(&self, origin: Origin) -> (Vec<String>, Vec<String>) {
+        let values = self.of_trace.iter();
+        let details = values.map(|column| {
+            let value = self.value(origin, column, Texts::Plain);
+            let hash = format!("cityHash64({})", value.arguments.join(", "));
+            (hash, value.text)
+        });
+        details.unzip()
+    }
+
+    fn has(&self, form: Enriched) -> bool {
+        self.of_trace.iter().any(|column| column.form == form)
+    }
+
+    fn has_metadata(&self) -> bool {
+        self.has(Enriched::MetadataNames)
+            || self.has(Enriched::MetadataValues)
+            || self.has(Enriched::MetadataMap)
+    }
+
+    fn value(&self, origin: Origin, column: &TraceColumn, texts: Texts) -> Value {
+        match origin {
+            Origin::Observation | Origin::Trace => self.expected(column.form, texts),
+            Origin::Event => column.actual(texts),
+        }
+    }
+
+    /// What the specification says of a column.
+    fn expected(&self, form: Enriched, texts: Texts) -> Value {
+        // Where there is no trace, the join yields zeros and empty arrays.
+        let of_trace = |name: &str, otherwise: &str| {
+            format!("if(has_trace, {name}, {})", texts.text(otherwise))
+        };
+        let text = |expression: String| Value::new(expression.clone(), expression);
+        let flag = |expression: String| {
+            let shown = as_flag(&expression);
+            Value::new(expression, shown)
+        };
+        let list = |expression: String| {
+            let shown = format!("toString({expression})");
+            Value::new(expression, shown)
+        };
+        match form {
+            Enriched::Version => text(format!(
+                "if(own_has_version, own_version, {})",
+                of_trace("trace_version", "''")
+            )),
+            Enriched::Release => text(of_trace("trace_release", "''")),
+            Enriched::UserId => text(of_trace("trace_user", "''")),
+            Enriched::SessionId => text(of_trace("trace_session", "''")),
+            Enriched::TraceName => text(of_trace("trace_name", "''")),
+            Enriched::Tags => list(of_trace("trace_tags", EMPTY_LIST)),
+            Enriched::Public => flag("toUInt8(trace_public)".to_owned()),
+            Enriched::Bookmarked => {
+                flag("toUInt8(own_has_no_parent AND trace_bookmarked)".to_owned())
+            }
+            // They are left aside.
+            Enriched::Experiment(_) => text("''".to_owned()),
+            Enriched::MetadataNames => list(self.merged(texts).0),
+            Enriched::MetadataValues => list(self.merged(texts).1),
+            Enriched::MetadataMap | Enriched::MetadataJson | Enriched::MetadataText => {
+                let (names, values) = self.merged(texts);
+                Value {
+                    text: format!("toString(CAST(({names}, {values}), 'Map(String, String)'))"),
+                    arguments: vec![names, values],
+                }
+            }
+        }
+    }
+
+    /// Names and values of an event's metadata: the observation's pairs, then the
+    /// trace's whose key the observation lacks, then the tags if they have no
+    /// column of their own.
+    fn merged(&self, texts: Texts) -> (String, String) {
+        let (mut names, mut values) = ("own_names".to_owned(), "own_values".to_owned());
+        if self.trace_metadata {
+            names = format!(
+                "arrayConcat({names}, arrayFilter(one -> NOT has(own_names, one), \
+                 trace_names))"
+            );
+            values = format!(
+                "arrayConcat({values}, arrayFilter((other, one) -> NOT has(own_names, one), \
+                 trace_values, trace_names))"
+            );
+        }
+        if self.tags_in_metadata {
+            let key = texts.text("'trace_tags'");
+            let adds_tags = format!("(trace_has_tags AND NOT has({names}, {key}))");
+            values =
+                format!("if({adds_tags}, arrayPushBack({values}, trace_tags_as_json), {values})");
+            names = format!("if({adds_tags}, arrayPushBack({names}, {key}), {names})");
+        }
+        (names, values)
+    }
+}
+
+impl TraceColumn {
+    /// What the event has.
+    fn actual(&self, texts: Texts) -> Value {
+        let column = event_column(&self.name);
+        let strings = format!("CAST({column}, 'Array(String)')");
+        match self.form {
+            Enriched::Version
+            | Enriched::Release
+            | Enriched::UserId
+            | Enriched::SessionId
+            | Enriched::TraceName
+            | Enriched::Experiment(_) => {
+                let value = self.actual_text(&column, texts);
+                Value::new(value.clone(), value)
+            }
+            Enriched::Tags => Value::new(texts.text(&strings), format!("toString({strings})")),
+            Enriched::Public | Enriched::Bookmarked => {
+                let value = format!("CAST({column}, 'UInt8')");
+                let shown = as_flag(&value);
+                Value::new(value, shown)
+            }
+            Enriched::MetadataNames | Enriched::MetadataValues => {
+                Value::new(texts.elements(&strings), format!("toString({strings})"))
+            }
+            Enriched::MetadataMap | Enriched::MetadataJson | Enriched::MetadataText => {
+                let map = format!("CAST({column}, 'Map(String, String)')");
+                Value {
+                    arguments: vec![
+                        texts.elements(&format!("mapKeys({map})")),
+                        texts.elements(&format!("mapValues({map})")),
+                    ],
+                    text: format!("toString({map})"),
+                }
+            }
+        }
+    }
+
+    /// Null is not what is written, and no text.
+    fn actual_text(&self, column: &str, texts: Texts) -> String {
+        if !self.nullable {
+            return texts.text(&format!("CAST({column}, 'String')"));
+        }
+        let text = format!("ifNull(CAST({column}, 'Nullable(String)'), '')");
+        let null = match texts {
+            Texts::Hashed => "toUInt64(0)",
+            Texts::Plain => "'NULL'",
+        };
+        format!("if(isNull({column}), {null}, {})", texts.text(&text))
+    }
+}
+
+fn as_flag(expression: &str) -> String {
+    format!("if({expression} = 0, 'false', 'true')")
+}

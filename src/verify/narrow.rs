@@ -1,0 +1,272 @@
+//! From a batch whose sums differ to the rows that do.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use serde_bytes::ByteBuf;
+
+use super::examples::Example;
+use super::findings::{Finding, Kind, Place, Stray, elsewhere, judge};
+use super::pieces::BATCH_ROWS;
+use super::report::EXAMPLES;
+use super::rows::{Details, EventKey, FoundObservation, SpanRow};
+use super::scope::{Class, Scope};
+use super::server::Refusal;
+use super::sql::Side;
+use super::traces::IDS_PER_STATEMENT;
+use super::{SumsKey, Verification, different_sums};
+use crate::error::Error;
+
+/// Rows of a slice of a large piece.
+const SLICE_ROWS: u64 = 10_000;
+/// Most slices, so that what comes back of them is little.
+const MOST_SLICES: u64 = 10_000;
+/// Events without an observation that are looked for elsewhere. What of more of
+/// them is doubled is counted as extra, which is as wrong.
+const MOST_LOOKED_FOR: usize = 200_000;
+/// Once so many rows are wrong, no more are looked at one by one: it takes a reading of
+/// the piece for each [`BATCH_ROWS`] of them.
+const MOST_WRONG: u64 = 1_000_000;
+
+/// Events that have no observation in their piece, by trace and span.
+type Strays = BTreeMap<(ByteBuf, ByteBuf), Vec<Stray>>;
+
+impl Verification {
+    /// Finds the rows behind sums that differ.
+    pub(super) async fn narrow(
+        &mut self,
+        scope: &Scope,
+        different: &BTreeMap<SumsKey, u64>,
+    ) -> Result<(), Error> {
+        let scope = self.restricted(scope, different);
+        let rows: u64 = different.values().sum();
+        let mut groups = match self.report.wrong() < MOST_WRONG {
+            true => self.slices(scope, rows).await?,
+            false => vec![(rows, scope)],
+        };
+        while let Some((rows, scope)) = groups.pop() {
+            if self.report.wrong() >= MOST_WRONG {
+                self.report.not_narrowed += rows;
+                let pieces = different.keys().map(|key| (key.0.clone(), key.1));
+                self.different.extend(pieces);
+                continue;
+            }
+            match self.compare_spans(&scope).await {
+                Ok(()) => {}
+                Err(refusal) if refusal.is_to_be_divided => {
+                    self.report.divided += 1;
+                    groups.extend(scope.halves().map(|half| (rows / 2, half)));
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+        self.report.pieces_different = self.different.len() as u64;
+        Ok(())
+    }
+
+    /// The part of a scope in which the sums differ.
+    fn restricted(&self, scope: &Scope, different: &BTreeMap<SumsKey, u64>) -> Scope {
+        let mut scope = scope.clone();
+        scope
+            .projects
+            .retain(|project| different.keys().any(|key| key.0 == *project));
+        let days = || different.keys().map(|key| key.1);
+        if let (Some(first), Some(last)) = (days().min(), days().max()) {
+            scope.days = first..=last;
+            scope.moments = self.calendar.range(&scope.days);
+        }
+        let classes: HashSet<Class> = different.keys().map(|key| key.2).collect();
+        if let (1, Some(&class)) = (classes.len(), classes.iter().next()) {
+            scope.only_class = Some(class);
+        }
+        scope
+    }
+
+    /// Divides a scope whose spans are too many to be compared at once, and leaves
+    /// out the slices of which the sums are equal. Each comes with its rows.
+    async fn slices(&mut self, scope: Scope, rows: u64) -> Result<Vec<(u64, Scope)>, Error> {
+        if rows <= BATCH_ROWS {
+            return Ok(vec![(rows, scope)]);
+        }
+        let of = rows.div_ceil(SLICE_ROWS).min(MOST_SLICES);
+        let mut parts = vec![scope];
+        let mut groups: Vec<(u64, Scope)> = Vec::new();
+        while let Some(scope) = parts.pop() {
+            let (expected, actual) = match self.sums(&scope, of).await {
+                Ok(sums) => sums,
+                Err(refusal) if refusal.is_to_be_divided => {
+                    self.report.divided += 1;
+                    parts.extend(scope.halves());
+                    continue;
+                }
+                Err(refusal) => return Err(refusal.into()),
+            };
+            let mut rows_of_slices: BTreeMap<u64, u64> = BTreeMap::new();
+            for ((.., slice), rows) in different_sums(&expected, &actual) {
+                *rows_of_slices.entry(slice).or_default() += rows;
+            }
+            for (sum, slices) in grouped(rows_of_slices) {
+                let slices = Some((of, slices));
+                groups.push((
+                    sum,
+                    Scope {
+                        slices,
+                        ..scope.clone()
+                    },
+                ));
+            }
+        }
+        Ok(groups)
+    }
+
+    /// Nothing is noted where it ends with a refusal that is to be divided.
+    async fn compare_spans(&mut self, scope: &Scope) -> Result<(), Refusal> {
+        let sql = self.statements.different_spans(scope);
+        let spans = self
+            .server
+            .rows_of_share::<SpanRow>("the spans", &sql, scope.share)
+            .await?;
+        let mut strays: BTreeMap<ByteBuf, Strays> = BTreeMap::new();
+        for span in spans {
+            let (findings, unknown) = judge(&span);
+            for finding in findings {
+                let key = key(&span.project, &span.trace_id, &span.span_id, &finding);
+                self.note(scope, key, &finding).await?;
+            }
+            if !unknown.is_empty() {
+                let of_project = strays.entry(span.project).or_default();
+                of_project.insert((span.trace_id, span.span_id), unknown);
+            }
+        }
+        for (project, strays) in strays {
+            self.look_for(scope, &project, strays).await?;
+        }
+        Ok(())
+    }
+
+    /// Finds out what events are that have no observation in their piece.
+    async fn look_for(
+        &mut self,
+        scope: &Scope,
+        project: &ByteBuf,
+        strays: Strays,
+    ) -> Result<(), Error> {
+        let observations = self.observations_of(project, &strays).await?;
+        for ((trace_id, span_id), events) in &strays {
+            let observation = observations.get(span_id).and_then(|found| {
+                let same = found.iter().find(|found| found.1.trace_id == *trace_id);
+                same.or(found.first())
+            });
+            for event in events {
+                let kind = match observation {
+                    _ if event.by_others => Kind::ByOthers,
+                    Some((event_ts, _)) => elsewhere(event.event_ts, *event_ts),
+                    None => Kind::Extra,
+                };
+                let finding = Finding {
+                    kind,
+                    start: event.start,
+                    origin: observation.map(|(_, place)| place.clone()),
+                };
+                let key = key(project, trace_id, span_id, &finding);
+                self.note(scope, key, &finding).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `event_ts` and place of the observations with the ids of these spans, wherever
+    /// they are, the latest first.
+    async fn observations_of(
+        &mut self,
+        project: &ByteBuf,
+        strays: &Strays,
+    ) -> Result<HashMap<ByteBuf, Vec<(i64, Place)>>, Error> {
+        let unknown = strays
+            .iter()
+            .filter(|(_, events)| events.iter().any(|event| !event.by_others));
+        let left = MOST_LOOKED_FOR.saturating_sub(self.looked_for);
+        let ids: Vec<ByteBuf> = unknown
+            .map(|((_, span_id), _)| span_id.clone())
+            .take(left)
+            .collect();
+        self.looked_for += ids.len();
+        let mut found: HashMap<ByteBuf, Vec<(i64, Place)>> = HashMap::new();
+        for ids in ids.chunks(IDS_PER_STATEMENT) {
+            let sql = self.statements.find_observations(project, ids);
+            let what = "events without an observation";
+            for row in self.server.rows::<FoundObservation>(what, &sql).await? {
+                let place = Place {
+                    trace_id: row.trace_id,
+                    start: row.start,
+                };
+                let of_span = found.entry(row.span_id).or_default();
+                of_span.push((row.event_ts, place));
+            }
+        }
+        for of_span in found.values_mut() {
+            of_span.sort_by_key(|(event_ts, place)| std::cmp::Reverse((*event_ts, place.start)));
+        }
+        Ok(found)
+    }
+
+    /// Counts a finding, and makes an example of it if there are few yet.
+    async fn note(&mut self, scope: &Scope, key: EventKey, finding: &Finding) -> Result<(), Error> {
+        self.report.count(finding.kind);
+        if !finding.kind.is_wrong() {
+            return Ok(());
+        }
+        let piece = (key.project.clone(), self.calendar.day_of(finding.start));
+        self.different.insert(piece);
+        if self.report.examples.len() >= EXAMPLES {
+            return Ok(());
+        }
+        let example = Example::new(&key, finding);
+        let example = match finding.kind {
+            Kind::Different | Kind::Stale => {
+                let expected = self.details(Side::Source, scope, &key).await?;
+                let actual = self.details(Side::Target, scope, &key).await?;
+                let names = self.statements.columns.names();
+                example.with_columns(&names, expected.as_ref(), actual.as_ref())
+            }
+            _ => example,
+        };
+        self.report.examples.push(example);
+        Ok(())
+    }
+
+    async fn details(
+        &self,
+        side: Side,
+        scope: &Scope,
+        key: &EventKey,
+    ) -> Result<Option<Details>, Error> {
+        let sql = self.statements.details(side, scope, key);
+        let rows = self.server.rows::<Details>("a row", &sql).await?;
+        Ok(rows.into_iter().next())
+    }
+}
+
+fn key(project: &ByteBuf, trace_id: &ByteBuf, span_id: &ByteBuf, finding: &Finding) -> EventKey {
+    EventKey {
+        project: project.clone(),
+        trace_id: trace_id.clone(),
+        span_id: span_id.clone(),
+        start: finding.start,
+    }
+}
+
+/// Slices put together so that none of the groups has many more rows than can be compared
+/// at once.
+fn grouped(rows_of_slices: BTreeMap<u64, u64>) -> Vec<(u64, Vec<u64>)> {
+    let mut groups: Vec<(u64, Vec<u64>)> = Vec::new();
+    for (slice, rows) in rows_of_slices {
+        match groups.last_mut() {
+            Some((sum, slices)) if *sum + rows <= BATCH_ROWS => {
+                *sum += rows;
+                slices.push(slice);
+            }
+            _ => groups.push((rows, vec![slice])),
+        }
+    }
+    groups
+}

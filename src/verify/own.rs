@@ -1,0 +1,133 @@
+//! The columns that come from the observation alone, in SQL.
+
+use super::columns::{EVENT, OBSERVATION, Origin};
+use crate::clickhouse::sql;
+use crate::load::TRACE;
+use crate::native::DataType;
+
+/// A column that comes from the observation alone, or for a root span from the
+/// trace and nothing else.
+#[derive(Debug, Clone)]
+pub struct OwnColumn {
+    /// Its name in the target.
+    pub name: String,
+    /// The type in which it is compared.
+    pub data_type: DataType,
+    /// What it is made of, over the observation.
+    pub expression: String,
+}
+
+impl OwnColumn {
+    /// What its hash is made of.
+    pub fn hashed(&self, origin: Origin) -> String {
+        hash_arguments(&self.of(origin), &self.data_type)
+    }
+
+    /// Its value in a row.
+    pub fn of(&self, origin: Origin) -> String {
+        let expression = match origin {
+            Origin::Observation => self.expression.clone(),
+            Origin::Trace => self.of_root_span(),
+            Origin::Event => event_column(&self.name),
+        };
+        let data_type = sql::string(self.data_type.to_string());
+        format!("CAST({expression}, {data_type})")
+    }
+
+    /// What the root span of a trace has. What a trace knows nothing of is left to
+    /// the default of its type.
+    fn of_root_span(&self) -> String {
+        let text = |name| format!("ifNull({TRACE}.{name}, '')");
+        match self.name.as_str() {
+            "span_id" => format!("concat('t-', {TRACE}.id)"),
+            "trace_id" => format!("{TRACE}.id"),
+            "start_time" => format!("{TRACE}.timestamp"),
+            "type" => "'SPAN'".to_owned(),
+            "level" => "'DEFAULT'".to_owned(),
+            "model_parameters" => "'{}'".to_owned(),
+            "source" => format!(
+                "if(mapContains({TRACE}.metadata, 'resourceAttributes'), \
+                 'otel-backfill', 'ingestion-api-backfill')"
+            ),
+            "metadata_names" => metadata_of(TRACE).0,
+            "metadata_values" => metadata_of(TRACE).1,
+            name @ ("name" | "input" | "output") => text(name),
+            name @ ("project_id" | "environment" | "metadata" | "created_at" | "updated_at"
+            | "event_ts") => format!("{TRACE}.{name}"),
+            _ => format!(
+                "defaultValueOfTypeName({})",
+                sql::string(self.data_type.to_string())
+            ),
+        }
+    }
+}
+
+/// How the statements call what a row is read from.
+pub fn table_of(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Observation => OBSERVATION,
+        Origin::Trace => TRACE,
+        Origin::Event => EVENT,
+    }
+}
+
+/// Names and values of a row's metadata. Of `Map(LowCardinality(String), …)` the
+/// keys have to be cast, or an empty one is not found.
+pub fn metadata_of(table: &str) -> (String, String) {
+    (
+        format!("CAST(mapKeys({table}.metadata), 'Array(String)')"),
+        format!("CAST(mapValues({table}.metadata), 'Array(String)')"),
+    )
+}
+
+/// A column of the event.
+pub fn event_column(name: &str) -> String {
+    format!("{EVENT}.{}", sql::identifier(name))
+}
+
+/// The arguments of `cityHash64` for a value, such that different values have
+/// different ones: the function says nothing of what it makes of null.
+fn hash_arguments(value: &str, data_type: &DataType) -> String {
+    match data_type {
+        DataType::Nullable(inner) if is_plain(inner) => format!(
+            "isNull({value}), ifNull({value}, defaultValueOfTypeName({}))",
+            sql::string(inner.to_string())
+        ),
+        _ if is_plain(data_type) => value.to_owned(),
+        // Its bytes tell everything apart, and take longer to make.
+        _ => format!("formatRow('RowBinary', {value})"),
+    }
+}
+
+/// Whether `cityHash64` takes the whole value, and there can be no null in it.
+fn is_plain(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Scalar { .. } => true,
+        DataType::Array(element) => is_plain(element),
+        DataType::Map(key, value) => is_plain(key) && is_plain(value),
+        DataType::Nullable(_) | DataType::LowCardinality(_) | DataType::Tuple(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_null_is_hashed_as_what_it_is() {
+        let arguments = |name| hash_arguments("x", &DataType::parse(name).unwrap());
+        assert_eq!(arguments("String"), "x");
+        assert_eq!(arguments("Map(String, UInt64)"), "x");
+        assert_eq!(
+            arguments("Nullable(String)"),
+            "isNull(x), ifNull(x, defaultValueOfTypeName('String'))"
+        );
+        for nested in [
+            "Array(Nullable(String))",
+            "Map(String, Nullable(UInt8))",
+            "Tuple(String)",
+        ] {
+            assert_eq!(arguments(nested), "formatRow('RowBinary', x)", "{nested}");
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! The month in pieces. A piece is a project and a day; a batch is what one
+//! statement compares: many small pieces, or one large one, or a share of one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use serde_bytes::ByteBuf;
+
+use crate::trace_store::Day;
+
+/// Rows that are compared at once, unless a single piece has more. So many can
+/// be compared one by one in little memory.
+pub const BATCH_ROWS: u64 = 250_000;
+/// Versions of traces that one statement holds in the server's memory, at a few
+/// hundred bytes each. Fewer would be too many readings of one day of a project
+/// that has very many.
+const BATCH_TRACES: u64 = 1_000_000;
+/// Projects in one batch.
+const BATCH_PROJECTS: usize = 100;
+/// An observation's trace is looked for on the observation's own day and on so
+/// many days around it, unless these have very many, before it is looked for
+/// everywhere.
+const MARGIN: Day = 1;
+
+/// A project and a day.
+pub type Piece = (ByteBuf, Day);
+
+/// Rows of the pieces of a month.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    rows: BTreeMap<ByteBuf, BTreeMap<Day, Rows>>,
+    traces: BTreeMap<ByteBuf, BTreeMap<Day, u64>>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Rows {
+    expected: u64,
+    events: u64,
+}
+
+impl Rows {
+    fn most(self) -> u64 {
+        self.expected.max(self.events)
+    }
+}
+
+/// What one statement compares: some days of some projects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The projects.
+    pub projects: Vec<ByteBuf>,
+    /// The days.
+    pub days: RangeInclusive<Day>,
+    /// The days on which the traces of these days are looked for first.
+    pub trace_days: RangeInclusive<Day>,
+    /// About how many rows the larger side has.
+    pub rows: u64,
+    /// In how many shares to compare it, by the traces' ids.
+    pub shares: u64,
+}
+
+/// Some days, and the days around them.
+pub fn with_margin(days: &RangeInclusive<Day>) -> RangeInclusive<Day> {
+    days.start().saturating_sub(MARGIN)..=days.end().saturating_add(MARGIN)
+}
+
+impl Pieces {
+    /// Adds rows that events are made of.
+    pub fn add_expected(&mut self, project: ByteBuf, day: Day, rows: u64) {
+        self.piece(project, day).expected += rows;
+    }
+
+    /// Adds rows of the events table.
+    pub fn add_events(&mut self, project: ByteBuf, day: Day, rows: u64) {
+        self.piece(project, day).events += rows;
+    }
+
+    /// Adds versions of traces that began on a day.
+    pub fn add_traces(&mut self, project: ByteBuf, day: Day, rows: u64) {
+        *self
+            .traces
+            .entry(project)
+            .or_default()
+            .entry(day)
+            .or_default() += rows;
+    }
+
+    fn piece(&mut self, project: ByteBuf, day: Day) -> &mut Rows {
+        self.rows
+            .entry(project)
+            .or_default()
+            .entry(day)
+            .or_default()
+    }
+
+    /// Number of pieces.
+    pub fn count(&self) -> u64 {
+        self.rows.values().map(|days| days.len() as u64).sum()
+    }
+
+    /// Pieces of some projects and days.
+    pub fn count_in(&self, batch: &Batch) -> u64 {
+        let days = batch
+            .projects
+            .iter()
+            .filter_map(|project| self.rows.get(project));
+        days.map(|days| days.range(batch.days.clone()).count() as u64)
+            .sum()
+    }
+
+    /// Divides a month into batches, in the order of projects and days.
+    pub fn batches(&self, month: &RangeInclusive<Day>) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        let mut group = Group::default();
+        for (project, days) in &self.rows {
+            let rows = days.values().map(|rows| rows.most()).sum();
+            let traces = self.traces_on(project, &with_margin(month));
+            if rows > BATCH_ROWS || traces > BATCH_TRACES {
+                batches.extend(self.divide(project, days));
+                continue;
+            }
+            if !group.has_room(rows, traces) {
+                batches.extend(group.take(month));
+            }
+            group.add(project, rows, traces);
+        }
+        batches.extend(group.take(month));
+        batches
+    }
+
+    /// The batches of a large project: some days each, or a share of one.
+    fn divide(&self, project: &ByteBuf, days: &BTreeMap<Day, Rows>) -> Vec<Batch> {
+        let mut batches: Vec<Batch> = Vec::new();
+        for (&day, rows) in days {
+            if let Some(last) = batches.last_mut() {
+                let longer = *last.days.start()..=day;
+                let traces = self.traces_on(project, &with_margin(&longer));
+                if last.rows + rows.most() <= BATCH_ROWS && traces <= BATCH_TRACES {
+                    last.trace_days = with_margin(&longer);
+                    last.days = longer;
+                    last.rows += rows.most();
+                    continue;
+                }
+            }
+            let mut trace_days = with_margin(&(day..=day));
+            if self.traces_on(project, &trace_days) > BATCH_TRACES {
+                // What is on the days around it is found as what is far away.
+                trace_days = day..=day;
+            }
+            let traces = self.traces_on(project, &trace_days);
+            batches.push(Batch {
+                projects: vec![project.clone()],
+                days: day..=day,
+                trace_days,
+                rows: rows.most(),
+                shares: traces.div_ceil(BATCH_TRACES).max(1),
+            });
+        }
+        batches
+    }
+
+    fn traces_on(&self, project: &ByteBuf, days: &RangeInclusive<Day>) -> u64 {
+        self.traces.get(project).map_or(0, |traces| {
+            traces.range(days.clone()).map(|(_, rows)| rows).sum()
+        })
+    }
+}
+
+/// Small projects that are compared together.
+#[derive(Default)]
+struct Group {
+    projects: Vec<ByteBuf>,
+    rows: u64,
+    traces: u64,
+}
+
+impl Group {
+    fn has_room(&self, rows: u64, traces: u64) -> bool {
+        self.projects.len() < BATCH_PROJECTS
+            && self.rows + rows <= BATCH_ROWS
+            && self.traces + traces <= BATCH_TRACES
+    }
+
+    fn add(&mut self, project: &ByteBuf, rows: u64, traces: u64) {
+        self.projects.push(project.clone());
+        self.rows += rows;
+        self.traces += traces;
+    }
+
+    fn take(&mut self, month: &RangeInclusive<Day>) -> Option<Batch> {
+        let group = std::mem::take(self);
+        (!group.projects.is_empty()).then(|| Batch {
+            projects: group.projects,
+            days: month.clone(),
+            trace_days: with_margin(month),
+            rows: group.rows,
+            shares: 1,
+        })
+    }
+}
+
+/// When the days of a month begin, in the time zone of the observations.
+#[derive(Debug, Clone)]
+pub struct Calendar {
+    first: Day,
+    /// In milliseconds since 1970: the beginning of each day, and the end of the last.
+    starts: Vec<i64>,
+}
+
+impl Calendar {
+    /// A calendar from the beginnings of the days from `first` on, one more than
+    /// there are days.
+    pub fn new(first: Day, starts: Vec<i64>) -> Self {
+        Self { first, starts }
+    }
+
+    /// From when to when some days go, in milliseconds, the end not included.
+    pub fn range(&self, days: &RangeInclusive<Day>) -> (i64, i64) {
+        let at = |day: Day| {
+            let index = usize::from(day.saturating_sub(self.first));
+            let last = self.starts.len().saturating_sub(1);
+            self.starts.get(index.min(last)).copied().unwrap_or(0)
+        };
+        (at(*days.start()), at(days.end().saturating_add(1)))
+    }
+
+    /// The day of a moment in microseconds.
+    pub fn day_of(&self, moment: i64) -> Day {
+        let milliseconds = moment.div_euclid(1_000);
+        let begun = self.starts.partition_point(|&start| start <= milliseconds);
+        let index = begun.saturating_sub(1).min(usize::from(Day::MAX));
+        self.first.saturating_add(index as Day)
+    }
+}
+
+/// Pieces in which something is different.
+pub type DifferentPieces = BTreeSet<Piece>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MONTH: RangeInclusive<Day> = 100..=129;
+
+    fn name(project: usize) -> ByteBuf {
+        ByteBuf::from(format!("project-{project:04}"))
+    }
+
+    #[test]
+    fn small_projects_are_compared_together_and_large_ones_by_day() {
+        let mut pieces = Pieces::default();
+        for project in 0..3 {
+            pieces.add_expected(name(project), 105, 1_000);
+            pieces.add_events(name(project), 106, 2_000);
+        }
+        for day in 100..104 {
+            pieces.add_events(name(7), day, 120_000);
+            pieces.add_traces(name(7), day, 10_000);
+        }
+        pieces.add_expected(name(7), 110, 900_000);
+        pieces.add_traces(name(7), 109, 900_000);
+        pieces.add_traces(name(7), 110, 2_500_000);
+        let batches = pieces.batches(&MONTH);
+        let seen: Vec<_> = batches
+            .iter()
+            .map(|batch| {
+                (
+                    batch.projects.len(),
+                    batch.days.clone(),
+                    batch.rows,
+                    batch.shares,
+                )
+            })
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (1, 100..=101, 240_000, 1),
+                (1, 102..=103, 240_000, 1),
+                (1, 110..=110, 900_000, 3),
+                (3, MONTH, 9_000, 1),
+            ]
+        );
+        assert_eq!(batches[0].trace_days, 99..=102);
+        assert_eq!(batches[2].trace_days, 110..=110);
+        assert_eq!(pieces.count(), 11);
+        assert_eq!(pieces.count_in(&batches[3]), 6);
+    }
+
+    #[test]
+    fn a_moment_has_its_day() {
+        let hour = 3_600_000;
+        // The second day has 25 hours.
+        let calendar = Calendar::new(100, vec![hour, 25 * hour, 50 * hour, 74 * hour]);
+        assert_eq!(calendar.range(&(100..=100)), (hour, 25 * hour));
+        assert_eq!(calendar.range(&(101..=102)), (25 * hour, 74 * hour));
+        assert_eq!(calendar.day_of(hour * 1_000), 100);
+        assert_eq!(calendar.day_of(25 * hour * 1_000 - 1), 100);
+        assert_eq!(calendar.day_of(25 * hour * 1_000), 101);
+        assert_eq!(calendar.day_of(50 * hour * 1_000), 102);
+    }
+
+    proptest! {
+        #[test]
+        fn every_piece_is_in_one_batch(
+            sizes in proptest::collection::vec(
+                (0_usize..200, 100_u16..130, 1_u64..600_000, 0_u64..900_000), 0..300),
+        ) {
+            let mut pieces = Pieces::default();
+            for &(project, day, rows, traces) in &sizes {
+                pieces.add_expected(name(project), day, rows);
+                pieces.add_traces(name(project), day, traces);
+            }
+            let batches = pieces.batches(&MONTH);
+            let mut seen = BTreeSet::new();
+            for batch in &batches {
+                for project in &batch.projects {
+                    for day in pieces.rows[project].range(batch.days.clone()).map(|(day, _)| *day) {
+                        prop_assert!(seen.insert((project.clone(), day)));
+                    }
+                }
+                let one_piece = batch.days.start() == batch.days.end();
+                prop_assert!(batch.rows <= BATCH_ROWS || one_piece);
+                prop_assert!(batch.shares == 1 || one_piece);
+            }
+            prop_assert_eq!(seen.len() as u64, pieces.count());
+        }
+    }
+}

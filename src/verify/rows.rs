@@ -1,0 +1,147 @@
+//! What the statements of `sql.rs` yield.
+
+use clickhouse::Row;
+use serde::Deserialize;
+use serde_bytes::ByteBuf;
+
+use crate::trace_store::Day;
+
+/// A count of rows of one project and day.
+#[derive(Debug, Row, Deserialize)]
+pub struct PieceRows {
+    /// The project.
+    pub project: ByteBuf,
+    /// The day.
+    pub day: Day,
+    /// The count.
+    pub row_count: u64,
+}
+
+/// How wide the rows of a table are, and in how many parts they lie.
+#[derive(Debug, Row, Deserialize)]
+pub struct Widths {
+    /// The parts.
+    pub parts: u64,
+    /// Uncompressed bytes of a row, in the part where it has most on average.
+    pub row_bytes: u64,
+}
+
+/// When a day begins.
+#[derive(Debug, Row, Deserialize)]
+pub struct DayStart {
+    /// Milliseconds since 1970.
+    pub start: i64,
+}
+
+/// A trace that has versions on several days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Row, Deserialize)]
+pub struct Wanderer {
+    /// Of its id.
+    pub hash: u64,
+    /// The first of these days.
+    pub first: Day,
+    /// The last of them.
+    pub last: Day,
+    /// The day of the version that counts.
+    pub latest: Day,
+}
+
+/// A day on which a trace has a version.
+#[derive(Debug, Row, Deserialize)]
+pub struct Place {
+    /// Of its id.
+    pub hash: u64,
+    /// The day.
+    pub day: Day,
+}
+
+/// An id, of whatever.
+#[derive(Debug, Row, Deserialize)]
+pub struct Id {
+    /// The id.
+    pub id: ByteBuf,
+}
+
+/// Counts and sums of hashes over some rows of one piece. The sums do not depend
+/// on the order of the rows.
+#[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
+pub struct Sums {
+    /// The project.
+    pub project: ByteBuf,
+    /// The day.
+    pub day: Day,
+    /// What kind of rows these are: see [`Class`](super::scope::Class).
+    pub class: u8,
+    /// Which slice of the piece it is.
+    pub slice: u64,
+    /// Rows.
+    pub row_count: u64,
+    /// Over what comes from the observation alone.
+    pub own_sum: u64,
+    /// The same, as an exclusive or.
+    pub own_xor: u64,
+    /// Over what the trace has a part in.
+    pub trace_sum: u64,
+    /// The same, as an exclusive or.
+    pub trace_xor: u64,
+    /// Observations without a trace.
+    pub without_trace: u64,
+    /// Root spans that are expected because of a trace.
+    pub of_traces: u64,
+}
+
+/// A row of one side: start and `event_ts` in microseconds, its two hashes, and a
+/// flag.
+pub type SideRow = (i64, i64, u64, u64, u8);
+
+/// A span, of which the two sides are not the same.
+#[derive(Debug, Clone, Row, Deserialize)]
+pub struct SpanRow {
+    /// The project.
+    pub project: ByteBuf,
+    /// The trace.
+    pub trace_id: ByteBuf,
+    /// The span.
+    pub span_id: ByteBuf,
+    /// What is expected of it, and whether because of a trace.
+    pub expected: Vec<SideRow>,
+    /// What there is, and whether something else than a backfill wrote it.
+    pub events: Vec<SideRow>,
+    /// `event_ts` of its latest deletion in the target; 0 where there is none.
+    pub deleted_at: i64,
+}
+
+/// Where an observation with the id of a span is.
+#[derive(Debug, Clone, Row, Deserialize)]
+pub struct FoundObservation {
+    /// The trace.
+    pub trace_id: ByteBuf,
+    /// The span.
+    pub span_id: ByteBuf,
+    /// Its `event_ts` in microseconds.
+    pub event_ts: i64,
+    /// Its start in microseconds.
+    pub start: i64,
+}
+
+/// All compared columns of one row.
+#[derive(Debug, Clone, Row, Deserialize)]
+pub struct Details {
+    /// The hash of each.
+    pub hashes: Vec<u64>,
+    /// What is shown of each.
+    pub texts: Vec<Option<ByteBuf>>,
+}
+
+/// What tells one event from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventKey {
+    /// The project.
+    pub project: ByteBuf,
+    /// The trace.
+    pub trace_id: ByteBuf,
+    /// The span.
+    pub span_id: ByteBuf,
+    /// When it started, in microseconds since 1970.
+    pub start: i64,
+}

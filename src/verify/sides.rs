@@ -1,0 +1,286 @@
+//! The rows of both sides, which most statements have at their bottom: the rows that
+//! events are expected to be, made of observations and traces, and the rows that they
+//! are.
+
+use serde_bytes::ByteBuf;
+
+use super::columns::{EVENT, OBSERVATION, Origin, Texts};
+use super::scope::{Class, Names, Scope, on_days, one_of};
+use super::sql::{Side, Statements};
+use crate::clickhouse::sql;
+use crate::load::TRACE;
+
+/// Columns that expected and actual rows have.
+const ROW: &str = "key_project, key_trace, key_span, key_start, key_event_ts, key_day, class, \
+                   own_hash, trace_hash, has_trace, of_trace, by_others";
+/// What binds a hash to its row.
+const KEYS: &str = "key_project, key_trace, key_span, key_start";
+
+/// Rows of a block of traces, whatever the others have. They are sorted and kept, and
+/// the server takes kilobytes for each column of a block, however small it is.
+const TRACE_BLOCK_ROWS: u64 = 8_192;
+
+impl Statements {
+    /// One row for each expected or actual event: its keys and its two hashes.
+    pub(super) fn rows(&self, side: Side, scope: &Scope) -> String {
+        match side {
+            Side::Target => self.actual_rows(scope),
+            Side::Source if self.root_spans && scope.includes(Class::Root) => {
+                let of_observations = self.rows_of_observations(scope);
+                let of_traces = self.rows_of_traces(scope);
+                format!("{of_observations} UNION ALL {of_traces}")
+            }
+            Side::Source => self.rows_of_observations(scope),
+        }
+    }
+
+    fn rows_of_observations(&self, scope: &Scope) -> String {
+        let mut own = vec![
+            (
+                "class",
+                format!("toUInt8({})", Names::of(Origin::Observation).is_root()),
+            ),
+            ("own_hash", self.columns.own_hash(Origin::Observation)),
+        ];
+        own.extend(self.columns.own_items(Origin::Observation, Texts::Hashed));
+        let traces = self.latest_traces(
+            &scope.trace_conditions(&scope.trace_days),
+            &self.columns.items_of_trace(Texts::Hashed),
+        );
+        format!(
+            "SELECT {ROW} FROM (SELECT *, {} AS trace_hash, toUInt8(0) AS of_trace, \
+             toUInt8(0) AS by_others FROM {})",
+            self.columns.trace_hash(Origin::Observation, KEYS),
+            self.observations_with_traces(
+                &own,
+                &self.condition(Origin::Observation, scope),
+                &traces
+            ),
+        )
+    }
+
+    /// Observations, with these items of each, joined with their traces.
+    pub(super) fn observations_with_traces(
+        &self,
+        items: &[(&'static str, String)],
+        condition: &str,
+        traces: &str,
+    ) -> String {
+        format!(
+            "(SELECT {}{} FROM {} AS {OBSERVATION} FINAL WHERE {condition}) AS own \
+             LEFT ANY JOIN ({traces}) AS trace \
+             ON own.key_project = trace.trace_project AND own.key_trace = trace.trace_id",
+            self.keys(Origin::Observation),
+            listed(items),
+            self.observations,
+        )
+    }
+
+    /// The root spans that traces make, on the days of the scope.
+    fn rows_of_traces(&self, scope: &Scope) -> String {
+        let mut items = vec![("own_hash", self.columns.own_hash(Origin::Trace))];
+        items.extend(self.columns.own_items(Origin::Trace, Texts::Hashed));
+        items.extend(self.columns.items_of_trace(Texts::Hashed));
+        let conditions = scope.trace_conditions(&scope.batch_days);
+        let conditions: Vec<String> = conditions
+            .iter()
+            .map(|condition| format!("{condition}{}", scope.filter(Origin::Trace)))
+            .collect();
+        format!(
+            "SELECT {ROW} FROM (SELECT *, toUInt8(1) AS class, {} AS trace_hash, \
+             toUInt8(1) AS of_trace, toUInt8(0) AS by_others FROM ({}) WHERE key_day BETWEEN {} AND {})",
+            self.columns.trace_hash(Origin::Trace, KEYS),
+            self.root_spans_of(&scope.projects, &conditions, &items),
+            scope.days.start(),
+            scope.days.end(),
+        )
+    }
+
+    /// The root spans of the traces for which one of the conditions holds.
+    pub(super) fn root_spans_of(
+        &self,
+        projects: &[ByteBuf],
+        conditions: &[String],
+        items: &[(&'static str, String)],
+    ) -> String {
+        let excluded = self.without_dataset_items(Origin::Trace, projects);
+        let conditions: Vec<String> = conditions
+            .iter()
+            .map(|condition| format!("{condition}{excluded}"))
+            .collect();
+        let keys = self.keys(Origin::Trace);
+        self.latest(&conditions, &format!(", {keys}{}", listed(items)))
+    }
+
+    fn actual_rows(&self, scope: &Scope) -> String {
+        format!(
+            "SELECT {ROW} FROM (SELECT {}, {} AS class, {} AS own_hash, {} AS trace_hash, \
+             toUInt8(1) AS has_trace, toUInt8(0) AS of_trace, {} AS by_others FROM {} WHERE {})",
+            self.keys(Origin::Event),
+            self.class_of_event(scope),
+            self.columns.own_hash(Origin::Event),
+            self.columns.trace_hash(Origin::Event, KEYS),
+            self.columns.by_others(),
+            self.events,
+            self.condition(Origin::Event, scope),
+        )
+    }
+
+    /// Deletions in the target, which `FINAL` hides together with what they delete.
+    pub(super) fn deletions(&self, scope: &Scope) -> String {
+        format!(
+            "SELECT {}, toUInt8(0) AS class, toUInt64(0) AS own_hash, toUInt64(0) AS trace_hash, \
+             toUInt8(0) AS of_trace, toUInt8(0) AS by_others FROM {} WHERE {} AND {EVENT}.is_deleted != 0",
+            self.keys(Origin::Event),
+            self.event_versions,
+            self.condition(Origin::Event, scope),
+        )
+    }
+
+    /// These items of traces, as the versions say that count, if they are not
+    /// deleted. No row may meet two of the conditions.
+    pub(super) fn latest_traces(
+        &self,
+        conditions: &[String],
+        items: &[(&'static str, String)],
+    ) -> String {
+        self.latest(conditions, &listed(items))
+    }
+
+    fn latest(&self, conditions: &[String], items: &str) -> String {
+        let versions = conditions.iter().map(|condition| {
+            // Of versions with the same event_ts the one on the later day counts, and
+            // on one day the one that was written later, which lies in a later part.
+            format!(
+                "SELECT CAST({TRACE}.project_id, 'String') AS trace_project, \
+                 CAST({TRACE}.id, 'String') AS trace_id{items}, \
+                 CAST({TRACE}.is_deleted, 'UInt8') AS version_is_deleted, \
+                 {} AS version_event_ts, toUInt16(toDate({TRACE}.timestamp)) AS version_day, \
+                 {TRACE}._part_index AS version_part, {TRACE}._part_offset AS version_offset {}",
+                microseconds(&format!("{TRACE}.event_ts")),
+                self.versions_where(condition)
+            )
+        });
+        format!(
+            "SELECT * EXCEPT (version_is_deleted, version_event_ts, version_day, version_part, \
+             version_offset), toUInt8(1) AS has_trace FROM (SELECT * FROM ({}) \
+             ORDER BY version_event_ts DESC, version_day DESC, version_part DESC, \
+             version_offset DESC LIMIT 1 BY trace_project, trace_id \
+             SETTINGS max_block_size = {TRACE_BLOCK_ROWS}) WHERE version_is_deleted = 0",
+            versions.collect::<Vec<_>>().join(" UNION ALL ")
+        )
+    }
+
+    /// The versions of traces for which a condition holds, of those that are known.
+    pub(super) fn versions_where(&self, condition: &str) -> String {
+        let known = self
+            .known_days
+            .as_ref()
+            .map_or_else(String::new, |days| format!(" AND {}", on_days(days)));
+        format!("FROM {} AS {TRACE} WHERE {condition}{known}", self.traces)
+    }
+
+    /// What tells one row from another.
+    fn keys(&self, origin: Origin) -> String {
+        let names = Names::of(origin);
+        let day = match origin {
+            Origin::Event => self.event_day(),
+            _ => format!("toUInt16(toDate({}))", names.moment),
+        };
+        format!(
+            "{} AS key_project, {} AS key_trace, {} AS key_span, {} AS key_start, \
+             {} AS key_event_ts, {day} AS key_day",
+            text(&names.project),
+            text(&names.trace),
+            text(&names.span),
+            microseconds(&names.moment),
+            microseconds(&names.event_ts),
+        )
+    }
+
+    /// The class of an event. Where no root spans are expected of traces, those of
+    /// traces that are there are none of the comparison, unless there is an
+    /// observation that is called so and starts with them.
+    fn class_of_event(&self, scope: &Scope) -> String {
+        let event = Names::of(Origin::Event);
+        if self.root_spans || !scope.includes(Class::Root) {
+            return format!("toUInt8({})", event.is_root());
+        }
+        let observation = Names::of(Origin::Observation);
+        format!(
+            "toUInt8(multiIf(NOT ({}), {}, \
+             ({}, {}, {}) IN (SELECT {}, {}, {} FROM {} AS {OBSERVATION} FINAL WHERE {} AND {}), {}, \
+             ({}, {}) IN (SELECT trace_project, trace_id FROM ({})), {}, {}))",
+            event.is_root(),
+            Class::Ordinary as u8,
+            event.project,
+            event.trace,
+            microseconds(&event.moment),
+            observation.project,
+            observation.trace,
+            microseconds(&observation.moment),
+            self.observations,
+            self.condition(Origin::Observation, scope),
+            observation.is_root(),
+            Class::Root as u8,
+            event.project,
+            event.trace,
+            self.latest_traces(&scope.trace_conditions(&scope.trace_days), &[]),
+            Class::Aside as u8,
+            Class::Root as u8,
+        )
+    }
+
+    /// The day of an event, in the time zone of the observations.
+    pub(super) fn event_day(&self) -> String {
+        format!(
+            "toUInt16(toDate(CAST({EVENT}.start_time, {})))",
+            sql::string(&self.start_type)
+        )
+    }
+
+    /// The condition for the observations or events of a scope.
+    pub(super) fn condition(&self, origin: Origin, scope: &Scope) -> String {
+        let partition = match origin {
+            Origin::Observation => format!(
+                "{OBSERVATION}._partition_id = {} AND ",
+                sql::string(&self.partition_id)
+            ),
+            _ => String::new(),
+        };
+        format!(
+            "{partition}{}{}",
+            scope.condition(origin),
+            self.without_dataset_items(origin, &scope.projects)
+        )
+    }
+
+    /// The condition that leaves out traces of dataset runs; to follow another.
+    fn without_dataset_items(&self, origin: Origin, projects: &[ByteBuf]) -> String {
+        let Names { project, trace, .. } = Names::of(origin);
+        self.dataset_items
+            .as_ref()
+            .map_or_else(String::new, |table| {
+                format!(
+                    " AND ({project}, {trace}) NOT IN \
+                     (SELECT i.project_id, i.trace_id FROM {table} AS i FINAL WHERE {})",
+                    one_of("i.project_id", projects)
+                )
+            })
+    }
+}
+
+fn text(column: &str) -> String {
+    format!("CAST({column}, 'String')")
+}
+
+pub(super) fn microseconds(moment: &str) -> String {
+    format!("toUnixTimestamp64Micro(CAST({moment}, 'DateTime64(6)'))")
+}
+
+pub(super) fn listed(items: &[(&'static str, String)]) -> String {
+    items
+        .iter()
+        .map(|(name, expression)| format!(", {expression} AS {name}"))
+        .collect()
+}

@@ -1,0 +1,55 @@
+//! Where the traces are that do not lie on the day of their observations.
+//!
+//! A statement reads the traces of its days. What lies elsewhere is found beforehand
+//! and named to it: traces of which no version is on these days, and traces that
+//! have versions on several days, of which the one that counts is on another.
+
+use serde_bytes::ByteBuf;
+
+use super::rows::{Id, Place, Wanderer};
+use super::scope::Scope;
+use super::server::{Refusal, Server};
+use super::sql::Statements;
+
+/// Ids in one statement: about two megabytes of them.
+pub const IDS_PER_STATEMENT: usize = 50_000;
+
+/// Names to a scope the traces that its statements have to look for elsewhere, as
+/// far as they are not too many: then it is to be divided, and the answer is false.
+pub async fn find_far_traces(
+    server: &Server,
+    statements: &Statements,
+    wanderers: &[Wanderer],
+    scope: &mut Scope,
+) -> Result<bool, Refusal> {
+    let far = &mut scope.far;
+    for wanderer in wanderers {
+        let may_be_needed = wanderer.first <= *scope.trace_days.end()
+            && wanderer.last >= *scope.trace_days.start()
+            && !scope.days.contains(&wanderer.latest)
+            && scope.share.contains(wanderer.hash);
+        if may_be_needed {
+            far.hashes.insert(wanderer.hash);
+            far.days.insert(wanderer.latest);
+        }
+    }
+    // One more than is taken, unless it has to be all.
+    let most = scope.share.is_divisible().then_some(IDS_PER_STATEMENT + 1);
+    let sql = statements.unresolved_traces(scope, most);
+    let unresolved = server.rows_of_share::<Id>("the traces of observations", &sql, scope.share);
+    let unresolved: Vec<ByteBuf> = unresolved.await?.into_iter().map(|row| row.id).collect();
+    let most = unresolved.len().max(scope.far.hashes.len());
+    if most > IDS_PER_STATEMENT && scope.share.is_divisible() {
+        return Ok(false);
+    }
+    for ids in unresolved.chunks(IDS_PER_STATEMENT) {
+        let sql = statements.places_of_traces(&scope.projects, ids);
+        let what = "traces that lie far from their observations";
+        let places = server.rows_of_share::<Place>(what, &sql, scope.share);
+        for place in places.await? {
+            scope.far.hashes.insert(place.hash);
+            scope.far.days.insert(place.day);
+        }
+    }
+    Ok(true)
+}
