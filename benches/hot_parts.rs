@@ -15,7 +15,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use events_backfill::buffer_pool::BufferPool;
-use events_backfill::enrich::{Enricher, Unknown};
+use events_backfill::enrich::{Aside, Enricher, Unknown};
 use events_backfill::native::{Block, BlockReader};
 use events_backfill::trace_store::Day;
 
@@ -104,17 +104,18 @@ fn enrich(criterion: &mut Criterion) {
         ("a trace for each", TRACES_PER_DAY),
         ("a trace for ten", BLOCK_ROWS / 10),
     ] {
-        let blocks = [read_block(
+        let mut blocks = vec![read_block(
             &pool,
             &native_block(&mapping, Payload::Typical, traces),
         )];
         let enricher = Enricher::new(mapping.clone(), store.clone(), pool.clone());
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
+                let mut aside = Aside::default();
                 let enriched = enricher
-                    .enrich(&blocks, Unknown::WithoutTrace, MAX_BYTES)
+                    .enrich(&mut blocks, Unknown::WithoutTrace, &mut aside, MAX_BYTES)
                     .expect("the block can be enriched");
-                assert_eq!(enriched.events[0].without_trace, 0);
+                assert_eq!(enriched[0].without_trace, 0);
                 black_box(enriched)
             });
         });

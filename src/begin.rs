@@ -31,10 +31,21 @@ pub fn decide(
     resume: bool,
     restart: bool,
 ) -> Result<Begin, Error> {
-    if restart {
-        return Ok(Begin::Fresh);
-    }
     let directory = directory.display();
+    if restart {
+        return match &stored {
+            Ok(Some(before))
+                if before.made_for.has_experiments() && !made_for.has_experiments() =>
+            {
+                Err(Error::Configuration(format!(
+                    "the run in {directory} was made with --experiments, and one without would \
+                     write over what it said of them: add --experiments, or remove {directory} \
+                     first if that is what you want"
+                )))
+            }
+            _ => Ok(Begin::Fresh),
+        };
+    }
     let stored = stored.map_err(|error| {
         Error::Configuration(format!(
             "the checkpoint in {directory} cannot be used: {error}; --restart discards it and \
@@ -88,6 +99,9 @@ pub fn over(checkpoint: &Checkpoint, directory: &Path) -> String {
 /// How far a run got, in words.
 pub fn progress(checkpoint: &Checkpoint) -> String {
     match (&checkpoint.segments, checkpoint.superseded) {
+        _ if checkpoint.awaits_experiments() => {
+            "all traces loaded, and the spans of dataset runs being looked for".to_owned()
+        }
         (Some(segments), Some(_)) => format!(
             "{} of {} segments done",
             checkpoint.done.len(),

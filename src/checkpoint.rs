@@ -118,11 +118,14 @@ impl MadeFor {
                 (!options.trace_metadata).to_string(),
             ),
         ]);
-        for (role, table) in [
-            ("the observations", &inspected.observations),
-            ("the traces", &inspected.traces),
-            ("the target", &inspected.target),
-        ] {
+        let tables = [
+            ("the observations", Some(&inspected.observations)),
+            ("the traces", Some(&inspected.traces)),
+            ("the target", Some(&inspected.target)),
+            ("the dataset run items", inspected.dataset_items.as_ref()),
+        ];
+        for (role, table) in tables {
+            let Some(table) = table else { continue };
             facts.insert(
                 format!("{role} table"),
                 format!("{}.{}", table.database, table.name),
@@ -137,6 +140,13 @@ impl MadeFor {
     pub fn trace_margin_days(&self) -> u16 {
         let days = self.0.get("--trace-margin-days");
         days.and_then(|days| days.parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether spans say to which experiment they belong.
+    pub fn has_experiments(&self) -> bool {
+        self.0
+            .get("--experiments")
+            .is_some_and(|flag| flag == "true")
     }
 
     /// The most telling difference, as a sentence, if there is one.
@@ -219,6 +229,11 @@ impl Checkpoint {
     pub fn traces(&self) -> u64 {
         let loaded: u64 = self.days.values().map(|(_, traces)| traces).sum();
         loaded.saturating_sub(self.superseded.unwrap_or(0))
+    }
+
+    /// Whether the spans of dataset runs are looked for now.
+    pub fn awaits_experiments(&self) -> bool {
+        self.superseded.is_some() && self.made_for.has_experiments() && self.experiments.is_none()
     }
 
     /// Counts of all that is done of a source.

@@ -1,5 +1,5 @@
 //! The words of the command line. What they mean, together with the
-//! environment and `.env`, is worked out in `options.rs`.
+//! environment and `.env`, is worked out in `options`.
 
 use std::path::PathBuf;
 

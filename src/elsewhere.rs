@@ -12,13 +12,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::time::Duration;
 
 use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
-use crate::clickhouse::sql;
+use crate::clickhouse::{ON_DISK_FROM_BYTES, TABLE_TIMEOUT, sql};
 use crate::error::WorkError;
 use crate::load::{TRACE, TraceRows, TraceSource, select_items};
 use crate::native::{Block, BlockReader, StringCursor};
@@ -28,13 +27,8 @@ use crate::trace_store::{About, Day, ElsewhereWriter, TraceRecord, TraceStore, k
 /// Bytes of ids that one question asks for. ClickHouse takes about three times as much for
 /// the text of the query and the set it makes of it.
 const QUESTION_BYTES: usize = 4 * 1024 * 1024;
-/// Bytes beyond which the server sorts, or groups, on disk.
-pub const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
 /// Traces with versions far apart that one query gives.
 const MOVED_AT_ONCE: u64 = 20_000;
-
-/// How long reading the ids of a whole table, and sorting or grouping them, may take.
-pub const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The traces to ask for: project and id, by key.
 #[derive(Debug, Default)]
@@ -46,8 +40,8 @@ pub struct Question {
 }
 
 impl Question {
-    /// Adds the traces of a block of late observations of which the store knows nothing yet.
-    /// The columns are those of the project's and of the trace's id.
+    /// Adds the traces of a block of rows that wait, unless they are missing and it is known that
+    /// they are. The columns are those of the project's and of the trace's id.
     ///
     /// # Errors
     /// [`WorkError`] where the block is damaged, or the store fails.
@@ -55,6 +49,7 @@ impl Question {
         &mut self,
         block: &Block,
         (project_column, trace_column): (usize, usize),
+        about: About,
         store: &TraceStore,
     ) -> Result<(), WorkError> {
         let mut projects = StringCursor::new(block.values(project_column));
@@ -69,7 +64,7 @@ impl Question {
             }
         }
         for (key, (project, id)) in asked {
-            if !store.is_answered(&key)? {
+            if about == About::Moved || !store.is_answered(&key)? {
                 self.insert(key, project.to_vec(), id.to_vec());
             }
         }

@@ -18,6 +18,9 @@ const TARGETS: [&str; 2] = ["events_full", "events"];
 /// Table that says which traces belong to dataset runs.
 const DATASET_ITEMS: &str = "dataset_run_items_rmt";
 
+/// The id of the only partition of a table that has none.
+const UNPARTITIONED: &str = "all";
+
 /// Bytes of a stored trace besides its attributes: key, lengths, filter, index.
 const STORE_BYTES_PER_TRACE: u64 = 32;
 /// Bytes of a store without traces.
@@ -52,6 +55,8 @@ pub struct Inspected {
     pub has_more_traces: bool,
     /// Uncompressed bytes of what is stored of these.
     pub trace_bytes: u64,
+    /// Uncompressed bytes of all dataset run items, if experiments are wanted.
+    pub item_bytes: u64,
 }
 
 impl Inspected {
@@ -59,7 +64,8 @@ impl Inspected {
     /// about two thirds, but not every text, and a disk that is full is worse than
     /// one that has room left.
     pub fn store_bytes(&self) -> u64 {
-        STORE_BYTES_EMPTY + self.trace_bytes + self.traces_to_load * STORE_BYTES_PER_TRACE
+        let traces = self.trace_bytes + self.traces_to_load * STORE_BYTES_PER_TRACE;
+        STORE_BYTES_EMPTY + traces + self.item_bytes
     }
 
     /// How the rows of a source become events.
@@ -234,7 +240,16 @@ impl Inspector<'_> {
             let bytes = sizes.of(|column| stored.contains(&column)).uncompressed;
             trace_bytes += (bytes as f64 * share).ceil() as u64;
         }
+        let item_bytes = match &dataset_items {
+            Some(items) if self.options.experiments => {
+                let sizes = self.connection.column_sizes(items, UNPARTITIONED);
+                let is_stored = |column: &str| column != "dataset_item_input";
+                self.ask(sizes).await?.of(is_stored).uncompressed
+            }
+            _ => 0,
+        };
         Ok(Inspected {
+            item_bytes,
             server,
             observations,
             traces,

@@ -10,9 +10,10 @@
 //! ```
 //!
 //! Layers point one way: `partitions` has a `job` done for each partition; `job` puts the
-//! others together; `pipeline`, `load` and `elsewhere` know ClickHouse and the store;
-//! `send` knows batches and ClickHouse; `enrich` knows blocks, the mapping and the store;
-//! `native` and `trace_store` know neither each other nor ClickHouse.
+//! others together; `pipeline`, `load`, `elsewhere` and `experiments` know ClickHouse and the
+//! store; `send` knows batches and ClickHouse; `enrich` knows blocks, the mapping and the
+//! store; `native` and `trace_store` know neither each other nor ClickHouse. Beside a job,
+//! `forecast` says what it would do, `status` how far it is, and `verify` what came of it.
 
 #![forbid(unsafe_code)]
 

@@ -44,6 +44,12 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         }
         Some(Command::Plan(arguments)) => {
             let request = Request::new(arguments.run, &environment)?;
+            if arguments.json && request.selection.single().is_none() {
+                return Err(Error::Configuration(
+                    "--json goes with one month that is named: for several, name a file with --report"
+                        .to_owned(),
+                ));
+            }
             let plan = async |options| forecast::run(options, arguments.json).await.map(drop);
             block_on(partitions::each(request, plan))
         }

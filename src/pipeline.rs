@@ -17,7 +17,7 @@ use tokio::task::block_in_place;
 use crate::batch::{Batch, BatchMaker};
 use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{NativeStream, RequestError};
-use crate::enrich::{EnrichError, EnrichedBlock, Enricher, Unknown};
+use crate::enrich::{Aside, EnrichError, EnrichedBlock, Enricher, Unknown};
 use crate::error::{Error, WorkError};
 use crate::late::{LateCounts, LateReader, LateRows, LateWriter};
 use crate::memory::Budget;
@@ -263,7 +263,8 @@ impl Work {
             work.sender.abandon(&error).await;
             return Err(error);
         }
-        let counts = work.sender.finish().await?;
+        let mut counts = work.sender.finish().await?;
+        counts.superseded = work.superseded;
         let late = block_in_place(|| work.late.finish())?;
         Ok(Done {
             number,
@@ -296,6 +297,7 @@ impl Work {
             reader: BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool),
             waiting: Vec::new(),
             waiting_bytes: 0,
+            superseded: 0,
             batch: pipeline.batches.begin(),
             sender,
         })
@@ -329,6 +331,8 @@ struct Try<'a> {
     waiting: Vec<Block>,
     /// Bytes of memory that blocks hold that are not enriched yet.
     waiting_bytes: usize,
+    /// Rows that became nothing.
+    superseded: u64,
     batch: Batch,
     sender: Sender,
 }
@@ -400,14 +404,22 @@ impl Try<'_> {
         while let Some(mut group) = groups.pop() {
             let room = self.room(self.reader.held_with(0));
             let enricher = &self.pipeline.enricher;
-            match block_in_place(|| enricher.enrich(&group, self.unknown, room)) {
-                Ok(enriched) => {
+            let mut aside = Aside::default();
+            self.waiting_bytes -= held_bytes(&group);
+            let events = block_in_place(|| {
+                let events = enricher.enrich(&mut group, self.unknown, &mut aside, room);
+                for block in aside.late.drain(..) {
+                    self.late.push(&block)?;
+                }
+                Ok::<_, WorkError>(events)
+            })?;
+            self.waiting_bytes += held_bytes(&group);
+            self.superseded += aside.superseded as u64;
+            match events {
+                Ok(events) => {
                     self.waiting_bytes -= held_bytes(&group);
                     drop(group);
-                    for block in enriched.late {
-                        block_in_place(|| self.late.push(&block))?;
-                    }
-                    for block in enriched.events {
+                    for block in events {
                         self.add(block).await?;
                     }
                 }
@@ -420,10 +432,26 @@ impl Try<'_> {
                     let second = group.split_off(group.len() / 2);
                     groups.extend([second, group]);
                 }
+                Err(EnrichError::Native(NativeError::TooLarge { .. })) if group[0].rows > 1 => {
+                    let halves = self.halve(&group[0])?;
+                    self.waiting_bytes += held_bytes(&halves);
+                    self.waiting_bytes -= held_bytes(&group);
+                    drop(group);
+                    groups.extend(halves.into_iter().rev().map(|half| vec![half]));
+                }
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
+    }
+
+    /// A block as two: what its rows get from their traces is too much for it as a whole.
+    fn halve(&self, block: &Block) -> Result<Vec<Block>, WorkError> {
+        let middle = block.rows / 2;
+        [0..middle, middle..block.rows]
+            .into_iter()
+            .map(|rows| Ok(block.take_rows(&[rows], self.pipeline.pool.take())?))
+            .collect()
     }
 
     /// Adds a block to the batch, or to the next one.

@@ -47,6 +47,9 @@ pub struct Report {
     pub observations_without_trace: u64,
     /// Root spans the server acknowledged, if they were wanted.
     pub root_spans_inserted: Option<u64>,
+    /// Versions of traces that have no root span, since another version counts or the trace is
+    /// deleted, if root spans were wanted.
+    pub traces_superseded: Option<u64>,
     /// Spans that belong to an experiment, if that was wanted.
     pub spans_in_experiments: Option<u64>,
     /// Traces that were found in ClickHouse although they are on none of the days that were
@@ -190,6 +193,13 @@ pub(crate) fn write_lines(
     lines
         .into_iter()
         .try_for_each(|(name, value)| writeln!(f, "{name:<28}{value}"))
+}
+
+impl Report {
+    /// All rows the server acknowledged, root spans included.
+    pub fn all_events(&self) -> u64 {
+        self.events_inserted + self.root_spans_inserted.unwrap_or(0)
+    }
 }
 
 impl fmt::Display for Report {

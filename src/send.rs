@@ -62,6 +62,8 @@ pub struct SegmentCounts {
     pub without_trace: u64,
     /// Spans that belong to an experiment.
     pub in_experiments: u64,
+    /// Versions of traces that do not count, and have no root span.
+    pub superseded: u64,
 }
 
 impl std::ops::AddAssign for SegmentCounts {
@@ -70,6 +72,7 @@ impl std::ops::AddAssign for SegmentCounts {
         self.inserted += other.inserted;
         self.without_trace += other.without_trace;
         self.in_experiments += other.in_experiments;
+        self.superseded += other.superseded;
     }
 }
 

@@ -116,6 +116,8 @@ pub struct Progress {
     pub days_total: u64,
     /// Traces in the store.
     pub traces_loaded: u64,
+    /// Whether the spans of dataset runs are looked for now.
+    pub awaits_experiments: bool,
     /// Segments that are done, but for what waits.
     pub segments_done: u64,
     /// Segments of the plan.
@@ -127,7 +129,9 @@ pub struct Progress {
     pub observations_processed: u64,
     /// Of these, rows the server acknowledged.
     pub events_inserted: u64,
-    /// Of these, observations whose trace was not found.
+    /// Root spans the server acknowledged.
+    pub root_spans_inserted: u64,
+    /// Of the observations, those whose trace was not found.
     pub observations_without_trace: u64,
 }
 
@@ -263,6 +267,9 @@ fn next(
         (State::Running, Some(holder)) if directory.dry_run => {
             format!("{holder} tries it, and inserts nothing")
         }
+        (State::Running, Some(holder)) if progress.is_none() => {
+            format!("{holder} has it, and has saved nothing yet: it waits for its turn, or begins")
+        }
         (State::Running, Some(holder)) => format!("{holder} is at it{waiting}"),
         (State::Running, None) => return None,
         (State::Interrupted, _) => {
@@ -271,7 +278,10 @@ fn next(
         (State::Failed, _) => format!(
             "see what its last process said; then run it again, with --resume, to continue it{waiting}"
         ),
-        (State::NotBegun, _) => "nothing is saved yet: run it again as before".to_owned(),
+        (State::NotBegun, _) => {
+            "nothing is saved yet: run it again as before, with --resume if there are others"
+                .to_owned()
+        }
         (State::LeftOver, _) => format!(
             "a dry run was killed: it can be run again, and {} can be removed",
             directory.path.display()
@@ -300,9 +310,11 @@ impl Progress {
             traces_loaded: checkpoint.traces(),
             segments_done: checkpoint.done.len() as u64,
             segments_total: segments_total as u64,
+            awaits_experiments: checkpoint.awaits_experiments(),
             observations_waiting: checkpoint.late.values().map(|late| late.rows).sum(),
             observations_processed: observations.observations,
-            events_inserted: observations.inserted + root_spans.inserted,
+            events_inserted: observations.inserted,
+            root_spans_inserted: root_spans.inserted,
             observations_without_trace: observations.without_trace,
         }
     }
@@ -310,6 +322,7 @@ impl Progress {
     /// What is being done, and how far it is.
     fn in_words(&self) -> String {
         match self.is_loaded {
+            true if self.awaits_experiments => "dataset runs".to_owned(),
             false => format!("traces, {}/{} days", self.days_loaded, self.days_total),
             true => format!("{}/{} segments", self.segments_done, self.segments_total),
         }
@@ -388,6 +401,7 @@ fn cells(partition: &PartitionStatus) -> [String; COLUMNS.len()] {
     let state = match partition.state {
         State::Finished => "finished",
         State::Running if partition.dry_run => "dry run",
+        State::Running if partition.progress.is_none() => "pending",
         State::Running => "running",
         State::Interrupted => "interrupted",
         State::Failed => "failed",
@@ -401,7 +415,7 @@ fn cells(partition: &PartitionStatus) -> [String; COLUMNS.len()] {
         partition.partition.clone(),
         state.to_owned(),
         of(&|progress| progress.in_words()),
-        of(&|progress| count(progress.events_inserted)),
+        of(&|progress| count(progress.events_inserted + progress.root_spans_inserted)),
         of(&|progress| count(progress.observations_without_trace)),
         of(&|progress| progress.begun_at.to_minute()),
         of(&|progress| progress.saved_at.to_minute()),
@@ -435,11 +449,13 @@ mod tests {
             days_loaded: 32,
             days_total: 32,
             traces_loaded: 20_000_000,
+            awaits_experiments: false,
             segments_done: 398,
             segments_total: 400,
             observations_waiting: 0,
             observations_processed: 99_500_000,
-            events_inserted: 99_499_999,
+            events_inserted: 99_499_000,
+            root_spans_inserted: 999,
             observations_without_trace: 123_456,
         }
     }

@@ -570,6 +570,7 @@ fn the_report_agrees_with_the_tables() {
             "observations_without_trace",
             "root_spans_inserted",
             "root_spans_per_second",
+            "traces_superseded",
             "spans_in_experiments",
             "traces_found_elsewhere",
             "traces_nowhere",

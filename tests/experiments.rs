@@ -93,7 +93,17 @@ fn nullable(id: Option<String>) -> String {
 }
 
 /// Items, as `(project, id, trace, observation, hour of creation, version, is deleted)`.
-const ITEMS: &[(&str, &str, &str, Option<&str>, u32, u32, bool)] = &[
+type Item = (
+    &'static str,
+    &'static str,
+    &'static str,
+    Option<&'static str>,
+    u32,
+    u32,
+    bool,
+);
+
+const ITEMS: &[Item] = &[
     ("one", "i-whole", "whole", None, 1, 1, false),
     ("one", "i-middle", "nested", Some("b"), 1, 1, false),
     ("one", "i-down", "nested", Some("e"), 1, 1, false),
@@ -261,11 +271,14 @@ fn a_month_with_every_oddity_gets_its_experiments() {
 fn experiments_win_over_what_was_written_without_them() {
     let database = trees("experiments_later");
     expect(&database);
-    tool(&database).arg("--root-spans").run().assert_code(0);
-    tool(&database)
-        .args(["--root-spans", "--experiments", "--restart"])
-        .run()
-        .assert_code(0);
+    let tool = tool(&database).arg("--root-spans");
+    tool.run().assert_code(0);
+    let tool = tool.args(["--experiments", "--restart"]);
+    tool.run().assert_code(0);
+    assert_equal(&database, "expected", "events_full FINAL");
+    // The other way round they would be lost.
+    let tool = tool.without_arg("--experiments");
+    tool.run().assert_one_error(2, &["--experiments", "remove"]);
     assert_equal(&database, "expected", "events_full FINAL");
 }
 

@@ -9,7 +9,7 @@ mod differential;
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use differential::{ask_number, execute};
+use differential::{ask, ask_number, execute};
 use support::{Database, SAMPLE_PARTITION, Server, Tool, repository_file};
 
 const MIB: u64 = 1024 * 1024;
@@ -68,8 +68,17 @@ fn fill(database: &Database, traces: u64, each: u64, input: &str, metadata: &str
 fn assert_within_limit(database: &Database, limit: u64, least_segments: u64) {
     let _turn = one_at_a_time();
     execute(database, "TRUNCATE TABLE events");
-    let tool = Tool::new(database)
-        .args(["--partition", SAMPLE_PARTITION, "--target-table", "events"])
+    let tool = Tool::new(database).args(["--target-table", "events"]);
+    run_within_limit(tool, database, limit, least_segments);
+    assert_eq!(
+        ask_number(database, "SELECT count() FROM events FINAL"),
+        ask_number(database, "SELECT count() FROM observations"),
+    );
+}
+
+fn run_within_limit(tool: Tool, database: &Database, limit: u64, least_segments: u64) {
+    let tool = tool
+        .args(["--partition", SAMPLE_PARTITION])
         .args(["--memory-limit", &format!("{limit}MiB")])
         .args(["--concurrency", "4", "--segment-rows", "1000"]);
     tool.run().assert_code(0);
@@ -77,10 +86,6 @@ fn assert_within_limit(database: &Database, limit: u64, least_segments: u64) {
     let report = tool.report();
     let rows = ask_number(database, "SELECT count() FROM observations");
     assert_eq!(report["events_inserted"], rows, "{report}");
-    assert_eq!(
-        ask_number(database, "SELECT count() FROM events FINAL"),
-        rows
-    );
     let segments = report["segments_total"].as_u64().unwrap();
     let peak = report["peak_rss_bytes"].as_u64().unwrap();
     println!(
@@ -192,4 +197,58 @@ fn large_metadata_that_many_observations_share_stays_within_256_mib() {
 #[test]
 fn large_metadata_that_many_observations_share_stays_within_512_mib() {
     assert_within_limit(large_trace_metadata(), 512, 1);
+}
+
+/// 5,000 rows and 25 root spans, each of which gets 100 KB from the item of a dataset run: 500 MB
+/// out of 2.5 MB. The target is like `events_full`, without its indexes.
+fn large_items() -> &'static Database<'static> {
+    static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
+    DATABASE.get_or_init(|| {
+        let database = tables("large_items");
+        fill(&database, 25, 200, "'short'", "map('key', 'value')");
+        execute(
+            &database,
+            "INSERT INTO dataset_run_items_rmt (id, project_id, dataset_run_id, dataset_item_id, \
+                 dataset_id, trace_id, dataset_item_expected_output, event_ts) \
+             SELECT id, project_id, 'run', 'item', 'dataset', id, \
+                 repeat(hex(sipHash128(id)), 3125), 1 FROM traces",
+        );
+        let columns = ask(
+            &database,
+            "SELECT arrayStringConcat(groupArray(name), ', ') FROM system.columns \
+             WHERE database = currentDatabase() AND table = 'events_full' \
+                 AND default_kind NOT IN ('MATERIALIZED', 'ALIAS')",
+        );
+        execute(
+            &database,
+            &format!(
+                "CREATE TABLE events_with_experiments \
+                 ENGINE = ReplacingMergeTree(event_ts, is_deleted) \
+                 ORDER BY (project_id, start_time, trace_id, span_id) \
+                 EMPTY AS SELECT {columns} FROM events_full"
+            ),
+        );
+        database
+    })
+}
+
+#[test]
+fn large_items_of_dataset_runs_stay_within_256_mib() {
+    let database = large_items();
+    let _turn = one_at_a_time();
+    let tool = Tool::new(database).args([
+        "--target-table",
+        "events_with_experiments",
+        "--root-spans",
+        "--experiments",
+    ]);
+    run_within_limit(tool, database, 256, 1);
+    assert_eq!(
+        ask_number(
+            database,
+            "SELECT countIf(length(experiment_item_expected_output) = 100000) \
+             FROM events_with_experiments FINAL"
+        ),
+        5_025,
+    );
 }

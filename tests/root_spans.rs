@@ -159,6 +159,79 @@ fn without_trace_metadata_a_root_span_still_has_its_own() {
 }
 
 #[test]
+fn a_trace_that_moved_to_another_month_has_one_root_span_without_remote_lookups_too() {
+    let database = month("root_spans_no_lookup");
+    Specification::of_root_spans().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    let tool = tool(&database).args(["--only", "root-spans", "--no-remote-lookup"]);
+    tool.run().assert_code(0);
+    assert_equal(&database, "expected", "events_full");
+    let versions = ask_number(
+        &database,
+        "SELECT count() FROM traces FINAL WHERE _partition_id = '202406'",
+    );
+    let report = tool.report();
+    let number = |name: &str| report[name].as_u64().unwrap();
+    assert_eq!(
+        number("root_spans_inserted") + number("traces_superseded"),
+        versions
+    );
+    assert!(number("traces_superseded") > 100, "{report}");
+}
+
+#[test]
+fn traces_that_are_written_while_a_run_goes_on_get_their_root_spans_too() {
+    let database = month("root_spans_meanwhile");
+    let tool = tool(&database).args(["--root-spans", "--segment-rows", "500"]);
+    // Killed once the traces are loaded, and before the root spans are written.
+    let checkpoint = tool.state_dir().join(SAMPLE_PARTITION).join("checkpoint");
+    let mut run = tool.spawn();
+    loop {
+        assert!(run.is_running(), "the run ended before it could be killed");
+        let written = "SELECT count() FROM events_full";
+        if checkpoint.exists() && ask_number(&database, written) > 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    run.kill();
+    run.wait();
+    // Some observations have the id of a root span.
+    let is_root_span = "span_id = concat('t-', trace_id) AND trace_id NOT IN \
+         (SELECT trace_id FROM observations WHERE id = concat('t-', trace_id))";
+    let root_spans = format!("SELECT count() FROM events_full WHERE {is_root_span}");
+    assert_eq!(ask_number(&database, &root_spans), 0);
+    for (name, id, version) in [
+        ("new", "concat(t.id, ' new')", "t.event_ts"),
+        ("newer version", "t.id", "t.event_ts + INTERVAL 1 HOUR"),
+    ] {
+        execute(
+            &database,
+            &format!(
+                "INSERT INTO traces SELECT * REPLACE ({id} AS id, '{name}' AS name, \
+                     concat('user of ', t.id) AS user_id, {version} AS event_ts) \
+                 FROM traces AS t FINAL WHERE t._partition_id = '{SAMPLE_PARTITION}' \
+                     AND t.id NOT LIKE '% moved' AND cityHash64(t.id) % 20 = 0"
+            ),
+        );
+    }
+    Specification::of_root_spans().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    tool.arg("--resume").run().assert_code(0);
+    for (table, source) in [("wanted", "expected"), ("written", "events_full")] {
+        execute(
+            &database,
+            &format!("CREATE TABLE {table} AS events_full ENGINE = Memory"),
+        );
+        execute(
+            &database,
+            &format!("INSERT INTO {table} SELECT * FROM {source} WHERE {is_root_span}"),
+        );
+    }
+    assert_equal(&database, "wanted", "written");
+    let meanwhile = "SELECT count() FROM written WHERE name IN ('new', 'newer version')";
+    assert!(ask_number(&database, meanwhile) > 50);
+}
+
+#[test]
 fn root_spans_of_dataset_runs_are_left_out_where_their_observations_are() {
     let database = month("root_spans_excluded");
     Specification::of_root_spans().fill(&database, SAMPLE_PARTITION, "events_full", "expected");

@@ -286,7 +286,7 @@ fn a_run_that_has_not_saved_anything_yet_is_seen_too() {
     assert_eq!(partition["progress"], Value::Null);
     let outcome = status(&tool.state_dir(), &[]);
     outcome.assert_code(0);
-    assert!(line(&outcome, SAMPLE_PARTITION).contains("running"));
+    assert!(line(&outcome, SAMPLE_PARTITION).contains("pending"));
     run.kill();
     run.wait();
     assert_eq!(only_partition(&tool.state_dir())["state"], "not_begun");

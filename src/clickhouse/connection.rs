@@ -33,6 +33,11 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the server may be silent while it reads for us.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// How long the server may read the ids of a whole table, and sort or group them.
+pub const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Bytes beyond which the server is asked to do that on its disk.
+pub const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
+
 /// A password. Never shown: `Debug` hides it and there is no `Display`.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Password(String);

@@ -9,7 +9,10 @@ mod sizes;
 pub mod sql;
 mod tls;
 
-pub use connection::{Compression, Connection, ConnectionOptions, NativeStream, Password};
+pub use connection::{
+    Compression, Connection, ConnectionOptions, NativeStream, ON_DISK_FROM_BYTES, Password,
+    TABLE_TIMEOUT,
+};
 pub use error::RequestError;
 pub use insert::InsertRequest;
 pub use schema::{PartitionSize, ServerInfo, TableColumn, TableInfo};

@@ -61,19 +61,21 @@ impl EnrichedBlock {
     }
 }
 
-/// What became of some blocks.
+/// Rows that do not become events now.
 #[derive(Debug, Default)]
-pub struct Outcome {
-    /// Blocks of events.
-    pub events: Vec<EnrichedBlock>,
-    /// Blocks of observations of whose traces the store knows nothing.
+pub struct Aside {
+    /// Blocks of rows of whose traces the store knows nothing, or too little.
     pub late: Vec<Block>,
+    /// Rows that are nothing: versions of traces that do not count.
+    pub superseded: usize,
 }
 
-/// What to do with an observation of whose trace the store knows nothing.
+/// What to do with a row of whose trace the store knows nothing, or only an older version
+/// than the row is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unknown {
-    /// It becomes an event without the attributes of a trace.
+    /// It becomes an event with what is known; a version of a trace of which nothing is
+    /// known is deleted by now.
     WithoutTrace,
     /// It is put aside, unless it has no trace id.
     Late,
@@ -100,7 +102,9 @@ impl Enricher {
     }
 
     /// Looks up the traces of some blocks, all together, and builds the blocks of
-    /// events, within `max_bytes` of memory besides the blocks themselves.
+    /// events, within `max_bytes` of memory besides the blocks themselves. Rows that do
+    /// not become events now are taken out of the blocks, and put `aside`, whatever comes
+    /// of the others.
     ///
     /// # Errors
     /// [`EnrichError::Native`] with [`NativeError::TooLarge`] where the traces, or
@@ -108,13 +112,15 @@ impl Enricher {
     /// ask for fewer rows.
     pub fn enrich(
         &self,
-        blocks: &[Block],
+        blocks: &mut Vec<Block>,
         unknown: Unknown,
+        aside: &mut Aside,
         max_bytes: usize,
-    ) -> Result<Outcome, EnrichError> {
+    ) -> Result<Vec<EnrichedBlock>, EnrichError> {
+        let rows = blocks.iter().map(|block| block.rows).max().unwrap_or(0);
         let too_large = || {
             EnrichError::Native(NativeError::TooLarge {
-                rows: blocks.iter().map(|block| block.rows).max().unwrap_or(0),
+                rows,
                 limit: max_bytes,
             })
         };
@@ -134,48 +140,62 @@ impl Enricher {
         let records = (0..unique.len()).map(|index| found.record(index));
         let records = records.collect::<Result<Vec<_>, _>>()?;
         let items = found_items.records()?;
-        let fates = self.fates(unknown, &slots, &records, &found);
+        let fates = self.fates(blocks, unknown, &slots, &records, &found)?;
+        let kept = self.put_aside(blocks, &fates, aside)?;
         let held = found.held_bytes() + found_items.held_bytes();
         let mut room = max_bytes.saturating_sub(held);
-        let mut first = 0;
-        let mut enriched = Outcome::default();
-        for block in blocks {
-            let rows = first..first + block.rows;
-            first = rows.end;
-            let of_row = &slots.of_row[rows.clone()];
-            let items_of_row = found_items.of_row().get(rows.clone()).unwrap_or_default();
-            let (in_time, late) = divide(&fates[rows]);
-            let is_whole = in_time == [0..block.rows];
-            if !is_whole {
-                // Its parts together take as much as the block.
-                room = room.checked_sub(block.bytes.len()).ok_or_else(too_large)?;
-            }
-            if !late.is_empty() {
-                let late = block.take_rows(&late, self.pool.take())?;
-                enriched.late.push(late);
-            }
-            if in_time.is_empty() {
-                continue;
-            }
-            let part = match is_whole {
-                true => None,
-                false => Some(block.take_rows(&in_time, self.pool.take())?),
-            };
-            let block = part.as_ref().unwrap_or(block);
+        let mut enriched = Vec::with_capacity(blocks.len());
+        for (block, rows) in blocks.iter().zip(kept) {
             let traces = RowTraces {
-                of_row: take(of_row, &in_time),
+                of_row: take(&slots.of_row, &rows),
                 records: &records,
             };
             let items = RowItems {
-                of_row: take(items_of_row, &in_time),
+                of_row: take(found_items.of_row(), &rows),
                 items: &items,
             };
             let built = self.build_block(block, &traces, &items, room)?;
             let built = built.ok_or_else(too_large)?;
             room -= built.held_bytes - block.held_bytes;
-            enriched.events.push(built);
+            enriched.push(built);
         }
         Ok(enriched)
+    }
+
+    /// Leaves in the blocks the rows that become events now, and gives their numbers among
+    /// the rows of all blocks: one list for each block that is left.
+    fn put_aside(
+        &self,
+        blocks: &mut Vec<Block>,
+        fates: &[Fate],
+        aside: &mut Aside,
+    ) -> Result<Vec<Rows>, NativeError> {
+        let mut kept = Vec::with_capacity(blocks.len());
+        let mut left = Vec::with_capacity(blocks.len());
+        let mut first = 0;
+        for block in blocks.drain(..) {
+            let fates = &fates[first..first + block.rows];
+            let among_all = |range: &Range<usize>| range.start + first..range.end + first;
+            let (in_time, late) = divide(fates);
+            let rows = in_time.iter().map(among_all).collect();
+            first += block.rows;
+            let is_superseded = |fate: &&Fate| **fate == Fate::Superseded;
+            aside.superseded += fates.iter().filter(is_superseded).count();
+            if !late.is_empty() {
+                // They are few, and the buffers of the pool are large.
+                let buffer = BufferPool::new(0, 0).take();
+                aside.late.push(block.take_rows(&late, buffer)?);
+            }
+            let is_whole = in_time.first() == Some(&(0..block.rows));
+            match (is_whole, in_time.is_empty()) {
+                (true, _) => left.push(block),
+                (false, false) => left.push(block.take_rows(&in_time, self.pool.take())?),
+                (false, true) => continue,
+            }
+            kept.push(rows);
+        }
+        *blocks = left;
+        Ok(kept)
     }
 
     /// The block of events, unless it takes more than `max_bytes` besides the block.
@@ -302,33 +322,46 @@ impl Enricher {
     /// What becomes of each row of all blocks.
     fn fates(
         &self,
+        blocks: &[Block],
         unknown: Unknown,
         slots: &Slots,
         records: &[Option<TraceRecord<'_>>],
         found: &Found,
-    ) -> Vec<Fate> {
-        let of_row = slots.of_row.iter().zip(&slots.days);
-        match self.mapping.source {
-            Source::Observations => {
-                let is_late = |slot: usize| {
-                    unknown == Unknown::Late && slots.has_id[slot] && !found.is_known(slot)
-                };
-                let fates: Vec<Fate> = (0..records.len())
-                    .map(|slot| match is_late(slot) {
-                        true => Fate::Late,
-                        false => Fate::Event,
-                    })
-                    .collect();
-                of_row.map(|(&slot, _)| fates[slot as usize]).collect()
-            }
-            // The row is the version that counts, or there is another one on another day.
-            Source::Traces => of_row
-                .map(|(&slot, &day)| match &records[slot as usize] {
-                    Some(record) if record.day == day => Fate::Event,
-                    _ => Fate::Superseded,
+    ) -> Result<Vec<Fate>, EnrichError> {
+        let wait = |otherwise| match unknown {
+            Unknown::Late => Fate::Late,
+            Unknown::WithoutTrace => otherwise,
+        };
+        let of_row = slots.of_row.iter().map(|&slot| slot as usize);
+        if self.mapping.source == Source::Observations {
+            let fates: Vec<Fate> = (0..records.len())
+                .map(|slot| match slots.has_id[slot] && !found.is_known(slot) {
+                    true => wait(Fate::Event),
+                    false => Fate::Event,
                 })
-                .collect(),
+                .collect();
+            return Ok(of_row.map(|slot| fates[slot]).collect());
         }
+        let known = (0..records.len()).map(|slot| found.event_ts(slot));
+        let known: Vec<Option<i64>> = known.collect::<Result<_, _>>()?;
+        let mut fates = Vec::with_capacity(slots.of_row.len());
+        let mut rows = of_row.zip(&slots.days);
+        for block in blocks {
+            let mut versions = FixedCursor::<8>::new(self.helper(block, Helper::EventTs)?);
+            for (slot, &day) in rows.by_ref().take(block.rows) {
+                let event_ts = i64::from_le_bytes(versions.next_value()?);
+                let counts = records[slot].as_ref().is_some_and(|r| r.day == day);
+                fates.push(match (known[slot], counts) {
+                    (None, _) => wait(Fate::Superseded),
+                    // The row was written after its trace was loaded.
+                    (Some(known), _) if known < event_ts => wait(Fate::Event),
+                    (Some(_), true) => Fate::Event,
+                    // Another version counts, or the trace is deleted.
+                    (Some(_), false) => Fate::Superseded,
+                });
+            }
+        }
+        Ok(fates)
     }
 
     /// Appends the values of one column to `out`.

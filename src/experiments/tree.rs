@@ -18,6 +18,8 @@ pub(super) fn root_span_id(trace: &[u8]) -> Vec<u8> {
 pub(super) struct Spans {
     project: Vec<u8>,
     trace: Vec<u8>,
+    /// Whether an item points into the trace.
+    is_wanted: bool,
     /// Id and parent.
     spans: Vec<(Vec<u8>, Vec<u8>)>,
     bytes: usize,
@@ -30,6 +32,7 @@ impl Spans {
         Self {
             project: Vec::new(),
             trace: Vec::new(),
+            is_wanted: false,
             spans: Vec::new(),
             bytes: 0,
             max_bytes,
@@ -40,15 +43,32 @@ impl Spans {
         self.project == project && self.trace == trace
     }
 
-    pub(super) fn begin(&mut self, project: &[u8], trace: &[u8]) {
+    /// Begins another trace, which need not be one that was asked for.
+    pub(super) fn begin(
+        &mut self,
+        project: &[u8],
+        trace: &[u8],
+        pointers: &BTreeMap<Vec<u8>, Pointers>,
+    ) {
         self.project = project.to_vec();
         self.trace = trace.to_vec();
         self.spans.clear();
         self.bytes = 0;
+        let pointers = pointers.get(&self.key());
+        self.is_wanted = pointers.is_some_and(|pointers| !pointers.is_empty());
+    }
+
+    fn key(&self) -> Vec<u8> {
+        let mut encoded = Vec::new();
+        key::encode(&mut encoded, &self.project, &self.trace);
+        encoded
     }
 
     /// Adds a span of the trace; without a parent, it hangs below the trace's root span.
     pub(super) fn add(&mut self, id: &[u8], parent: &[u8]) -> Result<(), WorkError> {
+        if !self.is_wanted {
+            return Ok(());
+        }
         let root = root_span_id(&self.trace);
         let parent = match (id == root, parent.is_empty()) {
             (true, _) => Vec::new(),
@@ -74,8 +94,7 @@ impl Spans {
         pointers: &mut BTreeMap<Vec<u8>, Pointers>,
         writer: &mut ExperimentWriter<'_>,
     ) -> Result<ExperimentCounts, WorkError> {
-        let mut encoded = Vec::new();
-        key::encode(&mut encoded, &self.project, &self.trace);
+        let encoded = self.key();
         let Some(pointers) = pointers.remove(&encoded) else {
             return Ok(ExperimentCounts::default());
         };

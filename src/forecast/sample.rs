@@ -15,7 +15,7 @@ use crate::batch::BatchMaker;
 use crate::buffer_pool::BufferPool;
 use crate::clickhouse::Connection;
 use crate::elsewhere::Question;
-use crate::enrich::{EnrichError, Enricher, Outcome, Unknown};
+use crate::enrich::{Aside, EnrichError, Enricher, Unknown};
 use crate::error::{Error, WorkError};
 use crate::inspect::Inspected;
 use crate::load::{self, TraceSource};
@@ -226,7 +226,7 @@ impl Sampler<'_> {
             if question.is_full() || question.len() as u64 >= self.most_traces() {
                 break;
             }
-            block_in_place(|| question.add(&block, mapping.key_columns, store))
+            block_in_place(|| question.add(&block, mapping.key_columns, About::Missing, store))
                 .map_err(|error| given_up(&error, ""))?;
             days.extend(self.edges(&block));
             asked.push(block);
@@ -283,8 +283,10 @@ impl Sampler<'_> {
         let (mut rows, mut bytes) = (0, 0);
         let mut groups = groups(blocks, budget.look_up_bytes);
         while let Some(mut group) = groups.pop() {
-            let enriched = enricher.enrich(&group, Unknown::WithoutTrace, budget.segment_bytes);
-            let Outcome { events, .. } = match enriched {
+            // Without late rows, nothing is put aside.
+            let (unknown, mut aside) = (Unknown::WithoutTrace, Aside::default());
+            let enriched = enricher.enrich(&mut group, unknown, &mut aside, budget.segment_bytes);
+            let events = match enriched {
                 Err(EnrichError::Native(NativeError::TooLarge { .. })) if group.len() > 1 => {
                     let second = group.split_off(group.len() / 2);
                     groups.extend([second, group]);

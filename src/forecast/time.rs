@@ -40,8 +40,9 @@ pub struct Time {
 }
 
 /// What no sample tells.
-const LEFT_OUT: &str = "what else the server does meanwhile, its merges, what is tried again, and \
-                        traces that are looked for in other months";
+const LEFT_OUT: &str = "what else the server does meanwhile, its merges, what is tried again, \
+                        traces that are looked for in other months, and the spans of dataset runs \
+                        if they are wanted";
 
 impl Time {
     /// An estimate for a run that writes `write_bytes`.
@@ -70,7 +71,7 @@ impl Time {
                 }
             }
         }
-        if let Some(root_spans) = root_spans {
+        if let Some(root_spans) = root_spans.filter(|_| !options.dry_run) {
             steps.push(Step {
                 name: "write root spans",
                 ..insert_step(root_spans.bytes.uncompressed)

@@ -6,6 +6,7 @@ use super::{Job, work_failed};
 use crate::elsewhere::{Answer, Question};
 use crate::error::Error;
 use crate::load;
+use crate::mapping::Source;
 use crate::native::BlockReader;
 use crate::pipeline::Pipeline;
 use crate::trace_store::{About, TraceStore};
@@ -14,13 +15,19 @@ use crate::trace_store::{About, TraceStore};
 const NOWHERE_LISTED: usize = 100;
 
 impl Job {
-    /// Asks for the traces of all observations that wait.
+    /// Asks for the traces of all rows that wait.
     pub(super) async fn look_elsewhere(
         &mut self,
+        source: Source,
         pipeline: &Pipeline,
         store: &TraceStore,
     ) -> Result<(), Error> {
-        let key_columns = self.inspected.mapping.key_columns;
+        let key_columns = self.inspected.mapping_of(source).key_columns;
+        // A trace that waits itself may be known in an older version, which must not count.
+        let about = match source {
+            Source::Observations => About::Missing,
+            Source::Traces => About::Moved,
+        };
         let late = self.checkpoint.late.clone();
         let mut question = Question::default();
         for (segment, counts) in late {
@@ -30,10 +37,10 @@ impl Job {
             while let Some(chunk) = block_in_place(|| file.next_chunk()).map_err(work_failed)? {
                 blocks.push(&chunk);
                 while let Some(block) = blocks.next_block().map_err(|e| work_failed(e.into()))? {
-                    let added = block_in_place(|| question.add(&block, key_columns, store));
+                    let added = block_in_place(|| question.add(&block, key_columns, about, store));
                     added.map_err(work_failed)?;
                     if question.is_full() {
-                        self.ask_missing(&std::mem::take(&mut question), store)
+                        self.ask_waiting(&std::mem::take(&mut question), about, store)
                             .await?;
                     }
                 }
@@ -42,12 +49,20 @@ impl Job {
         }
         match question.is_empty() {
             true => Ok(()),
-            false => self.ask_missing(&question, store).await,
+            false => self.ask_waiting(&question, about, store).await,
         }
     }
 
-    async fn ask_missing(&mut self, question: &Question, store: &TraceStore) -> Result<(), Error> {
-        let answer = self.ask(question, About::Missing, store).await?;
+    async fn ask_waiting(
+        &mut self,
+        question: &Question,
+        about: About,
+        store: &TraceStore,
+    ) -> Result<(), Error> {
+        let answer = self.ask(question, about, store).await?;
+        if about == About::Moved {
+            return Ok(());
+        }
         let elsewhere = &mut self.checkpoint.elsewhere;
         elsewhere.asked += question.len() as u64;
         elsewhere.found += answer.found;
@@ -62,7 +77,10 @@ impl Job {
     /// Finds the traces that are on a day that is loaded and on days that are not, and which of
     /// their versions counts.
     pub(super) async fn settle_far_moved(&self, store: &TraceStore) -> Result<(), Error> {
-        if !self.options.remote_lookup || !self.inspected.has_more_traces {
+        // A root span is written by the month in which its trace's latest version lies, so that
+        // one must be known.
+        let is_wanted = self.options.remote_lookup || self.options.root_spans;
+        if !is_wanted || !self.inspected.has_more_traces {
             return Ok(());
         }
         let margin = self.options.trace_margin_days;

@@ -1,11 +1,12 @@
 //! Between the phases: which spans belong to an item of a dataset run.
 
-use super::{Job, work_failed};
+use indicatif::HumanCount;
+
+use super::{Job, store_failed, work_failed};
 use crate::error::Error;
 use crate::experiments::{ExperimentCounts, ExperimentSource, Trace};
 use crate::load;
 use crate::mapping::Source;
-use crate::progress::Phase;
 use crate::trace_store::TraceStore;
 
 impl Job {
@@ -14,38 +15,40 @@ impl Job {
             return Ok(());
         }
         // What an earlier process began.
-        store
-            .clear_experiments()
-            .map_err(|error| work_failed(error.into()))?;
-        let phase = Phase::begin(&self.display, "traces of dataset runs", 0, 0);
+        store.clear_experiments().map_err(store_failed)?;
         let mut counts = ExperimentCounts::default();
         let mut last = None;
         loop {
-            let traces = self.experiment_source().traces(last.as_ref()).await;
+            let traces = self.experiment_source()?.traces(last.as_ref()).await;
             let traces = traces.map_err(|error| self.interrupted_or(work_failed(error)))?;
             if traces.is_empty() {
                 break;
             }
             counts += self.keep_experiments(&traces, store).await?;
-            phase.advance(traces.len() as u64);
             last = traces.last().cloned();
+            // Nobody knows beforehand how many there are.
+            self.display.note(format_args!(
+                "dataset runs: {} items, {} traces, {} spans",
+                HumanCount(counts.items),
+                HumanCount(counts.traces),
+                HumanCount(counts.spans)
+            ));
         }
-        phase.finish();
+        store.sync().map_err(store_failed)?;
         self.checkpoint.experiments = Some(counts);
         self.save()
     }
 
-    fn experiment_source(&self) -> ExperimentSource<'_> {
+    fn experiment_source(&self) -> Result<ExperimentSource<'_>, Error> {
         let inspected = &self.inspected;
+        let items = inspected.dataset_items.as_ref().ok_or_else(|| {
+            Error::Failed("the table of dataset run items was not looked at".to_owned())
+        })?;
         let sources = self.options.sources().into_iter();
         let budget = self.options.budget;
-        ExperimentSource {
+        Ok(ExperimentSource {
             connection: &self.connection,
-            // Inspecting finds it, or refuses the run.
-            items: inspected
-                .dataset_items
-                .as_ref()
-                .unwrap_or(&inspected.observations),
+            items,
             sources: sources
                 .map(|source| match source {
                     Source::Observations => (source, &inspected.observations),
@@ -58,7 +61,7 @@ impl Job {
             preferred_block_bytes: budget.preferred_block_bytes,
             pool: self.pool.clone(),
             shutdown: &self.shutdown,
-        }
+        })
     }
 
     /// Finds what belongs to the items of some traces, again and again while what stops it may
@@ -70,7 +73,7 @@ impl Job {
     ) -> Result<ExperimentCounts, Error> {
         let mut tries = self.retries.tries();
         let mut block_rows = load::BLOCK_ROWS;
-        let source = self.experiment_source();
+        let source = self.experiment_source()?;
         loop {
             let error = match source.keep(traces, block_rows, store).await {
                 Ok(counts) => return Ok(counts),

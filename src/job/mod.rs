@@ -199,21 +199,24 @@ fn describe(options: &Options, inspected: &Inspected, display: &Display) {
         target.database,
         target.name,
     ));
-    if !inspected.mapping.without_place.is_empty() {
+    // What one has no place for, the other has not either.
+    let first = options.sources().into_iter().next();
+    let mapping = inspected.mapping_of(first.unwrap_or(Source::Observations));
+    if !mapping.without_place.is_empty() {
         display.note_once(format!(
             "{} has no column for: {}{}",
             target.name,
-            inspected.mapping.without_place.join(", "),
-            match inspected.mapping.tags_in_metadata {
+            mapping.without_place.join(", "),
+            match mapping.tags_in_metadata {
                 true => " (tags go into the metadata, as trace_tags)",
                 false => "",
             }
         ));
     }
-    if !inspected.mapping.left_to_default.is_empty() {
+    if !mapping.left_to_default.is_empty() {
         display.note_once(format!(
             "left to their defaults: {}",
-            inspected.mapping.left_to_default.join(", ")
+            mapping.left_to_default.join(", ")
         ));
     }
 }
@@ -365,6 +368,7 @@ impl Job {
             observations_processed: observations.observations,
             events_inserted: observations.inserted,
             observations_without_trace: observations.without_trace,
+            traces_superseded: self.options.root_spans.then_some(root_spans.superseded),
             root_spans_inserted: self.options.root_spans.then_some(root_spans.inserted),
             spans_in_experiments: self
                 .options

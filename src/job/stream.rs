@@ -50,7 +50,7 @@ impl Job {
         while outcome.is_ok() && !self.is_streamed(source) {
             outcome = self.stream_segments(source, &pipeline, &phase).await;
             if outcome.is_ok() {
-                outcome = self.stream_late(&pipeline, store).await;
+                outcome = self.stream_late(source, &pipeline, store).await;
             }
         }
         phase.finish();
@@ -90,6 +90,7 @@ impl Job {
     /// Looks for the traces of the observations that wait, and makes events of them.
     async fn stream_late(
         &mut self,
+        source: Source,
         pipeline: &Arc<Pipeline>,
         store: &Arc<TraceStore>,
     ) -> Result<(), Error> {
@@ -99,7 +100,7 @@ impl Job {
         let rows = self.checkpoint.late.values().map(|late| late.rows).sum();
         let name = "with traces elsewhere";
         let phase = Arc::new(Phase::begin(&self.display, name, rows, 0));
-        self.look_elsewhere(pipeline, store).await?;
+        self.look_elsewhere(source, pipeline, store).await?;
         let late = self.checkpoint.late.iter();
         let pieces = late.map(|(&number, &counts)| Piece::Late { number, counts });
         let pieces = pieces.collect();
@@ -184,9 +185,10 @@ impl Job {
                 pool: budget.pool(),
             },
             late: self.state.late_rows(),
-            unknown: match self.options.remote_lookup {
-                true => Unknown::Late,
-                false => Unknown::WithoutTrace,
+            unknown: match (source, self.options.remote_lookup) {
+                (Source::Observations, false) => Unknown::WithoutTrace,
+                // What is missing arrived after the traces were loaded.
+                (Source::Traces, _) | (_, true) => Unknown::Late,
             },
             batch_rows: self.options.batch_rows,
             // A block is never divided, so it must not be larger than a batch.

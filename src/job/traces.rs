@@ -45,6 +45,7 @@ impl Job {
                 .ok_or_else(|| Error::interrupted(self.shutdown.signal().unwrap_or_default()))?;
             self.settle_far_moved(store).await?;
         }
+        store.sync().map_err(store_failed)?;
         self.checkpoint.superseded = Some(superseded);
         self.save()?;
         phase.finish();

@@ -167,6 +167,8 @@ impl Enriched {
 pub enum Helper {
     /// `Date`: the day on which to look for the trace first.
     Day,
+    /// `DateTime64(6)`: of which version of a trace the row is.
+    EventTs,
     /// `Nullable(String)`: the row's own version.
     Version,
     /// `UInt8`: 1 where the row has no parent.
@@ -188,6 +190,7 @@ impl Helper {
                     Source::Traces => "toDate({c}.timestamp)",
                 },
             ),
+            Helper::EventTs => ("helper_event_ts", "DateTime64(6)", "{c}.event_ts"),
             Helper::Version => ("helper_version", "Nullable(String)", "{c}.version"),
             Helper::IsRoot => (
                 "helper_is_root",

@@ -149,6 +149,11 @@ impl Mapping {
         }
         let has = |form| enriched.iter().any(|column| column.form == form);
         let tags_in_metadata = !has(Enriched::Tags);
+        if wanted.experiments {
+            require_text(target, "span_id")?;
+            let without = EXPERIMENT.iter().filter(|(_, form)| !has(*form));
+            without_place.extend(without.map(|(name, _)| (*name).to_owned()));
+        }
         for (name, column) in [
             ("release", Enriched::Release),
             ("user_id", Enriched::UserId),
@@ -173,7 +178,7 @@ impl Mapping {
             };
             require(traces, taken.as_slice(), "events take from their trace")?;
         }
-        let helpers = helpers(&enriched, table)?;
+        let helpers = helpers(source, &enriched, table)?;
         let position = |name| {
             pass_through
                 .iter()
@@ -418,20 +423,27 @@ fn enriched_columns(
     if with_experiments && !has(Enriched::Experiment(Experiment::Id)) {
         return Err(missing(target, "experiment_id", "--experiments fills"));
     }
-    match (has(Enriched::MetadataNames), has(Enriched::MetadataValues)) {
-        (true, false) => Err(missing(
-            target,
-            "metadata_values",
-            "metadata_names goes with",
-        )),
-        (false, true) => Err(missing(
-            target,
-            "metadata_names",
-            "metadata_values goes with",
-        )),
-        _ => Ok(enriched),
+    for (names, values) in PAIRS {
+        let has = |name: &str| enriched.iter().any(|column| column.name == name);
+        let needed_for = |other| format!("{other} goes with");
+        match (has(names), has(values)) {
+            (true, false) => return Err(missing(target, values, &needed_for(names))),
+            (false, true) => return Err(missing(target, names, &needed_for(values))),
+            _ => {}
+        }
     }
+    Ok(enriched)
 }
+
+/// Columns that make sense together only.
+const PAIRS: [(&str, &str); 3] = [
+    ("metadata_names", "metadata_values"),
+    ("experiment_metadata_names", "experiment_metadata_values"),
+    (
+        "experiment_item_metadata_names",
+        "experiment_item_metadata_values",
+    ),
+];
 
 /// How the column is sent to a target column of that type, if it can be.
 fn fitting(form: Enriched, data_type: &DataType) -> Option<Enriched> {
@@ -494,8 +506,15 @@ fn pass_metadata_through(
     Ok(())
 }
 
-fn helpers(enriched: &[EnrichedColumn], table: &TableInfo) -> Result<Vec<Helper>, MappingError> {
+fn helpers(
+    source: Source,
+    enriched: &[EnrichedColumn],
+    table: &TableInfo,
+) -> Result<Vec<Helper>, MappingError> {
     let mut helpers = vec![Helper::Day];
+    if source == Source::Traces {
+        helpers.push(Helper::EventTs);
+    }
     if enriched
         .iter()
         .any(|column| column.form == Enriched::Version)

@@ -16,6 +16,9 @@ impl Block {
         mut buffer: PooledBuffer,
     ) -> Result<Self, NativeError> {
         let rows = ranges.iter().map(Range::len).sum();
+        // About as much as they will take, so that the buffer is not copied while it grows.
+        let share = rows as f64 / self.rows.max(1) as f64;
+        buffer.reserve_exact((self.bytes.len() as f64 * share.min(1.0) * 1.05) as usize + 4096);
         put_block_header(&mut buffer, self.columns.len(), rows);
         let mut columns = Vec::with_capacity(self.columns.len());
         for column in &self.columns {

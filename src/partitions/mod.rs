@@ -151,13 +151,16 @@ async fn prepare(
     // The tables are the same for all.
     let inspected = session.inspect(&newest, &retries).await?;
     let mut prepared = VecDeque::new();
+    let mut has_state = false;
     let made_for = |options: &Options| MadeFor::new(options, &inspected);
     let checked = selected.partitions.iter().try_for_each(|&partition| {
         let mut options = request.job(partition);
         let state = StateDir::prepare(&options.state_dir, partition, options.dry_run)?;
         let stored = Checkpoint::read(&state.checkpoint());
         // Of several, those that were not begun yet are begun now.
-        options.resume &= !matches!(stored, Ok(None));
+        let is_there = !matches!(stored, Ok(None));
+        has_state |= is_there;
+        options.resume &= is_there;
         let made_for = made_for(&options);
         let (resume, restart) = (options.resume, options.restart);
         begin::decide(stored, &made_for, state.path(), resume, restart)?;
@@ -167,6 +170,15 @@ async fn prepare(
             state,
         });
         Ok(())
+    });
+    let nothing_to_resume = newest.resume && !has_state;
+    let checked = checked.and(match nothing_to_resume {
+        true => Err(Error::Configuration(format!(
+            "there is nothing to resume in {}: start without --resume, or name the directory of the \
+             run with --state-dir",
+            newest.state_dir.display()
+        ))),
+        false => Ok(()),
     });
     if let Err(error) = checked {
         leave(prepared);
@@ -293,7 +305,7 @@ impl Run<'_> {
             false => {
                 self.session.display.note(format_args!(
                     "partition {partition} is done: {} events in {}",
-                    report::count(report.events_inserted),
+                    report::count(report.all_events()),
                     report::seconds(report.seconds.total)
                 ));
                 State::Done

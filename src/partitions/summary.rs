@@ -224,12 +224,13 @@ fn add(sum: &mut Option<u64>, number: Option<u64>) {
 }
 
 /// Names of the columns of the table. The first two are words, the others numbers.
-const COLUMNS: [&str; 8] = [
+const COLUMNS: [&str; 9] = [
     "Partition",
     "State",
     "Traces",
     "Observations",
     "Events",
+    "Root spans",
     "Without trace",
     "Time",
     "Throughput",
@@ -243,7 +244,8 @@ impl Entry {
             self.state.in_words().to_owned(),
             count(report.traces_loaded),
             count(report.observations_processed),
-            count(report.events_inserted + report.root_spans_inserted.unwrap_or(0)),
+            count(report.events_inserted),
+            report.root_spans_inserted.map_or("-".to_owned(), count),
             count(report.observations_without_trace),
             seconds(report.seconds.total),
             format!("{}/s", count(report.observations_per_second as u64)),

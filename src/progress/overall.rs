@@ -138,7 +138,8 @@ impl Overall {
         let behind = now.before + now.done;
         let done_now = behind.saturating_sub(now.not_done_now);
         let left = self.total.saturating_sub(behind);
-        if done_now == 0 || left == 0 {
+        // The pace of a small part says nothing about the whole.
+        if done_now < self.total / 100 || done_now == 0 || left == 0 {
             return None;
         }
         let seconds = self.started.elapsed().as_secs_f64() * left as f64 / done_now as f64;

@@ -4,6 +4,7 @@
 //! not; the spans of these that belong to an item; and the items, since many
 //! spans share one.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use rocksdb::WriteBatch;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
 
 use super::record::{decode, encode};
-use super::{StoreError, TraceStore};
+use super::{KEYS_AT_ONCE, StoreError, TraceStore};
 
 /// Traces that have an item.
 const TRACES: &str = "experiment-traces";
@@ -208,47 +209,38 @@ impl TraceStore {
         if !self.has_experiments.load(Ordering::Relaxed) {
             return Ok(found);
         }
-        let has_items: Vec<bool> = self
-            .values(TRACES, traces.iter().copied())?
-            .iter()
-            .map(Option::is_some)
-            .collect();
+        let mut has_items = Vec::with_capacity(traces.len());
+        for chunk in traces.chunks(KEYS_AT_ONCE) {
+            let answers = self.values(TRACES, chunk)?;
+            has_items.extend(answers.iter().map(Option::is_some));
+        }
         let asked: Vec<usize> = (0..rows.len())
             .filter(|&row| has_items[rows[row].0 as usize])
             .collect();
-        let keys: Vec<Vec<u8>> = asked
-            .iter()
-            .map(|&row| span_key(traces[rows[row].0 as usize], rows[row].1))
-            .collect();
-        let items = self.values(SPANS, keys.iter().map(Vec::as_slice))?;
-        let mut numbers = std::collections::HashMap::new();
-        for (row, item) in asked.into_iter().zip(items) {
-            let Some(item) = item else { continue };
-            let number = match numbers.get(&item) {
-                Some(&number) => number,
-                None => {
-                    let number = found.items.len() as u32;
+        let mut numbers = HashMap::new();
+        for chunk in asked.chunks(KEYS_AT_ONCE) {
+            let key = |&row: &usize| span_key(traces[rows[row].0 as usize], rows[row].1);
+            let keys: Vec<Vec<u8>> = chunk.iter().map(key).collect();
+            let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+            for (&row, item) in chunk.iter().zip(self.values(SPANS, &keys)?) {
+                let Some(item) = item else { continue };
+                if !numbers.contains_key(&item) {
                     found.items.push(self.item(&item)?);
-                    numbers.insert(item, number);
-                    number
+                    numbers.insert(item.clone(), found.items.len() as u32 - 1);
                 }
-            };
-            found.of_row[row] = Some(number);
-            if found.is_too_large() {
-                break;
+                found.of_row[row] = numbers.get(&item).copied();
+                if found.is_too_large() {
+                    return Ok(found);
+                }
             }
         }
         Ok(found)
     }
 
     /// The values of some keys, in their order.
-    fn values<'k>(
-        &self,
-        family: &str,
-        keys: impl Iterator<Item = &'k [u8]>,
-    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+    fn values(&self, family: &str, keys: &[&[u8]]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         let family = self.family(family)?;
-        let keys = keys.map(|key| (&family, key));
+        let keys = keys.iter().map(|key| (&family, key));
         let values = self.database.multi_get_cf(keys);
         values
             .into_iter()

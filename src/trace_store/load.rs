@@ -222,6 +222,17 @@ impl Drop for DayWriter<'_> {
 }
 
 impl TraceStore {
+    /// Makes sure that all that was written outlasts a loss of power. To be called before a
+    /// checkpoint that relies on it.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the disk does not let it.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        self.database
+            .flush_wal(true)
+            .map_err(|error| self.failed(error))
+    }
+
     pub(super) fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
         self.database
             .write_opt(batch, &WriteOptions::default())

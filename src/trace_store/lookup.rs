@@ -3,10 +3,9 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::{Day, ELSEWHERE, MOVED, StoreError, TraceRecord, TraceStore, day_family};
+use super::record::RecordHead;
+use super::{Day, ELSEWHERE, KEYS_AT_ONCE, MOVED, StoreError, TraceRecord, TraceStore, day_family};
 
-/// Most keys asked for at once.
-const KEYS_AT_ONCE: usize = 1_024;
 /// Bytes that the answers to one question should take at most. Until they are
 /// copied, each pins a block of the cache at least as large as the record.
 const BYTES_AT_ONCE: usize = 16 * 1024 * 1024;
@@ -44,6 +43,17 @@ impl Found {
         };
         let record = TraceRecord::decode(&self.bytes[range])?;
         Ok((!record.is_deleted).then_some(record))
+    }
+
+    /// The version that the store knows of the key at `index`, be it a deletion: microseconds
+    /// since 1970 of the event that wrote it.
+    ///
+    /// # Errors
+    /// [`StoreError::Record`] where the record is damaged.
+    pub fn event_ts(&self, index: usize) -> Result<Option<i64>, StoreError> {
+        let range = self.records[index].clone();
+        let head = range.map(|range| RecordHead::decode(&self.bytes[range]));
+        Ok(head.transpose()?.map(|head| head.event_ts))
     }
 
     /// Whether the store knows anything of the key at `index`, be it that there is no

@@ -44,6 +44,9 @@ const MOVED: &str = "moved";
 const ELSEWHERE: &str = "elsewhere";
 const DAY_PREFIX: &str = "day-";
 
+/// Most keys asked for at once.
+const KEYS_AT_ONCE: usize = 1_024;
+
 /// Key, in the default family, of the name of the run that made the store.
 const RUN_KEY: &[u8] = b"run";
 

@@ -123,6 +123,9 @@ impl Columns {
             Some(data_type) => format!("{} ({data_type})", column.name),
             None => column.name.clone(),
         });
+        // What the items of dataset runs say.
+        let has_experiments = target.column("experiment_id").is_some();
+        let of_experiments = has_experiments.then(|| "experiment_*".to_owned());
         Self {
             own: own.collect(),
             of_trace: of_trace.collect(),
@@ -132,7 +135,7 @@ impl Columns {
                 .pass_through
                 .iter()
                 .any(|column| column.name == "source"),
-            not_compared: not_compared.collect(),
+            not_compared: not_compared.chain(of_experiments).collect(),
         }
     }
 

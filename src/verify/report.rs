@@ -115,10 +115,12 @@ impl Report {
         let can_be_written = self.missing + self.different + self.stale > 0;
         let can_be_deleted = self.doubled + self.extra > 0;
         let advice = match (can_be_written, can_be_deleted) {
-            (true, false) => "run the backfill of this partition again with --restart",
+            (true, false) => {
+                "run the backfill of this partition again, with the same options and --restart"
+            }
             (true, true) => {
-                "run the backfill of this partition again with --restart, and delete by hand what \
-                 is doubled or extra"
+                "run the backfill of this partition again, with the same options and --restart, and \
+                 delete by hand what is doubled or extra"
             }
             (false, _) => "delete by hand what is doubled or extra, a backfill deletes nothing",
         };

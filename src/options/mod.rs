@@ -1,11 +1,11 @@
 //! What the user asked for: command line, environment and `.env` put together
 //! and validated. A job takes [`Options`] only, so nothing unchecked is run.
 
-use std::collections::HashMap;
-use std::fmt;
+mod environment;
+mod partition;
+
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 
 use url::{Host, Url};
 
@@ -15,90 +15,9 @@ use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::{Budget, ByteSize};
 use crate::selection::Selection;
-use crate::trace_store::Day;
 
-/// The range of ClickHouse's Date type, in which days are counted.
-const YEARS: std::ops::RangeInclusive<i32> = 1970..=2148;
-
-/// A month, as ClickHouse names its partition: `202406`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Partition {
-    year: i32,
-    month: time::Month,
-}
-
-impl Partition {
-    /// The days of the month, as days since 1970-01-01.
-    pub fn days(self) -> impl Iterator<Item = Day> {
-        let epoch = time::Date::from_ordinal_date(1970, 1).map_or(0, time::Date::to_julian_day);
-        let first = time::Date::from_calendar_date(self.year, self.month, 1)
-            .map_or(epoch, time::Date::to_julian_day);
-        let length = i32::from(self.month.length(self.year));
-        (first..first + length).filter_map(move |day| u16::try_from(day - epoch).ok())
-    }
-}
-
-impl Partition {
-    /// The days of the month, and so many before and after it.
-    pub fn days_with_margin(self, margin: u16) -> std::ops::RangeInclusive<Day> {
-        let (mut days, fallback) = (self.days(), 0);
-        let first = days.next().unwrap_or(fallback);
-        let last = days.last().unwrap_or(first);
-        first.saturating_sub(margin)..=last.saturating_add(margin)
-    }
-
-    /// The month after this one, if there is one that can be written.
-    pub fn next(self) -> Option<Self> {
-        let month = self.month.next();
-        let year = self.year + i32::from(month == time::Month::January);
-        YEARS.contains(&year).then_some(Self { year, month })
-    }
-
-    /// The months from this one to `last`, both included.
-    pub fn months_to(self, last: Self) -> impl Iterator<Item = Self> {
-        std::iter::successors(Some(self), |month| month.next()).take_while(move |&m| m <= last)
-    }
-
-    /// The partition in which a day lies, as ClickHouse names it.
-    pub fn id_of(day: Day) -> String {
-        let epoch = time::Date::from_ordinal_date(1970, 1).map_or(0, time::Date::to_julian_day);
-        match time::Date::from_julian_day(epoch + i32::from(day)) {
-            Ok(date) => format!("{:04}{:02}", date.year(), u8::from(date.month())),
-            Err(_) => String::new(),
-        }
-    }
-}
-
-impl fmt::Display for Partition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04}{:02}", self.year, u8::from(self.month))
-    }
-}
-
-impl FromStr for Partition {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("partition '{text}' is not a month: write it as YYYYMM, for example 202406");
-        if text.len() != 6 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(wrong());
-        }
-        let year: i32 = text[..4].parse().map_err(|_| wrong())?;
-        let month: u8 = text[4..].parse().map_err(|_| wrong())?;
-        let month = time::Month::try_from(month).map_err(|_| {
-            format!("partition '{text}' is not a month: there is no month {month:02}")
-        })?;
-        if !YEARS.contains(&year) {
-            return Err(format!(
-                "partition '{text}' is out of range: years go from {} to {}",
-                YEARS.start(),
-                YEARS.end()
-            ));
-        }
-        Ok(Self { year, month })
-    }
-}
+pub use environment::Environment;
+pub use partition::Partition;
 
 /// What was asked for: the same job for each of some partitions.
 #[derive(Debug, Clone)]
@@ -119,12 +38,9 @@ impl Request {
     pub fn new(arguments: RunArguments, environment: &Environment) -> Result<Self, Error> {
         let selection = selection(&arguments, environment)?;
         let keep_going = arguments.keep_going;
-        let any = Partition {
-            year: *YEARS.start(),
-            month: time::Month::January,
-        };
+        let partition = selection.single().unwrap_or(Partition::FIRST);
         Ok(Self {
-            job: Options::new(arguments, environment, selection.single().unwrap_or(any))?,
+            job: Options::new(arguments, environment, partition)?,
             selection,
             keep_going,
         })
@@ -228,122 +144,6 @@ pub struct Options {
     pub report: Option<PathBuf>,
     /// Print nothing but errors.
     pub quiet: bool,
-}
-
-/// The variables that mean something here.
-const VARIABLES: &[&str] = &[
-    "ALL_PARTITIONS",
-    "BATCH_SIZE",
-    "CLICKHOUSE_DB",
-    "CLICKHOUSE_PASSWORD",
-    "CLICKHOUSE_PASSWORD_FILE",
-    "CLICKHOUSE_URL",
-    "CLICKHOUSE_USER",
-    "COMPRESSION",
-    "CONCURRENCY",
-    "DRY_RUN",
-    "EXCLUDE_DATASET_ITEMS",
-    "EXPERIMENTS",
-    "MAX_RETRIES",
-    "MEMORY_LIMIT",
-    "NO_REMOTE_LOOKUP",
-    "NO_TRACE_METADATA",
-    "PARTITION",
-    "ROOT_SPANS",
-    "SEGMENT_ROWS",
-    "STATE_DIR",
-    "STREAM_BLOCK_SIZE",
-    "TARGET_TABLE",
-    "TRACE_MARGIN_DAYS",
-];
-
-/// Settings outside of the command line: the environment, then `.env`.
-#[derive(Default)]
-pub struct Environment {
-    variables: HashMap<String, String>,
-}
-
-impl Environment {
-    /// The process's environment, and the file `.env` in the current directory.
-    ///
-    /// # Errors
-    /// [`Error::Configuration`] where `.env` is there and cannot be read.
-    pub fn read() -> Result<Self, Error> {
-        let mut variables = HashMap::new();
-        let file = Path::new(".env");
-        if file.exists() {
-            let wrong = |error: dotenvy::Error| Error::Configuration(describe_dotenv(&error));
-            for pair in dotenvy::from_path_iter(file).map_err(wrong)? {
-                let (name, value) = pair.map_err(wrong)?;
-                if VARIABLES.contains(&name.as_str()) {
-                    variables.insert(name, value);
-                }
-            }
-        }
-        for name in VARIABLES {
-            match std::env::var(name) {
-                // An empty variable is as if it were not there.
-                Ok(value) if value.trim().is_empty() => {}
-                Ok(value) => {
-                    variables.insert((*name).to_owned(), value);
-                }
-                Err(std::env::VarError::NotPresent) => {}
-                Err(std::env::VarError::NotUnicode(_)) => {
-                    return Err(Error::Configuration(format!(
-                        "the environment variable {name} is not UTF-8 text"
-                    )));
-                }
-            }
-        }
-        Ok(Self { variables })
-    }
-
-    /// An environment of these variables only.
-    pub fn of(pairs: &[(&str, &str)]) -> Self {
-        let pairs = pairs
-            .iter()
-            .map(|&(name, value)| (name.to_owned(), value.to_owned()));
-        Self {
-            variables: pairs.collect(),
-        }
-    }
-
-    /// The directory of all state, given the flag.
-    pub fn state_dir(&self, argument: Option<PathBuf>) -> PathBuf {
-        argument
-            .or_else(|| self.get("STATE_DIR").map(PathBuf::from))
-            .unwrap_or_else(|| PathBuf::from("./state"))
-    }
-
-    /// A variable that is set and not empty.
-    fn get(&self, name: &str) -> Option<&str> {
-        self.variables
-            .get(name)
-            .map(|value| value.trim())
-            .filter(|value| !value.is_empty())
-    }
-
-    fn flag(&self, name: &str) -> Result<bool, Error> {
-        match self.get(name).map(str::to_ascii_lowercase).as_deref() {
-            None | Some("0" | "false" | "no" | "off" | "n" | "f") => Ok(false),
-            Some("1" | "true" | "yes" | "on" | "y" | "t") => Ok(true),
-            Some(other) => Err(Error::Configuration(format!(
-                "{name} is '{other}': write true or false"
-            ))),
-        }
-    }
-}
-
-/// dotenvy's own message repeats the line, which may hold a password.
-fn describe_dotenv(error: &dotenvy::Error) -> String {
-    match error {
-        dotenvy::Error::LineParse(_, position) => format!(
-            "the file .env cannot be understood (near character {position} of a line): each line is \
-             NAME=value, and values with spaces, quotes or # need double quotes around them"
-        ),
-        dotenvy::Error::Io(error) => format!("the file .env cannot be read: {error}"),
-        _ => "the file .env cannot be read".to_owned(),
-    }
 }
 
 impl Options {
@@ -527,7 +327,7 @@ impl Settings<'_> {
 
     fn password(&self) -> Result<Password, Error> {
         // Not trimmed: a password may begin or end with a space.
-        let variable = self.environment.variables.get("CLICKHOUSE_PASSWORD");
+        let variable = self.environment.get_untrimmed("CLICKHOUSE_PASSWORD");
         match (variable, self.environment.get("CLICKHOUSE_PASSWORD_FILE")) {
             (Some(password), _) if !password.is_empty() => Ok(Password::new(password)),
             (_, Some(file)) => {
@@ -691,27 +491,6 @@ mod tests {
         for url in ["http://clickhouse:8123", "https://10.0.0.1:8443"] {
             assert_eq!(compression(url), Compression::Lz4, "{url}");
         }
-    }
-
-    #[test]
-    fn a_month_has_its_days() {
-        let days = |text: &str| {
-            text.parse::<Partition>()
-                .unwrap()
-                .days()
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(days("197001"), (0..31).collect::<Vec<_>>());
-        assert_eq!(days("202402").len(), 29);
-        assert_eq!(days("202406")[0], 19_875);
-        let margin = "202406".parse::<Partition>().unwrap().days_with_margin(2);
-        assert_eq!(margin, 19_873..=19_906);
-        let ids = [19_874, 19_875, 19_904, 19_905].map(Partition::id_of);
-        assert_eq!(ids, ["202405", "202406", "202406", "202407"]);
-        assert_eq!(
-            "197001".parse::<Partition>().unwrap().days_with_margin(3),
-            0..=33
-        );
     }
 
     #[test]

@@ -1,0 +1,127 @@
+//! Settings outside of the command line.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+
+/// The variables that mean something here.
+const VARIABLES: &[&str] = &[
+    "ALL_PARTITIONS",
+    "BATCH_SIZE",
+    "CLICKHOUSE_DB",
+    "CLICKHOUSE_PASSWORD",
+    "CLICKHOUSE_PASSWORD_FILE",
+    "CLICKHOUSE_URL",
+    "CLICKHOUSE_USER",
+    "COMPRESSION",
+    "CONCURRENCY",
+    "DRY_RUN",
+    "EXCLUDE_DATASET_ITEMS",
+    "EXPERIMENTS",
+    "MAX_RETRIES",
+    "MEMORY_LIMIT",
+    "NO_REMOTE_LOOKUP",
+    "NO_TRACE_METADATA",
+    "PARTITION",
+    "ROOT_SPANS",
+    "SEGMENT_ROWS",
+    "STATE_DIR",
+    "STREAM_BLOCK_SIZE",
+    "TARGET_TABLE",
+    "TRACE_MARGIN_DAYS",
+];
+
+/// Settings outside of the command line: the environment, then `.env`.
+#[derive(Default)]
+pub struct Environment {
+    variables: HashMap<String, String>,
+}
+
+impl Environment {
+    /// The process's environment, and the file `.env` in the current directory.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] where `.env` is there and cannot be read.
+    pub fn read() -> Result<Self, Error> {
+        let mut variables = HashMap::new();
+        let file = Path::new(".env");
+        if file.exists() {
+            let wrong = |error: dotenvy::Error| Error::Configuration(describe_dotenv(&error));
+            for pair in dotenvy::from_path_iter(file).map_err(wrong)? {
+                let (name, value) = pair.map_err(wrong)?;
+                if VARIABLES.contains(&name.as_str()) {
+                    variables.insert(name, value);
+                }
+            }
+        }
+        for name in VARIABLES {
+            match std::env::var(name) {
+                // An empty variable is as if it were not there.
+                Ok(value) if value.trim().is_empty() => {}
+                Ok(value) => {
+                    variables.insert((*name).to_owned(), value);
+                }
+                Err(std::env::VarError::NotPresent) => {}
+                Err(std::env::VarError::NotUnicode(_)) => {
+                    return Err(Error::Configuration(format!(
+                        "the environment variable {name} is not UTF-8 text"
+                    )));
+                }
+            }
+        }
+        Ok(Self { variables })
+    }
+
+    /// An environment of these variables only.
+    pub fn of(pairs: &[(&str, &str)]) -> Self {
+        let pairs = pairs
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        Self {
+            variables: pairs.collect(),
+        }
+    }
+
+    /// The directory of all state, given the flag.
+    pub fn state_dir(&self, argument: Option<PathBuf>) -> PathBuf {
+        argument
+            .or_else(|| self.get("STATE_DIR").map(PathBuf::from))
+            .unwrap_or_else(|| PathBuf::from("./state"))
+    }
+
+    /// A variable as it is.
+    pub(super) fn get_untrimmed(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str)
+    }
+
+    /// A variable that is set and not empty.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.variables
+            .get(name)
+            .map(|value| value.trim())
+            .filter(|value| !value.is_empty())
+    }
+
+    pub(super) fn flag(&self, name: &str) -> Result<bool, Error> {
+        match self.get(name).map(str::to_ascii_lowercase).as_deref() {
+            None | Some("0" | "false" | "no" | "off" | "n" | "f") => Ok(false),
+            Some("1" | "true" | "yes" | "on" | "y" | "t") => Ok(true),
+            Some(other) => Err(Error::Configuration(format!(
+                "{name} is '{other}': write true or false"
+            ))),
+        }
+    }
+}
+
+/// dotenvy's own message repeats the line, which may hold a password.
+fn describe_dotenv(error: &dotenvy::Error) -> String {
+    match error {
+        dotenvy::Error::LineParse(_, position) => format!(
+            "the file .env cannot be understood (near character {position} of a line): each line is \
+             NAME=value, and values with spaces, quotes or # need double quotes around them"
+        ),
+        dotenvy::Error::Io(error) => format!("the file .env cannot be read: {error}"),
+        _ => "the file .env cannot be read".to_owned(),
+    }
+}
