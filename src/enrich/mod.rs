@@ -170,6 +170,9 @@ impl Enricher {
         fates: &[Fate],
         aside: &mut Aside,
     ) -> Result<Vec<Rows>, NativeError> {
+        // The pool's buffers are larger than most blocks: the copies would hold more memory than
+        // the blocks did, and batches would be sent early to make room.
+        let exact = BufferPool::new(0, 0);
         let mut kept = Vec::with_capacity(blocks.len());
         let mut left = Vec::with_capacity(blocks.len());
         let mut first = 0;
@@ -182,14 +185,12 @@ impl Enricher {
             let is_superseded = |fate: &&Fate| **fate == Fate::Superseded;
             aside.superseded += fates.iter().filter(is_superseded).count();
             if !late.is_empty() {
-                // They are few, and the buffers of the pool are large.
-                let buffer = BufferPool::new(0, 0).take();
-                aside.late.push(block.take_rows(&late, buffer)?);
+                aside.late.push(block.take_rows(&late, exact.take())?);
             }
             let is_whole = in_time.first() == Some(&(0..block.rows));
             match (is_whole, in_time.is_empty()) {
                 (true, _) => left.push(block),
-                (false, false) => left.push(block.take_rows(&in_time, self.pool.take())?),
+                (false, false) => left.push(block.take_rows(&in_time, exact.take())?),
                 (false, true) => continue,
             }
             kept.push(rows);
