@@ -123,23 +123,6 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// Lines of the summary up to the number of events.
-pub(crate) const EVENT_LINES: usize = 6;
-
-/// Lines about events that are only written where they are asked for.
-pub(crate) fn asked_for(
-    root_spans: Option<u64>,
-    in_experiments: Option<u64>,
-) -> impl Iterator<Item = (&'static str, String)> {
-    let numbers = [
-        ("Root spans inserted", root_spans),
-        ("Spans in experiments", in_experiments),
-    ];
-    numbers
-        .into_iter()
-        .filter_map(|(name, number)| Some((name, count(number?))))
-}
-
 /// Writes a summary as JSON, whole or not at all.
 ///
 /// # Errors
@@ -195,6 +178,31 @@ pub(crate) fn write_lines(
         .try_for_each(|(name, value)| writeln!(f, "{name:<28}{value}"))
 }
 
+/// The lines of a summary, and behind the number of events those that are only written where
+/// they are asked for.
+pub(crate) fn write_summary(
+    f: &mut fmt::Formatter<'_>,
+    lines: &[(&'static str, String)],
+    root_spans: Option<u64>,
+    in_experiments: Option<u64>,
+) -> fmt::Result {
+    let asked_for = [
+        ("Root spans inserted", root_spans),
+        ("Spans in experiments", in_experiments),
+    ];
+    for line in lines {
+        write_lines(f, [line.clone()])?;
+        if line.0 == "Events inserted" {
+            let asked_for = asked_for.into_iter();
+            write_lines(
+                f,
+                asked_for.filter_map(|(name, number)| Some((name, count(number?)))),
+            )?;
+        }
+    }
+    Ok(())
+}
+
 impl Report {
     /// All rows the server acknowledged, root spans included.
     pub fn all_events(&self) -> u64 {
@@ -240,9 +248,11 @@ impl fmt::Display for Report {
                 ByteSize(self.store_bytes).to_string(),
             ),
         ];
-        let asked_for = asked_for(self.root_spans_inserted, self.spans_in_experiments);
-        let (first, others) = lines.split_at(EVENT_LINES);
-        let first = first.iter().cloned().chain(asked_for);
-        write_lines(f, first.chain(others.iter().cloned()))
+        write_summary(
+            f,
+            &lines,
+            self.root_spans_inserted,
+            self.spans_in_experiments,
+        )
     }
 }

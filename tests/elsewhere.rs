@@ -277,30 +277,9 @@ fn each_trace_that_is_missing_is_asked_for_once() {
 #[test]
 fn a_run_killed_while_observations_wait_ends_as_if_it_had_not_been() {
     let database = two_months("killed_elsewhere", 60_000);
-    let mut random = fastrand::Rng::with_seed(fastrand::u64(..));
-    let mut tool = tool(&database).args(["--segment-rows", "1000", "--batch-size", "2000"]);
-    let mut killed = 0;
-    while killed < 12 {
-        tool = tool.without_arg("--resume");
-        if tool
-            .state_dir()
-            .join(SAMPLE_PARTITION)
-            .join("checkpoint")
-            .exists()
-        {
-            tool = tool.arg("--resume");
-        }
-        let mut run = tool.spawn();
-        thread::sleep(Duration::from_millis(random.u64(20..1_500)));
-        if !run.is_running() {
-            run.wait().assert_code(0);
-            break;
-        }
-        run.kill();
-        run.wait();
-        killed += 1;
-    }
-    println!("killed {killed} times");
+    let tool = tool(&database).args(["--segment-rows", "1000", "--batch-size", "2000"]);
+    let checkpoint = tool.state_dir().join(SAMPLE_PARTITION).join("checkpoint");
+    let tool = tool.run_with_kills(12, &checkpoint);
     let outcome = tool.without_arg("--resume").arg("--resume").run();
     outcome.assert_code(0);
     execute(&database, "OPTIMIZE TABLE events_full FINAL");

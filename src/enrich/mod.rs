@@ -354,8 +354,12 @@ impl Enricher {
                 let counts = records[slot].as_ref().is_some_and(|r| r.day == day);
                 fates.push(match (known[slot], counts) {
                     (None, _) => wait(Fate::Superseded),
-                    // The row was written after its trace was loaded.
-                    (Some(known), _) if known < event_ts => wait(Fate::Event),
+                    // The row was written after its trace was loaded. Without a record by the
+                    // time it was asked for again, it is not there any more.
+                    (Some(known), _) if known < event_ts => wait(match &records[slot] {
+                        Some(_) => Fate::Event,
+                        None => Fate::Superseded,
+                    }),
                     (Some(_), true) => Fate::Event,
                     // Another version counts, or the trace is deleted.
                     (Some(_), false) => Fate::Superseded,

@@ -12,16 +12,14 @@ use std::io::Write;
 use crate::begin;
 use crate::checkpoint::Checkpoint;
 use crate::clickhouse::{ColumnSizes, Connection, RequestError, TableInfo, TableName, TableSize};
-use crate::error::{Error, advice_on_files};
-use crate::inspect::{Inspected, inspect, mentions, shares_of_partitions};
+use crate::error::Error;
+use crate::inspect::{Inspected, mentions, shares_of_partitions};
+use crate::job::Session;
 use crate::load::{self, TRACE};
 use crate::mapping::Source;
 use crate::options::Options;
 use crate::plan::{self, Segment};
-use crate::progress::Display;
 use crate::report;
-use crate::retry::Retries;
-use crate::shutdown::Shutdown;
 use crate::state_dir::{PartitionDir, free_bytes};
 
 use disk::{Growth, RootSpanSources, Sources, Table};
@@ -45,14 +43,8 @@ const FINAL_COLUMNS: [&str; 6] = [
 /// # Errors
 /// [`Error`] with a sentence for the operator and the exit code.
 pub async fn run(options: Options, as_json: bool) -> Result<Forecast, Error> {
-    let display = Display::detect(options.quiet);
-    let shutdown = Shutdown::listen()
-        .map_err(|error| Error::failed("the program cannot listen to signals", error))?;
-    let retries = Retries::new(options.max_retries, shutdown.clone(), display);
-    let forecast = tokio::select! {
-        forecast = make(&options, &retries, &shutdown) => forecast?,
-        signal = shutdown.requested() => return Err(Error::interrupted(signal)),
-    };
+    let session = Session::begin(&options)?;
+    let forecast = session.unless_interrupted(make(&session, &options)).await?;
     if !options.quiet {
         let text = match as_json {
             true => serde_json::to_string_pretty(&forecast)
@@ -63,28 +55,18 @@ pub async fn run(options: Options, as_json: bool) -> Result<Forecast, Error> {
         let _ = writeln!(std::io::stdout().lock(), "{text}");
     }
     if let Some(path) = &options.report {
-        report::write_json(&forecast, path).map_err(|error| {
-            Error::Failed(format!(
-                "the report {} cannot be written: {error}{}",
-                path.display(),
-                advice_on_files(&error)
-            ))
-        })?;
+        report::publish(&forecast, path)?;
     }
     Ok(forecast)
 }
 
-async fn make(
-    options: &Options,
-    retries: &Retries,
-    shutdown: &Shutdown,
-) -> Result<Forecast, Error> {
-    let connection = Connection::new(options.connection.clone()).map_err(Error::Configuration)?;
-    let inspected = inspect(&connection, options, retries).await?;
+async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
+    let retries = &session.retries(options);
+    let inspected = session.inspect(options, retries).await?;
     if let Some(path) = &options.report {
         report::require_writable(path)?;
     }
-    let connection = connection.with_retries(retries);
+    let connection = session.connection.with_retries(retries);
     let sources = options.sources().into_iter();
     let partitions: Vec<_> = sources.map(|source| inspected.partition(source)).collect();
     let segments = plan::make(&connection, &partitions, options.segment_rows)
@@ -95,7 +77,7 @@ async fn make(
         connection: &connection,
         inspected: &inspected,
         retries,
-        shutdown,
+        shutdown: &session.shutdown,
     };
     let of_source = |source| {
         let segments = segments

@@ -71,7 +71,7 @@ impl Job {
         elsewhere
             .nowhere
             .extend(nowhere.map(|(project, id)| (project.into(), id.into())));
-        self.save()
+        self.save_with(store)
     }
 
     /// Finds the traces that are on a day that is loaded and on days that are not, and which of

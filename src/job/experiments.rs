@@ -34,9 +34,8 @@ impl Job {
                 HumanCount(counts.spans)
             ));
         }
-        store.sync().map_err(store_failed)?;
         self.checkpoint.experiments = Some(counts);
-        self.save()
+        self.save_with(store)
     }
 
     fn experiment_source(&self) -> Result<ExperimentSource<'_>, Error> {

@@ -312,6 +312,12 @@ impl Job {
         Ok(store)
     }
 
+    /// Writes the checkpoint, once what it says of the store outlasts a loss of power.
+    fn save_with(&mut self, store: &TraceStore) -> Result<(), Error> {
+        store.sync().map_err(store_failed)?;
+        self.save()
+    }
+
     /// Writes the checkpoint.
     fn save(&mut self) -> Result<(), Error> {
         self.checkpoint.saved_at = seconds_since_1970();

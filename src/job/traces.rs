@@ -34,7 +34,7 @@ impl Job {
                 let done = loaded.map(|(&day, loaded)| (day, (loaded.rows_read, loaded.traces)));
                 self.checkpoint.days.extend(done);
                 // What is not written down will be done again.
-                self.save().inspect_err(|_| {
+                self.save_with(store).inspect_err(|_| {
                     self.checkpoint.days.retain(|day, _| !days.contains(day));
                 })?;
             }
@@ -45,9 +45,8 @@ impl Job {
                 .ok_or_else(|| Error::interrupted(self.shutdown.signal().unwrap_or_default()))?;
             self.settle_far_moved(store).await?;
         }
-        store.sync().map_err(store_failed)?;
         self.checkpoint.superseded = Some(superseded);
-        self.save()?;
+        self.save_with(store)?;
         phase.finish();
         Ok(())
     }

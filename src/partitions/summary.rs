@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::memory::{ByteSize, peak_resident_bytes};
 use crate::options::Partition;
 use crate::report::{
-    EVENT_LINES, Report, Seconds, asked_for, count, dry_run_in_words, seconds, write_lines,
+    Report, Seconds, count, dry_run_in_words, seconds, write_lines, write_summary,
 };
 use crate::selection::in_words;
 
@@ -279,14 +279,13 @@ impl fmt::Display for Summary {
             let skipped = self.without_rows_in_words.clone();
             write_lines(f, [("Months without rows", skipped)])?;
         }
-        let lines = self.totals.lines();
-        let (first, others) = lines.split_at(EVENT_LINES);
-        let asked_for = asked_for(
-            self.totals.root_spans_inserted,
-            self.totals.spans_in_experiments,
-        );
-        let first = first.iter().cloned().chain(asked_for);
-        write_lines(f, first.chain(others.iter().cloned()))
+        let totals = &self.totals;
+        write_summary(
+            f,
+            &totals.lines(),
+            totals.root_spans_inserted,
+            totals.spans_in_experiments,
+        )
     }
 }
 

@@ -44,12 +44,12 @@ use self::server::{Refusal, Server};
 use self::sql::{Side, Statements};
 use self::traces::find_far_traces;
 use crate::clickhouse::Connection;
-use crate::error::{Error, advice_on_files};
-use crate::inspect::{Inspected, inspect};
+use crate::error::Error;
+use crate::inspect::Inspected;
+use crate::job::Session;
 use crate::options::Options;
 use crate::progress::{Display, Phase};
 use crate::retry::Retries;
-use crate::shutdown::Shutdown;
 use crate::trace_store::Day;
 
 /// Verifies one partition and prints what came of it.
@@ -59,14 +59,11 @@ use crate::trace_store::Day;
 /// be written.
 pub async fn run(options: Options) -> Result<Verdict, Error> {
     let started = Instant::now();
-    let display = Display::detect(options.quiet);
-    let shutdown = Shutdown::listen()
-        .map_err(|error| Error::failed("the program cannot listen to signals", error))?;
-    let connection = Connection::new(options.connection.clone()).map_err(Error::Configuration)?;
+    let session = Session::begin(&options)?;
     if let Some(path) = &options.report {
         crate::report::require_writable(path)?;
     }
-    let retries = Retries::new(options.max_retries, shutdown.clone(), display.clone());
+    let retries = session.retries(&options);
     if !options.observations {
         return Err(Error::Configuration(
             "--only goes with a run and a plan: verify compares the events of observations too"
@@ -80,15 +77,11 @@ pub async fn run(options: Options) -> Result<Verdict, Error> {
         experiments: false,
         ..options
     };
-    let inspected = tokio::select! {
-        inspected = inspect(&connection, &options, &retries) => inspected?,
-        signal = shutdown.requested() => return Err(Error::interrupted(signal)),
-    };
-    let mut verification = Verification::new(&options, inspected, &connection, &retries, display);
-    let outcome = tokio::select! {
-        outcome = verification.work() => outcome,
-        signal = shutdown.requested() => Err(Error::interrupted(signal)),
-    };
+    let inspected = session.inspect(&options, &retries).await?;
+    let display = session.display.clone();
+    let mut verification =
+        Verification::new(&options, inspected, &session.connection, &retries, display);
+    let outcome = session.unless_interrupted(verification.work()).await;
     let mut report = verification.report;
     report.retries = retries.repeated();
     report.seconds = started.elapsed().as_secs_f64();
@@ -106,15 +99,10 @@ fn publish(report: &Report, options: &Options) -> Result<(), Error> {
         // If nobody reads it, the exit code says it all the same.
         let _ = writeln!(std::io::stdout().lock(), "\n{report}");
     }
-    options.report.as_ref().map_or(Ok(()), |path| {
-        crate::report::write_json(report, path).map_err(|error| {
-            Error::Failed(format!(
-                "the report {} cannot be written: {error}{}",
-                path.display(),
-                advice_on_files(&error)
-            ))
-        })
-    })
+    options
+        .report
+        .as_ref()
+        .map_or(Ok(()), |path| crate::report::publish(report, path))
 }
 
 /// What is known while the month is compared.
