@@ -1,8 +1,6 @@
-//! Enriched blocks, gathered into the bytes of one insert, which can be divided
-//! again between its blocks.
+//! Enriched blocks, gathered into the bytes of one insert.
 
 use std::io::Write;
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -113,8 +111,7 @@ impl Batch {
     }
 }
 
-/// One LZ4 frame. Each block has one of its own: frames that follow each other are
-/// one body, and the batch can be divided between them.
+/// One LZ4 frame. Each block has one of its own: frames that follow each other are one body.
 fn compress(pieces: &[Bytes], buffer: PooledBuffer) -> std::io::Result<PooledBuffer> {
     // The checksums let the server notice bytes that changed on their way.
     let frame = FrameInfo::new().block_checksums(true);
@@ -126,28 +123,28 @@ fn compress(pieces: &[Bytes], buffer: PooledBuffer) -> std::io::Result<PooledBuf
 }
 
 impl SealedBatch {
-    /// How many blocks it has. It can be divided between any two of them.
+    /// How many blocks it has.
     pub fn blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    /// What is sent for a range of its blocks.
-    pub fn body(&self, blocks: Range<usize>) -> Vec<Bytes> {
-        let pieces = self.blocks[blocks].iter().flat_map(|block| &block.pieces);
+    /// What is sent.
+    pub fn body(&self) -> Vec<Bytes> {
+        let pieces = self.blocks.iter().flat_map(|block| &block.pieces);
         pieces.cloned().collect()
     }
 
-    /// Rows in a range of its blocks.
-    pub fn rows(&self, blocks: Range<usize>) -> usize {
-        self.blocks[blocks].iter().map(|block| block.rows).sum()
+    /// Rows in it.
+    pub fn rows(&self) -> usize {
+        self.blocks.iter().map(|block| block.rows).sum()
     }
 
-    /// Rows of all its blocks whose trace was not found.
+    /// Rows whose trace was not found.
     pub fn without_trace(&self) -> usize {
         self.blocks.iter().map(|block| block.without_trace).sum()
     }
 
-    /// Rows of all its blocks that belong to an experiment.
+    /// Rows that belong to an experiment.
     pub fn in_experiments(&self) -> usize {
         self.blocks.iter().map(|block| block.in_experiments).sum()
     }
@@ -157,9 +154,9 @@ impl SealedBatch {
         self.blocks.iter().map(|block| block.held_bytes).sum()
     }
 
-    /// Bytes of a range of its blocks, before compression.
-    pub fn bytes(&self, blocks: Range<usize>) -> usize {
-        self.blocks[blocks].iter().map(|block| block.bytes).sum()
+    /// Bytes, before compression.
+    pub fn bytes(&self) -> usize {
+        self.blocks.iter().map(|block| block.bytes).sum()
     }
 }
 
@@ -224,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_can_be_divided_between_any_two_blocks() {
+    fn a_batch_is_the_bytes_of_its_blocks() {
         let texts: [&[u8]; 3] = [b"the first", b"the second", b"the third"];
         for compression in [Compression::None, Compression::Lz4] {
             let pool = BufferPool::new(1 << 20, 1 << 20);
@@ -233,16 +230,14 @@ mod tests {
                 batch.push(block(text)).unwrap();
             }
             let batch = batch.seal();
-            assert_eq!((batch.blocks(), batch.rows(0..3)), (3, 3));
-            for range in [0..3, 0..1, 1..3, 2..3] {
-                let body = batch.body(range.clone()).concat();
-                let plain = match compression {
-                    Compression::None => body,
-                    Compression::Lz4 => decompress(&body),
-                };
-                assert_eq!(plain, texts[range.clone()].concat());
-                assert_eq!(batch.bytes(range), plain.len());
-            }
+            assert_eq!((batch.blocks(), batch.rows()), (3, 3));
+            let body = batch.body().concat();
+            let plain = match compression {
+                Compression::None => body,
+                Compression::Lz4 => decompress(&body),
+            };
+            assert_eq!(plain, texts.concat());
+            assert_eq!(batch.bytes(), plain.len());
         }
     }
 

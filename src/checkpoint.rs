@@ -5,7 +5,7 @@
 //! (`u32`), all little-endian, then the payload in bincode. It is replaced as a
 //! whole: written to a temporary file, synced, renamed, and the directory synced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -14,6 +14,7 @@ use bincode::config::{Config, standard};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::backfill::target_keys::TargetState;
 use crate::clickhouse::TableInfo;
 use crate::experiments::ExperimentCounts;
 use crate::inspect::Inspected;
@@ -26,7 +27,7 @@ use crate::trace_store::Day;
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
 /// Increased whenever [`Checkpoint`] changes, or what the trace store holds.
-const FORMAT_VERSION: u32 = 4;
+const FORMAT_VERSION: u32 = 5;
 /// Most bytes that a length in the payload may claim; otherwise a damaged one
 /// would ask for more memory than there is.
 const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
@@ -50,6 +51,19 @@ pub struct Checkpoint {
     pub superseded: Option<u64>,
     /// The plan, once it is made.
     pub segments: Option<Vec<Segment>>,
+    /// What the target was like before anything was written, once that is known.
+    pub target: Option<TargetState>,
+    /// Segments that were begun and are not done: rows of them may be in the target.
+    pub begun: BTreeSet<u32>,
+    /// Segments of which what they had left for later was begun, and is not done.
+    pub late_begun: BTreeSet<u32>,
+    /// Segments that were begun more than once: rows of them may be in the target, and not in the
+    /// table that its view fills.
+    pub repeated: BTreeSet<u32>,
+    /// Traces that were loaded again since they had changed.
+    pub traces_reloaded: u64,
+    /// Those of them that changed after events had been written.
+    pub traces_changed: u64,
     /// Segments that are done, but for what they left for later.
     pub done: BTreeMap<u32, SegmentCounts>,
     /// What segments left for later, and is not done yet.
@@ -104,6 +118,13 @@ impl MadeFor {
                     (false, _) => "traces",
                 }
                 .to_owned(),
+            ),
+            (
+                "--until".to_owned(),
+                match options.until {
+                    Some(until) => format!("{until} microseconds after 1970"),
+                    None => "an hour before the run".to_owned(),
+                },
             ),
             (
                 "--trace-margin-days".to_owned(),
@@ -216,6 +237,12 @@ impl Checkpoint {
             days: BTreeMap::new(),
             superseded: None,
             segments: None,
+            target: None,
+            begun: BTreeSet::new(),
+            late_begun: BTreeSet::new(),
+            repeated: BTreeSet::new(),
+            traces_reloaded: 0,
+            traces_changed: 0,
             done: BTreeMap::new(),
             late: BTreeMap::new(),
             late_done: BTreeMap::new(),
@@ -252,6 +279,18 @@ impl Checkpoint {
     pub fn segments_of(&self, source: Source) -> impl Iterator<Item = &Segment> {
         let segments = self.segments.iter().flatten();
         segments.filter(move |segment| segment.source == source)
+    }
+
+    /// The segment of that number.
+    pub fn segment(&self, number: u32) -> Option<&Segment> {
+        let mut segments = self.segments.iter().flatten();
+        segments.find(|segment| segment.number == number)
+    }
+
+    /// Segments of which rows may be in the target that no checkpoint speaks of.
+    pub fn in_doubt(&self) -> impl Iterator<Item = &Segment> {
+        let numbers = self.begun.union(&self.late_begun);
+        numbers.filter_map(|&number| self.segment(number))
     }
 
     /// Segments of a source that are not done.

@@ -126,6 +126,12 @@ pub struct SubjectArguments {
     #[arg(long)]
     pub no_remote_lookup: bool,
 
+    /// Leave rows that changed after this moment to Langfuse, as 2026-11-26 21:00:00 (UTC) or
+    /// 2026-11-26T22:00:00+01:00 [env: UNTIL] [default: one hour before the run, where the target
+    /// has rows that Langfuse itself wrote; else none are left]
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+
     /// Compression on the way to and from ClickHouse: auto is none to this
     /// machine and LZ4 to any other [env: COMPRESSION] [default: auto]
     #[arg(long, value_name = "auto|lz4|none")]
@@ -219,6 +225,7 @@ Further settings, from the environment or .env only:
   CLICKHOUSE_PASSWORD       or CLICKHOUSE_PASSWORD_FILE, a file that holds it
   CLICKHOUSE_DB             database of the Langfuse tables [default: default]
   STREAM_BLOCK_SIZE         most rows in one block that is read [default: 8192]
+  RELOAD_SECONDS            how often traces that changed are loaded again [default: 900]
   MAX_RETRIES               tries after a passing error, per batch or segment [default: 8]
 
 Examples:

@@ -89,6 +89,14 @@ pub enum WorkError {
         /// How often the batch was sent.
         failures: u32,
     },
+    /// An insert failed, and a part of its rows may be there.
+    #[error("an insert failed: {error}")]
+    InsertFailed {
+        /// What the server, or the way to it, said.
+        error: RequestError,
+        /// Whether it was a single block, which cannot be divided.
+        is_single_block: bool,
+    },
     /// What the server sent.
     #[error(transparent)]
     Native(#[from] NativeError),
@@ -134,6 +142,11 @@ impl WorkError {
     pub fn is_passing(&self) -> bool {
         match self {
             WorkError::Request(error) => error.is_passing(),
+            // Later batches are smaller.
+            WorkError::InsertFailed {
+                error,
+                is_single_block,
+            } => error.is_passing() || (error.is_too_large() && !is_single_block),
             // A response that was cut or garbled on its way is sent again. A type that is
             // not known is garbled too: every column was asked for in a type that is.
             WorkError::Native(
@@ -158,8 +171,10 @@ impl WorkError {
     pub fn smaller_blocks(&self, block_rows: usize) -> Option<usize> {
         let rows = match self {
             WorkError::Native(NativeError::TooLarge { rows, .. }) => *rows,
-            // By now the batch is a single block, and a block is not divided.
-            WorkError::InsertGivenUp { error, .. } if error.is_too_large() => block_rows,
+            WorkError::InsertFailed {
+                error,
+                is_single_block: true,
+            } if error.is_too_large() => block_rows,
             _ => return None,
         };
         let rows = rows.min(block_rows);
@@ -179,7 +194,7 @@ impl WorkError {
             }
             WorkError::File { advice, .. } => advice,
             WorkError::LargeTrace { .. } => ": raise --memory-limit",
-            WorkError::InsertGivenUp { error, .. } if error.is_too_large() => {
+            WorkError::InsertFailed { error, .. } if error.is_too_large() => {
                 ": even a single row is too large for the server, or for a proxy before it; raise \
                  its limit"
             }

@@ -53,6 +53,8 @@ pub struct Inspected {
     pub traces_to_load: u64,
     /// Whether `traces` has others besides.
     pub has_more_traces: bool,
+    /// Whether `observations` has other months.
+    pub has_more_observations: bool,
     /// Uncompressed bytes of what is stored of these.
     pub trace_bytes: u64,
     /// Uncompressed bytes of all dataset run items, if experiments are wanted.
@@ -261,6 +263,9 @@ impl Inspector<'_> {
             observation_rows,
             trace_rows,
             traces_to_load,
+            has_more_observations: observation_partitions
+                .iter()
+                .any(|p| p.partition_id != partition_id),
             has_more_traces: trace_partitions
                 .iter()
                 .any(|p| p.partition_id != partition_id),

@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backfill;
 pub mod batch;
 pub mod begin;
 pub mod buffer_pool;

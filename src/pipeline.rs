@@ -4,8 +4,8 @@
 //! being filled and one that is being sent, and all of them together at most its
 //! share of the memory: a block of unusual size waits until the batches are sent. A
 //! segment is done when the insert of its last batch is acknowledged; if anything
-//! of it fails in a way that may pass, all of it is done again, and the target's
-//! ReplacingMergeTree makes one row of equal ones.
+//! of it fails in a way that may pass, it is read again, and what the target has of it by then
+//! is not sent again.
 
 use std::sync::Arc;
 
@@ -14,6 +14,8 @@ use tokio::task::JoinSet;
 use bytes::Bytes;
 use tokio::task::block_in_place;
 
+use crate::backfill::guard::{Guard, LeftOut};
+use crate::backfill::recovery::Recovery;
 use crate::batch::{Batch, BatchMaker};
 use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{NativeStream, RequestError};
@@ -28,6 +30,10 @@ use crate::send::{Arriving, Destination, SegmentCounts, Sender, Sip};
 
 /// What all segments share.
 pub struct Pipeline {
+    /// Leaves out rows that are not to be written.
+    pub guard: Guard,
+    /// Finds out what an attempt has written that failed.
+    pub recovery: Recovery,
     /// Makes events of observations.
     pub enricher: Enricher,
     /// The query of one segment.
@@ -108,19 +114,23 @@ pub enum Piece {
     Segment(Segment),
     /// What a segment has left for later.
     Late {
-        /// Number of the segment.
-        number: u32,
+        /// The segment.
+        segment: Segment,
         /// How much that is.
         counts: LateCounts,
     },
 }
 
 impl Piece {
-    fn number(&self) -> u32 {
+    /// The segment that it is, or is a part of.
+    pub fn segment(&self) -> &Segment {
         match self {
-            Piece::Segment(segment) => segment.number,
-            Piece::Late { number, .. } => *number,
+            Piece::Segment(segment) | Piece::Late { segment, .. } => segment,
         }
+    }
+
+    fn number(&self) -> u32 {
+        self.segment().number
     }
 
     fn rows(&self) -> u64 {
@@ -131,9 +141,10 @@ impl Piece {
     }
 
     fn name(&self) -> String {
+        let number = self.number();
         match self {
-            Piece::Segment(segment) => format!("segment {}", segment.number),
-            Piece::Late { number, .. } => format!("what segment {number} left for later"),
+            Piece::Segment(_) => format!("segment {number}"),
+            Piece::Late { .. } => format!("what segment {number} left for later"),
         }
     }
 }
@@ -147,11 +158,26 @@ pub struct Done {
     pub counts: SegmentCounts,
     /// What is left for later.
     pub late: LateCounts,
+    /// Whether an attempt failed that had sent something.
+    pub was_repeated: bool,
+}
+
+/// Writes down what is begun and what is done, one at a time.
+pub trait Journal {
+    /// Before anything of a piece is sent.
+    ///
+    /// # Errors
+    /// [`Error`] where it cannot be written down; then the piece is not begun.
+    fn begin(&mut self, piece: &Piece) -> Result<(), Error>;
+
+    /// When all of a piece is acknowledged. Says whether to begin another one.
+    ///
+    /// # Errors
+    /// [`Error`] where it cannot be written down; then the piece counts as begun.
+    fn done(&mut self, done: Done) -> Result<bool, Error>;
 }
 
 /// Works through all pieces; the largest first, so that none holds the rest up.
-/// `on_done` is told of each that is done, one at a time, and says whether to begin
-/// another one.
 ///
 /// # Errors
 /// [`Error::Failed`] with the piece and the server's words;
@@ -161,7 +187,7 @@ pub async fn run(
     pipeline: Arc<Pipeline>,
     mut pieces: Vec<Piece>,
     phase: Arc<Phase>,
-    mut on_done: impl FnMut(Done) -> Result<bool, Error>,
+    journal: &mut impl Journal,
 ) -> Result<(), Error> {
     pieces.sort_by_key(Piece::rows);
     let mut running = JoinSet::new();
@@ -171,9 +197,15 @@ pub async fn run(
     loop {
         let goes_on = first_error.is_none() && !is_enough && shutdown.signal().is_none();
         while goes_on
+            && first_error.is_none()
             && running.len() < pipeline.concurrency
             && let Some(piece) = pieces.pop()
         {
+            if let Err(error) = journal.begin(&piece) {
+                running.abort_all();
+                first_error = Some(error);
+                break;
+            }
             let work = Work {
                 pipeline: Arc::clone(&pipeline),
                 phase: Arc::clone(&phase),
@@ -186,7 +218,7 @@ pub async fn run(
             Some(Ok(outcome)) => outcome,
             Some(Err(error)) => Err(Error::failed("a segment ended unexpectedly", error)),
         };
-        match outcome.and_then(&mut on_done) {
+        match outcome.and_then(|done| journal.done(done)) {
             Ok(another) => is_enough |= !another,
             Err(error) => {
                 // The others are not waited for: they may take long, or fail alike.
@@ -214,6 +246,10 @@ struct Work {
 struct Attempt {
     number: u32,
     shown_rows: u64,
+    /// What the query ids of its inserts begin with, if it has sent any.
+    sent_as: Option<String>,
+    /// Rows that the server has acknowledged.
+    acknowledged: u64,
 }
 
 impl Work {
@@ -221,33 +257,50 @@ impl Work {
         let name = self.piece.name();
         let mut tries = self.pipeline.destination.retries.tries();
         let mut block_rows = self.pipeline.block_rows;
-        let mut attempt = Attempt::default();
-        loop {
+        let mut was_repeated = false;
+        for number in 0.. {
+            let mut attempt = Attempt {
+                number,
+                ..Attempt::default()
+            };
             let error = match self.try_once(block_rows, &mut attempt).await {
                 Ok(done) => {
                     self.phase
                         .finish_piece(attempt.shown_rows, self.piece.rows());
-                    return Ok(done);
+                    return Ok(Done {
+                        was_repeated,
+                        ..done
+                    });
                 }
                 Err(error) => error,
             };
             self.phase.go_back(attempt.shown_rows);
-            attempt.shown_rows = 0;
-            attempt.number += 1;
+            if attempt.acknowledged > 0 {
+                // It got further: what is left is less, and what was met may be something else.
+                tries = self.pipeline.destination.retries.tries();
+            }
             if let Some(fewer) = error.smaller_blocks(block_rows) {
                 // Rows are larger than expected here, and usual elsewhere.
                 block_rows = fewer;
-                continue;
+            } else {
+                let what = format!("{name}: {error}");
+                if !tries.again(error.is_passing(), what).await {
+                    return Err(Error::Failed(format!(
+                        "{name} could not be done{}: {error}{}",
+                        tries.in_words(),
+                        error.advice()
+                    )));
+                }
             }
-            let what = format!("{name}: {error}");
-            if !tries.again(error.is_passing(), what).await {
-                return Err(Error::Failed(format!(
-                    "{name} could not be done{}: {error}{}",
-                    tries.in_words(),
-                    error.advice()
-                )));
+            if let Some(prefix) = attempt.sent_as {
+                was_repeated = true;
+                let recovery = &self.pipeline.recovery;
+                recovery
+                    .after_attempt(self.piece.segment(), &prefix)
+                    .await?;
             }
         }
+        Err(Error::Failed(format!("{name} was never begun")))
     }
 
     async fn try_once(&self, block_rows: usize, attempt: &mut Attempt) -> Result<Done, WorkError> {
@@ -259,17 +312,26 @@ impl Work {
         let name = format!("{kind}{number}-{}", attempt.number);
         let sender = Sender::new(&self.pipeline.destination, self.piece.name(), name);
         let mut work = self.begin(block_rows, sender)?;
-        if let Err(error) = work.read_and_send(attempt).await {
-            work.sender.abandon(&error).await;
-            return Err(error);
+        let mut outcome = work.read_and_send(attempt).await;
+        match &outcome {
+            Ok(()) => outcome = work.sender.finish().await,
+            Err(error) => work.sender.abandon(error).await,
         }
-        let mut counts = work.sender.finish().await?;
+        attempt.acknowledged = work.sender.acknowledged();
+        attempt.sent_as = work.sender.has_sent().then(|| work.sender.query_prefix());
+        outcome?;
+        let left_out = work.left_out;
+        let mut counts = work.sender.counts();
         counts.superseded = work.superseded;
+        counts.left_out = left_out;
+        counts.observations += left_out.written_before;
+        counts.inserted += left_out.written_before;
         let late = block_in_place(|| work.late.finish())?;
         Ok(Done {
             number,
             counts,
             late,
+            was_repeated: false,
         })
     }
 
@@ -283,8 +345,8 @@ impl Work {
                 (Rows::Server(Box::new(stream)), pipeline.unknown)
             }
             // By now there is nobody else to ask.
-            Piece::Late { number, counts } => {
-                let file = pipeline.late.reader(*number, counts.bytes)?;
+            Piece::Late { segment, counts } => {
+                let file = pipeline.late.reader(segment.number, counts.bytes)?;
                 (Rows::File(file), Unknown::WithoutTrace)
             }
         };
@@ -298,6 +360,7 @@ impl Work {
             waiting: Vec::new(),
             waiting_bytes: 0,
             superseded: 0,
+            left_out: LeftOut::default(),
             batch: pipeline.batches.begin(),
             sender,
         })
@@ -333,6 +396,8 @@ struct Try<'a> {
     waiting_bytes: usize,
     /// Rows that became nothing.
     superseded: u64,
+    /// Rows that the guard has left out.
+    left_out: LeftOut,
     batch: Batch,
     sender: Sender,
 }
@@ -342,8 +407,12 @@ impl Try<'_> {
         loop {
             while let Some(block) = self.reader.next_block()? {
                 let rows = block.rows as u64;
-                self.waiting_bytes += block.held_bytes;
-                self.waiting.push(block);
+                let (block, left_out) = block_in_place(|| self.pipeline.guard.take(block))?;
+                self.left_out += left_out;
+                if let Some(block) = block {
+                    self.waiting_bytes += block.held_bytes;
+                    self.waiting.push(block);
+                }
                 if self.waiting_bytes >= self.pipeline.budget.look_up_bytes {
                     self.enrich_waiting().await?;
                 }

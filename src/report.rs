@@ -52,6 +52,24 @@ pub struct Report {
     pub traces_superseded: Option<u64>,
     /// Spans that belong to an experiment, if that was wanted.
     pub spans_in_experiments: Option<u64>,
+    /// Rows of observations that are not the version that counts.
+    pub observations_superseded: u64,
+    /// Spans that were not written, since the target has a row of Langfuse's own that is as new.
+    pub left_to_live_rows: u64,
+    /// Traces without a root span of ours, since they have one of Langfuse's own.
+    pub root_spans_left_to_live_roots: u64,
+    /// Events that a backfill had written before the run, and that are as new.
+    pub already_there: u64,
+    /// Rows that changed after `until`, which Langfuse is about to write.
+    pub left_to_live_path: u64,
+    /// Rows that changed later are left to Langfuse.
+    pub until: Option<String>,
+    /// Traces that changed while the run went on, and were loaded again.
+    pub traces_reloaded: u64,
+    /// Those of them that changed after events had been written.
+    pub traces_changed_after_writing: u64,
+    /// Rows that stand in the target once more until they are merged, where all were written again.
+    pub rows_to_merge: Option<u64>,
     /// Traces that were found in ClickHouse although they are on none of the days that were
     /// loaded.
     pub traces_found_elsewhere: u64,
@@ -163,6 +181,15 @@ pub(crate) fn seconds(number: f64) -> String {
     format!("{number:.1} s")
 }
 
+/// A moment in microseconds since 1970, in UTC.
+pub(crate) fn moment(microseconds: i64) -> String {
+    use time::format_description::well_known::Rfc3339;
+    time::OffsetDateTime::from_unix_timestamp(microseconds.div_euclid(1_000_000))
+        .ok()
+        .and_then(|moment| moment.format(&Rfc3339).ok())
+        .unwrap_or_else(|| format!("microsecond {microseconds}"))
+}
+
 /// A number in the summary.
 pub(crate) fn count(number: u64) -> String {
     HumanCount(number).to_string()
@@ -222,6 +249,18 @@ impl fmt::Display for Report {
             (
                 "Observations without trace",
                 count(self.observations_without_trace),
+            ),
+            ("Left to live rows", count(self.left_to_live_rows)),
+            (
+                "Left to live roots",
+                count(self.root_spans_left_to_live_roots),
+            ),
+            ("Left to Langfuse", count(self.left_to_live_path)),
+            ("There already", count(self.already_there)),
+            ("Older versions", count(self.observations_superseded)),
+            (
+                "Traces changed meanwhile",
+                count(self.traces_changed_after_writing),
             ),
             ("Traces found elsewhere", count(self.traces_found_elsewhere)),
             ("Traces that are nowhere", count(self.traces_nowhere)),

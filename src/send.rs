@@ -1,5 +1,5 @@
-//! Batches on their way into the target: one at a time for each segment, tried
-//! again where that may help, and in halves where the server lacks memory.
+//! Batches on their way into the target: one at a time for each segment, sent again where the
+//! server has certainly written nothing of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
+use crate::backfill::guard::LeftOut;
 use crate::batch::{Batch, BatchLimit, SealedBatch};
 use crate::clickhouse::{Connection, InsertRequest, RequestError};
 use crate::error::WorkError;
@@ -37,8 +38,8 @@ pub struct Destination {
     pub insert_sql: String,
     /// Whether views count in the rows that are written.
     pub has_views: bool,
-    /// Distinguishes the batches of this process from those of any other.
-    pub run_id: String,
+    /// What the query ids of all inserts of this process begin with.
+    pub query_prefix: String,
     /// Insert nothing.
     pub dry_run: bool,
     /// How large batches may be.
@@ -54,9 +55,9 @@ pub struct Destination {
 /// What one segment came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentCounts {
-    /// Observations read, or traces that have a root span.
+    /// Observations enriched, or traces that have a root span.
     pub observations: u64,
-    /// Rows acknowledged.
+    /// Rows acknowledged, those of attempts that did not end well included.
     pub inserted: u64,
     /// Observations whose trace was not found.
     pub without_trace: u64,
@@ -64,6 +65,8 @@ pub struct SegmentCounts {
     pub in_experiments: u64,
     /// Versions of traces that do not count, and have no root span.
     pub superseded: u64,
+    /// Rows that are not written.
+    pub left_out: LeftOut,
 }
 
 impl std::ops::AddAssign for SegmentCounts {
@@ -73,6 +76,7 @@ impl std::ops::AddAssign for SegmentCounts {
         self.without_trace += other.without_trace;
         self.in_experiments += other.in_experiments;
         self.superseded += other.superseded;
+        self.left_out += other.left_out;
     }
 }
 
@@ -138,12 +142,15 @@ pub struct Sender {
     /// Bytes of memory that the batch in flight holds.
     held_bytes: usize,
     counts: SegmentCounts,
+    /// Rows of the batch in flight.
+    rows_in_flight: u64,
+    /// Rows that the server has acknowledged.
+    acknowledged: u64,
 }
 
 impl Sender {
-    /// A sender for one try at the piece of work that `title` names. Another try may
-    /// cut its rows into other batches, so it must have another `name`: the same
-    /// name is always the same bytes.
+    /// A sender for one try at the piece of work that `title` names. Another try must have another
+    /// `name`, so that its inserts can be told from those before.
     pub fn new(destination: &Arc<Destination>, title: String, name: String) -> Self {
         Self {
             destination: Arc::clone(destination),
@@ -153,7 +160,24 @@ impl Sender {
             in_flight: None,
             held_bytes: 0,
             counts: SegmentCounts::default(),
+            rows_in_flight: 0,
+            acknowledged: 0,
         }
+    }
+
+    /// What the query ids of its inserts begin with.
+    pub fn query_prefix(&self) -> String {
+        format!("{}-{}-", self.destination.query_prefix, self.name)
+    }
+
+    /// Whether anything was sent, so that rows of it may be in the target.
+    pub fn has_sent(&self) -> bool {
+        self.batches > 0
+    }
+
+    /// Rows that the server has acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged
     }
 
     /// Bytes of memory that the batch in flight holds.
@@ -168,7 +192,7 @@ impl Sender {
             return;
         }
         let sealed = batch.seal();
-        let rows = sealed.rows(0..sealed.blocks()) as u64;
+        let rows = sealed.rows() as u64;
         self.counts.observations += rows;
         self.counts.without_trace += sealed.without_trace() as u64;
         self.counts.in_experiments += sealed.in_experiments() as u64;
@@ -180,10 +204,11 @@ impl Sender {
         let delivery = Delivery {
             destination: Arc::clone(&self.destination),
             title: Arc::clone(&self.title),
-            name: format!("{}-{}-{}", self.destination.run_id, self.name, self.batches),
+            name: format!("{}{}", self.query_prefix(), self.batches),
             batch: sealed,
         };
         self.batches += 1;
+        self.rows_in_flight = rows;
         self.in_flight = Some(tokio::spawn(delivery.run()));
     }
 
@@ -211,9 +236,13 @@ impl Sender {
                 result = in_flight => {
                     self.in_flight = None;
                     self.held_bytes = 0;
-                    return result.unwrap_or_else(|error| {
+                    let result = result.unwrap_or_else(|error| {
                         Err(RequestError::Unexpected(format!("an insert ended: {error}")).into())
                     });
+                    if result.is_ok() {
+                        self.acknowledged += self.rows_in_flight;
+                    }
+                    return result;
                 }
                 () = &mut patience => {
                     self.abort().await;
@@ -251,9 +280,13 @@ impl Sender {
     ///
     /// # Errors
     /// Whatever became of it.
-    pub async fn finish(&mut self) -> Result<SegmentCounts, WorkError> {
-        self.settle(NOWHERE).await?;
-        Ok(self.counts)
+    pub async fn finish(&mut self) -> Result<(), WorkError> {
+        self.settle(NOWHERE).await
+    }
+
+    /// What all batches came to, once the last one is acknowledged.
+    pub fn counts(&self) -> SegmentCounts {
+        self.counts
     }
 }
 
@@ -277,7 +310,7 @@ struct Delivery {
 impl Delivery {
     async fn run(self) -> Result<(), WorkError> {
         let started = Instant::now();
-        let result = self.insert_all().await;
+        let result = self.insert().await;
         let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.destination
             .insert_nanoseconds
@@ -285,97 +318,43 @@ impl Delivery {
         result
     }
 
-    /// Inserts the batch, at first as a whole; what the server cannot take is
-    /// divided between its blocks, again and again.
-    async fn insert_all(&self) -> Result<(), WorkError> {
-        let mut remaining = vec![self.piece(0, self.batch.blocks())];
-        while let Some(piece) = remaining.pop() {
-            // What is as large as what was refused would be refused as well.
-            if !self.is_too_large(&piece) {
-                if self.insert(&piece).await? == Taken::Whole {
-                    continue;
-                }
-                self.destination.limit.was_too_large(piece.bytes);
-            }
-            let middle = piece.start + (piece.end - piece.start) / 2;
-            // The first half on top: rows go in the order of the sort key.
-            remaining.push(self.piece(middle, piece.end));
-            remaining.push(self.piece(piece.start, middle));
-        }
-        self.destination.limit.was_taken();
-        Ok(())
-    }
-
-    fn is_too_large(&self, piece: &Piece) -> bool {
-        piece.can_be_divided() && piece.bytes > self.destination.limit.bytes()
-    }
-
-    fn piece(&self, start: usize, end: usize) -> Piece {
+    /// Inserts the batch. What the server refused before it wrote anything is sent again; after any
+    /// other error it must be seen first what is there.
+    async fn insert(&self) -> Result<(), WorkError> {
+        let destination = &*self.destination;
+        let blocks = self.batch.blocks();
         let request = InsertRequest {
-            sql: self.destination.insert_sql.clone(),
-            body: self.batch.body(start..end),
-            rows: self.batch.rows(start..end) as u64,
-            deduplication_token: format!("{}-{start}-{end}", self.name),
-            has_views: self.destination.has_views,
+            sql: destination.insert_sql.clone(),
+            body: self.batch.body(),
+            rows: self.batch.rows() as u64,
+            query_id: self.name.clone(),
+            has_views: destination.has_views,
         };
-        Piece {
-            start,
-            end,
-            bytes: self.batch.bytes(start..end),
-            request,
-        }
-    }
-
-    /// Inserts a piece, trying again while that may help.
-    async fn insert(&self, piece: &Piece) -> Result<Taken, WorkError> {
-        let mut tries = self.destination.retries.tries();
+        let mut tries = destination.retries.tries();
         loop {
-            let Err(error) = self.destination.connection.insert(&piece.request).await else {
-                return Ok(Taken::Whole);
+            let Err(error) = destination.connection.insert(&request).await else {
+                destination.limit.was_taken();
+                return Ok(());
             };
-            let divide = piece.can_be_divided() && error.is_too_large();
-            let rows = piece.request.rows;
-            let what = match divide {
-                false => format!("{}: an insert failed: {error}", self.title),
-                true => format!(
-                    "{}: an insert of {rows} rows is divided: {error}",
-                    self.title
-                ),
-            };
-            let again = tries.again(error.is_passing() || divide, what).await;
-            if self.destination.shutdown.signal().is_some() {
+            if error.is_too_large() {
+                destination.limit.was_too_large(self.batch.bytes());
+            }
+            if error.is_too_large() || !error.is_refusal() {
+                let is_single_block = blocks == 1;
+                return Err(WorkError::InsertFailed {
+                    error,
+                    is_single_block,
+                });
+            }
+            let what = format!("{}: an insert failed: {error}", self.title);
+            let again = tries.again(error.is_passing(), what).await;
+            if destination.shutdown.signal().is_some() {
                 return Err(WorkError::Interrupted);
             }
             if !again {
                 let failures = tries.failures();
                 return Err(WorkError::InsertGivenUp { error, failures });
             }
-            if divide {
-                return Ok(Taken::InPieces);
-            }
         }
     }
-}
-
-/// Some neighbouring blocks of a batch.
-struct Piece {
-    start: usize,
-    end: usize,
-    bytes: usize,
-    request: InsertRequest,
-}
-
-impl Piece {
-    fn can_be_divided(&self) -> bool {
-        self.end - self.start > 1
-    }
-}
-
-/// How a piece can be inserted.
-#[derive(PartialEq, Eq)]
-enum Taken {
-    /// It was, all of it.
-    Whole,
-    /// Only in smaller pieces.
-    InPieces,
 }

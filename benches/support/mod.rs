@@ -85,6 +85,7 @@ fn table(schema: &str, name: &str) -> TableInfo {
         partition_key: String::new(),
         primary_key: String::new(),
         has_views: false,
+        keeps_block_numbers: false,
         columns: statement.lines().filter_map(column).collect(),
     }
 }

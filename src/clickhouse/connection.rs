@@ -171,10 +171,10 @@ impl Connection {
     }
 
     /// Asks until there is an answer, or an error for which there is no use in asking again.
-    async fn ask<T>(
-        &self,
-        question: impl AsyncFn() -> Result<T, RequestError>,
-    ) -> Result<T, RequestError> {
+    async fn ask<T, A>(&self, question: impl Fn() -> A) -> Result<T, RequestError>
+    where
+        A: Future<Output = Result<T, RequestError>>,
+    {
         let mut tries = self.retries.as_ref().map(Retries::tries);
         loop {
             let error = match question().await {
@@ -237,14 +237,16 @@ impl Connection {
     where
         T: RowOwned + RowRead,
     {
-        self.ask(async || {
+        self.ask(|| {
             let fetch = self.query(sql, settings).fetch_all::<T>();
-            match tokio::time::timeout(limit, fetch).await {
-                Ok(rows) => Ok(rows?),
-                Err(_) => Err(RequestError::TimedOut {
-                    doing: "answer",
-                    limit,
-                }),
+            async move {
+                match tokio::time::timeout(limit, fetch).await {
+                    Ok(rows) => Ok(rows?),
+                    Err(_) => Err(RequestError::TimedOut {
+                        doing: "answer",
+                        limit,
+                    }),
+                }
             }
         })
         .await
@@ -263,12 +265,39 @@ impl Connection {
     /// # Errors
     /// Whatever the request met.
     pub async fn check(&self, sql: &str) -> Result<(), RequestError> {
-        self.ask(async || {
-            let mut stream = self.stream(sql, &[])?;
-            while stream.next_chunk().await?.is_some() {}
-            Ok(())
+        self.check_within(sql, READ_TIMEOUT).await
+    }
+
+    /// Runs a statement that may be silent for up to `silence`, and ignores what it yields.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn check_within(&self, sql: &str, silence: Duration) -> Result<(), RequestError> {
+        self.ask(|| {
+            let stream = self.stream(sql, &[]);
+            async move {
+                let mut stream = stream?.with_silence(silence);
+                while stream.next_chunk().await?.is_some() {}
+                Ok(())
+            }
         })
         .await
+    }
+
+    /// Runs a statement that changes something, once, with settings of its own; the server may be
+    /// silent for up to `silence`.
+    ///
+    /// # Errors
+    /// Whatever the request met; the statement may have been carried out all the same.
+    pub async fn execute(
+        &self,
+        sql: &str,
+        settings: &[(&str, String)],
+        silence: Duration,
+    ) -> Result<(), RequestError> {
+        let mut stream = self.stream(sql, settings)?.with_silence(silence);
+        while stream.next_chunk().await?.is_some() {}
+        Ok(())
     }
 
     /// Starts a query whose result is streamed in `Native` format.

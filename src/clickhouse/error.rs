@@ -82,6 +82,14 @@ const TOO_LARGE: &[u32] = &[
     241, // MEMORY_LIMIT_EXCEEDED
 ];
 
+/// Exceptions that a server answers to an insert before it has written any of it.
+const REFUSALS: &[u32] = &[
+    202, // TOO_MANY_SIMULTANEOUS_QUERIES
+    203, // NO_FREE_CONNECTION
+    252, // TOO_MANY_PARTS: told when the insert begins, and never later
+    745, // SERVER_OVERLOADED
+];
+
 /// Part of the message of an exception that has the code of a cut connection,
 /// and comes from a type that does not fit.
 const CONVERSION_FAILED: &str = "while converting column";
@@ -112,6 +120,16 @@ impl RequestError {
         match self {
             RequestError::Exception { code, .. } => TOO_LARGE.contains(code),
             RequestError::Http { status, .. } => *status == Some(413),
+            _ => false,
+        }
+    }
+
+    /// Whether it is certain that nothing of an insert was written, so that the same bytes may be
+    /// sent again. Of any other error a part of the rows may be there, or all of them.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            RequestError::Exception { code, .. } => REFUSALS.contains(code),
+            RequestError::Http { status, .. } => matches!(status, Some(413 | 429 | 503)),
             _ => false,
         }
     }

@@ -3,8 +3,7 @@
 //! The official client's inserts do not tell how many rows the server wrote (it
 //! drops the `X-ClickHouse-Summary` header of an insert), and "rows written
 //! equal rows sent" is what guards against a row being lost silently. So a
-//! batch is posted with the HTTP client underneath. It is complete before it is
-//! sent: a retry sends the same bytes.
+//! batch is posted with the HTTP client underneath.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -37,9 +36,8 @@ pub struct InsertRequest {
     pub body: Vec<Bytes>,
     /// Rows in `body`.
     pub rows: u64,
-    /// Lets a server that keeps a deduplication window recognise the batch if
-    /// it is sent again. Only ever reused for the same bytes.
-    pub deduplication_token: String,
+    /// Name of the insert in `system.processes`, by which it can be found once its client is gone.
+    pub query_id: String,
     /// Whether the target has materialized views; the rows they write are
     /// counted with the target's own.
     pub has_views: bool,
@@ -135,10 +133,11 @@ impl Connection {
             ("input_format_try_infer_dates", "0"),
             ("input_format_try_infer_datetimes", "0"),
             ("type_json_skip_duplicated_paths", "1"),
-            ("insert_deduplication_token", &insert.deduplication_token),
-            // A retried batch whose rows are there already still has to reach the
-            // views, if that is where the first attempt stopped.
-            ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+            // The keys of what is there guard against a row that is written twice. A replicated
+            // table would drop a batch without a word that equals an earlier one, also after its
+            // rows were deleted.
+            ("insert_deduplicate", "0"),
+            ("query_id", &insert.query_id),
             // The number of written rows is in a header, so it must be known by then.
             ("wait_end_of_query", "1"),
         ]);

@@ -49,6 +49,9 @@ pub struct TableInfo {
     pub primary_key: String,
     /// Whether materialized views are fed by it.
     pub has_views: bool,
+    /// Whether each row keeps the number of the block in which it was inserted
+    /// (`enable_block_number_column`).
+    pub keeps_block_numbers: bool,
     /// Its columns in their order.
     pub columns: Vec<TableColumn>,
 }
@@ -88,6 +91,7 @@ struct TableRow {
     partition_key: String,
     primary_key: String,
     views: u64,
+    keeps_block_numbers: u8,
 }
 
 #[derive(Row, Deserialize)]
@@ -142,7 +146,9 @@ impl Connection {
         let tables = self
             .rows::<TableRow>(&format!(
                 "SELECT toString(uuid) AS uuid, engine, partition_key, primary_key, \
-                 length(dependencies_table) AS views FROM system.tables WHERE {condition}"
+                 length(dependencies_table) AS views, \
+                 toUInt8(position(engine_full, 'enable_block_number_column = 1') > 0) \
+                 AS keeps_block_numbers FROM system.tables WHERE {condition}"
             ))
             .await?;
         let Some(table) = tables.into_iter().next() else {
@@ -164,6 +170,7 @@ impl Connection {
             partition_key: table.partition_key,
             primary_key: table.primary_key,
             has_views: table.views > 0,
+            keeps_block_numbers: table.keeps_block_numbers != 0,
             columns,
         }))
     }

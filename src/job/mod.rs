@@ -3,14 +3,16 @@
 mod elsewhere;
 mod experiments;
 mod stream;
+mod target;
 mod traces;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
+use crate::backfill::trace_changes::TraceChanges;
 use crate::begin::{self, Begin};
 use crate::buffer_pool::BufferPool;
 use crate::checkpoint::{Checkpoint, MadeFor};
@@ -23,7 +25,7 @@ use crate::options::Options;
 use crate::progress::Display;
 use crate::report::{self, Report, Seconds, TraceId};
 use crate::retry::Retries;
-use crate::send::SegmentCounts;
+use crate::send::{Destination, SegmentCounts};
 use crate::shutdown::Shutdown;
 use crate::state_dir::StateDir;
 use crate::trace_store::{Day, StoreError, TraceStore};
@@ -170,6 +172,8 @@ pub async fn run(
         pool: options.budget.pool(),
         started,
         options,
+        changes: Arc::default(),
+        rows_to_merge: None,
     };
     let (report, outcome) = match was_finished {
         true => (job.report(&Spent::default(), false), Ok(())),
@@ -235,6 +239,10 @@ struct Job {
     retries: Retries,
     pool: BufferPool,
     started: Instant,
+    /// What loads traces again, once the store is there.
+    changes: Arc<OnceLock<TraceChanges>>,
+    /// Rows that wait to be merged, where all were written again.
+    rows_to_merge: Option<u64>,
 }
 
 /// Where the time of this process went, and what the store took.
@@ -261,35 +269,115 @@ impl Job {
         (report, outcome.and(kept))
     }
 
-    /// Both phases.
+    /// All phases.
     async fn work(&mut self, spent: &mut Spent) -> Result<(), Error> {
         self.plan().await?;
         let store = Arc::new(self.open_store()?);
         let load_started = Instant::now();
-        let loaded = self.load_traces(&store).await;
-        let loaded = match loaded {
-            Ok(()) => self.find_experiments(&store).await,
-            Err(error) => Err(error),
-        };
+        let prepared = self.prepare(&store).await;
         spent.load = load_started.elapsed();
         spent.store_bytes = store.disk_bytes();
-        loaded.map_err(|error| self.with_way_on(error))?;
+        prepared.map_err(|error| self.with_way_on(error))?;
         for source in self.options.sources() {
             let started = Instant::now();
             let destination = Arc::new(self.destination(source));
-            let streamed = self.stream(source, &store, &destination).await;
+            let streamed = self.stream_source(source, &store, &destination).await;
             spent.stream[source as usize] = started.elapsed();
             spent.insert +=
                 Duration::from_nanos(destination.insert_nanoseconds.load(Ordering::Relaxed));
             streamed.map_err(|error| self.with_way_on(error))?;
         }
+        let settled = self.settle(&store).await;
+        settled.map_err(|error| self.with_way_on(error))?;
         drop(store);
         self.checkpoint.finished = true;
-        self.save().map_err(|error| self.with_way_on(error))?;
+        let saved = self.save();
+        // It holds the store open.
+        self.changes = Arc::default();
+        saved.map_err(|error| self.with_way_on(error))?;
         if self.options.keep_traces {
             return Ok(());
         }
         self.state.remove_work_files()
+    }
+
+    /// Everything that has to be known before rows are read.
+    async fn prepare(&mut self, store: &Arc<TraceStore>) -> Result<(), Error> {
+        self.load_traces(store).await?;
+        self.find_experiments(store).await?;
+        self.read_target(store).await?;
+        self.scan_versions(store).await?;
+        let changes = self.trace_changes(store);
+        if self.resumed {
+            changes.reload().await?;
+        }
+        // It is empty: this is the only place that fills it.
+        let _ = self.changes.set(changes);
+        Ok(())
+    }
+
+    async fn stream_source(
+        &mut self,
+        source: Source,
+        store: &Arc<TraceStore>,
+        destination: &Arc<Destination>,
+    ) -> Result<(), Error> {
+        if source == Source::Traces {
+            self.read_live_roots(store).await?;
+        }
+        self.stream(source, store, destination).await
+    }
+
+    /// What is to be done once all rows are written.
+    async fn settle(&mut self, store: &Arc<TraceStore>) -> Result<(), Error> {
+        self.level_views(store).await?;
+        if let Some(changes) = Arc::clone(&self.changes).get() {
+            changes.reload().await?;
+        }
+        self.rows_to_merge = self.count_rows_to_merge().await?;
+        self.tell_what_is_left();
+        Ok(())
+    }
+
+    /// Says what the operator may want to do about what the run has left.
+    fn tell_what_is_left(&self) {
+        let partition = self.options.partition;
+        let changed = self.counts_of_changes().1;
+        if changed > 0 && !self.options.dry_run {
+            self.display.note(format_args!(
+                "{} traces changed after events were written: `events-backfill repair --partition \
+                 {partition}` brings their events up to date",
+                HumanCount(changed)
+            ));
+        }
+        if let Some(rows) = self.rows_to_merge.filter(|&rows| rows > 0) {
+            self.display.note(format_args!(
+                "{} rows stand twice until ClickHouse merges them, and v4 counts both: \
+                 `events-backfill repair --partition {partition} --optimize` merges them now",
+                HumanCount(rows)
+            ));
+        }
+    }
+
+    /// From now on what changes may have been written already.
+    fn has_written(&self) {
+        if let Some(changes) = self.changes.get() {
+            changes.has_written.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Traces that were loaded again, and those that changed after events were written.
+    fn counts_of_changes(&self) -> (u64, u64) {
+        match self.changes.get() {
+            Some(changes) => (
+                changes.counts.reloaded.load(Ordering::Relaxed),
+                changes.counts.after_writing.load(Ordering::Relaxed),
+            ),
+            None => (
+                self.checkpoint.traces_reloaded,
+                self.checkpoint.traces_changed,
+            ),
+        }
     }
 
     fn open_store(&self) -> Result<TraceStore, Error> {
@@ -321,6 +409,10 @@ impl Job {
     /// Writes the checkpoint.
     fn save(&mut self) -> Result<(), Error> {
         self.checkpoint.saved_at = seconds_since_1970();
+        (
+            self.checkpoint.traces_reloaded,
+            self.checkpoint.traces_changed,
+        ) = self.counts_of_changes();
         self.save_to_disk()
     }
 
@@ -364,6 +456,8 @@ impl Job {
             counts.observations - self.before[source as usize]
         };
         let target = &self.inspected.target;
+        let target_state = self.checkpoint.target.as_ref();
+        let (reloaded, changed) = self.counts_of_changes();
         let elsewhere = &self.checkpoint.elsewhere;
         Report {
             partition: self.options.partition.to_string(),
@@ -371,7 +465,10 @@ impl Job {
             dry_run: self.options.dry_run,
             resumed: self.resumed,
             traces_loaded: self.checkpoint.traces(),
-            observations_processed: observations.observations,
+            observations_processed: observations.observations
+                + observations.left_out.live
+                + observations.left_out.already_there
+                + observations.left_out.live_path,
             events_inserted: observations.inserted,
             observations_without_trace: observations.without_trace,
             traces_superseded: self.options.root_spans.then_some(root_spans.superseded),
@@ -380,6 +477,17 @@ impl Job {
                 .options
                 .experiments
                 .then_some(observations.in_experiments + root_spans.in_experiments),
+            observations_superseded: observations.left_out.superseded,
+            left_to_live_rows: observations.left_out.live + root_spans.left_out.live,
+            root_spans_left_to_live_roots: root_spans.left_out.live_root,
+            already_there: observations.left_out.already_there + root_spans.left_out.already_there,
+            left_to_live_path: observations.left_out.live_path + root_spans.left_out.live_path,
+            until: target_state
+                .and_then(|target| target.until)
+                .map(report::moment),
+            traces_reloaded: reloaded,
+            traces_changed_after_writing: changed,
+            rows_to_merge: self.rows_to_merge,
             traces_found_elsewhere: elsewhere.found,
             traces_nowhere: elsewhere.asked - elsewhere.found.min(elsewhere.asked),
             traces_nowhere_listed: elsewhere

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::Job;
+use crate::backfill::guard::Guard;
 use crate::batch::{BatchLimit, BatchMaker};
 use crate::clickhouse::Compression;
 use crate::enrich::{Enricher, Unknown};
 use crate::error::Error;
+use crate::late::LateRows;
 use crate::mapping::Source;
 use crate::memory;
-use crate::pipeline::{self, Done, Piece, Pipeline};
+use crate::pipeline::{self, Done, Journal, Piece, Pipeline};
 use crate::plan;
 use crate::progress::Phase;
 use crate::send::Destination;
@@ -45,14 +47,25 @@ impl Job {
         };
         let phase = Phase::begin(&self.display, name, planned, planned - left);
         let phase = Arc::new(phase.leading(before, whole));
-        let pipeline = Arc::new(self.pipeline(source, store, destination));
-        let mut outcome = Ok(());
-        while outcome.is_ok() && !self.is_streamed(source) {
-            outcome = self.stream_segments(source, &pipeline, &phase).await;
-            if outcome.is_ok() {
-                outcome = self.stream_late(source, &pipeline, store).await;
+        let pipeline = Arc::new(self.pipeline(source, store, destination)?);
+        let changes = Arc::clone(&self.changes);
+        let streaming = async {
+            let mut outcome = Ok(());
+            while outcome.is_ok() && !self.is_streamed(source) {
+                outcome = self.stream_segments(source, &pipeline, &phase).await;
+                if outcome.is_ok() {
+                    outcome = self.stream_late(source, &pipeline, store).await;
+                }
             }
-        }
+            outcome
+        };
+        let outcome = match changes.get() {
+            Some(changes) => tokio::select! {
+                outcome = streaming => outcome,
+                error = changes.watch() => Err(error),
+            },
+            None => streaming.await,
+        };
         phase.finish();
         outcome
     }
@@ -71,20 +84,9 @@ impl Job {
         let pieces = self.checkpoint.remaining(source);
         let pieces = pieces.into_iter().map(Piece::Segment);
         let pieces = pieces.collect();
-        let on_done = |done: Done| {
-            self.checkpoint.done.insert(done.number, done.counts);
-            if done.late.rows > 0 {
-                self.checkpoint.late.insert(done.number, done.late);
-            }
-            // What is not written down will be done again.
-            self.save().inspect_err(|_| {
-                self.checkpoint.done.remove(&done.number);
-                self.checkpoint.late.remove(&done.number);
-            })?;
-            let waiting: u64 = self.checkpoint.late.values().map(|late| late.bytes).sum();
-            Ok(waiting < LATE_BYTES)
-        };
-        pipeline::run(Arc::clone(pipeline), pieces, Arc::clone(phase), on_done).await
+        let mut journal = SegmentJournal(self);
+        let (pipeline, phase) = (Arc::clone(pipeline), Arc::clone(phase));
+        pipeline::run(pipeline, pieces, phase, &mut journal).await
     }
 
     /// Looks for the traces of the observations that wait, and makes events of them.
@@ -102,22 +104,17 @@ impl Job {
         let phase = Arc::new(Phase::begin(&self.display, name, rows, 0));
         self.look_elsewhere(source, pipeline, store).await?;
         let late = self.checkpoint.late.iter();
-        let pieces = late.map(|(&number, &counts)| Piece::Late { number, counts });
-        let pieces = pieces.collect();
-        let on_done = |done: Done| {
-            let before = self.checkpoint.late.remove(&done.number);
-            self.checkpoint.late_done.insert(done.number, done.counts);
-            self.save().inspect_err(|_| {
-                self.checkpoint.late_done.remove(&done.number);
-                self.checkpoint
-                    .late
-                    .extend(before.map(|late| (done.number, late)));
-            })?;
-            pipeline.late.remove(done.number);
-            Ok(true)
+        let pieces = late.filter_map(|(&number, &counts)| {
+            let segment = self.checkpoint.segment(number)?.clone();
+            Some(Piece::Late { segment, counts })
+        });
+        let pieces: Vec<Piece> = pieces.collect();
+        let mut journal = LateJournal {
+            job: self,
+            late: pipeline.late.clone(),
         };
-        let outcome =
-            pipeline::run(Arc::clone(pipeline), pieces, Arc::clone(&phase), on_done).await;
+        let (pipeline, shown) = (Arc::clone(pipeline), Arc::clone(&phase));
+        let outcome = pipeline::run(pipeline, pieces, shown, &mut journal).await;
         phase.finish();
         outcome
     }
@@ -152,7 +149,7 @@ impl Job {
                 self.inspected.mapping_of(source).insert_columns()
             ),
             has_views: target.has_views,
-            run_id: format!("{}-{:x}", self.checkpoint.run_id, fastrand::u64(..)),
+            query_prefix: format!("{}{:x}", self.query_prefix(), fastrand::u64(..)),
             dry_run: self.options.dry_run,
             limit: BatchLimit::new(match self.connection.compression() {
                 Compression::None => self.options.budget.batch_bytes,
@@ -170,11 +167,15 @@ impl Job {
         source: Source,
         store: &Arc<TraceStore>,
         destination: &Arc<Destination>,
-    ) -> Pipeline {
+    ) -> Result<Pipeline, Error> {
         let inspected = &self.inspected;
         let mapping = Arc::new(inspected.mapping_of(source).clone());
         let budget = self.options.budget;
-        Pipeline {
+        let until = self.checkpoint.target.as_ref().and_then(|t| t.until);
+        let guard = Guard::new(&mapping, Arc::clone(store), until).map_err(Error::Configuration)?;
+        Ok(Pipeline {
+            guard,
+            recovery: self.recovery(store),
             enricher: Enricher::new(mapping, Arc::clone(store), budget.pool()),
             query: inspected.segment_query(source),
             destination: Arc::clone(destination),
@@ -194,6 +195,77 @@ impl Job {
             // A block is never divided, so it must not be larger than a batch.
             block_rows: self.options.block_rows.min(self.options.batch_rows),
             concurrency: self.options.concurrency,
+        })
+    }
+}
+
+/// What of a source is begun and done. What is not written down will be done again.
+struct SegmentJournal<'a>(&'a mut Job);
+
+impl Journal for SegmentJournal<'_> {
+    fn begin(&mut self, piece: &Piece) -> Result<(), Error> {
+        let checkpoint = &mut self.0.checkpoint;
+        let number = piece.segment().number;
+        if checkpoint.begun.insert(number) {
+            return self.0.save();
         }
+        Ok(())
+    }
+
+    fn done(&mut self, done: Done) -> Result<bool, Error> {
+        let number = done.number;
+        let checkpoint = &mut self.0.checkpoint;
+        checkpoint.begun.remove(&number);
+        checkpoint.done.insert(number, done.counts);
+        if done.late.rows > 0 {
+            checkpoint.late.insert(number, done.late);
+        }
+        if done.was_repeated {
+            checkpoint.repeated.insert(number);
+        }
+        self.0.has_written();
+        self.0.save().inspect_err(|_| {
+            let checkpoint = &mut self.0.checkpoint;
+            checkpoint.begun.insert(number);
+            checkpoint.done.remove(&number);
+            checkpoint.late.remove(&number);
+        })?;
+        let waiting: u64 = self.0.checkpoint.late.values().map(|late| late.bytes).sum();
+        Ok(waiting < LATE_BYTES)
+    }
+}
+
+/// The same of what segments have left for later.
+struct LateJournal<'a> {
+    job: &'a mut Job,
+    late: LateRows,
+}
+
+impl Journal for LateJournal<'_> {
+    fn begin(&mut self, piece: &Piece) -> Result<(), Error> {
+        let number = piece.segment().number;
+        if self.job.checkpoint.late_begun.insert(number) {
+            return self.job.save();
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, done: Done) -> Result<bool, Error> {
+        let number = done.number;
+        let checkpoint = &mut self.job.checkpoint;
+        checkpoint.late_begun.remove(&number);
+        let before = checkpoint.late.remove(&number);
+        checkpoint.late_done.insert(number, done.counts);
+        if done.was_repeated {
+            checkpoint.repeated.insert(number);
+        }
+        self.job.save().inspect_err(|_| {
+            let checkpoint = &mut self.job.checkpoint;
+            checkpoint.late_begun.insert(number);
+            checkpoint.late_done.remove(&number);
+            checkpoint.late.extend(before.map(|late| (number, late)));
+        })?;
+        self.late.remove(number);
+        Ok(true)
     }
 }

@@ -257,6 +257,13 @@ impl Mapping {
         names.join(", ")
     }
 
+    /// Where a pass-through column is in the result of the SELECT.
+    pub fn column_index(&self, name: &str) -> Option<usize> {
+        self.pass_through
+            .iter()
+            .position(|column| column.name == name)
+    }
+
     /// Where a helper is in the result of the SELECT.
     pub fn helper_index(&self, helper: Helper) -> Option<usize> {
         let index = self.helpers.iter().position(|&other| other == helper)?;

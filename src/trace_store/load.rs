@@ -13,7 +13,7 @@ use super::record::RecordHead;
 use super::{Day, MOVED, SUSPECTS, StoreError, TraceStore, day_family, key};
 
 /// What the names of files begin with that are not part of the store yet.
-const UNFINISHED_PREFIX: &str = "load-";
+pub(super) const UNFINISHED_PREFIX: &str = "load-";
 
 /// Whether a file is one that [`DayWriter`] had not finished.
 pub(super) fn is_unfinished(name: &std::ffi::OsStr) -> bool {

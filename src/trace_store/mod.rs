@@ -17,6 +17,7 @@ mod load;
 mod lookup;
 mod options;
 mod record;
+mod target_rows;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,9 @@ pub use experiments::{ExperimentWriter, FoundItems, ItemRecord};
 pub use load::{DayWriter, SeenTraces};
 pub use lookup::Found;
 pub use record::TraceRecord;
+pub use target_rows::{
+    Against, HASH_BYTES, HashKey, ROW_KEY_BYTES, RowKey, SortedWriter, TargetRow, Version,
+};
 
 /// Days since 1970-01-01, as ClickHouse's `Date` counts them.
 pub type Day = u16;
@@ -80,10 +84,12 @@ pub struct TraceStore {
     database: Database,
     family_options: Options,
     experiment_options: Options,
+    walked_options: Options,
     days: RwLock<BTreeSet<Day>>,
     has_moved: AtomicBool,
     has_elsewhere: AtomicBool,
     has_experiments: AtomicBool,
+    not_empty: target_rows::NotEmpty,
 }
 
 /// Bytes that the store in `path` takes on disk, whether somebody has it open or
@@ -110,9 +116,11 @@ impl TraceStore {
         let database_options = options::database();
         let family_options = options::family(cache_bytes);
         let experiment_options = options::compacted(&family_options);
+        let walked_options = options::walked(cache_bytes);
         // A directory without a CURRENT file is no database yet; listing would fail.
         let mut families = BTreeSet::from([SUSPECTS, MOVED, ELSEWHERE].map(str::to_owned));
         families.extend(experiments::FAMILIES.map(str::to_owned));
+        families.extend(Against::ALL.map(|against| against.family().to_owned()));
         if path.join("CURRENT").exists() {
             families.extend(Database::list_cf(&database_options, path).map_err(failed)?);
         }
@@ -121,9 +129,11 @@ impl TraceStore {
             .filter_map(|name| name.strip_prefix(DAY_PREFIX)?.parse().ok())
             .collect();
         let descriptors = families.into_iter().map(|name| {
-            let options = match experiments::FAMILIES.contains(&name.as_str()) {
-                true => &experiment_options,
-                false => &family_options,
+            let is_of_experiments = experiments::FAMILIES.contains(&name.as_str());
+            let options = match Against::of_family(&name) {
+                Some(against) if against.is_walked() => &walked_options,
+                None if is_of_experiments => &experiment_options,
+                _ => &family_options,
             };
             ColumnFamilyDescriptor::new(name, options.clone())
         });
@@ -134,15 +144,20 @@ impl TraceStore {
             database,
             family_options,
             experiment_options,
+            walked_options,
             days: RwLock::new(days),
             has_moved: AtomicBool::new(false),
             has_elsewhere: AtomicBool::new(false),
             has_experiments: AtomicBool::new(false),
+            not_empty: target_rows::NotEmpty::default(),
         };
         for (name, has_some) in [(MOVED, &store.has_moved), (ELSEWHERE, &store.has_elsewhere)] {
             has_some.store(!store.family_is_empty(name)?, Ordering::Relaxed);
         }
         store.notice_experiments()?;
+        for against in Against::ALL {
+            store.notice(against)?;
+        }
         Ok(store)
     }
 
@@ -223,6 +238,13 @@ impl TraceStore {
     pub fn days(&self) -> Vec<Day> {
         let days = self.days.read().unwrap_or_else(PoisonError::into_inner);
         days.iter().copied().collect()
+    }
+
+    fn options_of(&self, against: Against) -> &Options {
+        match against.is_walked() {
+            true => &self.walked_options,
+            false => &self.family_options,
+        }
     }
 
     fn family(

@@ -56,6 +56,24 @@ pub(super) fn family(cache_bytes: usize) -> Options {
     options
 }
 
+/// Options of a family whose keys are hashes and which is walked in their order: without filter,
+/// since nobody asks for what is not there, and uncompressed, since hashes do not compress.
+pub(super) fn walked(cache_bytes: usize) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(cache_bytes / 8));
+    table.set_block_size(BLOCK_BYTES);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_format_version(5);
+
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::None);
+    // Files that overlap, since a day was read again, are merged.
+    options.set_write_buffer_size(4 * 1024 * 1024);
+    options.set_max_write_buffer_number(2);
+    options
+}
+
 /// As [`family`], for what is written in no order, through memtables: files that overlap are
 /// merged.
 pub(super) fn compacted(family: &Options) -> Options {

@@ -1,0 +1,249 @@
+//! The table that the target's materialized view fills: `events_core`.
+//!
+//! A part of `events_full` is committed before the view's copy of it. A server that dies in
+//! between, or whose view fails, leaves rows in the one that the other lacks, and v4's lists read the
+//! other. What it lacks is made by the view's own SELECT.
+
+use std::time::Duration;
+
+use clickhouse::Row;
+use serde::Deserialize;
+
+use super::row_hash::RowColumns;
+use super::target_keys::{BACKFILL_SOURCES, Extent, TargetKeys};
+use crate::clickhouse::{Connection, RequestError, TABLE_TIMEOUT, TableInfo, sql};
+
+/// Columns without which a row could not be told from others.
+const KEYS: [&str; 5] = [
+    "project_id",
+    "trace_id",
+    "span_id",
+    "start_time",
+    "event_ts",
+];
+/// Keys of the view's table that one statement holds in the server's memory, some 16 bytes each.
+const KEYS_PER_STATEMENT: u64 = 4_000_000;
+/// How long one statement may take.
+const PATIENCE: Duration = Duration::from_secs(3_600);
+
+/// A materialized view that writes to a table of its own.
+#[derive(Debug, Clone)]
+pub struct CoreView {
+    /// The table it writes to.
+    pub table: TableInfo,
+    /// What it selects from the target.
+    select: String,
+    /// The columns that it fills.
+    columns: Vec<String>,
+}
+
+#[derive(Row, Deserialize)]
+struct ViewRow {
+    database: String,
+    name: String,
+    create_table_query: String,
+    as_select: String,
+}
+
+#[derive(Row, Deserialize)]
+struct Name {
+    name: String,
+}
+
+/// The rows of a part of a table, as two numbers.
+#[derive(Row, Deserialize, PartialEq, Eq)]
+struct Sums {
+    rows: u64,
+    hashes: u64,
+}
+
+impl CoreView {
+    /// The views that copy the rows of `target` into tables with the same keys.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the server does not answer.
+    pub async fn all(
+        connection: &Connection,
+        target: &TableInfo,
+    ) -> Result<Vec<Self>, RequestError> {
+        let views = connection
+            .rows::<ViewRow>(&format!(
+                "SELECT database, name, create_table_query, as_select FROM system.tables \
+                 WHERE engine = 'MaterializedView' AND (database, name) IN \
+                 (SELECT arrayJoin(arrayZip(dependencies_database, dependencies_table)) \
+                 FROM system.tables WHERE database = {} AND name = {}) ORDER BY database, name",
+                sql::string(&target.database),
+                sql::string(&target.name)
+            ))
+            .await?;
+        let mut copies = Vec::new();
+        for view in views {
+            let Some((database, name)) = destination(&view) else {
+                continue;
+            };
+            let Some(table) = connection.table(&database, &name).await? else {
+                continue;
+            };
+            let columns = connection
+                .rows::<Name>(&format!(
+                    "SELECT name FROM system.columns WHERE database = {} AND table = {} \
+                     ORDER BY position",
+                    sql::string(&view.database),
+                    sql::string(&view.name)
+                ))
+                .await?;
+            let fills = |name: &str| table.column(name).is_some_and(|c| c.is_insertable());
+            let columns: Vec<String> = columns.into_iter().map(|column| column.name).collect();
+            if !KEYS.iter().all(|key| columns.iter().any(|c| c == key)) {
+                // It sums up, or says something else than the rows themselves.
+                continue;
+            }
+            copies.push(Self {
+                columns: columns.into_iter().filter(|name| fills(name)).collect(),
+                table,
+                select: view.as_select,
+            });
+        }
+        Ok(copies)
+    }
+
+    /// Whether the table has the same rows as the target in an extent, as far as a count and a sum
+    /// tell. Rows that are there twice until they are merged make a difference, too.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the server does not answer.
+    pub async fn is_level(&self, keys: &TargetKeys, extent: &Extent) -> Result<bool, RequestError> {
+        let of = async |table: &TableInfo| {
+            let query = format!(
+                "SELECT count() AS rows, sum({}) AS hashes FROM {} AS e WHERE {}",
+                COLUMNS.hash("e.start_time"),
+                table.qualified_name(),
+                keys.column_condition(extent)
+            );
+            let rows = keys.connection.rows_within::<Sums>(&query, TABLE_TIMEOUT);
+            rows.await
+        };
+        Ok(of(&keys.target).await? == of(&self.table).await?)
+    }
+
+    /// Gives the table what it lacks of a backfill's rows that the target has. `name` is the
+    /// beginning of the statements' query ids.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the server does not answer; the same can be done again.
+    pub async fn level(
+        &self,
+        keys: &TargetKeys,
+        extent: &Extent,
+        name: &str,
+    ) -> Result<(), RequestError> {
+        let condition = keys.column_condition(extent);
+        let count = format!(
+            "SELECT count() AS rows, toUInt64(0) AS hashes FROM {} AS e WHERE {condition}",
+            self.table.qualified_name()
+        );
+        let rows = keys.connection.rows_within::<Sums>(&count, TABLE_TIMEOUT);
+        let rows: u64 = rows.await?.iter().map(|sums| sums.rows).sum();
+        let shares = rows / KEYS_PER_STATEMENT + 1;
+        let hash = COLUMNS.hash("e.start_time");
+        let columns: Vec<String> = self.columns.iter().map(sql_identifier).collect();
+        let columns = columns.join(", ");
+        for share in 0..shares {
+            let of_share = match shares {
+                1 => String::new(),
+                _ => format!(" AND {hash} % {shares} = {share}"),
+            };
+            let statement = format!(
+                "INSERT INTO {} ({columns}) SELECT {columns} FROM ({}) AS e \
+                 WHERE {condition} AND e.source IN ({BACKFILL_SOURCES}){of_share} \
+                 AND ({hash}, e.event_ts) NOT IN \
+                 (SELECT {hash}, e.event_ts FROM {} AS e WHERE {condition}{of_share})",
+                self.table.qualified_name(),
+                self.select,
+                self.table.qualified_name(),
+            );
+            let id = format!("{name}-{share}-{:x}", fastrand::u64(..));
+            let settings = [
+                ("query_id", id),
+                ("async_insert", "0".to_owned()),
+                ("optimize_on_insert", "0".to_owned()),
+                ("insert_deduplicate", "0".to_owned()),
+                ("transform_null_in", "0".to_owned()),
+            ];
+            keys.connection
+                .execute(&statement, &settings, PATIENCE)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+const COLUMNS: RowColumns<'static> = RowColumns {
+    project: "e.project_id",
+    trace: "e.trace_id",
+    span: "e.span_id",
+};
+
+fn sql_identifier(name: &String) -> String {
+    sql::identifier(name)
+}
+
+/// The table that a view writes to, from the statement that made it:
+/// `CREATE MATERIALIZED VIEW db.view [UUID …] TO db.table [(columns)] AS …`.
+fn destination(view: &ViewRow) -> Option<(String, String)> {
+    let (_, rest) = view.create_table_query.split_once(" TO ")?;
+    let (database, rest) = name_at_start(rest)?;
+    let (table, _) = name_at_start(rest.strip_prefix('.')?)?;
+    Some((database, table))
+}
+
+/// An identifier at the beginning of a text, quoted or not, and what follows.
+fn name_at_start(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('`') else {
+        let end = text
+            .find(|c: char| !(c.is_alphanumeric() || c == '_'))
+            .unwrap_or(text.len());
+        let (name, rest) = text.split_at(end);
+        return (!name.is_empty()).then(|| (name.to_owned(), rest));
+    };
+    let mut name = String::new();
+    let mut characters = quoted.char_indices();
+    while let Some((index, c)) = characters.next() {
+        match c {
+            '`' => return Some((name, &quoted[index + 1..])),
+            '\\' => name.extend(characters.next().map(|(_, c)| c)),
+            _ => name.push(c),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_a_view_is_found_in_its_statement() {
+        let destination = |query: &str| {
+            destination(&ViewRow {
+                database: String::new(),
+                name: String::new(),
+                create_table_query: query.to_owned(),
+                as_select: String::new(),
+            })
+        };
+        let named = |database: &str, table: &str| Some((database.to_owned(), table.to_owned()));
+        assert_eq!(
+            destination("CREATE MATERIALIZED VIEW x.v TO x.events_core (`a` String) AS SELECT 1"),
+            named("x", "events_core")
+        );
+        assert_eq!(
+            destination("CREATE MATERIALIZED VIEW `a-b`.v TO `a-b`.`c\\`d` AS SELECT 1"),
+            named("a-b", "c`d")
+        );
+        assert_eq!(
+            destination("CREATE MATERIALIZED VIEW x.v (`a` String) ENGINE = Null"),
+            None
+        );
+    }
+}

@@ -1,0 +1,327 @@
+//! Which rows of a block are to be written: not those of which another version counts, not
+//! those that the target has already, and not those that Langfuse itself is about to write.
+
+use std::ops::{AddAssign, Range};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::row_hash::{RowParts, version};
+use crate::buffer_pool::BufferPool;
+use crate::error::WorkError;
+use crate::mapping::{Helper, Mapping, Source};
+use crate::native::{Block, DataType, FixedCursor, NativeError, StringCursor};
+use crate::trace_store::{Against, HashKey, RowKey, TargetRow, TraceStore};
+
+/// Rows that are not written, by the reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Another version of the observation counts, or it is deleted.
+    pub superseded: u64,
+    /// A live row of the target is as new.
+    pub live: u64,
+    /// A backfill's row is as new, and was there before the run.
+    pub already_there: u64,
+    /// This run has written the row, in an attempt that did not end well.
+    pub written_before: u64,
+    /// The trace has a live root.
+    pub live_root: u64,
+    /// It changed so late that Langfuse is about to write it.
+    pub live_path: u64,
+}
+
+impl LeftOut {
+    /// All but the versions that do not count.
+    pub fn considered(&self) -> u64 {
+        self.live + self.already_there + self.written_before + self.live_path
+    }
+}
+
+impl AddAssign for LeftOut {
+    fn add_assign(&mut self, other: Self) {
+        self.superseded += other.superseded;
+        self.live += other.live;
+        self.already_there += other.already_there;
+        self.written_before += other.written_before;
+        self.live_root += other.live_root;
+        self.live_path += other.live_path;
+    }
+}
+
+/// Where the columns are that tell a row from all others, and which version it is.
+#[derive(Debug, Clone)]
+struct RowColumns {
+    project: usize,
+    trace: usize,
+    span: usize,
+    start: TimeColumn,
+    event_ts: TimeColumn,
+    observation_type: usize,
+    day: usize,
+}
+
+/// A `DateTime64` column.
+#[derive(Debug, Clone, Copy)]
+struct TimeColumn {
+    index: usize,
+    /// Microseconds of a tick, or ticks of a microsecond.
+    scale: Scale,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Scale {
+    Times(i64),
+    Through(i64),
+}
+
+impl TimeColumn {
+    /// The column of that name among those that a mapping selects.
+    fn find(mapping: &Mapping, name: &str) -> Result<Self, String> {
+        let index = mapping.column_index(name).ok_or_else(|| {
+            format!("the target has no column {name} that can be written, which every event has")
+        })?;
+        let data_type = &mapping.pass_through[index].data_type;
+        let digits = match DataType::parse(data_type) {
+            Ok(DataType::Scalar { name, arguments }) if name == "DateTime64" => arguments
+                .and_then(|arguments| arguments.split(',').next()?.trim().parse::<u32>().ok()),
+            _ => None,
+        };
+        let scale = match digits {
+            Some(digits @ 0..=6) => Scale::Times(10_i64.pow(6 - digits)),
+            Some(digits @ 7..=9) => Scale::Through(10_i64.pow(digits - 6)),
+            _ => {
+                return Err(format!(
+                    "column {name} of the target is {data_type}, not a DateTime64 as in \
+                     Langfuse's events tables"
+                ));
+            }
+        };
+        Ok(Self { index, scale })
+    }
+
+    fn microseconds(self, ticks: [u8; 8]) -> i64 {
+        let ticks = i64::from_le_bytes(ticks);
+        match self.scale {
+            Scale::Times(factor) => ticks.saturating_mul(factor),
+            Scale::Through(divisor) => ticks.div_euclid(divisor),
+        }
+    }
+}
+
+/// Holds rows against what the store knows of the target. Shared by all segments.
+pub struct Guard {
+    source: Source,
+    columns: RowColumns,
+    store: Arc<TraceStore>,
+    until: Option<i64>,
+}
+
+/// What becomes of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disposition {
+    Write,
+    Superseded,
+    Live,
+    AlreadyThere,
+    WrittenBefore,
+    LiveRoot,
+    LivePath,
+}
+
+/// A row, as far as it is looked at.
+struct SeenRow {
+    key: RowKey,
+    observation: HashKey,
+    event_ts: i64,
+    version: crate::trace_store::Version,
+}
+
+impl Guard {
+    /// A guard for the rows that a mapping selects. Rows that changed after `until`, in
+    /// microseconds since 1970, are left to Langfuse.
+    ///
+    /// # Errors
+    /// A sentence where the target lacks a column that this needs, or it has another type.
+    pub fn new(
+        mapping: &Mapping,
+        store: Arc<TraceStore>,
+        until: Option<i64>,
+    ) -> Result<Self, String> {
+        let helper = |helper| {
+            mapping
+                .helper_index(helper)
+                .ok_or_else(|| format!("helper column {helper:?} is not selected"))
+        };
+        let (project, trace) = mapping.key_columns;
+        Ok(Self {
+            source: mapping.source,
+            columns: RowColumns {
+                project,
+                trace,
+                span: mapping.span_column,
+                start: TimeColumn::find(mapping, "start_time")?,
+                event_ts: TimeColumn::find(mapping, "event_ts")?,
+                observation_type: mapping
+                    .column_index("type")
+                    .ok_or("the target has no column type that can be written")?,
+                day: helper(Helper::Day)?,
+            },
+            store,
+            until,
+        })
+    }
+
+    /// The rows of a block that are to be written, if there are any.
+    ///
+    /// # Errors
+    /// [`WorkError`] where the block is damaged, or the store fails.
+    pub fn take(&self, block: Block) -> Result<(Option<Block>, LeftOut), WorkError> {
+        let mut left_out = LeftOut::default();
+        if self.lets_all_through() {
+            return Ok((Some(block), left_out));
+        }
+        let mut written: Vec<Range<usize>> = Vec::new();
+        for (row, disposition) in self.dispositions(&block)?.into_iter().enumerate() {
+            *match disposition {
+                Disposition::Write => {
+                    match written.last_mut() {
+                        Some(last) if last.end == row => last.end += 1,
+                        _ => written.push(row..row + 1),
+                    }
+                    continue;
+                }
+                Disposition::Superseded => &mut left_out.superseded,
+                Disposition::Live => &mut left_out.live,
+                Disposition::AlreadyThere => &mut left_out.already_there,
+                Disposition::WrittenBefore => &mut left_out.written_before,
+                Disposition::LiveRoot => &mut left_out.live_root,
+                Disposition::LivePath => &mut left_out.live_path,
+            } += 1;
+        }
+        let block = match &written[..] {
+            [] => None,
+            [all] if all.len() == block.rows => Some(block),
+            // A buffer of its own size: the pool's are larger, and would hold more memory.
+            _ => Some(block.take_rows(&written, BufferPool::new(0, 0).take())?),
+        };
+        Ok((block, left_out))
+    }
+
+    fn lets_all_through(&self) -> bool {
+        self.until.is_none()
+            && !self.store.has(Against::Versions)
+            && !self.store.has(Against::RowsBefore)
+            && !self.store.has(Against::RowsSince)
+            && !self.store.has(Against::LiveRoots)
+    }
+
+    fn dispositions(&self, block: &Block) -> Result<Vec<Disposition>, WorkError> {
+        let rows = self.rows(block)?;
+        let mut dispositions: Vec<Disposition> = rows
+            .iter()
+            .map(|row| match self.until {
+                Some(until) if row.event_ts > until => Disposition::LivePath,
+                _ => Disposition::Write,
+            })
+            .collect();
+        match self.source {
+            Source::Observations => self.find_superseded(&rows, &mut dispositions)?,
+            Source::Traces => self.find_live_roots(&rows, &mut dispositions)?,
+        }
+        self.find_target_rows(&rows, &mut dispositions)?;
+        Ok(dispositions)
+    }
+
+    fn rows(&self, block: &Block) -> Result<Vec<SeenRow>, NativeError> {
+        let columns = &self.columns;
+        let text = |index| StringCursor::new(block.values(index));
+        let mut projects = text(columns.project);
+        let mut traces = text(columns.trace);
+        let mut spans = text(columns.span);
+        let mut types = text(columns.observation_type);
+        let mut starts = FixedCursor::<8>::new(block.values(columns.start.index));
+        let mut event_ts = FixedCursor::<8>::new(block.values(columns.event_ts.index));
+        let mut days = FixedCursor::<2>::new(block.values(columns.day));
+        let mut rows = Vec::with_capacity(block.rows);
+        for _ in 0..block.rows {
+            let parts = RowParts {
+                project: projects.next_value()?,
+                trace: traces.next_value()?,
+                span: spans.next_value()?,
+            };
+            let start = columns.start.microseconds(starts.next_value()?);
+            let event_ts = columns.event_ts.microseconds(event_ts.next_value()?);
+            let day = u16::from_le_bytes(days.next_value()?);
+            rows.push(SeenRow {
+                key: parts.row_key(start),
+                observation: match self.source {
+                    Source::Observations => parts.observation_key(),
+                    Source::Traces => parts.trace_key(),
+                },
+                event_ts,
+                version: version(event_ts, day, types.next_value()?, false),
+            });
+        }
+        Ok(rows)
+    }
+
+    fn find_superseded(
+        &self,
+        rows: &[SeenRow],
+        dispositions: &mut [Disposition],
+    ) -> Result<(), WorkError> {
+        let keys: Vec<HashKey> = rows.iter().map(|row| row.observation).collect();
+        let latest = self.store.versions_of(&keys)?;
+        for ((row, latest), disposition) in rows.iter().zip(latest).zip(dispositions) {
+            let Some(latest) = latest else { continue };
+            // A row that was written after all versions were read is later than any of them.
+            if row.version < latest {
+                *disposition = Disposition::Superseded;
+            }
+        }
+        Ok(())
+    }
+
+    fn find_live_roots(
+        &self,
+        rows: &[SeenRow],
+        dispositions: &mut [Disposition],
+    ) -> Result<(), WorkError> {
+        let keys: Vec<HashKey> = rows.iter().map(|row| row.observation).collect();
+        let has_root = self.store.have_live_roots(&keys)?;
+        for (has_root, disposition) in has_root.into_iter().zip(dispositions) {
+            if has_root && *disposition == Disposition::Write {
+                *disposition = Disposition::LiveRoot;
+            }
+        }
+        Ok(())
+    }
+
+    fn find_target_rows(
+        &self,
+        rows: &[SeenRow],
+        dispositions: &mut [Disposition],
+    ) -> Result<(), WorkError> {
+        let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
+        for against in [Against::RowsBefore, Against::RowsSince] {
+            let found = self.store.target_rows(against, &keys)?;
+            for ((row, found), disposition) in rows.iter().zip(found).zip(&mut *dispositions) {
+                if let (Some(found), Disposition::Write) = (found, *disposition)
+                    && found.event_ts >= row.event_ts
+                {
+                    *disposition = disposition_of(against, found);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of a row that the target has in a version that is as new.
+fn disposition_of(against: Against, found: TargetRow) -> Disposition {
+    match (found.is_live, against) {
+        (true, _) => Disposition::Live,
+        (false, Against::RowsSince) => Disposition::WrittenBefore,
+        (false, _) => Disposition::AlreadyThere,
+    }
+}

@@ -1,0 +1,347 @@
+//! Which version counts of the observations that have several.
+//!
+//! The sort key of `observations` holds type and day, so `FINAL` leaves one row for each of them:
+//! an observation whose type or start time changed is there twice, and one that was deleted after
+//! such a change is still there. The latest of all versions counts, wherever it lies.
+//!
+//! To find these few among all, every row is read as 28 bytes (two hashes of its ids, its
+//! `event_ts`, its day and type) and appended to one of many files by its hash, so that the
+//! versions of an observation meet in one file, which is small enough to be sorted in memory. Of other
+//! months only rows are kept that may be versions of the month's: those that were written later
+//! than the month's earliest, and that a Bloom filter of the month's ids lets through. No row is
+//! sorted on the server, none is held by it, and time and disk grow with the rows alone.
+
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, Write};
+use std::path::Path;
+
+use fastbloom::BloomFilter;
+use tokio::task::block_in_place;
+
+use super::block_stream::{BlockStream, Reading};
+use super::row_hash::{RowColumns, hash_key, microseconds, version_place};
+use crate::buffer_pool::BufferPool;
+use crate::clickhouse::{Connection, TABLE_TIMEOUT, TableInfo, sql};
+use crate::error::WorkError;
+use crate::native::{Block, FixedCursor};
+use crate::shutdown::Shutdown;
+use crate::trace_store::{Against, HashKey, SortedWriter, TraceStore, Version};
+
+/// How `observations` is called in the statements.
+const OBSERVATION: &str = "o";
+/// Bytes of a row in a file.
+const ROW_BYTES: usize = 8 + 4 + 8 + 8 + 1;
+/// Bytes of a file that is sorted in memory, about.
+const FILE_BYTES: u64 = 4 << 20;
+/// Most files at once; each has a buffer of [`BUFFER_BYTES`].
+const MOST_FILES: u64 = 256;
+const BUFFER_BYTES: usize = 8 * 1024;
+/// Bits of the Bloom filter for each row of the month: 1 % of what it lets through is wrong.
+const BITS_PER_ROW: u64 = 10;
+/// Most rows in one block that is read.
+const BLOCK_ROWS: u64 = 65_536;
+
+/// What is read, and where it is put.
+pub struct VersionScan<'a> {
+    /// The server.
+    pub connection: &'a Connection,
+    /// `observations`
+    pub observations: &'a TableInfo,
+    /// The month, `YYYYMM`.
+    pub partition_id: &'a str,
+    /// Rows in the month.
+    pub rows: u64,
+    /// Whether the table has other months.
+    pub has_other_months: bool,
+    /// Bytes that the Bloom filter may take.
+    pub filter_bytes: usize,
+    /// Most bytes of a block.
+    pub max_block_bytes: usize,
+    /// Buffers of blocks.
+    pub pool: BufferPool,
+    /// Directory of the files, which are removed at once.
+    pub directory: &'a Path,
+    /// Whether to end.
+    pub shutdown: &'a Shutdown,
+    /// Is told of rows that were read.
+    pub on_rows: &'a (dyn Fn(u64) + Sync),
+}
+
+impl VersionScan<'_> {
+    /// Finds the observations with several versions, one of them in the month, and puts the
+    /// latest of each into the store, in place of what it knows. Gives their number.
+    ///
+    /// # Errors
+    /// [`WorkError`] of whatever kind; it can be done again.
+    pub async fn run(&self, store: &TraceStore) -> Result<u64, WorkError> {
+        block_in_place(|| store.clear(Against::Versions))?;
+        let mut files = block_in_place(|| Files::new(self.directory, self.rows))?;
+        let mut seen = self.has_other_months.then(|| self.filter());
+        let mut earliest = i64::MAX;
+        let in_month = format!(
+            "{OBSERVATION}._partition_id = {}",
+            sql::string(self.partition_id)
+        );
+        self.read(&in_month, |row| {
+            if let Some(seen) = &mut seen {
+                seen.insert(&row.key);
+            }
+            earliest = earliest.min(row.version.event_ts);
+            files.push(&row)
+        })
+        .await?;
+        if let Some(seen) = seen
+            && earliest != i64::MAX
+        {
+            let elsewhere = format!(
+                "{OBSERVATION}._partition_id != {} AND {} >= {earliest}",
+                sql::string(self.partition_id),
+                microseconds("o.event_ts")
+            );
+            self.read(&elsewhere, |row| match seen.contains(&row.key) {
+                true => files.push(&row),
+                false => Ok(()),
+            })
+            .await?;
+        }
+        block_in_place(|| files.settle(store, &|| self.shutdown.signal().is_some()))
+    }
+
+    fn filter(&self) -> BloomFilter {
+        let wanted = self.rows.saturating_mul(BITS_PER_ROW);
+        let most = (self.filter_bytes as u64).saturating_mul(8);
+        let bits = wanted.clamp(1_024, most.max(1_024));
+        BloomFilter::with_num_bits(usize::try_from(bits).unwrap_or(usize::MAX))
+            .seed(&0x0065_7665_6e74_735f)
+            .expected_items(usize::try_from(self.rows.max(1)).unwrap_or(usize::MAX))
+    }
+
+    async fn read(
+        &self,
+        condition: &str,
+        mut take: impl FnMut(Row) -> std::io::Result<()>,
+    ) -> Result<(), WorkError> {
+        let columns = RowColumns {
+            project: "o.project_id",
+            trace: "o.trace_id",
+            span: "o.id",
+        };
+        let [hash, check] = columns.observation_key();
+        let query = format!(
+            "SELECT {hash} AS c0, {check} AS c1, {} AS c2, {} AS c3, \
+             CAST({OBSERVATION}.is_deleted, 'UInt8') AS c4 FROM {} AS {OBSERVATION} WHERE {condition}",
+            microseconds("o.event_ts"),
+            version_place("o.start_time", "o.type"),
+            self.observations.qualified_name(),
+        );
+        let settings = [("max_block_size", BLOCK_ROWS.to_string())];
+        let reading = Reading {
+            sql: &query,
+            settings: &settings,
+            silence: TABLE_TIMEOUT,
+            max_block_bytes: self.max_block_bytes,
+        };
+        let mut blocks = BlockStream::open(self.connection, reading, &self.pool, self.shutdown)?;
+        while let Some(block) = blocks.next().await? {
+            block_in_place(|| for_each_row(&block, self.directory, &mut take))?;
+            (self.on_rows)(block.rows as u64);
+        }
+        Ok(())
+    }
+}
+
+/// One version of an observation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Row {
+    key: HashKey,
+    version: Version,
+}
+
+fn for_each_row(
+    block: &Block,
+    directory: &Path,
+    take: &mut impl FnMut(Row) -> std::io::Result<()>,
+) -> Result<(), WorkError> {
+    let mut hashes = FixedCursor::<8>::new(block.values(0));
+    let mut checks = FixedCursor::<4>::new(block.values(1));
+    let mut event_ts = FixedCursor::<8>::new(block.values(2));
+    let mut places = FixedCursor::<8>::new(block.values(3));
+    let mut is_deleted = FixedCursor::<1>::new(block.values(4));
+    for _ in 0..block.rows {
+        let hash = u64::from_le_bytes(hashes.next_value()?);
+        let row = Row {
+            key: hash_key(hash, u32::from_le_bytes(checks.next_value()?)),
+            version: Version {
+                event_ts: i64::from_le_bytes(event_ts.next_value()?),
+                place: u64::from_le_bytes(places.next_value()?),
+                is_deleted: is_deleted.next_value()? != [0],
+            },
+        };
+        take(row).map_err(|error| WorkError::file(directory, &error))?;
+    }
+    Ok(())
+}
+
+/// A row as bytes, which sort as rows do.
+type Encoded = [u8; ROW_BYTES];
+
+impl Row {
+    fn encode(&self) -> Encoded {
+        let mut bytes = [0; ROW_BYTES];
+        bytes[..12].copy_from_slice(&self.key);
+        // Without the sign a negative number would be greater than a positive one.
+        let event_ts = self.version.event_ts.cast_unsigned() ^ SIGN;
+        bytes[12..20].copy_from_slice(&event_ts.to_be_bytes());
+        bytes[20..28].copy_from_slice(&self.version.place.to_be_bytes());
+        bytes[28] = u8::from(self.version.is_deleted);
+        bytes
+    }
+
+    fn decode(bytes: &Encoded) -> Self {
+        let mut key = [0; 12];
+        key.copy_from_slice(&bytes[..12]);
+        let number = |at: usize| {
+            let mut number = [0; 8];
+            number.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_be_bytes(number)
+        };
+        Self {
+            key,
+            version: Version {
+                event_ts: (number(12) ^ SIGN).cast_signed(),
+                place: number(20),
+                is_deleted: bytes[28] != 0,
+            },
+        }
+    }
+}
+
+const SIGN: u64 = 1 << 63;
+
+/// Rows in files by the beginning of their key.
+struct Files {
+    directory: std::path::PathBuf,
+    files: Vec<BufWriter<File>>,
+}
+
+impl Files {
+    /// Files without a name, for so many rows of the month.
+    fn new(directory: &Path, rows: u64) -> Result<Self, WorkError> {
+        let bytes = rows.saturating_mul(ROW_BYTES as u64);
+        let count = (bytes / FILE_BYTES + 1).min(MOST_FILES);
+        let files = (0..count).map(|_| {
+            let file = tempfile::tempfile_in(directory)?;
+            Ok(BufWriter::with_capacity(BUFFER_BYTES, file))
+        });
+        Ok(Self {
+            directory: directory.to_owned(),
+            files: files
+                .collect::<std::io::Result<_>>()
+                .map_err(|error| WorkError::file(directory, &error))?,
+        })
+    }
+
+    fn push(&mut self, row: &Row) -> std::io::Result<()> {
+        let first = u32::from_be_bytes([row.key[0], row.key[1], row.key[2], row.key[3]]);
+        // The files in their order have the keys in their order.
+        let index = (u64::from(first) * self.files.len() as u64) >> 32;
+        match usize::try_from(index)
+            .ok()
+            .and_then(|index| self.files.get_mut(index))
+        {
+            Some(file) => file.write_all(&row.encode()),
+            None => Err(std::io::Error::other("a row has no file")),
+        }
+    }
+
+    /// Puts the latest version of each observation that has several into the store.
+    fn settle(self, store: &TraceStore, stop: &dyn Fn() -> bool) -> Result<u64, WorkError> {
+        let mut writer = SortedWriter::new(store, Against::Versions, "versions");
+        for file in self.files {
+            if stop() {
+                return Err(WorkError::Interrupted);
+            }
+            let mut bytes =
+                read_all(file).map_err(|error| WorkError::file(&self.directory, &error))?;
+            let (rows, _) = bytes.as_chunks_mut::<ROW_BYTES>();
+            rows.sort_unstable();
+            for versions in rows.chunk_by(|a, b| a[..12] == b[..12]) {
+                if let Some(latest) = latest_of_several(versions) {
+                    writer.put(&latest.key, &latest.version.encode())?;
+                }
+            }
+        }
+        Ok(writer.finish()?)
+    }
+}
+
+fn read_all(file: BufWriter<File>) -> std::io::Result<Vec<u8>> {
+    let mut file = file
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error)?;
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The latest of the versions of one observation, in ascending order, unless all of them have
+/// the same type and day: then `FINAL` knows it.
+fn latest_of_several(versions: &[Encoded]) -> Option<Row> {
+    let place = |row: &Encoded| row[20..28] == versions[0][20..28];
+    match versions.iter().all(place) {
+        true => None,
+        false => versions.last().map(Row::decode),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn row() -> impl Strategy<Value = Row> {
+        (0_u8..40, 0_i64..6, 0_u64..3, any::<bool>()).prop_map(
+            |(key, event_ts, place, is_deleted)| Row {
+                key: [key.wrapping_mul(37); 12],
+                version: Version {
+                    event_ts,
+                    place,
+                    is_deleted,
+                },
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn the_latest_of_several_versions_counts_in_whatever_order_they_come(
+            rows in proptest::collection::vec(row(), 0..200), files in 1_u64..9,
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let store = TraceStore::open(&directory.path().join("store"), 1 << 20).unwrap();
+            let bytes = files * FILE_BYTES / ROW_BYTES as u64;
+            let mut sorted = Files::new(directory.path(), bytes).unwrap();
+            let mut expected: BTreeMap<HashKey, Vec<Version>> = BTreeMap::new();
+            for row in &rows {
+                sorted.push(row).unwrap();
+                expected.entry(row.key).or_default().push(row.version);
+            }
+            expected.retain(|_, versions| versions.iter().any(|v| v.place != versions[0].place));
+            prop_assert_eq!(sorted.settle(&store, &|| false).unwrap(), expected.len() as u64);
+            for row in &rows {
+                let found = store.versions_of(&[row.key]).unwrap()[0];
+                let latest = expected.get(&row.key).and_then(|all| all.iter().max().copied());
+                prop_assert_eq!(found, latest);
+            }
+        }
+
+        #[test]
+        fn a_row_is_read_back_as_it_was_written(row in row()) {
+            prop_assert_eq!(Row::decode(&row.encode()), row);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What must be known before rows are sent again that may be there: nothing of the attempt before
+//! is under way any more, and what it has written is in the store.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use super::leftover_inserts;
+use super::target_keys::{Extent, OwnRows, TargetKeys};
+use crate::error::{Error, WorkError};
+use crate::plan::Segment;
+use crate::retry::{Retries, Tries};
+use crate::trace_store::{Against, Day, TraceStore};
+
+/// Finds out what an attempt has left in the target. Shared by all segments.
+pub struct Recovery {
+    /// Reads what the target has.
+    pub keys: Arc<TargetKeys>,
+    /// Where that is kept.
+    pub store: Arc<TraceStore>,
+    /// Which of a backfill's rows count as there.
+    pub own_rows: OwnRows,
+    /// When to try again.
+    pub retries: Retries,
+}
+
+impl Recovery {
+    /// After an attempt at a segment whose inserts have query ids that begin with `prefix`.
+    ///
+    /// # Errors
+    /// [`Error`] where it cannot be found out.
+    pub async fn after_attempt(&self, segment: &Segment, prefix: &str) -> Result<(), Error> {
+        self.end_inserts(prefix).await?;
+        self.load(&Extent::of_segment(segment, &self.month())).await
+    }
+
+    /// After a process has ended that had begun these segments; all queries of the run have ids
+    /// that begin with `prefix`.
+    ///
+    /// # Errors
+    /// [`Error`] where it cannot be found out.
+    pub async fn after_process(
+        &self,
+        segments: impl Iterator<Item = &Segment>,
+        prefix: &str,
+    ) -> Result<(), Error> {
+        self.end_inserts(prefix).await?;
+        let month = self.month();
+        // Segments of several types on the same days lie in one extent.
+        let extents: BTreeSet<Extent> = segments
+            .map(|segment| Extent::of_segment(segment, &month))
+            .collect();
+        for extent in &extents {
+            self.load(extent).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no insert of these is under way.
+    ///
+    /// # Errors
+    /// [`Error`] where they do not end.
+    pub async fn end_inserts(&self, prefix: &str) -> Result<(), Error> {
+        let mut tries = self.retries.tries();
+        loop {
+            let ended = tokio::select! {
+                ended = leftover_inserts::end(&self.keys.connection, prefix) => ended,
+                signal = self.keys.shutdown.requested() => return Err(Error::interrupted(signal)),
+            };
+            let Err(error) = ended else { return Ok(()) };
+            let doing = "waiting for the inserts of before to end";
+            self.wait_or_give_up(&mut tries, doing, error.into())
+                .await?;
+        }
+    }
+
+    async fn load(&self, extent: &Extent) -> Result<(), Error> {
+        self.load_into(Against::RowsSince, extent).await
+    }
+
+    /// Reads which rows an extent of the target has.
+    ///
+    /// # Errors
+    /// [`Error`] where they cannot be read.
+    pub async fn load_into(&self, against: Against, extent: &Extent) -> Result<(), Error> {
+        let mut tries = self.retries.tries();
+        loop {
+            let load = self.keys.load(extent, self.own_rows, against, &self.store);
+            let Err(error) = load.await else {
+                return Ok(());
+            };
+            let doing = "reading which rows the target has";
+            self.wait_or_give_up(&mut tries, doing, error).await?;
+        }
+    }
+
+    /// After an error: waits, if the same may work later.
+    ///
+    /// # Errors
+    /// [`Error`] where it does not pass, or the run is asked to end.
+    pub async fn wait_or_give_up(
+        &self,
+        tries: &mut Tries<'_>,
+        doing: &str,
+        error: WorkError,
+    ) -> Result<(), Error> {
+        let again = tries.again(error.is_passing(), format!("{doing}: {error}"));
+        let again = again.await;
+        if let Some(signal) = self.keys.shutdown.signal() {
+            return Err(Error::interrupted(signal));
+        }
+        match again {
+            true => Ok(()),
+            false => Err(Error::Failed(format!(
+                "{doing} failed{}: {error}{}",
+                tries.in_words(),
+                error.advice()
+            ))),
+        }
+    }
+
+    fn month(&self) -> RangeInclusive<Day> {
+        self.keys.partition.days_with_margin(0)
+    }
+}

@@ -1,0 +1,236 @@
+//! Hashes of rows, as ClickHouse computes them and as this program does.
+//!
+//! Each is here twice, as SQL and as Rust, and a test holds them together on the real server
+//! (`tests/live.rs` would double rows if they differed). xxHash64 and xxHash32 with seed 0 are the
+//! same in ClickHouse and everywhere else.
+
+use twox_hash::{XxHash32, XxHash64};
+
+use crate::trace_store::{HASH_BYTES, HashKey, ROW_KEY_BYTES, RowKey, Version};
+
+/// Odd numbers by which the parts of a hash are multiplied before they are added, so that no two
+/// parts can change places.
+const PROJECT: u64 = 0x9e37_79b9_7f4a_7c15;
+const TRACE: u64 = 0xc2b2_ae3d_27d4_eb4f;
+const SPAN: u64 = 0x1656_67b1_9e37_79f9;
+const START: u64 = 0x27d4_eb2f_1656_67c5;
+/// Bytes of a span's id that say where its row stands among others.
+const PREFIX: usize = 6;
+const MICROSECONDS_PER_DAY: i64 = 86_400_000_000;
+
+/// What tells an event from all others.
+#[derive(Debug, Clone, Copy)]
+pub struct RowParts<'a> {
+    /// `project_id`
+    pub project: &'a [u8],
+    /// `trace_id`
+    pub trace: &'a [u8],
+    /// `span_id`, or the observation's `id`
+    pub span: &'a [u8],
+}
+
+impl RowParts<'_> {
+    fn sum(&self) -> u64 {
+        let hash = |bytes| XxHash64::oneshot(0, bytes);
+        hash(self.project)
+            .wrapping_mul(PROJECT)
+            .wrapping_add(hash(self.trace).wrapping_mul(TRACE))
+            .wrapping_add(hash(self.span).wrapping_mul(SPAN))
+    }
+
+    /// The key of the row that starts at `start`, in microseconds since 1970. Rows of a project and
+    /// day whose spans have ids that follow each other are neighbours.
+    pub fn row_key(&self, start: i64) -> RowKey {
+        let day = u16::try_from(start.div_euclid(MICROSECONDS_PER_DAY)).unwrap_or(u16::MAX);
+        let project = XxHash64::oneshot(0, self.project) << 48;
+        let mut prefix = [0; 8];
+        for (to, from) in prefix[2..].iter_mut().zip(self.span.iter().take(PREFIX)) {
+            *to = *from;
+        }
+        let hash = self
+            .sum()
+            .wrapping_add(start.cast_unsigned().wrapping_mul(START));
+        let parts = KeyParts {
+            day,
+            place: project | u64::from_be_bytes(prefix),
+            hash,
+            check: XxHash32::oneshot(0, self.span),
+        };
+        parts.row_key()
+    }
+
+    /// The key of the observation, whatever its type and time.
+    pub fn observation_key(&self) -> HashKey {
+        hash_key(self.sum(), XxHash32::oneshot(0, self.span))
+    }
+
+    /// The key of the trace; the span plays no part.
+    pub fn trace_key(&self) -> HashKey {
+        let trace = RowParts { span: b"", ..*self };
+        hash_key(trace.sum(), XxHash32::oneshot(0, self.trace))
+    }
+}
+
+/// A key, as its parts arrive from ClickHouse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyParts {
+    /// Days since 1970, by UTC.
+    pub day: u16,
+    /// Project and beginning of the span's id.
+    pub place: u64,
+    /// Hash of everything.
+    pub hash: u64,
+    /// Another hash, of the span's id: two rows of a month of 500 million share both hashes with a
+    /// probability of 10⁻¹².
+    pub check: u32,
+}
+
+impl KeyParts {
+    /// Put together, so that it sorts as the parts do.
+    pub fn row_key(self) -> RowKey {
+        let mut key = [0; ROW_KEY_BYTES];
+        key[..2].copy_from_slice(&self.day.to_be_bytes());
+        key[2..10].copy_from_slice(&self.place.to_be_bytes());
+        key[10..18].copy_from_slice(&self.hash.to_be_bytes());
+        key[18..].copy_from_slice(&self.check.to_be_bytes());
+        key
+    }
+}
+
+/// Two hashes as one key, which sorts as they do.
+pub fn hash_key(hash: u64, check: u32) -> HashKey {
+    let mut key = [0; HASH_BYTES];
+    key[..8].copy_from_slice(&hash.to_be_bytes());
+    key[8..].copy_from_slice(&check.to_be_bytes());
+    key
+}
+
+/// A version of an observation.
+pub fn version(event_ts: i64, day: u16, observation_type: &[u8], is_deleted: bool) -> Version {
+    let kind = XxHash64::oneshot(0, observation_type) & TYPE_MASK;
+    Version {
+        event_ts,
+        place: u64::from(day) << TYPE_BITS | kind,
+        is_deleted,
+    }
+}
+
+/// Bits of the hash of an observation's type that tell it from others on the same day.
+const TYPE_BITS: u32 = 48;
+const TYPE_MASK: u64 = (1 << TYPE_BITS) - 1;
+
+/// Names of columns, or expressions, in SQL.
+#[derive(Debug, Clone, Copy)]
+pub struct RowColumns<'a> {
+    /// `project_id`
+    pub project: &'a str,
+    /// `trace_id`
+    pub trace: &'a str,
+    /// `span_id`, or the observation's `id`
+    pub span: &'a str,
+}
+
+impl RowColumns<'_> {
+    fn sum(&self) -> String {
+        format!(
+            "xxHash64({}) * {PROJECT} + xxHash64({}) * {TRACE} + xxHash64({}) * {SPAN}",
+            text(self.project),
+            text(self.trace),
+            text(self.span)
+        )
+    }
+
+    /// The parts of [`KeyParts`] in their order, for rows that start at `start`.
+    pub fn row_key(&self, start: &str) -> [String; 4] {
+        let start = microseconds(start);
+        let span = text(self.span);
+        [
+            format!("toUInt16(intDiv({start}, {MICROSECONDS_PER_DAY}))"),
+            format!(
+                "bitOr(bitShiftLeft(xxHash64({}), 48), reinterpretAsUInt64(reverse(substring(\
+                 concat({span}, repeat('\\0', {PREFIX})), 1, {PREFIX}))))",
+                text(self.project)
+            ),
+            self.row_hash(&start),
+            format!("xxHash32({span})"),
+        ]
+    }
+
+    fn row_hash(&self, microseconds: &str) -> String {
+        format!("{} + toUInt64({microseconds}) * {START}", self.sum())
+    }
+
+    /// One number for a row that starts at `start`.
+    pub fn hash(&self, start: &str) -> String {
+        self.row_hash(&microseconds(start))
+    }
+
+    /// The hashes of [`RowParts::observation_key`].
+    pub fn observation_key(&self) -> [String; 2] {
+        [self.sum(), format!("xxHash32({})", text(self.span))]
+    }
+
+    /// The hashes of [`RowParts::trace_key`].
+    pub fn trace_key(&self) -> [String; 2] {
+        let trace = RowColumns {
+            span: "''",
+            ..*self
+        };
+        [trace.sum(), format!("xxHash32({})", text(self.trace))]
+    }
+}
+
+/// [`Version::place`] in SQL.
+pub fn version_place(start: &str, observation_type: &str) -> String {
+    format!(
+        "bitOr(bitShiftLeft(toUInt64(toUInt16(toDate({start}))), {TYPE_BITS}), \
+         bitAnd(xxHash64({}), {TYPE_MASK}))",
+        text(observation_type)
+    )
+}
+
+/// A moment in microseconds since 1970, in SQL.
+pub fn microseconds(moment: &str) -> String {
+    format!("toUnixTimestamp64Micro(CAST({moment}, 'DateTime64(6)'))")
+}
+
+fn text(column: &str) -> String {
+    format!("CAST({column}, 'String')")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROW: RowParts<'static> = RowParts {
+        project: b"p",
+        trace: b"t",
+        span: b"span-1",
+    };
+
+    #[test]
+    fn hashes_are_those_of_clickhouse() {
+        // SELECT xxHash64('abc'), xxHash32('abc') on ClickHouse 26.7.
+        assert_eq!(XxHash64::oneshot(0, b"abc"), 4_952_883_123_889_572_249);
+        assert_eq!(XxHash32::oneshot(0, b"abc"), 852_579_327);
+    }
+
+    #[test]
+    fn keys_of_neighbours_are_neighbours() {
+        let key = |span: &'static [u8], start| RowParts { span, ..ROW }.row_key(start);
+        let day = MICROSECONDS_PER_DAY;
+        assert!(key(b"a", 5) < key(b"b", 3));
+        assert!(key(b"zzzzzzz", day - 1) < key(b"", day));
+        assert!(key(b"", 0) < key(b"a", 0));
+        assert_ne!(key(b"abcdef1", 0), key(b"abcdef2", 0));
+        assert_ne!(key(b"a", 1), key(b"a", 2));
+    }
+
+    #[test]
+    fn a_later_day_counts_among_versions_of_the_same_time() {
+        let early = version(7, 3, b"SPAN", false);
+        assert!(early < version(7, 4, b"EVENT", true));
+        assert!(early < version(8, 2, b"SPAN", false));
+        assert_ne!(early.place, version(7, 3, b"EVENT", false).place);
+    }
+}

@@ -1,0 +1,519 @@
+//! The rows that the target has already, read as hashes into the local store.
+//!
+//! The target is sorted by minute and trace, and a segment by type and id: a segment's rows lie
+//! all over the days of its project. So keys are read by days, each of them once, in the order in
+//! which segments need them, and not for each segment.
+
+use std::ops::RangeInclusive;
+
+use clickhouse::Row;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use tokio::task::block_in_place;
+
+use super::block_stream::{BlockStream, Reading};
+use super::row_hash::{KeyParts, RowColumns, hash_key, microseconds};
+use crate::buffer_pool::BufferPool;
+use crate::clickhouse::{
+    Connection, ON_DISK_FROM_BYTES, RequestError, TABLE_TIMEOUT, TableInfo, sql,
+};
+use crate::error::WorkError;
+use crate::mapping::Source;
+use crate::native::{FixedCursor, NativeError};
+use crate::options::Partition;
+use crate::plan::Segment;
+use crate::shutdown::Shutdown;
+use crate::trace_store::{Against, Day, HashKey, RowKey, SortedWriter, TargetRow, TraceStore};
+
+/// How the target is called in statements.
+const EVENT: &str = "e";
+/// Values of `source` of the rows that backfills write; all others are live.
+pub const BACKFILL_SOURCES: &str = "'ingestion-api-backfill', 'otel-backfill'";
+/// Rows of the target whose keys one statement sorts, about.
+const ROWS_PER_QUERY: u64 = 4_000_000;
+/// Most rows in one block of keys, of 31 bytes each.
+const BLOCK_ROWS: u64 = 32_768;
+/// The partition key of a target whose partitions are months.
+const BY_MONTH: &str = "toYYYYMM(start_time)";
+
+/// What the target was like when the run began.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetState {
+    /// Rows in the month.
+    pub rows: u64,
+    /// Whether it has rows at all that something else than a backfill wrote.
+    pub has_live_rows: bool,
+    /// Rows that changed later, in microseconds since 1970, are left to Langfuse.
+    pub until: Option<i64>,
+    /// What becomes of a backfill's rows that are there.
+    pub own_rows: OwnRows,
+    /// Whether the keys of the rows that were there are in the store.
+    pub keys_loaded: bool,
+}
+
+/// What becomes of the rows in the target that a backfill wrote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OwnRows {
+    /// They are not written again.
+    #[default]
+    Keep,
+    /// Those that this run has written are not written again: the ones in later blocks.
+    KeepAfterBlock(u64),
+    /// They are written again, since nothing tells old ones from new ones.
+    Rewrite,
+}
+
+impl OwnRows {
+    /// The condition for the rows that count as there, besides live ones.
+    fn condition(self) -> Option<String> {
+        match self {
+            OwnRows::Keep => None,
+            OwnRows::KeepAfterBlock(block) => Some(format!("{EVENT}._block_number > {block}")),
+            OwnRows::Rewrite => Some("0".to_owned()),
+        }
+    }
+}
+
+/// A part of the target: days of some projects.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Extent {
+    /// The first and the last project, if there are such.
+    projects: (Option<ByteBuf>, Option<ByteBuf>),
+    /// The days.
+    days: (Day, Day),
+    /// The first span and the one behind the last, if it is a part of one day.
+    spans: (Option<ByteBuf>, Option<ByteBuf>),
+}
+
+impl Extent {
+    /// All projects on some days.
+    pub fn of_days(days: RangeInclusive<Day>) -> Self {
+        Self {
+            projects: (None, None),
+            days: (*days.start(), *days.end()),
+            spans: (None, None),
+        }
+    }
+
+    /// Where the events of a segment are, in a month of these days.
+    pub fn of_segment(segment: &Segment, month: &RangeInclusive<Day>) -> Self {
+        let (from, to) = (segment.from.as_ref(), segment.to.as_ref());
+        let mut extent = Self {
+            projects: (
+                from.map(|from| from.project_id.clone()),
+                to.map(|to| to.project_id.clone()),
+            ),
+            ..Self::of_days(month.clone())
+        };
+        if let (Some(from), Some(to)) = (from, to)
+            && (&from.project_id, &from.observation_type) == (&to.project_id, &to.observation_type)
+        {
+            // Without an id the end lies before its day.
+            let last = match to.id {
+                Some(_) => to.day,
+                None => to.day.saturating_sub(1),
+            };
+            extent.days = (from.day, last.max(from.day));
+            if from.day == to.day && segment.source == Source::Observations {
+                extent.spans = (from.id.clone(), to.id.clone());
+            }
+        }
+        extent
+    }
+}
+
+/// Reads what the target has. Everything is its own, so that segments can share it.
+pub struct TargetKeys {
+    /// The server.
+    pub connection: Connection,
+    /// The target.
+    pub target: TableInfo,
+    /// Type of `observations.start_time`, by whose time zone days are told.
+    pub start_type: String,
+    /// The month.
+    pub partition: Partition,
+    /// Most bytes of a block.
+    pub max_block_bytes: usize,
+    /// Buffers of blocks.
+    pub pool: BufferPool,
+    /// Whether to end.
+    pub shutdown: Shutdown,
+}
+
+#[derive(Row, Deserialize)]
+struct Count {
+    count: u64,
+}
+
+impl TargetKeys {
+    /// What the target is like. `until` is for the rows that change while there are live ones, and
+    /// `rewrite` says whether a backfill's rows are to be written again.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the server does not answer.
+    pub async fn look(&self, until: i64, rewrite: bool) -> Result<TargetState, RequestError> {
+        let rows = self.count(&self.month_condition()).await?;
+        let has_live_rows = self.has_live_rows().await?;
+        let own_rows = match rewrite && rows > 0 {
+            true => self.last_block().await?,
+            false => OwnRows::Keep,
+        };
+        Ok(TargetState {
+            rows,
+            has_live_rows,
+            until: has_live_rows.then_some(until),
+            own_rows,
+            keys_loaded: false,
+        })
+    }
+
+    async fn count(&self, condition: &str) -> Result<u64, RequestError> {
+        let query = format!(
+            "SELECT count() AS count FROM {} AS {EVENT} WHERE {condition}",
+            self.target.qualified_name()
+        );
+        let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
+        Ok(rows.await?.iter().map(|row| row.count).sum())
+    }
+
+    async fn has_live_rows(&self) -> Result<bool, RequestError> {
+        if self.target.column("source").is_none() {
+            return Ok(false);
+        }
+        let query = format!(
+            "SELECT count() AS count FROM (SELECT 1 FROM {} AS {EVENT} WHERE {} LIMIT 1)",
+            self.target.qualified_name(),
+            self.is_live()
+        );
+        let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
+        Ok(rows.await?.iter().any(|row| row.count > 0))
+    }
+
+    /// Which rows this run will have written, where all are written again.
+    async fn last_block(&self) -> Result<OwnRows, RequestError> {
+        if !self.target.keeps_block_numbers || !self.is_by_month() {
+            return Ok(OwnRows::Rewrite);
+        }
+        let query = format!(
+            "SELECT max({EVENT}._block_number) AS count FROM {} AS {EVENT} WHERE {}",
+            self.target.qualified_name(),
+            self.month_condition()
+        );
+        let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
+        let last = rows.await?.iter().map(|row| row.count).max();
+        Ok(OwnRows::KeepAfterBlock(last.unwrap_or(0)))
+    }
+
+    /// Rows that are there more than once under one key, besides the first.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the server does not answer.
+    pub async fn rows_to_merge(&self) -> Result<u64, RequestError> {
+        let [_, _, hash, check] = COLUMNS.row_key("e.start_time");
+        let query = format!(
+            "SELECT sum(rows - 1) AS count FROM (SELECT count() AS rows FROM {} AS {EVENT} WHERE {} \
+             GROUP BY {hash}, {check} HAVING rows > 1) \
+             SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
+            self.target.qualified_name(),
+            self.month_condition()
+        );
+        let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
+        Ok(rows.await?.iter().map(|row| row.count).sum())
+    }
+
+    fn is_by_month(&self) -> bool {
+        self.target.partition_key == BY_MONTH
+    }
+
+    fn is_live(&self) -> String {
+        match self.target.column("source") {
+            Some(_) => format!("{EVENT}.source NOT IN ({BACKFILL_SOURCES})"),
+            None => "0".to_owned(),
+        }
+    }
+
+    fn month_days(&self) -> RangeInclusive<Day> {
+        self.partition.days_with_margin(0)
+    }
+
+    fn month_condition(&self) -> String {
+        match self.is_by_month() {
+            true => format!(
+                "{EVENT}._partition_id = {}",
+                sql::string(self.partition.to_string())
+            ),
+            false => self.days_condition(&self.month_days()),
+        }
+    }
+
+    /// The condition for rows that start on some days.
+    pub fn days_condition(&self, days: &RangeInclusive<Day>) -> String {
+        let start_of = |day: u32| {
+            format!(
+                "CAST(concat(toString(toDate({day})), ' 00:00:00'), {})",
+                sql::string(&self.start_type)
+            )
+        };
+        let (first, last) = (u32::from(*days.start()), u32::from(*days.end()));
+        format!(
+            "{EVENT}.start_time >= {} AND {EVENT}.start_time < {}",
+            start_of(first),
+            start_of(last + 1)
+        )
+    }
+
+    /// The condition for the rows of an extent of the target.
+    fn condition(&self, extent: &Extent) -> String {
+        let of_columns = self.column_condition(extent);
+        match self.is_by_month() {
+            true => format!("{} AND {of_columns}", self.month_condition()),
+            false => of_columns,
+        }
+    }
+
+    /// The same without virtual columns, for a table or subquery that is called `e`.
+    pub fn column_condition(&self, extent: &Extent) -> String {
+        let mut conditions = vec![self.days_condition(&(extent.days.0..=extent.days.1))];
+        let bounds = [
+            ("project_id", ">=", &extent.projects.0),
+            ("project_id", "<=", &extent.projects.1),
+            ("span_id", ">=", &extent.spans.0),
+            ("span_id", "<", &extent.spans.1),
+        ];
+        for (column, operator, value) in bounds {
+            if let Some(value) = value {
+                conditions.push(format!(
+                    "{EVENT}.{column} {operator} {}",
+                    sql::string(value)
+                ));
+            }
+        }
+        conditions.join(" AND ")
+    }
+
+    /// The days of the month, as many together as one statement should sort, where the month has
+    /// so many rows.
+    pub fn days_to_read(&self, rows: u64) -> Vec<RangeInclusive<Day>> {
+        let days: Vec<Day> = self.month_days().collect();
+        let per_day = (rows / days.len().max(1) as u64).max(1);
+        let together = (ROWS_PER_QUERY / per_day).clamp(1, days.len() as u64);
+        days.chunks(usize::try_from(together).unwrap_or(1))
+            .map(|days| days[0]..=days[days.len() - 1])
+            .collect()
+    }
+
+    /// Reads the keys of an extent into the store, of the rows that count as there. Gives their
+    /// number.
+    ///
+    /// # Errors
+    /// [`WorkError`] of whatever kind; the same extent can be read again.
+    pub async fn load(
+        &self,
+        extent: &Extent,
+        own_rows: OwnRows,
+        against: Against,
+        store: &TraceStore,
+    ) -> Result<u64, WorkError> {
+        let also = own_rows.condition().map_or_else(String::new, |condition| {
+            format!(" AND ({} OR {condition})", self.is_live())
+        });
+        let key = COLUMNS.row_key("e.start_time");
+        let [day, place, hash, check] = &key;
+        let query = format!(
+            "SELECT c0, c1, c2, c3, c4, c5 FROM (SELECT {day} AS c0, {place} AS c1, {hash} AS c2, \
+             {check} AS c3, {} AS c4, toUInt8({}) AS c5 FROM {} AS {EVENT} WHERE {}{also}) \
+             ORDER BY c0, c1, c2, c3",
+            microseconds("e.event_ts"),
+            self.is_live(),
+            self.target.qualified_name(),
+            self.condition(extent),
+        );
+        let mut keys = Keys {
+            writer: SortedWriter::new(store, against, format!("{:x}", fastrand::u64(..))),
+            pending: None,
+        };
+        self.for_each_block(&query, |block| keys.take(block))
+            .await?;
+        block_in_place(|| keys.finish())
+    }
+
+    /// Reads which traces have a live root on some days into the store, in place of what it knows
+    /// of them. Gives their number.
+    ///
+    /// # Errors
+    /// [`WorkError`] of whatever kind; they can be read again.
+    pub async fn load_live_roots(
+        &self,
+        days: &RangeInclusive<Day>,
+        store: &TraceStore,
+    ) -> Result<u64, WorkError> {
+        block_in_place(|| store.clear(Against::LiveRoots))?;
+        let [hash, check] = COLUMNS.trace_key();
+        let query = format!(
+            "SELECT c0, c1 FROM (SELECT {hash} AS c0, {check} AS c1 FROM {} AS {EVENT} \
+             WHERE {} AND {} AND {EVENT}.parent_span_id = '' AND {EVENT}.is_deleted = 0 \
+             AND {EVENT}.span_id != concat('t-', {EVENT}.trace_id)) ORDER BY c0, c1",
+            self.target.qualified_name(),
+            self.days_condition(days),
+            self.is_live(),
+        );
+        let mut writer = SortedWriter::new(store, Against::LiveRoots, "roots");
+        let mut last: Option<HashKey> = None;
+        self.for_each_block(&query, |block| {
+            let mut hashes = FixedCursor::<8>::new(block.values(0));
+            let mut checks = FixedCursor::<4>::new(block.values(1));
+            for _ in 0..block.rows {
+                let hash = u64::from_le_bytes(hashes.next_value()?);
+                let key = hash_key(hash, u32::from_le_bytes(checks.next_value()?));
+                if last != Some(key) {
+                    writer.put(&key, b"")?;
+                    last = Some(key);
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(block_in_place(|| writer.finish())?)
+    }
+
+    async fn for_each_block(
+        &self,
+        query: &str,
+        mut take: impl FnMut(&crate::native::Block) -> Result<(), WorkError>,
+    ) -> Result<(), WorkError> {
+        let settings = [
+            ("max_block_size", BLOCK_ROWS.to_string()),
+            (
+                "max_bytes_before_external_sort",
+                ON_DISK_FROM_BYTES.to_string(),
+            ),
+        ];
+        let reading = Reading {
+            sql: query,
+            settings: &settings,
+            silence: TABLE_TIMEOUT,
+            max_block_bytes: self.max_block_bytes,
+        };
+        let mut blocks = BlockStream::open(&self.connection, reading, &self.pool, &self.shutdown)?;
+        while let Some(block) = blocks.next().await? {
+            block_in_place(|| take(&block))?;
+        }
+        Ok(())
+    }
+}
+
+const COLUMNS: RowColumns<'static> = RowColumns {
+    project: "e.project_id",
+    trace: "e.trace_id",
+    span: "e.span_id",
+};
+
+/// Keys that arrive in their order. Of several rows with one key the latest counts.
+struct Keys<'a> {
+    writer: SortedWriter<'a>,
+    pending: Option<(RowKey, TargetRow)>,
+}
+
+impl Keys<'_> {
+    fn take(&mut self, block: &crate::native::Block) -> Result<(), WorkError> {
+        let mut days = FixedCursor::<2>::new(block.values(0));
+        let mut places = FixedCursor::<8>::new(block.values(1));
+        let mut hashes = FixedCursor::<8>::new(block.values(2));
+        let mut checks = FixedCursor::<4>::new(block.values(3));
+        let mut event_ts = FixedCursor::<8>::new(block.values(4));
+        let mut is_live = FixedCursor::<1>::new(block.values(5));
+        for _ in 0..block.rows {
+            let parts = KeyParts {
+                day: u16::from_le_bytes(days.next_value()?),
+                place: u64::from_le_bytes(places.next_value()?),
+                hash: u64::from_le_bytes(hashes.next_value()?),
+                check: u32::from_le_bytes(checks.next_value()?),
+            };
+            let row = TargetRow {
+                event_ts: i64::from_le_bytes(event_ts.next_value()?),
+                is_live: is_live.next_value()? != [0],
+            };
+            self.add(parts.row_key(), row)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, key: RowKey, row: TargetRow) -> Result<(), WorkError> {
+        match &mut self.pending {
+            Some((last, latest)) if *last == key => {
+                let order = |row: &TargetRow| (row.event_ts, row.is_live);
+                if order(&row) > order(latest) {
+                    *latest = row;
+                }
+            }
+            Some((last, _)) if *last > key => {
+                return Err(NativeError::corrupt("keys arrived out of order").into());
+            }
+            _ => {
+                self.write()?;
+                self.pending = Some((key, row));
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), WorkError> {
+        if let Some((key, row)) = self.pending.take() {
+            self.writer.put(&key, &row.encode())?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<u64, WorkError> {
+        self.write()?;
+        Ok(self.writer.finish()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Boundary;
+
+    fn boundary(project: &str, kind: &str, day: Day, id: Option<&str>) -> Option<Boundary> {
+        Some(Boundary {
+            project_id: ByteBuf::from(project),
+            observation_type: ByteBuf::from(kind),
+            day,
+            id: id.map(ByteBuf::from),
+        })
+    }
+
+    fn extent(from: Option<Boundary>, to: Option<Boundary>) -> Extent {
+        let segment = Segment {
+            number: 0,
+            source: Source::Observations,
+            from,
+            to,
+            rows: 0,
+        };
+        Extent::of_segment(&segment, &(10..=40))
+    }
+
+    #[test]
+    fn a_segment_lies_on_its_own_days_only_within_one_type_of_a_project() {
+        let days = |from, to| extent(from, to).days;
+        let begin = boundary("p", "A", 12, None);
+        assert_eq!(days(begin.clone(), boundary("p", "A", 15, None)), (12, 14));
+        assert_eq!(
+            days(begin.clone(), boundary("p", "A", 15, Some("x"))),
+            (12, 15)
+        );
+        assert_eq!(days(begin.clone(), boundary("p", "B", 15, None)), (10, 40));
+        assert_eq!(days(begin, None), (10, 40));
+        assert_eq!(days(None, None), (10, 40));
+        let part = extent(
+            boundary("p", "A", 12, Some("c")),
+            boundary("p", "A", 12, Some("d")),
+        );
+        assert_eq!(
+            part.spans,
+            (Some(ByteBuf::from("c")), Some(ByteBuf::from("d")))
+        );
+    }
+}

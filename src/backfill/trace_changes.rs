@@ -1,0 +1,207 @@
+//! Traces that changed since they were loaded, so that what was un-published or deleted
+//! meanwhile is not written as it was.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::task::block_in_place;
+
+use super::block_stream::{BlockStream, Reading};
+use super::row_hash::microseconds;
+use crate::buffer_pool::BufferPool;
+use crate::clickhouse::{Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo};
+use crate::error::{Error, WorkError};
+use crate::load::{self, TRACE, TraceRows, select_items};
+use crate::mapping::Mapping;
+use crate::memory::Budget;
+use crate::native::Block;
+use crate::retry::Retries;
+use crate::shutdown::Shutdown;
+use crate::trace_store::{About, Day, ElsewhereWriter, TraceRecord, TraceStore, key};
+
+/// Versions are read from so long before the last time on, in microseconds: they carry the time
+/// at which Langfuse made them, and reach ClickHouse minutes later.
+const OVERLAP: i64 = 3_600_000_000;
+
+/// What changed while a run went on.
+#[derive(Debug, Default)]
+pub struct ChangeCounts {
+    /// Traces that were loaded again.
+    pub reloaded: AtomicU64,
+    /// Those of them that changed in what events take from them, after events had been written.
+    pub after_writing: AtomicU64,
+}
+
+/// Loads traces again that changed. Everything is its own, so that it can work beside the
+/// segments.
+pub struct TraceChanges {
+    /// The server.
+    pub connection: Connection,
+    /// The table `traces`.
+    pub traces: TableInfo,
+    /// Which attributes events take from traces.
+    pub mapping: Mapping,
+    /// How much memory a block may take.
+    pub budget: Budget,
+    /// Buffers of blocks.
+    pub pool: BufferPool,
+    /// When to try again.
+    pub retries: Retries,
+    /// Whether to end.
+    pub shutdown: Shutdown,
+    /// Where they go.
+    pub store: Arc<TraceStore>,
+    /// The days whose traces were loaded.
+    pub days: RangeInclusive<Day>,
+    /// How often to look.
+    pub every: Duration,
+    /// What was read before, in microseconds since 1970.
+    pub read_until: AtomicI64,
+    /// Whether any events have been written.
+    pub has_written: AtomicBool,
+    /// What was found.
+    pub counts: ChangeCounts,
+}
+
+impl TraceChanges {
+    /// Looks again and again, until it is dropped or fails for good.
+    pub async fn watch(&self) -> Error {
+        loop {
+            tokio::time::sleep(self.every).await;
+            if let Err(error) = self.reload().await {
+                return error;
+            }
+        }
+    }
+
+    /// Loads what changed since the last time, again and again while what stops it may pass.
+    ///
+    /// # Errors
+    /// [`Error`] where it does not pass.
+    pub async fn reload(&self) -> Result<(), Error> {
+        let now = now_in_microseconds();
+        let mut tries = self.retries.tries();
+        let mut block_rows = load::BLOCK_ROWS;
+        loop {
+            let error = match self.reload_once(block_rows).await {
+                Ok(()) => {
+                    self.read_until.store(now, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            if let Some(signal) = self.shutdown.signal() {
+                return Err(Error::interrupted(signal));
+            }
+            if let Some(fewer) = error.smaller_blocks(block_rows) {
+                block_rows = fewer;
+                continue;
+            }
+            let what = format!("loading the traces that changed: {error}");
+            if !tries.again(error.is_passing(), what).await {
+                return Err(Error::Failed(format!(
+                    "the traces that changed could not be loaded{}: {error}{}",
+                    tries.in_words(),
+                    error.advice()
+                )));
+            }
+        }
+    }
+
+    async fn reload_once(&self, block_rows: usize) -> Result<(), WorkError> {
+        let since = self.read_until.load(Ordering::Relaxed) - OVERLAP;
+        let query = format!(
+            "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {} >= {since} \
+             ORDER BY {TRACE}.project_id, {TRACE}.id, {TRACE}.event_ts, toDate({TRACE}.timestamp)) AS {TRACE} \
+             ARRAY JOIN [1] AS one",
+            select_items(&self.mapping).join(", "),
+            self.traces.qualified_name(),
+            microseconds("t.event_ts"),
+        );
+        let settings = [
+            ("max_block_size", block_rows.to_string()),
+            (
+                "preferred_block_size_bytes",
+                self.budget.preferred_block_bytes.to_string(),
+            ),
+            ("use_query_condition_cache", "0".to_owned()),
+            (
+                "max_bytes_before_external_sort",
+                ON_DISK_FROM_BYTES.to_string(),
+            ),
+        ];
+        let reading = Reading {
+            sql: &query,
+            settings: &settings,
+            silence: TABLE_TIMEOUT,
+            // The segments hold their own shares meanwhile.
+            max_block_bytes: self.budget.max_block_bytes / 2,
+        };
+        let mut blocks = BlockStream::open(&self.connection, reading, &self.pool, &self.shutdown)?;
+        while let Some(block) = blocks.next().await? {
+            block_in_place(|| self.take(&block))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps those versions of a block that are newer than what the store knows.
+    fn take(&self, block: &Block) -> Result<(), WorkError> {
+        let mut latest: BTreeMap<Vec<u8>, (Day, TraceRecord<'_>)> = BTreeMap::new();
+        let mut rows = TraceRows::new(block)?;
+        for _ in 0..block.rows {
+            let row = rows.next_row()?;
+            let mut encoded = Vec::new();
+            key::encode(&mut encoded, row.project_id, row.trace_id);
+            // Those of one trace come in the order of their time.
+            latest.insert(encoded, (row.day, row.record));
+        }
+        let asked: Vec<(Day, &[u8])> = latest
+            .iter()
+            .map(|(key, (day, _))| (*day, key.as_slice()))
+            .collect();
+        let known = self.store.look_up(&asked, usize::MAX)?;
+        let mut writer = ElsewhereWriter::new(&self.store, About::Moved);
+        let mut encoded = Vec::new();
+        for (index, (key, (day, record))) in latest.iter().enumerate() {
+            let known_ts = known.event_ts(index)?;
+            let is_newer = known_ts.map_or(self.days.contains(day), |ts| ts < record.event_ts);
+            if !is_newer {
+                continue;
+            }
+            record.encode(&mut encoded)?;
+            writer.put(key, &encoded)?;
+            self.counts.reloaded.fetch_add(1, Ordering::Relaxed);
+            let before = known.record(index)?;
+            let is_same = match &before {
+                Some(before) => !record.is_deleted && has_same_attributes(before, record),
+                // Events of a trace that was not there have nothing of it.
+                None => record.is_deleted || known_ts.is_none(),
+            };
+            if !is_same && self.has_written.load(Ordering::Relaxed) {
+                self.counts.after_writing.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(writer.finish()?)
+    }
+}
+
+/// Whether events would be the same with either record.
+fn has_same_attributes(one: &TraceRecord<'_>, other: &TraceRecord<'_>) -> bool {
+    let same_version = TraceRecord {
+        event_ts: other.event_ts,
+        day: other.day,
+        ..one.clone()
+    };
+    same_version == *other
+}
+
+/// Microseconds since 1970, by this machine's clock.
+pub fn now_in_microseconds() -> i64 {
+    let since_1970 = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX)
+}
