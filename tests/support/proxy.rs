@@ -15,7 +15,6 @@
 //! It understands just enough of HTTP/1.1 to tell requests apart on a connection that is kept alive:
 //! every request has a `Content-Length`, and none is sent before the last one is answered. The SQL of
 //! a request is its URL parameter `query` (inserts) or its body (everything else).
-#![allow(dead_code)]
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
