@@ -205,6 +205,12 @@ fn spans_belong_to_the_nearest_item_above_them() {
         "[('b','run of i-middle'),('below it','run of i-beside'),('beside','run of i-beside'),\
          ('c','run of i-middle'),('d','run of i-middle'),('e','run of i-down'),('f','run of i-down')]"
     );
+    // Below a span that was deleted, and one of another month.
+    assert_eq!(
+        owned("months"),
+        "[('a','run of i-months'),('below','run of i-months'),('c','run of i-months'),\
+         ('moved','run of i-months')]"
+    );
     assert_eq!(owned("twice"), "[('a','run of i-second')]");
     assert_eq!(owned("deleted item"), "[]");
     assert_eq!(owned("other project"), "[]");

@@ -1,12 +1,13 @@
 -- To which item of a dataset run each span of the traces that have items belongs: the nearest
 -- span above it, or itself, that an item points at. Written from the description of the tables,
 -- independent of the Rust code: it walks up from each span, step by step, over all months.
+-- A deleted span is no event, but what lies below it still lies below what is above it.
 --
 -- One SELECT without a closing semicolon: the span's key and its experiment columns.
 WITH RECURSIVE
     latest_observation AS
     (
-        SELECT project_id, trace_id, id, ifNull(parent_observation_id, '') AS parent, is_deleted
+        SELECT project_id, trace_id, id, ifNull(parent_observation_id, '') AS parent
         FROM observations
         ORDER BY event_ts DESC
         LIMIT 1 BY project_id, trace_id, id
@@ -30,7 +31,7 @@ WITH RECURSIVE
                 parent = '', concat('t-', trace_id),
                 parent) AS parent_span_id
         FROM latest_observation
-        WHERE is_deleted = 0 AND (project_id, trace_id) IN (SELECT project_id, trace_id FROM item)
+        WHERE (project_id, trace_id) IN (SELECT project_id, trace_id FROM item)
         UNION DISTINCT
         SELECT project_id, trace_id, concat('t-', trace_id) AS span_id, '' AS parent_span_id
         FROM item
