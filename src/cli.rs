@@ -126,6 +126,11 @@ pub struct SubjectArguments {
     #[arg(long)]
     pub no_remote_lookup: bool,
 
+    /// Where the target has rows that Langfuse itself wrote, leave to it what changed after this
+    /// moment: RFC 3339, or YYYY-MM-DD hh:mm:ss in UTC [env: UNTIL] [default: an hour ago]
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+
     /// Compression on the way to and from ClickHouse: auto is none to this
     /// machine and LZ4 to any other [env: COMPRESSION] [default: auto]
     #[arg(long, value_name = "auto|lz4|none")]

@@ -3,6 +3,7 @@
 
 mod environment;
 mod partition;
+mod until;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -138,6 +139,9 @@ pub struct Options {
     pub remote_lookup: bool,
     /// Add the traces' metadata.
     pub trace_metadata: bool,
+    /// What changed after this moment is left to Langfuse, where it writes to the target too: in
+    /// microseconds since 1970. An hour before the work begins, where nobody says another.
+    pub until: Option<i64>,
     /// Write to a table that keeps duplicates.
     pub allow_duplicates: bool,
     /// Where to write the summary as JSON.
@@ -236,6 +240,10 @@ impl Options {
             remote_lookup: !(subject.no_remote_lookup || environment.flag("NO_REMOTE_LOOKUP")?),
             trace_metadata: !(subject.no_trace_metadata
                 || environment.flag("NO_TRACE_METADATA")?),
+            until: settings
+                .text(subject.until, "UNTIL")
+                .map(|text| until::parse(&text).map_err(Error::Configuration))
+                .transpose()?,
             allow_duplicates: arguments.allow_duplicates,
             report: subject.report,
             quiet: subject.quiet,
