@@ -84,7 +84,8 @@ struct CoreRow {
 impl Verification<'_> {
     /// Looks for the view and its table. Of several views, the first whose table holds events.
     pub(super) async fn find_core(&mut self, target: &TableInfo) -> Result<(), Error> {
-        let views = self.server.rows::<View>("the views", &views_of(target));
+        let views = views_of(target);
+        let views = self.server.rows::<View>("the views", &views);
         for view in views.await? {
             let made = self.columns_of(&view.view_database, &view.view_name);
             let made = made.await?;

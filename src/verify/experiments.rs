@@ -177,12 +177,14 @@ impl Verification<'_> {
         for item in server.rows::<Item>(what, &statements.items(traces)).await? {
             trees.point(item);
         }
-        let nodes = server.rows::<Node>("the spans of dataset runs", &statements.nodes(traces));
+        let nodes = statements.nodes(traces);
+        let nodes = server.rows::<Node>("the spans of dataset runs", &nodes);
         for node in nodes.await? {
             trees.parents.insert((node.tree, node.span), node.parent);
         }
         if self.has_live {
-            let carried = server.rows::<Carried>(what, &statements.carried(traces));
+            let carried = statements.carried(traces);
+            let carried = server.rows::<Carried>(what, &carried);
             trees.carried = carried.await?.into_iter().collect();
             let items = trees.pointed.values();
             let left = items.filter(|item| {
