@@ -80,10 +80,10 @@ pub enum Kind {
 impl Kind {
     /// Whether it is something that should not be.
     pub fn is_wrong(self) -> bool {
-        match self {
-            Kind::Newer | Kind::LeftToLivePath | Kind::LeftToLiveRoot => false,
-            _ => true,
-        }
+        !matches!(
+            self,
+            Kind::Newer | Kind::LeftToLivePath | Kind::LeftToLiveRoot
+        )
     }
 }
 

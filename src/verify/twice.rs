@@ -1,6 +1,8 @@
 //! What v4 counts twice, since it reads without `FINAL`: rows that stand more than once,
 //! events beside live ones of the same span, and root spans beside live ones.
 
+use serde_bytes::ByteBuf;
+
 use super::Verification;
 use super::columns::{EVENT, OBSERVATION, Origin};
 use super::examples::Example;
@@ -12,7 +14,6 @@ use super::sides::{microseconds, text};
 use super::sql::Statements;
 use crate::clickhouse::sql;
 use crate::error::Error;
-use serde_bytes::ByteBuf;
 
 /// Rows whose keys are grouped with one statement. What does not fit in memory goes to the
 /// server's disk: a gigabyte or two.
@@ -55,7 +56,7 @@ impl Verification<'_> {
         self.show(&full, &key, &counted, Kind::SecondRoot).await
     }
 
-    /// Counts share by share; `{h}` stands for the hash in a share's condition.
+    /// Counts share by share; a share is told by what follows the hash in its condition.
     async fn count_shares(&self, count: impl Fn(&str) -> String) -> Result<Counted, Error> {
         let shares = self.event_rows.div_ceil(ROWS_AT_ONCE).max(1);
         let mut total = Counted::default();
