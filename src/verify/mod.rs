@@ -257,8 +257,12 @@ impl<'a> Verification<'a> {
     }
 
     fn note_what_is_compared(&mut self) {
-        if let Some(core) = &self.statements.core {
-            self.report.core_table = Some(core.label.clone());
+        match &self.statements.core {
+            Some(core) => self.report.core_table = Some(core.label.clone()),
+            None => self.display.note(format_args!(
+                "no view fills another table from {}: it alone is compared",
+                self.report.target_table
+            )),
         }
         if !self.report.not_compared.is_empty() {
             self.display.note(format_args!(
