@@ -68,7 +68,19 @@ fn assert_wrong(tool: &Tool, expected: &[(&str, u64)]) -> (Outcome, Value) {
     outcome.assert_one_error(1, &[&format!("{total} row"), SAMPLE_PARTITION]);
     for (kind, count) in expected {
         assert_eq!(report[kind], *count, "{kind}: {report}");
-        outcome.assert_stderr_contains(&format!("{count} {kind}"));
+        let told = match *kind {
+            "superseded" => "of versions that do not count",
+            "different_experiments" => "with other experiment columns",
+            "doubled_in_full" => "too many in events_full until it is merged",
+            "doubled_in_core" => "too many in events_core until it is merged",
+            "missing_in_core" => "missing in events_core",
+            "different_in_core" => "different in events_core",
+            "extra_in_core" => "only in events_core",
+            "second_roots" => "second roots",
+            "beside_live" => "beside live rows",
+            kind => kind,
+        };
+        outcome.assert_stderr_contains(&format!("{count} {told}"));
     }
     assert_eq!(wrong(&report), total, "{report}");
     assert_eq!(report["equal"], false, "{report}");
@@ -78,8 +90,26 @@ fn assert_wrong(tool: &Tool, expected: &[(&str, u64)]) -> (Outcome, Value) {
     (outcome, report)
 }
 
+/// Numbers in the report that should be 0.
+const WRONG: [&str; 14] = [
+    "missing",
+    "extra",
+    "doubled",
+    "superseded",
+    "different",
+    "stale",
+    "different_experiments",
+    "doubled_in_full",
+    "doubled_in_core",
+    "missing_in_core",
+    "different_in_core",
+    "extra_in_core",
+    "second_roots",
+    "beside_live",
+];
+
 fn wrong(report: &Value) -> u64 {
-    ["missing", "extra", "doubled", "different", "stale"]
+    WRONG
         .iter()
         .map(|kind| report[kind].as_u64().unwrap())
         .sum()
@@ -124,6 +154,23 @@ fn write_changed(database: &Database, table: &str, changes: &str, condition: &st
              FROM (SELECT * FROM {table} FINAL WHERE {condition})"
         ),
     );
+    merge(database, table);
+}
+
+/// Makes one of the rows that stand more than once, in the table that the view fills too.
+fn merge(database: &Database, table: &str) {
+    execute(database, &format!("OPTIMIZE TABLE {table} FINAL"));
+    if table == "events_full" {
+        execute(database, "OPTIMIZE TABLE events_core FINAL");
+    }
+}
+
+/// Deletes events from the target and from the table that the view fills.
+fn delete_events(database: &Database, condition: &str) {
+    for table in ["events_full", "events_core"] {
+        let sql = format!("DELETE FROM {table} WHERE {condition}");
+        execute(database, &sql);
+    }
 }
 
 /// A condition that is true for one event: one of those for which `condition` is.
@@ -348,6 +395,7 @@ fn the_traces_that_a_run_does_not_know_are_not_expected() {
     let less: [u64; 3] = [0, 2, 3];
     for (index, run) in options.iter().enumerate() {
         execute(&database, "TRUNCATE TABLE events_full");
+        execute(&database, "TRUNCATE TABLE events_core");
         let run = backfill(&database)
             .args(run.iter().copied())
             .arg("--restart");
@@ -372,8 +420,10 @@ fn two_observations_with_one_key_are_one_event() {
          ('twin', 'trace-1', 'project', 'TOOL', '2024-06-03 12:00:00', 'late', '2024-06-03 12:00:02')",
     );
     backfill(&database).run().assert_code(0);
+    merge(&database, "events_full");
     let report = assert_equal(&verify(&database));
-    assert_eq!(report["observations"], 8, "{report}");
+    assert_eq!(report["observations"], 7, "{report}");
+    assert_eq!(report["observations_superseded"], 1, "{report}");
     assert_eq!(report["events"], 7, "{report}");
 }
 
@@ -512,6 +562,7 @@ fn one_changed_byte_in_any_kind_of_column_is_noticed() {
                  FROM (SELECT * FROM events_full FINAL WHERE {event})"
             ),
         );
+        merge(database, "with_changes");
         let (outcome, report) = assert_wrong(&tool, &[(kind, 1)]);
         let columns = &report["examples"][0]["columns"];
         assert_eq!(*columns, serde_json::json!([column]), "{report}");
@@ -525,6 +576,7 @@ fn one_changed_byte_in_any_kind_of_column_is_noticed() {
             database,
             &format!("INSERT INTO with_changes SELECT * FROM events_full FINAL WHERE {event}"),
         );
+        merge(database, "with_changes");
     }
     assert_equal(&tool);
 }
@@ -546,7 +598,7 @@ fn a_missing_row_is_noticed() {
         "{}",
         outcome.stdout
     );
-    outcome.assert_stderr_contains("--restart");
+    outcome.assert_stderr_contains("events-backfill repair");
 }
 
 #[test]
@@ -583,9 +635,9 @@ fn a_row_that_belongs_to_another_trace_is_noticed() {
     let told = "an event too many: the observation belongs to trace trace-1";
     assert!(outcome.stdout.contains(told), "{}", outcome.stdout);
     // Without the right one, that is missing too.
-    execute(
+    delete_events(
         &database,
-        "DELETE FROM events_full WHERE trace_id = 'trace-1' AND span_id = 'observation-1'",
+        "trace_id = 'trace-1' AND span_id = 'observation-1'",
     );
     assert_wrong(&verify(&database), &[("doubled", 1), ("missing", 1)]);
     // What something live writes is no error, wherever it is.
@@ -643,6 +695,7 @@ fn a_stale_attribute_is_noticed() {
     assert_eq!(report["pieces_different"], 1, "{report}");
     // Which another run mends.
     backfill(&database).arg("--restart").run().assert_code(0);
+    merge(&database, "events_full");
     assert_equal(&verify(&database));
 }
 
@@ -772,6 +825,7 @@ fn write_root_spans(database: &Database, target: &str) {
              WHERE is_deleted = 0 AND toYYYYMM(timestamp) = {SAMPLE_PARTITION}"
         ),
     );
+    merge(database, target);
 }
 
 fn verify_root_spans(database: &Database, target: &str) -> Tool {
@@ -822,7 +876,6 @@ fn root_spans_are_compared_with_their_traces() {
             "concat(left(input, -1), '~')",
         ),
         ("different", "end_time", "1", "start_time"),
-        ("different", "source", "1", "'otel'"),
         (
             "stale",
             "metadata_values",
@@ -853,6 +906,7 @@ fn root_spans_are_compared_with_their_traces() {
             database,
             "INSERT INTO with_root_spans SELECT * FROM one_root_span",
         );
+        merge(database, "with_root_spans");
     }
     let report = assert_equal(&tool);
     assert_eq!(report["root_spans"], traces, "{report}");
@@ -885,10 +939,7 @@ fn root_spans_that_are_missing_doubled_or_of_no_trace_are_noticed() {
     let (outcome, _) = assert_wrong(&tool, &[("extra", 2), ("doubled", 1)]);
     let told = "the right one starts at 2024-06-04 10:00:00.000 UTC";
     assert!(outcome.stdout.contains(told), "{}", outcome.stdout);
-    execute(
-        &database,
-        "DELETE FROM events_full WHERE span_id = 't-trace-3'",
-    );
+    delete_events(&database, "span_id = 't-trace-3'");
     assert_wrong(&tool, &[("extra", 2), ("doubled", 1), ("missing", 1)]);
 }
 
@@ -912,9 +963,9 @@ fn an_observation_may_be_in_the_place_of_a_root_span() {
     // And without the flag, the observation of trace 1 has a newer event.
     let report = assert_equal(&verify(&database));
     assert_eq!(report["newer"], 1, "{report}");
-    execute(
+    delete_events(
         &database,
-        "DELETE FROM events_full WHERE span_id = 't-trace-3' AND start_time = '2024-06-05 10:00:01'",
+        "span_id = 't-trace-3' AND start_time = '2024-06-05 10:00:01'",
     );
     assert_equal(&tool);
     assert_wrong(&verify(&database), &[("missing", 1)]);
@@ -937,6 +988,417 @@ fn root_spans_of_dataset_items_are_left_out() {
     write_root_spans(&database, "events_full");
     let report = assert_equal(&tool);
     assert_eq!(report["root_spans"], 2, "{report}");
+}
+
+// -------------------------------------------------------------------------------------------------
+// Versions of observations
+// -------------------------------------------------------------------------------------------------
+
+/// Adds a later version of an observation.
+fn add_version(database: &Database, id: &str, changes: &str) {
+    execute(
+        database,
+        &format!(
+            "INSERT INTO observations SELECT * REPLACE ({changes}, event_ts + 1 AS event_ts) \
+             FROM (SELECT * FROM observations FINAL WHERE id = '{id}')"
+        ),
+    );
+}
+
+#[test]
+fn a_version_of_another_type_takes_the_place_of_the_older_one() {
+    let database = small_backfilled("verified_other_type");
+    add_version(&database, "observation-3", "'GENERATION' AS type");
+    let (_, report) = assert_wrong(&verify(&database), &[("different", 1)]);
+    assert_eq!(report["observations_superseded"], 1, "{report}");
+    write_changed(
+        &database,
+        "events_full",
+        "'GENERATION' AS type, event_ts + 1 AS event_ts",
+        "span_id = 'observation-3'",
+    );
+    let report = assert_equal(&verify(&database));
+    assert_eq!(report["observations"], 6, "{report}");
+}
+
+#[test]
+fn an_event_of_a_version_that_does_not_count_is_noticed() {
+    for (name, later, in_month) in [
+        ("time", "1 SECOND", true),
+        ("day", "1 DAY", true),
+        ("month", "1 MONTH", false),
+        ("earlier_month", "-2 MONTH", false),
+    ] {
+        let database = small_backfilled(&format!("verified_other_{name}"));
+        let later = format!("start_time + INTERVAL {later} AS start_time");
+        let changes = format!("{later}, 'TOOL' AS type");
+        add_version(&database, "observation-3", &changes);
+        let tool = verify(&database);
+        let mut expected = vec![("superseded", 1)];
+        if in_month {
+            expected.push(("missing", 1));
+        }
+        let (outcome, _) = assert_wrong(&tool, &expected);
+        let told = "an event of a version that does not count: the right one starts at";
+        assert!(outcome.stdout.contains(told), "{}", outcome.stdout);
+        outcome.assert_stderr_contains("by hand");
+        let start = "2024-06-04 10:00:00";
+        write_changed(
+            &database,
+            "events_full",
+            &format!("{changes}, event_ts + 1 AS event_ts"),
+            "span_id = 'observation-3'",
+        );
+        assert_wrong(&tool, &[("superseded", 1)]);
+        delete_events(
+            &database,
+            &format!("span_id = 'observation-3' AND start_time = '{start}'"),
+        );
+        let report = assert_equal(&tool);
+        assert_eq!(report["observations_superseded"], 1, "{report}");
+    }
+}
+
+#[test]
+fn an_observation_whose_later_version_is_a_deletion_has_no_event() {
+    for (name, changes) in [
+        ("type", "'TOOL' AS type"),
+        ("day", "start_time + INTERVAL 1 DAY AS start_time"),
+        ("month", "start_time + INTERVAL 1 MONTH AS start_time"),
+    ] {
+        let database = small_backfilled(&format!("verified_deleted_{name}"));
+        let changes = format!("{changes}, 1 AS is_deleted");
+        add_version(&database, "observation-3", &changes);
+        let (outcome, _) = assert_wrong(&verify(&database), &[("superseded", 1)]);
+        let told = "the observation was deleted since";
+        assert!(outcome.stdout.contains(told), "{}", outcome.stdout);
+        delete_events(&database, "span_id = 'observation-3'");
+        assert_equal(&verify(&database));
+    }
+}
+
+// -------------------------------------------------------------------------------------------------
+// As v4 reads: without FINAL, and from events_core
+// -------------------------------------------------------------------------------------------------
+
+#[test]
+fn what_stands_more_than_once_is_noticed_until_it_is_merged() {
+    let database = small_backfilled("verified_unmerged");
+    for table in ["events_full", "events_core"] {
+        execute(&database, &format!("SYSTEM STOP MERGES {table}"));
+    }
+    let again = |table: &str, span: &str| {
+        let sql = format!("INSERT INTO {table} SELECT * FROM {table} WHERE span_id = '{span}'");
+        execute(&database, &sql);
+    };
+    again("events_core", "observation-1");
+    let (outcome, _) = assert_wrong(&verify(&database), &[("doubled_in_core", 1)]);
+    outcome.assert_stderr_contains("repair --optimize");
+    again("events_full", "observation-2");
+    assert_wrong(
+        &verify(&database),
+        &[("doubled_in_core", 2), ("doubled_in_full", 1)],
+    );
+    for table in ["events_full", "events_core"] {
+        execute(&database, &format!("SYSTEM START MERGES {table}"));
+    }
+    merge(&database, "events_full");
+    assert_equal(&verify(&database));
+}
+
+#[test]
+fn live_rows_that_stand_twice_are_none_of_a_backfill() {
+    let database = small_backfilled("verified_live_twice");
+    write_changed(
+        &database,
+        "events_full",
+        "'otel-dual-write' AS source",
+        "span_id = 'observation-1'",
+    );
+    for table in ["events_full", "events_core"] {
+        execute(&database, &format!("SYSTEM STOP MERGES {table}"));
+    }
+    execute(
+        &database,
+        "INSERT INTO events_full SELECT * FROM events_full WHERE span_id = 'observation-1'",
+    );
+    assert_equal(&verify(&database));
+}
+
+#[test]
+fn an_event_beside_a_live_one_of_the_same_span_is_noticed() {
+    let database = small_backfilled("verified_beside_live");
+    write_changed(
+        &database,
+        "events_full",
+        "start_time + INTERVAL 5 MICROSECOND AS start_time, 'otel' AS source",
+        "span_id = 'observation-1'",
+    );
+    let (_, report) = assert_wrong(&verify(&database), &[("beside_live", 1)]);
+    assert_eq!(report["written_by_others"], 1, "{report}");
+}
+
+#[test]
+fn events_core_has_what_the_view_makes() {
+    let database = small_backfilled("verified_core");
+    let report = assert_equal(&verify(&database));
+    assert_eq!(
+        report["core_table"],
+        format!("{}.events_core", database.name)
+    );
+    let keep = "CREATE TABLE kept AS events_core";
+    execute(&database, keep);
+    execute(&database, "INSERT INTO kept SELECT * FROM events_core");
+    let restore = || {
+        execute(&database, "TRUNCATE TABLE events_core");
+        execute(&database, "INSERT INTO events_core SELECT * FROM kept");
+    };
+    execute(
+        &database,
+        "DELETE FROM events_core WHERE span_id = 'observation-1'",
+    );
+    let (outcome, _) = assert_wrong(&verify(&database), &[("missing_in_core", 1)]);
+    outcome.assert_stderr_contains("events-backfill repair");
+    restore();
+    write_changed(
+        &database,
+        "events_core",
+        "'other' AS output",
+        "span_id = 'observation-1'",
+    );
+    assert_wrong(&verify(&database), &[("different_in_core", 1)]);
+    restore();
+    write_changed(
+        &database,
+        "events_core",
+        "'nobody' AS span_id, '2024-06-20' AS start_time",
+        "span_id = 'observation-1'",
+    );
+    let (outcome, _) = assert_wrong(&verify(&database), &[("extra_in_core", 1)]);
+    outcome.assert_stderr_contains("by hand");
+    restore();
+    assert_equal(&verify(&database));
+    // Of a live row it is enough that it is there.
+    write_changed(
+        &database,
+        "events_full",
+        "'otel' AS source",
+        "span_id = 'observation-1'",
+    );
+    write_changed(
+        &database,
+        "events_core",
+        "'other' AS output",
+        "span_id = 'observation-1'",
+    );
+    assert_equal(&verify(&database));
+}
+
+// -------------------------------------------------------------------------------------------------
+// Beside Langfuse
+// -------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_live_row_has_to_be_there_and_may_say_what_it_likes() {
+    let database = small_backfilled("verified_live");
+    write_changed(
+        &database,
+        "events_full",
+        "'ingestion-api-dual-write' AS source, 'live' AS name, 'sdk' AS ingestion_sdk_name",
+        "span_id = 'observation-1'",
+    );
+    let report = assert_equal(&verify(&database));
+    assert_eq!(report["left_to_live_rows"], 1, "{report}");
+    assert_eq!(report["written_by_others"], 0, "{report}");
+    assert_eq!(report["observations"], 6, "{report}");
+    delete_events(&database, "span_id = 'observation-1'");
+    assert_wrong(&verify(&database), &[("missing", 1)]);
+}
+
+#[test]
+fn what_changed_late_is_left_to_langfuse_where_it_writes_too() {
+    let database = small_backfilled("verified_late");
+    execute(
+        &database,
+        "INSERT INTO observations (id, trace_id, project_id, type, start_time, event_ts) VALUES
+         ('late', 'trace-1', 'project', 'SPAN', '2024-06-10 10:00:00', now64(3) - 60)",
+    );
+    add_version(
+        &database,
+        "observation-3",
+        "'changed' AS name, now64(3) AS updated_at",
+    );
+    execute(
+        &database,
+        "INSERT INTO observations SELECT * REPLACE (now64(3) AS event_ts) \
+         FROM (SELECT * FROM observations FINAL WHERE id = 'observation-4')",
+    );
+    // Nothing else writes to the target.
+    assert_wrong(&verify(&database), &[("missing", 1), ("different", 2)]);
+    write_changed(
+        &database,
+        "events_full",
+        "'live' AS span_id, 'otel' AS source",
+        "span_id = 'observation-1'",
+    );
+    let (_, report) = assert_wrong(&verify(&database), &[("different", 1)]);
+    assert_eq!(report["left_to_live_path"], 2, "{report}");
+    assert!(report["until"].as_str().is_some(), "{report}");
+    let until = verify(&database).args(["--until", "2024-06-03T00:00:00Z"]);
+    let report = assert_equal(&until);
+    assert_eq!(report["until"], "2024-06-03T00:00:00Z", "{report}");
+    assert_eq!(report["left_to_live_path"], 3, "{report}");
+    let until = verify(&database).args(["--until", "2100-01-01 00:00:00"]);
+    assert_wrong(&until, &[("missing", 1), ("different", 2)]);
+    let until = verify(&database).args(["--until", "soon"]);
+    until.run().assert_one_error(2, &["--until", "soon"]);
+}
+
+#[test]
+fn a_trace_with_a_live_root_span_needs_no_other() {
+    let database = small_backfilled("verified_live_root");
+    write_root_spans(&database, "events_full");
+    let tool = verify_root_spans(&database, "events_full");
+    assert_equal(&tool);
+    write_changed(
+        &database,
+        "events_full",
+        "'live-root' AS span_id, '' AS parent_span_id, 'otel' AS source",
+        "span_id = 'observation-1'",
+    );
+    let (outcome, _) = assert_wrong(&tool, &[("second_roots", 1)]);
+    let told = "a second root span: the trace has one that something live wrote";
+    assert!(outcome.stdout.contains(told), "{}", outcome.stdout);
+    outcome.assert_stderr_contains("by hand");
+    // Also where root spans are not compared.
+    assert_wrong(&verify(&database), &[("second_roots", 1)]);
+    delete_events(&database, "span_id = 't-trace-1'");
+    let report = assert_equal(&tool);
+    assert_eq!(report["root_spans_left_to_live_roots"], 1, "{report}");
+    // Another trace's is missed as before.
+    delete_events(&database, "span_id = 't-trace-2'");
+    assert_wrong(&tool, &[("missing", 1)]);
+    // Also where the live one lies far away.
+    write_changed(
+        &database,
+        "events_full",
+        "'far-root' AS span_id, '' AS parent_span_id, 'otel' AS source, \
+         start_time + INTERVAL 40 DAY AS start_time",
+        "span_id = 'observation-3'",
+    );
+    let report = assert_equal(&tool);
+    assert_eq!(report["root_spans_left_to_live_roots"], 2, "{report}");
+}
+
+// -------------------------------------------------------------------------------------------------
+// Experiments
+// -------------------------------------------------------------------------------------------------
+
+/// The small month with items of dataset runs, backfilled with what they say.
+fn with_experiments(name: &str) -> (Database<'static>, Tool) {
+    let database = small_month(name);
+    execute(
+        &database,
+        "INSERT INTO observations (id, trace_id, project_id, type, start_time, parent_observation_id, event_ts) VALUES
+         ('below', 'trace-1', 'project', 'SPAN', '2024-06-03 10:00:02', 'observation-2', 1),
+         ('further below', 'trace-1', 'project', 'SPAN', '2024-06-03 10:00:03', 'below', 1)",
+    );
+    execute(
+        &database,
+        "INSERT INTO dataset_run_items_rmt (id, project_id, dataset_run_id, dataset_item_id, dataset_id,
+             trace_id, observation_id, dataset_run_name, dataset_run_metadata, created_at, event_ts) VALUES
+         ('of trace', 'project', 'run', 'first', 'dataset', 'trace-1', NULL, 'name', map('a', 'b'), 1, 1),
+         ('of span', 'project', 'run', 'second', 'dataset', 'trace-1', 'observation-2', 'name', map(), 1, 1)",
+    );
+    let options = ["--root-spans", "--experiments"];
+    backfill(&database).args(options).run().assert_code(0);
+    let tool = verify(&database).args(options);
+    (database, tool)
+}
+
+#[test]
+fn the_columns_of_experiments_are_compared() {
+    let (database, tool) = with_experiments("verified_experiments");
+    let report = assert_equal(&tool);
+    assert_eq!(report["spans_in_experiments"], 5, "{report}");
+    assert_eq!(report["not_compared"], serde_json::json!([]), "{report}");
+    let changes = [
+        ("experiment_name", "'other'"),
+        ("experiment_metadata_values", "['x']"),
+        ("experiment_item_version", "now64(6)"),
+        ("experiment_item_root_span_id", "''"),
+    ];
+    execute(&database, "CREATE TABLE kept AS events_full");
+    execute(
+        &database,
+        "INSERT INTO kept SELECT * FROM events_full FINAL",
+    );
+    for span in ["t-trace-1", "below", "observation-4"] {
+        for (column, value) in changes {
+            if span == "observation-4" && value == "''" {
+                continue;
+            }
+            let condition = format!("span_id = '{span}'");
+            let changes = format!("CAST({value}, toTypeName({column})) AS {column}");
+            write_changed(&database, "events_full", &changes, &condition);
+            let (outcome, _) = assert_wrong(&tool, &[("different_experiments", 1)]);
+            outcome.assert_stderr_contains("events-backfill repair");
+            let restore = format!("INSERT INTO events_full SELECT * FROM kept WHERE {condition}");
+            execute(&database, &restore);
+            merge(&database, "events_full");
+        }
+    }
+    assert_equal(&tool);
+    // An item that is linked later.
+    execute(
+        &database,
+        "INSERT INTO dataset_run_items_rmt (id, project_id, dataset_run_id, dataset_item_id, dataset_id,
+             trace_id, event_ts) VALUES ('later', 'other', 'run', 'third', 'dataset', 'trace-3', 2)",
+    );
+    assert_wrong(&tool, &[("different_experiments", 2)]);
+}
+
+#[test]
+fn spans_below_a_deleted_one_belong_to_the_item_above() {
+    let (database, tool) = with_experiments("verified_experiments_deleted");
+    add_version(&database, "below", "1 AS is_deleted");
+    delete_events(&database, "span_id = 'below'");
+    let report = assert_equal(&tool);
+    assert_eq!(report["spans_in_experiments"], 4, "{report}");
+}
+
+#[test]
+fn an_item_that_a_live_span_carries_is_expected_on_no_other() {
+    let (database, tool) = with_experiments("verified_experiments_live");
+    write_changed(
+        &database,
+        "events_full",
+        "'live' AS span_id, 'otel-dual-write-experiments' AS source",
+        "span_id = 'observation-2'",
+    );
+    // observation-2, and the two below it.
+    assert_wrong(&tool, &[("different_experiments", 3)]);
+    let nothing = "'' AS experiment_id, '' AS experiment_name, '' AS experiment_dataset_id, \
+                   '' AS experiment_item_id, '' AS experiment_item_root_span_id";
+    let spans = "span_id IN ('observation-2', 'below', 'further below')";
+    write_changed(&database, "events_full", nothing, spans);
+    let report = assert_equal(&tool);
+    assert_eq!(report["items_left_to_live_spans"], 1, "{report}");
+    assert_eq!(report["spans_in_experiments"], 2, "{report}");
+}
+
+#[test]
+fn a_month_with_every_oddity_and_its_experiments_is_equal() {
+    let database = Server::shared().database("verified_experiments_month");
+    database.load_schema();
+    database.load_sample_month(OBSERVATIONS);
+    let options = ["--root-spans", "--experiments"];
+    backfill(&database).args(options).run().assert_code(0);
+    let report = assert_equal(&verify(&database).args(options));
+    assert!(
+        report["spans_in_experiments"].as_u64().unwrap() > 200,
+        "{report}"
+    );
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -1150,6 +1612,7 @@ fn little_memory_per_statement_suffices() {
          FROM (SELECT * FROM events FINAL WHERE span_id = 'o123456')
          SETTINGS max_memory_usage = 0",
     );
+    merge(&database, "events");
     // And a fifth of the events.
     execute(
         &database,
@@ -1254,10 +1717,7 @@ fn quiet_prints_nothing_but_the_error() {
     let outcome = tool.run();
     outcome.assert_code(0);
     assert_eq!((&*outcome.stdout, &*outcome.stderr), ("", ""));
-    execute(
-        &database,
-        "DELETE FROM events_full WHERE span_id = 'observation-1'",
-    );
+    delete_events(&database, "span_id = 'observation-1'");
     let outcome = tool.run();
     outcome.assert_one_error(1, &["1 missing"]);
     assert_eq!(outcome.stdout, "");

@@ -157,7 +157,8 @@ impl Enriched {
         self.trace_column() == Some("metadata")
     }
 
-    pub(super) fn is_experiment(self) -> bool {
+    /// Whether an item of a dataset run says it.
+    pub fn is_experiment(self) -> bool {
         matches!(self, Enriched::Experiment(_))
     }
 }

@@ -3,12 +3,12 @@
 
 mod environment;
 mod partition;
+mod until;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use time::{OffsetDateTime, PrimitiveDateTime};
 use url::{Host, Url};
 
 use crate::cli::{Only, RunArguments};
@@ -126,9 +126,6 @@ pub struct Options {
     pub segment_rows: u64,
     /// Tries after a passing error.
     pub max_retries: u32,
-    /// Rows that changed after this moment, in microseconds since 1970, are left to Langfuse, if
-    /// the user named one.
-    pub until: Option<i64>,
     /// How often traces that changed are loaded again.
     pub reload_every: Duration,
     /// Write an event for each observation.
@@ -145,6 +142,9 @@ pub struct Options {
     pub remote_lookup: bool,
     /// Add the traces' metadata.
     pub trace_metadata: bool,
+    /// What changed after this moment is left to Langfuse, where it writes to the target too: in
+    /// microseconds since 1970. An hour before the work begins, where nobody says another.
+    pub until: Option<i64>,
     /// Write to a table that keeps duplicates.
     pub allow_duplicates: bool,
     /// Where to write the summary as JSON.
@@ -225,10 +225,6 @@ impl Options {
                 1..=1_000_000_000,
             )?,
             max_retries: settings.number(None, "", "MAX_RETRIES", 8, 0..=1_000)? as u32,
-            until: settings
-                .text(subject.until, "UNTIL")
-                .map(|text| parse_moment(&text))
-                .transpose()?,
             reload_every: Duration::from_secs(settings.number(
                 None,
                 "",
@@ -254,6 +250,10 @@ impl Options {
             remote_lookup: !(subject.no_remote_lookup || environment.flag("NO_REMOTE_LOOKUP")?),
             trace_metadata: !(subject.no_trace_metadata
                 || environment.flag("NO_TRACE_METADATA")?),
+            until: settings
+                .text(subject.until, "UNTIL")
+                .map(|text| until::parse(&text).map_err(Error::Configuration))
+                .transpose()?,
             allow_duplicates: arguments.allow_duplicates,
             report: subject.report,
             quiet: subject.quiet,
@@ -359,24 +359,6 @@ impl Settings<'_> {
             _ => Ok(Password::default()),
         }
     }
-}
-
-/// A moment as people and programs write it, in microseconds since 1970.
-fn parse_moment(text: &str) -> Result<i64, Error> {
-    use time::format_description::well_known::Rfc3339;
-    use time::macros::format_description;
-    let plain = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
-    let moment = OffsetDateTime::parse(text, &Rfc3339)
-        .ok()
-        .or_else(|| Some(PrimitiveDateTime::parse(text, plain).ok()?.assume_utc()));
-    moment
-        .and_then(|moment| i64::try_from(moment.unix_timestamp_nanos() / 1_000).ok())
-        .ok_or_else(|| {
-            Error::Configuration(format!(
-                "--until is '{text}': write a moment in UTC as 2026-11-26 21:00:00, or with its \
-                 offset as 2026-11-26T22:00:00+01:00"
-            ))
-        })
 }
 
 fn parse_url(text: &str) -> Result<Url, String> {

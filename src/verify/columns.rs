@@ -110,7 +110,9 @@ impl Columns {
         });
         let is_json = |form| matches!(form, Enriched::MetadataJson | Enriched::MetadataText);
         let enriched = || mapping.enriched.iter();
-        let of_trace = enriched().filter(|column| !is_json(column.form));
+        // What the items of dataset runs say is compared apart.
+        let is_apart = |form: Enriched| is_json(form) || form.is_experiment();
+        let of_trace = enriched().filter(|column| !is_apart(column.form));
         let of_trace = of_trace.map(|column| TraceColumn {
             name: column.name.clone(),
             form: column.form,
@@ -123,9 +125,8 @@ impl Columns {
             Some(data_type) => format!("{} ({data_type})", column.name),
             None => column.name.clone(),
         });
-        // What the items of dataset runs say.
-        let has_experiments = target.column("experiment_id").is_some();
-        let of_experiments = has_experiments.then(|| "experiment_*".to_owned());
+        let left_aside = target.column("experiment_id").is_some() && !mapping.has_experiments();
+        let of_experiments = left_aside.then(|| "experiment_*".to_owned());
         Self {
             own: own.collect(),
             of_trace: of_trace.collect(),
@@ -228,7 +229,7 @@ impl Columns {
                 Enriched::Bookmarked => {
                     items.push(("trace_bookmarked", "CAST(t.bookmarked, 'UInt8')".to_owned()));
                 }
-                // They are left aside.
+                // They are compared apart.
                 Enriched::Experiment(_) => {}
                 Enriched::MetadataNames
                 | Enriched::MetadataValues
@@ -319,7 +320,7 @@ impl Columns {
             Enriched::Bookmarked => {
                 flag("toUInt8(own_has_no_parent AND trace_bookmarked)".to_owned())
             }
-            // They are left aside.
+            // They are compared apart.
             Enriched::Experiment(_) => text("''".to_owned()),
             Enriched::MetadataNames => list(self.merged(texts).0),
             Enriched::MetadataValues => list(self.merged(texts).1),

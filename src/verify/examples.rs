@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_bytes::ByteBuf;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
 use super::findings::{Finding, Kind};
@@ -96,6 +97,29 @@ fn problem(key: &EventKey, finding: &Finding) -> String {
             format!("an event too many: the right one starts at {start}")
         }
         (Kind::Doubled, None) => "the event is there more than once".to_owned(),
+        (Kind::Superseded, Some(place)) => {
+            let start = moment(place.start);
+            format!("an event of a version that does not count: the right one starts at {start}")
+        }
+        (Kind::Superseded, None) => {
+            "an event of a version that does not count: the observation was deleted since"
+                .to_owned()
+        }
+        (Kind::Experiment, _) => {
+            "its experiment columns are not what the item of a dataset run says".to_owned()
+        }
+        (Kind::SecondRoot, _) => {
+            "a second root span: the trace has one that something live wrote".to_owned()
+        }
+        (Kind::BesideLive, _) => {
+            "an event beside one of the same span that something live wrote, at another time"
+                .to_owned()
+        }
+        (Kind::MissingInCore, _) => "the view's table lacks it".to_owned(),
+        (Kind::DifferentInCore, _) => {
+            "the view's table has it otherwise than the view makes it".to_owned()
+        }
+        (Kind::ExtraInCore, _) => "only the view's table has it".to_owned(),
         _ if key.span_id.strip_prefix(b"t-") == Some(&key.trace_id[..]) => {
             "the event belongs to no observation, and is no trace's root span".to_owned()
         }
@@ -119,6 +143,12 @@ pub fn moment(microseconds: i64) -> String {
         || format!("microsecond {microseconds}"),
         |text| text + " UTC",
     )
+}
+
+/// The same as RFC 3339 has it.
+pub fn rfc3339(microseconds: i64) -> Option<String> {
+    let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(microseconds) * 1_000);
+    moment.ok()?.format(&Rfc3339).ok()
 }
 
 fn difference(name: &str, actual: Option<ByteBuf>, expected: Option<ByteBuf>) -> String {
@@ -271,6 +301,7 @@ mod tests {
             kind: Kind::Stale,
             start: 0,
             origin: None,
+            of_trace: false,
         };
         let example = Example::new(&key, &finding).with_columns(
             &["name", "user_id"],

@@ -5,7 +5,41 @@ use std::collections::BTreeMap;
 
 use serde_bytes::ByteBuf;
 
-use super::rows::{SideRow, SpanRow};
+use super::rows::{EventKey, SideRow, SpanRow};
+use crate::mapping::Source;
+use crate::trace_store::Day;
+
+/// What is done with each row that is wrong, as it is found.
+pub trait Findings {
+    /// A row that is wrong.
+    fn found(&mut self, row: &FoundRow<'_>);
+
+    /// A project and a day with so many more rows, some of which are wrong, that were not looked
+    /// at one by one, since so much was wrong already.
+    fn found_unlisted(&mut self, project: &[u8], day: Day, rows: u64);
+}
+
+/// A row that is wrong.
+#[derive(Debug, Clone, Copy)]
+pub struct FoundRow<'a> {
+    /// Which event.
+    pub key: &'a EventKey,
+    /// The day on which it starts, in days since 1970, in the time zone of the observations.
+    pub day: Day,
+    /// What is wrong with it.
+    pub kind: Kind,
+    /// What it is made of. Of an event that is made of nothing that is known, a guess by its id.
+    pub source: Source,
+}
+
+/// Nothing is done with them.
+pub struct OnlyCounted;
+
+impl Findings for OnlyCounted {
+    fn found(&mut self, _row: &FoundRow<'_>) {}
+
+    fn found_unlisted(&mut self, _project: &[u8], _day: Day, _rows: u64) {}
+}
 
 /// What two sides that are not the same mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,23 +50,40 @@ pub enum Kind {
     Extra,
     /// An event besides the one of its observation.
     Doubled,
+    /// An event of a version of its observation that does not count.
+    Superseded,
     /// An event with something of the observation that is not as it is there.
     Different,
     /// An event with something of the trace that is not as it is there.
     Stale,
     /// An event that was written, or deleted, after its observation was: no error.
     Newer,
-    /// An event without an observation that something else than a backfill wrote: no error.
-    ByOthers,
+    /// An event that is not there, or not as it should be, because its observation or trace
+    /// changed so late that it is left to Langfuse: no error.
+    LeftToLivePath,
+    /// A root span that is not there since its trace has one that something live wrote: no error.
+    LeftToLiveRoot,
+    /// An event that says something else of experiments than the items of dataset runs.
+    Experiment,
+    /// A root span besides one that something live wrote.
+    SecondRoot,
+    /// An event besides a live one of the same span, at another time.
+    BesideLive,
+    /// An event that the view's table lacks.
+    MissingInCore,
+    /// An event that is not in the view's table what the view makes of it.
+    DifferentInCore,
+    /// A row of the view's table that the target lacks.
+    ExtraInCore,
 }
 
 impl Kind {
     /// Whether it is something that should not be.
     pub fn is_wrong(self) -> bool {
-        match self {
-            Kind::Missing | Kind::Extra | Kind::Doubled | Kind::Different | Kind::Stale => true,
-            Kind::Newer | Kind::ByOthers => false,
-        }
+        !matches!(
+            self,
+            Kind::Newer | Kind::LeftToLivePath | Kind::LeftToLiveRoot
+        )
     }
 }
 
@@ -45,6 +96,8 @@ pub struct Finding {
     pub start: i64,
     /// What the event is made of, where that is somewhere else.
     pub origin: Option<Place>,
+    /// Whether it is, or should be, made of a trace.
+    pub of_trace: bool,
 }
 
 /// Where an observation, or a trace, says that its event is.
@@ -56,16 +109,16 @@ pub struct Place {
     pub start: i64,
 }
 
-/// An event of a span of which the piece has no observation. What it is has to be
+/// An event of which the piece has no observation that starts with it. What it is has to be
 /// looked for elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stray {
     /// When it starts, in microseconds.
     pub start: i64,
     /// Its `event_ts` in microseconds.
     pub event_ts: i64,
-    /// Whether something else than a backfill wrote it.
-    pub by_others: bool,
+    /// `event_ts` and place of the observation or trace of its span, if the piece has one.
+    pub right: Option<(i64, Place)>,
 }
 
 /// What one side has under one key.
@@ -74,10 +127,12 @@ struct Version {
     event_ts: i64,
     own_hash: u64,
     trace_hash: u64,
+    of_trace: bool,
 }
 
-/// Puts the two sides of a span next to each other.
-pub fn judge(span: &SpanRow) -> (Vec<Finding>, Vec<Stray>) {
+/// Puts the two sides of a span next to each other. What changed after `until` is left to
+/// Langfuse, if it writes to the target too.
+pub fn judge(span: &SpanRow, until: Option<i64>) -> (Vec<Finding>, Vec<Stray>) {
     if span.expected.is_empty() {
         return (Vec::new(), strays(span));
     }
@@ -91,22 +146,26 @@ pub fn judge(span: &SpanRow) -> (Vec<Finding>, Vec<Stray>) {
         if found.is_empty() && is_there && collides {
             continue;
         }
-        let kinds = judge_key(expected, &found, span.deleted_at);
+        let kinds = judge_key(expected, &found, span.deleted_at, until);
+        let latest = expected.iter().max_by_key(|row| row.event_ts);
+        let of_trace = latest.is_some_and(|row| row.of_trace);
         findings.extend(kinds.into_iter().map(|kind| Finding {
             kind,
             start,
             origin: None,
+            of_trace,
         }));
     }
-    let (latest, origin) = latest(span);
-    for (start, events) in actual {
-        findings.extend(events.into_iter().map(|event| Finding {
-            kind: elsewhere(event.event_ts, latest),
-            start,
-            origin: Some(origin.clone()),
-        }));
-    }
-    (findings, Vec::new())
+    let right = latest(span);
+    let strays = actual
+        .into_iter()
+        .flat_map(|(start, events)| events.into_iter().map(move |event| (start, event.event_ts)));
+    let strays = strays.map(|(start, event_ts)| Stray {
+        start,
+        event_ts,
+        right: Some(right.clone()),
+    });
+    (findings, strays.collect())
 }
 
 /// Whether an observation is called as the root span of its trace, and the trace
@@ -118,11 +177,12 @@ fn collides(expected: &[SideRow]) -> bool {
 
 fn by_start(rows: &[SideRow]) -> BTreeMap<i64, Vec<Version>> {
     let mut versions: BTreeMap<i64, Vec<Version>> = BTreeMap::new();
-    for &(start, event_ts, own_hash, trace_hash, _) in rows {
+    for &(start, event_ts, own_hash, trace_hash, of_trace) in rows {
         versions.entry(start).or_default().push(Version {
             event_ts,
             own_hash,
             trace_hash,
+            of_trace: of_trace != 0,
         });
     }
     versions
@@ -138,10 +198,10 @@ pub fn elsewhere(event_ts: i64, of_observation: i64) -> Kind {
 
 fn strays(span: &SpanRow) -> Vec<Stray> {
     let strays = span.events.iter();
-    let strays = strays.map(|&(start, event_ts, _, _, by_others)| Stray {
+    let strays = strays.map(|&(start, event_ts, ..)| Stray {
         start,
         event_ts,
-        by_others: by_others != 0,
+        right: None,
     });
     strays.collect()
 }
@@ -161,7 +221,12 @@ fn latest(span: &SpanRow) -> (i64, Place) {
 /// What is wrong with one key. Observations that differ only in their type have
 /// the same one, and so have an observation and a trace that make the same root span:
 /// of these the latest counts, and of equally late ones any.
-fn judge_key(expected: &[Version], found: &[Version], deleted_at: i64) -> Vec<Kind> {
+fn judge_key(
+    expected: &[Version],
+    found: &[Version],
+    deleted_at: i64,
+    until: Option<i64>,
+) -> Vec<Kind> {
     let latest = expected
         .iter()
         .map(|row| row.event_ts)
@@ -172,12 +237,17 @@ fn judge_key(expected: &[Version], found: &[Version], deleted_at: i64) -> Vec<Ki
     let is_equal = |event: &Version| {
         counts().any(|row| (row.own_hash, row.trace_hash) == (event.own_hash, event.trace_hash))
     };
+    let is_left = until.is_some_and(|until| latest > until)
+        && found.iter().all(|event| event.event_ts < latest);
     let mut kinds = Vec::new();
     if found.is_empty() {
         kinds.push(match deleted_at > latest {
             true => Kind::Newer,
+            false if is_left => Kind::LeftToLivePath,
             false => Kind::Missing,
         });
+    } else if is_left {
+        kinds.push(Kind::LeftToLivePath);
     } else if found.iter().any(is_equal) {
         // That is the event of this observation.
     } else if found.iter().any(|event| event.event_ts > latest) {
@@ -201,7 +271,16 @@ mod tests {
 
     fn kinds(observations: &[Row], events: &[Row], deleted_at: i64) -> Vec<Kind> {
         let span = span(observations, events, deleted_at);
-        judge(&span).0.iter().map(|finding| finding.kind).collect()
+        judge(&span, None)
+            .0
+            .iter()
+            .map(|finding| finding.kind)
+            .collect()
+    }
+
+    /// What an event is that starts at another time than its observation.
+    fn strays_of(observations: &[Row], events: &[Row]) -> Vec<Stray> {
+        judge(&span(observations, events, 0), None).1
     }
 
     fn span(observations: &[Row], events: &[Row], deleted_at: i64) -> SpanRow {
@@ -215,7 +294,7 @@ mod tests {
             trace_id: ByteBuf::new(),
             span_id: ByteBuf::new(),
             expected: flagged(observations, 0),
-            events: flagged(events, 1),
+            events: flagged(events, 0),
             deleted_at,
         }
     }
@@ -237,21 +316,43 @@ mod tests {
         assert_eq!(kinds(&[row], &[(10, 101, 2, 2)], 0), [Kind::Newer]);
         assert_eq!(kinds(&[row], &[], 101), [Kind::Newer]);
         assert_eq!(kinds(&[row], &[], 100), [Kind::Missing]);
-        assert_eq!(kinds(&[row], &[row, (11, 101, 2, 2)], 0), [Kind::Newer]);
+        assert_eq!(elsewhere(101, 100), Kind::Newer);
+    }
+
+    #[test]
+    fn what_changed_after_the_last_hour_is_left_to_langfuse() {
+        let judged = |events: &[Row], until| {
+            let findings = judge(&span(&[(10, 100, 1, 1)], events, 0), Some(until)).0;
+            let kinds: Vec<Kind> = findings.iter().map(|finding| finding.kind).collect();
+            kinds
+        };
+        assert_eq!(judged(&[], 99), [Kind::LeftToLivePath]);
+        assert_eq!(judged(&[], 100), [Kind::Missing]);
+        assert_eq!(judged(&[(10, 99, 2, 2)], 99), [Kind::LeftToLivePath]);
+        assert_eq!(judged(&[(10, 99, 2, 2)], 100), [Kind::Different]);
+        // It is there, and so it can be compared.
+        assert_eq!(judged(&[(10, 100, 2, 2)], 99), [Kind::Different]);
+        assert_eq!(judged(&[(10, 100, 1, 1)], 99), []);
     }
 
     #[test]
     fn a_span_has_one_event() {
         let row = (10, 100, 1, 1);
-        assert_eq!(kinds(&[row], &[row, (11, 100, 1, 1)], 0), [Kind::Doubled]);
+        assert_eq!(elsewhere(100, 100), Kind::Doubled);
         assert_eq!(kinds(&[row], &[row, row], 0), [Kind::Doubled]);
-        assert_eq!(
-            kinds(&[row], &[(11, 100, 1, 1)], 0),
-            [Kind::Missing, Kind::Doubled]
-        );
-        let found = judge(&span(&[row], &[row, (11, 100, 1, 1)], 0)).0;
-        let origin = found[0].origin.as_ref().map(|place| place.start);
-        assert_eq!((found[0].start, origin), (11, Some(10)));
+        assert_eq!(kinds(&[row], &[(11, 100, 1, 1)], 0), [Kind::Missing]);
+        let strays = strays_of(&[row], &[row, (11, 100, 1, 1)]);
+        let [
+            Stray {
+                start: 11,
+                event_ts: 100,
+                right: Some((100, place)),
+            },
+        ] = &strays[..]
+        else {
+            panic!("{strays:?}");
+        };
+        assert_eq!(place.start, 10);
     }
 
     #[test]
@@ -273,7 +374,8 @@ mod tests {
         let judged = |of_observation: Row, of_trace: Row, events: &[Row]| {
             let mut span = span(&[of_observation, of_trace], events, 0);
             span.expected[1].4 = 1;
-            let kinds: Vec<Kind> = judge(&span).0.iter().map(|found| found.kind).collect();
+            let findings = judge(&span, None).0;
+            let kinds: Vec<Kind> = findings.iter().map(|found| found.kind).collect();
             kinds
         };
         let (early, late) = ((10, 100, 1, 1), (10, 101, 2, 2));
@@ -291,14 +393,14 @@ mod tests {
 
     #[test]
     fn an_event_without_an_observation_is_to_be_looked_for() {
-        let (findings, strays) = judge(&span(&[], &[(10, 100, 1, 1)], 0));
+        let (findings, strays) = judge(&span(&[], &[(10, 100, 1, 1)], 0), None);
         assert!(findings.is_empty());
         assert_eq!(
             strays,
             [Stray {
                 start: 10,
                 event_ts: 100,
-                by_others: true
+                right: None
             }]
         );
     }

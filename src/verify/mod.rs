@@ -13,7 +13,9 @@
 //! are rows themselves looked at.
 
 mod columns;
+mod core_table;
 mod examples;
+mod experiments;
 mod findings;
 mod narrow;
 mod own;
@@ -25,24 +27,28 @@ mod server;
 mod sides;
 mod sql;
 mod traces;
+mod twice;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::RangeInclusive;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 use serde_bytes::ByteBuf;
 
-pub use self::report::Verdict;
+pub use self::findings::{Findings, FoundRow, Kind, OnlyCounted};
+pub use self::report::{Report, Verdict};
+pub use self::rows::EventKey;
 
 use self::pieces::{Batch, Calendar, DifferentPieces, Pieces, with_margin};
-use self::report::Report;
-use self::rows::{DayStart, PieceRows, Sums, Wanderer, Widths};
+use self::rows::{DayStart, EventRows, Number, PieceRows, Sums, Versions, Wanderer, Widths};
 use self::scope::{Class, Scope, Share};
 use self::server::{Refusal, Server};
-use self::sql::{Side, Statements};
+use self::sql::{Pair, Side, Statements};
 use self::traces::find_far_traces;
+use self::versions::{MOST_VERSIONS, Superseding};
 use crate::clickhouse::Connection;
 use crate::error::Error;
 use crate::inspect::Inspected;
@@ -52,13 +58,16 @@ use crate::progress::{Display, Phase};
 use crate::retry::Retries;
 use crate::trace_store::Day;
 
+/// What changed in the last hour is left to Langfuse, unless the user says another moment: in
+/// microseconds.
+const LEFT_TO_LANGFUSE: i64 = 3_600_000_000;
+
 /// Verifies one partition and prints what came of it.
 ///
 /// # Errors
 /// [`Error`] where it cannot be told whether both sides agree, or the report cannot
 /// be written.
 pub async fn run(options: Options) -> Result<Verdict, Error> {
-    let started = Instant::now();
     let session = Session::begin(&options)?;
     if let Some(path) = &options.report {
         crate::report::require_writable(path)?;
@@ -73,24 +82,40 @@ pub async fn run(options: Options) -> Result<Verdict, Error> {
     let options = Options {
         // A table that keeps what is written twice may be looked at.
         allow_duplicates: true,
-        // What they say of an experiment is left aside.
-        experiments: false,
         ..options
     };
     let inspected = session.inspect(&options, &retries).await?;
+    let (report, outcome) =
+        examine(&session, &options, &inspected, &retries, &mut OnlyCounted).await;
+    let published = publish(&report, &options);
+    // What went wrong first is what the operator must know.
+    outcome.and(published)?;
+    Ok(report.verdict())
+}
+
+/// Verifies one partition, and hands each row that is wrong to `findings`, as it is found. Prints
+/// nothing but progress. The report says what was found, also where it ended early.
+pub async fn examine(
+    session: &Session,
+    options: &Options,
+    inspected: &Inspected,
+    retries: &Retries,
+    findings: &mut dyn Findings,
+) -> (Report, Result<(), Error>) {
+    let started = Instant::now();
     let display = session.display.clone();
+    let connection = &session.connection;
     let mut verification =
-        Verification::new(&options, inspected, &session.connection, &retries, display);
-    let outcome = session.unless_interrupted(verification.work()).await;
+        Verification::new(options, inspected, connection, retries, display, findings);
+    let outcome = session
+        .unless_interrupted(verification.work(inspected))
+        .await;
     let mut report = verification.report;
     report.retries = retries.repeated();
     report.seconds = started.elapsed().as_secs_f64();
     report.complete = outcome.is_ok();
     report.equal = report.complete && report.wrong() == 0;
-    let published = publish(&report, &options);
-    // What went wrong first is what the operator must know.
-    outcome.and(published)?;
-    Ok(report.verdict())
+    (report, outcome)
 }
 
 /// Prints and writes what came of it.
@@ -106,28 +131,37 @@ fn publish(report: &Report, options: &Options) -> Result<(), Error> {
 }
 
 /// What is known while the month is compared.
-struct Verification {
+struct Verification<'a> {
     server: Server,
     statements: Statements,
     display: Display,
+    findings: &'a mut dyn Findings,
     month: RangeInclusive<Day>,
     calendar: Calendar,
     wanderers: Vec<Wanderer>,
+    superseding: Superseding,
     different: DifferentPieces,
     /// How many events without an observation were looked for elsewhere.
     looked_for: usize,
+    /// Rows of events in the month.
+    event_rows: u64,
+    /// Whether something live has written to the target.
+    has_live: bool,
+    /// What changed after this moment is left to Langfuse, if it writes to the target too.
+    until: Option<i64>,
     report: Report,
 }
 
-impl Verification {
+impl<'a> Verification<'a> {
     fn new(
         options: &Options,
-        inspected: Inspected,
+        inspected: &Inspected,
         connection: &Connection,
         retries: &Retries,
         display: Display,
+        findings: &'a mut dyn Findings,
     ) -> Self {
-        let statements = Statements::new(&inspected, options);
+        let statements = Statements::new(inspected, options);
         let target = &inspected.target;
         let report = Report {
             partition: options.partition.to_string(),
@@ -144,12 +178,6 @@ impl Verification {
             options.partition,
             report.target_table,
         ));
-        if !report.not_compared.is_empty() {
-            display.note(format_args!(
-                "not compared: {}",
-                report.not_compared.join(", ")
-            ));
-        }
         let mut days = options.partition.days();
         let first = days.next().unwrap_or_default();
         let last = days.last().unwrap_or(first);
@@ -161,39 +189,146 @@ impl Verification {
             ),
             statements,
             display,
+            findings,
             month: first..=last,
             calendar: Calendar::new(first, Vec::new()),
             wanderers: Vec::new(),
+            superseding: Superseding::default(),
             different: DifferentPieces::new(),
             looked_for: 0,
+            event_rows: 0,
+            has_live: false,
+            until: options.until,
             report,
         }
     }
 
-    async fn work(&mut self) -> Result<(), Error> {
+    async fn work(&mut self, inspected: &Inspected) -> Result<(), Error> {
         let widths = self.statements.widths();
         let widths = self
             .server
             .rows::<Widths>("the parts of the tables", &widths);
         self.server.suit(&widths.await?);
+        self.find_core(&inspected.target).await?;
+        self.note_what_is_compared();
         self.calendar = self.read_calendar().await?;
+        self.find_out_what_is_live().await?;
         let pieces = self.count_pieces().await?;
         self.report.pieces = pieces.count();
+        self.event_rows = pieces.events();
         let wanderers = self.statements.wanderers(&with_margin(&self.month));
         let wanderers = self
             .server
             .rows("the traces with versions on several days", &wanderers);
         self.wanderers = wanderers.await?;
+        let passes = self.find_superseding(None).await?;
         let batches = pieces.batches(&self.month);
-        let rows = batches.iter().map(|batch| batch.rows).sum();
-        let phase = Phase::begin(&self.display, "rows compared", rows, 0);
-        for batch in &batches {
-            self.compare(batch).await?;
-            self.report.pieces_compared += pieces.count_in(batch);
-            phase.advance(batch.rows);
+        let rows: u64 = batches.iter().map(|batch| batch.rows).sum();
+        let has_core = self.statements.core.is_some();
+        let times = passes + u64::from(has_core);
+        let phase = Phase::begin(&self.display, "rows compared", rows * times, 0);
+        for number in 0..passes {
+            let pass = Share { of: passes, number };
+            if passes > 1 {
+                self.find_superseding(Some(pass)).await?;
+            }
+            for batch in &batches {
+                self.compare(Pair::SourceAndEvents, batch, pass).await?;
+                phase.advance(batch.rows);
+                // With the table that the view fills, it is compared once more.
+                if number + 1 == passes && !has_core {
+                    self.report.pieces_compared += pieces.count_in(batch);
+                }
+            }
+        }
+        if has_core {
+            let pass = Share { of: 1, number: 0 };
+            for batch in &batches {
+                self.compare(Pair::ViewAndCore, batch, pass).await?;
+                self.report.pieces_compared += pieces.count_in(batch);
+                phase.advance(batch.rows);
+            }
         }
         phase.finish();
+        self.compare_experiments().await?;
+        self.find_what_is_twice().await?;
+        self.report.pieces_different = self.different.len() as u64;
         Ok(())
+    }
+
+    fn note_what_is_compared(&mut self) {
+        match &self.statements.core {
+            Some(core) => self.report.core_table = Some(core.label.clone()),
+            None => self.display.note(format_args!(
+                "no view fills another table from {}: it alone is compared",
+                self.report.target_table
+            )),
+        }
+        if !self.report.not_compared.is_empty() {
+            self.display.note(format_args!(
+                "not compared: {}",
+                self.report.not_compared.join(", ")
+            ));
+        }
+    }
+
+    /// Whether Langfuse writes to the target too, and until when what changed is expected of a
+    /// backfill then.
+    async fn find_out_what_is_live(&mut self) -> Result<(), Error> {
+        let sql = self.statements.some_live_row();
+        let live = self.server.rows::<Number>("live rows", &sql).await?;
+        self.has_live = !live.is_empty();
+        if !self.has_live {
+            self.until = None;
+            return Ok(());
+        }
+        let until = self.until.unwrap_or_else(|| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let now = now.map_or(0, |passed| passed.as_micros());
+            i64::try_from(now).unwrap_or(i64::MAX) - LEFT_TO_LANGFUSE
+        });
+        self.until = Some(until);
+        self.report.until = examples::rfc3339(until);
+        self.display.note(format_args!(
+            "Langfuse writes to {} too: its rows are looked for and not compared, and what changed \
+             after {} is left to it",
+            self.report.target_table,
+            examples::moment(until)
+        ));
+        Ok(())
+    }
+
+    /// Finds the observations of several versions, all or some; in how many passes the month is
+    /// to be compared since there are so many.
+    async fn find_superseding(&mut self, pass: Option<Share>) -> Result<u64, Error> {
+        let what = "the versions of observations";
+        let most = pass.is_none().then_some(MOST_VERSIONS + 1);
+        let share = pass.unwrap_or(Share { of: 1, number: 0 });
+        let sql = self.statements.superseding(&self.month, share, most);
+        let versions = self.server.rows::<Versions>(what, &sql).await?;
+        let mut passes = 1;
+        if pass.is_none() {
+            let mut count = versions.len() as u64;
+            if versions.len() > MOST_VERSIONS {
+                let sql = self.statements.count_superseding(&self.month);
+                let counted = self.server.rows::<Number>(what, &sql).await?;
+                count = counted.first().map_or(count, |row| row.number);
+                passes = count.div_ceil(MOST_VERSIONS as u64);
+            }
+            self.report.observations_superseded = count;
+            if passes > 1 {
+                return Ok(passes);
+            }
+        }
+        let projects = match versions.is_empty() {
+            true => Vec::new(),
+            false => {
+                let sql = self.statements.project_hashes();
+                self.server.rows(what, &sql).await?
+            }
+        };
+        self.superseding = Superseding::new(projects, versions);
+        Ok(passes)
     }
 
     async fn read_calendar(&self) -> Result<Calendar, Error> {
@@ -216,8 +351,17 @@ impl Verification {
             pieces.add_expected(row.project, row.day, row.row_count);
         }
         let month = self.calendar.range(&self.month);
-        for row in count(self.statements.count_events(month)).await? {
-            pieces.add_events(row.project, row.day, row.row_count);
+        let events = self.statements.count_events(month);
+        let events = self
+            .server
+            .rows::<EventRows>("the rows of each day", &events);
+        for row in events.await? {
+            pieces.add_events(row.project, row.day, row.row_count, row.live);
+        }
+        if let Some(sql) = self.statements.count_core(month) {
+            for row in count(sql).await? {
+                pieces.add_core(row.project, row.day, row.row_count);
+            }
         }
         let around = with_margin(&self.month);
         for row in count(self.statements.count_traces(&around)).await? {
@@ -230,20 +374,27 @@ impl Verification {
     }
 
     /// Compares a batch, share by share. A share that takes too much of the server is
-    /// divided.
-    async fn compare(&mut self, batch: &Batch) -> Result<(), Error> {
+    /// divided. Only the traces of a pass are looked at.
+    async fn compare(&mut self, pair: Pair, batch: &Batch, pass: Share) -> Result<(), Error> {
         let moments = self.calendar.range(&batch.days);
-        let of = batch.shares;
-        let mut shares: Vec<Share> = (0..of).map(|number| Share { of, number }).collect();
+        let shares_of_pass = match pair {
+            Pair::SourceAndEvents => batch.shares,
+            Pair::ViewAndCore => 1,
+        };
+        let of = shares_of_pass * pass.of;
+        let shares = (0..shares_of_pass).map(|number| pass.number + number * pass.of);
+        let mut shares: Vec<Share> = shares.map(|number| Share { of, number }).collect();
         self.server.forget_small_blocks();
         while let Some(share) = shares.pop() {
             let mut scope = Scope::new(batch, moments, share);
-            match self.look_at(&mut scope).await {
+            match self.look_at(pair, &mut scope).await {
                 Ok(Some((expected, actual))) => {
-                    self.count(&expected, &actual);
+                    if pair == Pair::SourceAndEvents {
+                        self.count(&expected, &actual);
+                    }
                     let different = different_sums(&expected, &actual);
                     if !different.is_empty() {
-                        self.narrow(&scope, &different).await?;
+                        self.narrow(pair, &scope, &different).await?;
                     }
                 }
                 Ok(None) => shares.extend(share.halves()),
@@ -257,36 +408,63 @@ impl Verification {
         Ok(())
     }
 
-    /// The sums of a scope, unless too many of its traces lie far away.
-    async fn look_at(&self, scope: &mut Scope) -> Result<Option<BothSums>, Refusal> {
+    /// The sums of a scope, unless too much of it lies far away, or has several versions.
+    async fn look_at(&self, pair: Pair, scope: &mut Scope) -> Result<Option<BothSums>, Refusal> {
+        if pair == Pair::ViewAndCore {
+            return self.sums(pair, scope, 1).await.map(Some);
+        }
+        match self.superseding.of(scope) {
+            Some(superseded) => scope.superseded = superseded,
+            None => return Ok(None),
+        }
         let (server, statements) = (&self.server, &self.statements);
         match find_far_traces(server, statements, &self.wanderers, scope).await? {
-            true => self.sums(scope, 1).await.map(Some),
+            true => self.sums(pair, scope, 1).await.map(Some),
             false => Ok(None),
         }
     }
 
     fn count(&mut self, expected: &SumsByKey, actual: &SumsByKey) {
-        for sums in expected.values() {
+        let mut live = 0;
+        for (key, sums) in expected {
+            match key.2 {
+                Class::Aside => {
+                    self.report.root_spans_left_to_live_roots += sums.row_count;
+                    continue;
+                }
+                Class::Live => {
+                    self.report.left_to_live_rows += sums.row_count;
+                    live += sums.row_count;
+                }
+                Class::Ordinary | Class::Root => {}
+            }
             self.report.observations += sums.row_count - sums.of_traces;
             self.report.observations_without_trace += sums.without_trace;
             self.report.root_spans += sums.of_traces;
         }
+        let mut others = 0;
         for (key, sums) in actual {
-            *match key.2 {
-                Class::Aside => &mut self.report.root_spans,
-                _ => &mut self.report.events,
-            } += sums.row_count;
+            match key.2 {
+                Class::Aside if self.statements.root_spans => continue,
+                Class::Aside => self.report.root_spans += sums.row_count,
+                Class::Live => {
+                    self.report.events += sums.row_count;
+                    others += sums.row_count;
+                }
+                Class::Ordinary | Class::Root => self.report.events += sums.row_count,
+            }
         }
+        self.report.written_by_others += others.saturating_sub(live);
     }
 
     /// The sums of both sides, at the same time.
-    async fn sums(&self, scope: &Scope, slices: u64) -> Result<BothSums, Refusal> {
+    async fn sums(&self, pair: Pair, scope: &Scope, slices: u64) -> Result<BothSums, Refusal> {
         let ask = async |side| {
-            let sql = self.statements.sums(side, scope, slices);
-            let what = match side {
-                Side::Source => "the observations",
-                Side::Target => "the events",
+            let sql = self.statements.sums(pair, side, scope, slices);
+            let what = match (pair, side) {
+                (Pair::SourceAndEvents, Side::Source) => "the observations",
+                (Pair::ViewAndCore, Side::Target) => "the rows of the view's table",
+                _ => "the events",
             };
             let rows = self.server.rows_of_share::<Sums>(what, &sql, scope.share);
             let rows = rows.await?.into_iter();
@@ -317,7 +495,8 @@ fn key_of(sums: &Sums) -> SumsKey {
 fn different_sums(expected: &SumsByKey, actual: &SumsByKey) -> BTreeMap<SumsKey, u64> {
     let mut different = BTreeMap::new();
     for (key, sums) in expected.iter().chain(actual) {
-        if key.2 != Class::Aside && !are_equal(expected.get(key), actual.get(key)) {
+        let is_compared = matches!(key.2, Class::Ordinary | Class::Root);
+        if is_compared && !are_equal(expected.get(key), actual.get(key)) {
             let rows = different.entry(key.clone()).or_insert(0);
             *rows = sums.row_count.max(*rows);
         }

@@ -5,16 +5,17 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_bytes::ByteBuf;
 
 use super::examples::Example;
-use super::findings::{Finding, Kind, Place, Stray, elsewhere, judge};
+use super::findings::{Finding, FoundRow, Kind, Place, Stray, elsewhere, judge};
 use super::pieces::BATCH_ROWS;
 use super::report::EXAMPLES;
-use super::rows::{Details, EventKey, FoundObservation, SpanRow};
+use super::rows::{Details, EventKey, FoundObservation, Id, SpanRow};
 use super::scope::{Class, Scope};
 use super::server::Refusal;
-use super::sql::Side;
+use super::sql::{Pair, Side};
 use super::traces::IDS_PER_STATEMENT;
 use super::{SumsKey, Verification, different_sums};
 use crate::error::Error;
+use crate::mapping::Source;
 
 /// Rows of a slice of a large piece.
 const SLICE_ROWS: u64 = 10_000;
@@ -30,17 +31,18 @@ const MOST_WRONG: u64 = 1_000_000;
 /// Events that have no observation in their piece, by trace and span.
 type Strays = BTreeMap<(ByteBuf, ByteBuf), Vec<Stray>>;
 
-impl Verification {
+impl Verification<'_> {
     /// Finds the rows behind sums that differ.
     pub(super) async fn narrow(
         &mut self,
+        pair: Pair,
         scope: &Scope,
         different: &BTreeMap<SumsKey, u64>,
     ) -> Result<(), Error> {
         let scope = self.restricted(scope, different);
         let rows: u64 = different.values().sum();
         let mut groups = match self.report.wrong() < MOST_WRONG {
-            true => self.slices(scope, rows).await?,
+            true => self.slices(pair, scope, rows).await?,
             false => vec![(rows, scope)],
         };
         while let Some((rows, scope)) = groups.pop() {
@@ -48,9 +50,16 @@ impl Verification {
                 self.report.not_narrowed += rows;
                 let pieces = different.keys().map(|key| (key.0.clone(), key.1));
                 self.different.extend(pieces);
+                for (key, rows) in different {
+                    self.findings.found_unlisted(&key.0, key.1, *rows);
+                }
                 continue;
             }
-            match self.compare_spans(&scope).await {
+            let compared = match pair {
+                Pair::SourceAndEvents => self.compare_spans(&scope).await,
+                Pair::ViewAndCore => self.compare_with_core(&scope).await,
+            };
+            match compared {
                 Ok(()) => {}
                 Err(refusal) if refusal.is_to_be_divided => {
                     self.report.divided += 1;
@@ -83,7 +92,12 @@ impl Verification {
 
     /// Divides a scope whose spans are too many to be compared at once, and leaves
     /// out the slices of which the sums are equal. Each comes with its rows.
-    async fn slices(&mut self, scope: Scope, rows: u64) -> Result<Vec<(u64, Scope)>, Error> {
+    async fn slices(
+        &mut self,
+        pair: Pair,
+        scope: Scope,
+        rows: u64,
+    ) -> Result<Vec<(u64, Scope)>, Error> {
         if rows <= BATCH_ROWS {
             return Ok(vec![(rows, scope)]);
         }
@@ -91,7 +105,7 @@ impl Verification {
         let mut parts = vec![scope];
         let mut groups: Vec<(u64, Scope)> = Vec::new();
         while let Some(scope) = parts.pop() {
-            let (expected, actual) = match self.sums(&scope, of).await {
+            let (expected, actual) = match self.sums(pair, &scope, of).await {
                 Ok(sums) => sums,
                 Err(refusal) if refusal.is_to_be_divided => {
                     self.report.divided += 1;
@@ -126,16 +140,26 @@ impl Verification {
             .rows_of_share::<SpanRow>("the spans", &sql, scope.share)
             .await?;
         let mut strays: BTreeMap<ByteBuf, Strays> = BTreeMap::new();
+        let mut missing_roots: BTreeMap<ByteBuf, Vec<(EventKey, Finding)>> = BTreeMap::new();
         for span in spans {
-            let (findings, unknown) = judge(&span);
+            let (findings, unknown) = judge(&span, self.until);
             for finding in findings {
                 let key = key(&span.project, &span.trace_id, &span.span_id, &finding);
-                self.note(scope, key, &finding).await?;
+                match finding.kind == Kind::Missing && finding.of_trace && self.has_live {
+                    true => {
+                        let of_project = missing_roots.entry(span.project.clone()).or_default();
+                        of_project.push((key, finding));
+                    }
+                    false => self.note(scope, key, &finding).await?,
+                }
             }
             if !unknown.is_empty() {
                 let of_project = strays.entry(span.project).or_default();
                 of_project.insert((span.trace_id, span.span_id), unknown);
             }
+        }
+        for (project, roots) in missing_roots {
+            self.note_missing_roots(scope, &project, roots).await?;
         }
         for (project, strays) in strays {
             self.look_for(scope, &project, strays).await?;
@@ -143,7 +167,31 @@ impl Verification {
         Ok(())
     }
 
-    /// Finds out what events are that have no observation in their piece.
+    /// A trace that has a live root span, on whatever day, needs none of a backfill.
+    async fn note_missing_roots(
+        &mut self,
+        scope: &Scope,
+        project: &ByteBuf,
+        roots: Vec<(EventKey, Finding)>,
+    ) -> Result<(), Error> {
+        for roots in roots.chunks(IDS_PER_STATEMENT) {
+            let ids: Vec<ByteBuf> = roots.iter().map(|root| root.0.trace_id.clone()).collect();
+            let sql = self.statements.traces_with_live_roots(project, &ids);
+            let with_root = self.server.rows::<Id>("live root spans", &sql).await?;
+            let with_root: HashSet<ByteBuf> = with_root.into_iter().map(|row| row.id).collect();
+            for (key, finding) in roots {
+                let mut finding = finding.clone();
+                if with_root.contains(&key.trace_id) {
+                    finding.kind = Kind::LeftToLiveRoot;
+                }
+                self.note(scope, key.clone(), &finding).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out what events are that have no observation in their piece, or one that starts at
+    /// another time.
     async fn look_for(
         &mut self,
         scope: &Scope,
@@ -152,20 +200,15 @@ impl Verification {
     ) -> Result<(), Error> {
         let observations = self.observations_of(project, &strays).await?;
         for ((trace_id, span_id), events) in &strays {
-            let observation = observations.get(span_id).and_then(|found| {
-                let same = found.iter().find(|found| found.1.trace_id == *trace_id);
-                same.or(found.first())
-            });
+            let found = observations.get(span_id).map_or(&[][..], Vec::as_slice);
             for event in events {
-                let kind = match observation {
-                    _ if event.by_others => Kind::ByOthers,
-                    Some((event_ts, _)) => elsewhere(event.event_ts, *event_ts),
-                    None => Kind::Extra,
-                };
+                let (kind, origin) = explain(event, trace_id, found);
                 let finding = Finding {
                     kind,
                     start: event.start,
-                    origin: observation.map(|(_, place)| place.clone()),
+                    origin,
+                    of_trace: span_id.strip_prefix(b"t-") == Some(&trace_id[..])
+                        && found.is_empty(),
                 };
                 let key = key(project, trace_id, span_id, &finding);
                 self.note(scope, key, &finding).await?;
@@ -174,49 +217,36 @@ impl Verification {
         Ok(())
     }
 
-    /// `event_ts` and place of the observations with the ids of these spans, wherever
-    /// they are, the latest first.
+    /// The observations with the ids of these spans, wherever they are, the latest first.
     async fn observations_of(
         &mut self,
         project: &ByteBuf,
         strays: &Strays,
-    ) -> Result<HashMap<ByteBuf, Vec<(i64, Place)>>, Error> {
-        let unknown = strays
-            .iter()
-            .filter(|(_, events)| events.iter().any(|event| !event.by_others));
+    ) -> Result<HashMap<ByteBuf, Vec<FoundObservation>>, Error> {
         let left = MOST_LOOKED_FOR.saturating_sub(self.looked_for);
-        let ids: Vec<ByteBuf> = unknown
-            .map(|((_, span_id), _)| span_id.clone())
-            .take(left)
-            .collect();
+        let ids = strays.keys().map(|(_, span_id)| span_id.clone());
+        let ids: Vec<ByteBuf> = ids.take(left).collect();
         self.looked_for += ids.len();
-        let mut found: HashMap<ByteBuf, Vec<(i64, Place)>> = HashMap::new();
+        let mut found: HashMap<ByteBuf, Vec<FoundObservation>> = HashMap::new();
         for ids in ids.chunks(IDS_PER_STATEMENT) {
             let sql = self.statements.find_observations(project, ids);
             let what = "events without an observation";
             for row in self.server.rows::<FoundObservation>(what, &sql).await? {
-                let place = Place {
-                    trace_id: row.trace_id,
-                    start: row.start,
-                };
-                let of_span = found.entry(row.span_id).or_default();
-                of_span.push((row.event_ts, place));
+                found.entry(row.span_id.clone()).or_default().push(row);
             }
         }
         for of_span in found.values_mut() {
-            of_span.sort_by_key(|(event_ts, place)| std::cmp::Reverse((*event_ts, place.start)));
+            of_span.sort_by_key(|found| std::cmp::Reverse((found.event_ts, found.start)));
         }
         Ok(found)
     }
 
     /// Counts a finding, and makes an example of it if there are few yet.
     async fn note(&mut self, scope: &Scope, key: EventKey, finding: &Finding) -> Result<(), Error> {
-        self.report.count(finding.kind);
+        self.count_finding(&key, finding);
         if !finding.kind.is_wrong() {
             return Ok(());
         }
-        let piece = (key.project.clone(), self.calendar.day_of(finding.start));
-        self.different.insert(piece);
         if self.report.examples.len() >= EXAMPLES {
             return Ok(());
         }
@@ -234,6 +264,25 @@ impl Verification {
         Ok(())
     }
 
+    /// Counts a finding, and hands it on.
+    pub(super) fn count_finding(&mut self, key: &EventKey, finding: &Finding) {
+        self.report.count(finding.kind);
+        if !finding.kind.is_wrong() {
+            return;
+        }
+        let day = self.calendar.day_of(finding.start);
+        self.different.insert((key.project.clone(), day));
+        self.findings.found(&FoundRow {
+            key,
+            day,
+            kind: finding.kind,
+            source: match finding.of_trace {
+                true => Source::Traces,
+                false => Source::Observations,
+            },
+        });
+    }
+
     async fn details(
         &self,
         side: Side,
@@ -244,6 +293,40 @@ impl Verification {
         let rows = self.server.rows::<Details>("a row", &sql).await?;
         Ok(rows.into_iter().next())
     }
+}
+
+/// What an event is that no observation of its piece starts with, by the observations that have
+/// the id of its span, the latest first.
+fn explain(event: &Stray, trace_id: &ByteBuf, found: &[FoundObservation]) -> (Kind, Option<Place>) {
+    let same = found.iter().find(|found| found.trace_id == *trace_id);
+    let was_there = same.is_some_and(|same| same.starts.contains(&event.start));
+    if let Some((event_ts, place)) = &event.right {
+        let kind = match elsewhere(event.event_ts, *event_ts) {
+            Kind::Doubled if was_there => Kind::Superseded,
+            kind => kind,
+        };
+        return (kind, Some(place.clone()));
+    }
+    if let Some(same) = same.filter(|same| same.is_deleted != 0) {
+        // Where every version is on one day and of one type, it just was deleted.
+        return match was_there && same.places > 1 {
+            true => (Kind::Superseded, None),
+            false => (Kind::Extra, None),
+        };
+    }
+    let alive = found.iter().find(|found| found.is_deleted == 0);
+    let Some(right) = same.or(alive) else {
+        return (Kind::Extra, None);
+    };
+    let kind = match elsewhere(event.event_ts, right.event_ts) {
+        Kind::Doubled if was_there => Kind::Superseded,
+        kind => kind,
+    };
+    let place = Place {
+        trace_id: right.trace_id.clone(),
+        start: right.start,
+    };
+    (kind, Some(place))
 }
 
 fn key(project: &ByteBuf, trace_id: &ByteBuf, span_id: &ByteBuf, finding: &Finding) -> EventKey {

@@ -36,11 +36,13 @@ pub struct Pieces {
 struct Rows {
     expected: u64,
     events: u64,
+    live: u64,
+    core: u64,
 }
 
 impl Rows {
     fn most(self) -> u64 {
-        self.expected.max(self.events)
+        self.expected.max(self.events).max(self.core)
     }
 }
 
@@ -57,6 +59,8 @@ pub struct Batch {
     pub rows: u64,
     /// In how many shares to compare it, by the traces' ids.
     pub shares: u64,
+    /// Whether something live has written events on these days, or the days around them.
+    pub has_live: bool,
 }
 
 /// Some days, and the days around them.
@@ -70,9 +74,22 @@ impl Pieces {
         self.piece(project, day).expected += rows;
     }
 
-    /// Adds rows of the events table.
-    pub fn add_events(&mut self, project: ByteBuf, day: Day, rows: u64) {
-        self.piece(project, day).events += rows;
+    /// Adds rows of the events table, and how many of them something live wrote.
+    pub fn add_events(&mut self, project: ByteBuf, day: Day, rows: u64, live: u64) {
+        let piece = self.piece(project, day);
+        piece.events += rows;
+        piece.live += live;
+    }
+
+    /// Adds rows of the table that a view fills from the events.
+    pub fn add_core(&mut self, project: ByteBuf, day: Day, rows: u64) {
+        self.piece(project, day).core += rows;
+    }
+
+    /// Rows of the events table, or of the one that a view fills from it, whichever are more.
+    pub fn events(&self) -> u64 {
+        let pieces = self.rows.values().flat_map(BTreeMap::values);
+        pieces.map(|rows| rows.events.max(rows.core)).sum()
     }
 
     /// Adds versions of traces that began on a day.
@@ -122,7 +139,12 @@ impl Pieces {
             if !group.has_room(rows, traces) {
                 batches.extend(group.take(month));
             }
-            group.add(project, rows, traces);
+            group.add(
+                project,
+                rows,
+                traces,
+                days.values().map(|rows| rows.live).sum(),
+            );
         }
         batches.extend(group.take(month));
         batches
@@ -139,6 +161,7 @@ impl Pieces {
                     last.trace_days = with_margin(&longer);
                     last.days = longer;
                     last.rows += rows.most();
+                    last.has_live |= live_around(days, day) > 0;
                     continue;
                 }
             }
@@ -148,12 +171,15 @@ impl Pieces {
                 trace_days = day..=day;
             }
             let traces = self.traces_on(project, &trace_days);
+            let live = live_around(days, day);
             batches.push(Batch {
                 projects: vec![project.clone()],
                 days: day..=day,
                 trace_days,
                 rows: rows.most(),
-                shares: traces.div_ceil(BATCH_TRACES).max(1),
+                // Keys of live rows are held like traces.
+                shares: traces.max(live).div_ceil(BATCH_TRACES).max(1),
+                has_live: live > 0,
             });
         }
         batches
@@ -166,12 +192,19 @@ impl Pieces {
     }
 }
 
+/// Live rows on a day and on those around it.
+fn live_around(days: &BTreeMap<Day, Rows>, day: Day) -> u64 {
+    let around = days.range(with_margin(&(day..=day)));
+    around.map(|(_, rows)| rows.live).sum()
+}
+
 /// Small projects that are compared together.
 #[derive(Default)]
 struct Group {
     projects: Vec<ByteBuf>,
     rows: u64,
     traces: u64,
+    live: u64,
 }
 
 impl Group {
@@ -181,10 +214,11 @@ impl Group {
             && self.traces + traces <= BATCH_TRACES
     }
 
-    fn add(&mut self, project: &ByteBuf, rows: u64, traces: u64) {
+    fn add(&mut self, project: &ByteBuf, rows: u64, traces: u64, live: u64) {
         self.projects.push(project.clone());
         self.rows += rows;
         self.traces += traces;
+        self.live += live;
     }
 
     fn take(&mut self, month: &RangeInclusive<Day>) -> Option<Batch> {
@@ -195,6 +229,7 @@ impl Group {
             trace_days: with_margin(month),
             rows: group.rows,
             shares: 1,
+            has_live: group.live > 0,
         })
     }
 }
@@ -252,10 +287,10 @@ mod tests {
         let mut pieces = Pieces::default();
         for project in 0..3 {
             pieces.add_expected(name(project), 105, 1_000);
-            pieces.add_events(name(project), 106, 2_000);
+            pieces.add_events(name(project), 106, 2_000, 0);
         }
         for day in 100..104 {
-            pieces.add_events(name(7), day, 120_000);
+            pieces.add_events(name(7), day, 120_000, 0);
             pieces.add_traces(name(7), day, 10_000);
         }
         pieces.add_expected(name(7), 110, 900_000);

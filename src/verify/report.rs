@@ -47,6 +47,8 @@ pub struct Report {
     pub extra: u64,
     /// Events besides the one of their observation.
     pub doubled: u64,
+    /// Events of versions of their observations that do not count.
+    pub superseded: u64,
     /// Events that differ in something of the observation, and perhaps of the trace.
     pub different: u64,
     /// Events that differ only in something of the trace.
@@ -55,6 +57,41 @@ pub struct Report {
     pub newer: u64,
     /// Events without an observation that something else wrote: no error.
     pub written_by_others: u64,
+    /// Observations that have versions of several types or days, of which one counts.
+    pub observations_superseded: u64,
+    /// Events of a backfill that say something else of experiments than the items do.
+    pub different_experiments: u64,
+    /// Events of a backfill that belong to an item of a dataset run.
+    pub spans_in_experiments: u64,
+    /// Rows besides the first of each key, where one is a backfill's: v4 reads without `FINAL`
+    /// and counts each.
+    pub doubled_in_full: u64,
+    /// The same in the table that the view fills.
+    pub doubled_in_core: u64,
+    /// Spans that have an event of a backfill and a live one at another time.
+    pub beside_live: u64,
+    /// Traces that have a root span of a backfill and a live one under another id.
+    pub second_roots: u64,
+    /// The table that a view fills from the target, which is compared with it.
+    pub core_table: Option<String>,
+    /// Events that it lacks.
+    pub missing_in_core: u64,
+    /// Events that it has otherwise than the view makes them.
+    pub different_in_core: u64,
+    /// Events that only it has.
+    pub extra_in_core: u64,
+    /// Observations and traces whose events something live wrote: they are there, and not
+    /// compared.
+    pub left_to_live_rows: u64,
+    /// Traces that need no root span of a backfill, since they have a live one.
+    pub root_spans_left_to_live_roots: u64,
+    /// Items of dataset runs that live spans carry, and that are expected on no others.
+    pub items_left_to_live_spans: u64,
+    /// Observations and traces that changed after `until`, and whose events are not there yet, or
+    /// not as they should be.
+    pub left_to_live_path: u64,
+    /// What changed after this moment is left to Langfuse, if it writes to the target too.
+    pub until: Option<String>,
     /// Root spans of traces: those that were compared, or those that were left aside.
     pub root_spans: u64,
     /// Whether they were compared.
@@ -87,13 +124,75 @@ impl Report {
             Kind::Different => &mut self.different,
             Kind::Stale => &mut self.stale,
             Kind::Newer => &mut self.newer,
-            Kind::ByOthers => &mut self.written_by_others,
+            Kind::Superseded => &mut self.superseded,
+            Kind::LeftToLivePath => &mut self.left_to_live_path,
+            Kind::LeftToLiveRoot => &mut self.root_spans_left_to_live_roots,
+            Kind::Experiment => &mut self.different_experiments,
+            Kind::SecondRoot => &mut self.second_roots,
+            Kind::BesideLive => &mut self.beside_live,
+            Kind::MissingInCore => &mut self.missing_in_core,
+            Kind::DifferentInCore => &mut self.different_in_core,
+            Kind::ExtraInCore => &mut self.extra_in_core,
         } += 1;
+    }
+
+    /// What is wrong, with its number and what mends it.
+    fn kinds(&self) -> [(String, u64, Remedy); 14] {
+        let full = table_name(&self.target_table);
+        let core = self
+            .core_table
+            .as_deref()
+            .map_or("the view's table", table_name);
+        let kind = |name: &str, count, remedy| (name.to_owned(), count, remedy);
+        [
+            kind("missing", self.missing, Remedy::Repair),
+            kind("different", self.different, Remedy::Repair),
+            kind("stale", self.stale, Remedy::Repair),
+            (
+                "with other experiment columns".to_owned(),
+                self.different_experiments,
+                Remedy::Repair,
+            ),
+            (
+                format!("missing in {core}"),
+                self.missing_in_core,
+                Remedy::Repair,
+            ),
+            (
+                format!("different in {core}"),
+                self.different_in_core,
+                Remedy::Repair,
+            ),
+            (
+                format!("too many in {full} until it is merged"),
+                self.doubled_in_full,
+                Remedy::Optimize,
+            ),
+            (
+                format!("too many in {core} until it is merged"),
+                self.doubled_in_core,
+                Remedy::Optimize,
+            ),
+            kind("doubled", self.doubled, Remedy::Delete),
+            (
+                "of versions that do not count".to_owned(),
+                self.superseded,
+                Remedy::Delete,
+            ),
+            kind("extra", self.extra, Remedy::Delete),
+            kind("second roots", self.second_roots, Remedy::Delete),
+            kind("beside live rows", self.beside_live, Remedy::Delete),
+            (
+                format!("only in {core}"),
+                self.extra_in_core,
+                Remedy::Delete,
+            ),
+        ]
     }
 
     /// Rows that are wrong.
     pub fn wrong(&self) -> u64 {
-        self.missing + self.extra + self.doubled + self.different + self.stale
+        self.kinds().iter().map(|(_, count, _)| count).sum()
     }
 
     /// What it says about both sides, and what to do where something is wrong.
@@ -101,29 +200,38 @@ impl Report {
         if self.wrong() == 0 {
             return Verdict::Equal;
         }
-        let kinds = [
-            ("missing", self.missing),
-            ("different", self.different),
-            ("stale", self.stale),
-            ("doubled", self.doubled),
-            ("extra", self.extra),
-        ];
-        let there_are = kinds.iter().filter(|(_, count)| *count > 0);
-        let there_are: Vec<String> = there_are
-            .map(|(name, count)| format!("{} {name}", HumanCount(*count)))
+        let kinds = self.kinds();
+        let wrong = || kinds.iter().filter(|(_, count, _)| *count > 0);
+        let there_are: Vec<String> = wrong()
+            .map(|(name, count, _)| format!("{} {name}", HumanCount(*count)))
             .collect();
-        let can_be_written = self.missing + self.different + self.stale > 0;
-        let can_be_deleted = self.doubled + self.extra > 0;
-        let advice = match (can_be_written, can_be_deleted) {
-            (true, false) => {
-                "run the backfill of this partition again, with the same options and --restart"
-            }
-            (true, true) => {
-                "run the backfill of this partition again, with the same options and --restart, and \
-                 delete by hand what is doubled or extra"
-            }
-            (false, _) => "delete by hand what is doubled or extra, a backfill deletes nothing",
+        let mut advice = Vec::new();
+        let names_of = |remedy| {
+            let names = wrong().filter(move |kind| kind.2 == remedy);
+            let names: Vec<&str> = names.map(|kind| kind.0.as_str()).collect();
+            names.join(", ")
         };
+        if !names_of(Remedy::Repair).is_empty() {
+            advice.push(
+                "let `events-backfill repair` of this partition, with the options of the run, \
+                 write what is missing, different or stale"
+                    .to_owned(),
+            );
+        }
+        if !names_of(Remedy::Optimize).is_empty() {
+            advice.push(
+                "let `events-backfill repair --optimize` of this partition merge what stands more \
+                 than once, which may take ClickHouse long"
+                    .to_owned(),
+            );
+        }
+        let to_delete = names_of(Remedy::Delete);
+        if !to_delete.is_empty() {
+            advice.push(format!(
+                "delete by hand what is {to_delete}, since a backfill deletes nothing"
+            ));
+        }
+        let advice = advice.join("; ");
         let (rows, are, them) = match self.wrong() {
             1 => ("row", "is", "it"),
             _ => ("rows", "are", "them"),
@@ -143,6 +251,22 @@ impl Report {
     }
 }
 
+/// What mends something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remedy {
+    /// It is written again.
+    Repair,
+    /// ClickHouse merges it.
+    Optimize,
+    /// The operator deletes it.
+    Delete,
+}
+
+/// The name of a table without its database.
+fn table_name(label: &str) -> &str {
+    label.rsplit_once('.').map_or(label, |(_, name)| name)
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |number: u64| HumanCount(number).to_string();
@@ -159,7 +283,7 @@ impl fmt::Display for Report {
             (true, _) | (_, 0) => count(self.root_spans),
             (false, _) => format!("{}, not compared: say --root-spans", count(self.root_spans)),
         };
-        let rows: [(&str, String); 18] = [
+        let rows: [(&str, String); 17] = [
             ("Partition", self.partition.clone()),
             ("Target table", self.target_table.clone()),
             ("Result", result.to_owned()),
@@ -169,17 +293,13 @@ impl fmt::Display for Report {
             ),
             ("Pieces that differ", count(self.pieces_different)),
             ("Observations", count(self.observations)),
+            ("  of several versions", count(self.observations_superseded)),
             ("Events", count(self.events)),
             ("Missing", count(self.missing)),
             ("Different", count(self.different)),
             ("Stale (trace attributes)", count(self.stale)),
             ("Doubled", count(self.doubled)),
             ("Extra", count(self.extra)),
-            ("Newer (no error)", count(self.newer)),
-            (
-                "Written by others (no error)",
-                count(self.written_by_others),
-            ),
             ("Root spans", root_spans),
             (
                 "Observations without trace",
@@ -190,6 +310,30 @@ impl fmt::Display for Report {
         ];
         for (name, value) in rows {
             writeln!(f, "{name:<30}{value}")?;
+        }
+        // What most months have nothing of.
+        let rest = [
+            ("Of versions that do not count", self.superseded),
+            ("Other experiment columns", self.different_experiments),
+            ("Too many until it is merged", self.doubled_in_full),
+            ("  in the view's table", self.doubled_in_core),
+            ("Missing in the view's table", self.missing_in_core),
+            ("Different there", self.different_in_core),
+            ("Only there", self.extra_in_core),
+            ("Second roots", self.second_roots),
+            ("Beside live rows", self.beside_live),
+            ("Newer (no error)", self.newer),
+            ("Written by others (no error)", self.written_by_others),
+            ("Left to live rows", self.left_to_live_rows),
+            (
+                "Left to live root spans",
+                self.root_spans_left_to_live_roots,
+            ),
+            ("Items left to live spans", self.items_left_to_live_spans),
+            ("Left to Langfuse, since late", self.left_to_live_path),
+        ];
+        for (name, number) in rest.into_iter().filter(|(_, number)| *number > 0) {
+            writeln!(f, "{name:<30}{}", count(number))?;
         }
         if self.not_narrowed > 0 {
             writeln!(

@@ -17,6 +17,88 @@ pub struct PieceRows {
     pub row_count: u64,
 }
 
+/// A count of events of one project and day.
+#[derive(Debug, Row, Deserialize)]
+pub struct EventRows {
+    /// The project.
+    pub project: ByteBuf,
+    /// The day.
+    pub day: Day,
+    /// The count.
+    pub row_count: u64,
+    /// How many of them something live wrote.
+    pub live: u64,
+}
+
+/// The hash of a project's id.
+#[derive(Debug, Row, Deserialize)]
+pub struct ProjectHash {
+    /// The project.
+    pub project: ByteBuf,
+    /// Of its id.
+    pub hash: u64,
+}
+
+/// An observation whose versions are of several types or days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Row, Deserialize)]
+pub struct Versions {
+    /// The hash of its project's id.
+    pub project: u64,
+    /// The hash of its trace's id.
+    pub trace: u64,
+    /// The hash of all its ids.
+    pub observation: u64,
+    /// The hash of the version that counts.
+    pub counting: u64,
+    /// The first day on which it has a version.
+    pub first: Day,
+    /// The last one.
+    pub last: Day,
+}
+
+/// A number of rows, and the hashes of some of them.
+#[derive(Debug, Clone, Default, Row, Deserialize)]
+pub struct Counted {
+    /// The number.
+    pub row_count: u64,
+    /// Hashes of the keys of some of them.
+    pub some: Vec<u64>,
+}
+
+/// A number.
+#[derive(Debug, Clone, Copy, Row, Deserialize)]
+pub struct Number {
+    /// The number.
+    pub number: u64,
+}
+
+/// What tells one event from another, of one that is shown.
+#[derive(Debug, Clone, Row, Deserialize)]
+pub struct KeyRow {
+    /// The project.
+    pub project: ByteBuf,
+    /// The trace.
+    pub trace_id: ByteBuf,
+    /// The span.
+    pub span_id: ByteBuf,
+    /// When it started, in microseconds.
+    pub start: i64,
+    /// How many rows there are of it.
+    pub row_count: u64,
+}
+
+impl KeyRow {
+    /// Its key.
+    pub fn key(&self) -> EventKey {
+        EventKey {
+            project: self.project.clone(),
+            trace_id: self.trace_id.clone(),
+            span_id: self.span_id.clone(),
+            start: self.start,
+        }
+    }
+}
+
 /// How wide the rows of a table are, and in how many parts they lie.
 #[derive(Debug, Row, Deserialize)]
 pub struct Widths {
@@ -105,23 +187,29 @@ pub struct SpanRow {
     pub span_id: ByteBuf,
     /// What is expected of it, and whether because of a trace.
     pub expected: Vec<SideRow>,
-    /// What there is, and whether something else than a backfill wrote it.
+    /// What there is.
     pub events: Vec<SideRow>,
     /// `event_ts` of its latest deletion in the target; 0 where there is none.
     pub deleted_at: i64,
 }
 
-/// Where an observation with the id of a span is.
+/// Where an observation with the id of a span is, of all its versions.
 #[derive(Debug, Clone, Row, Deserialize)]
 pub struct FoundObservation {
     /// The trace.
     pub trace_id: ByteBuf,
     /// The span.
     pub span_id: ByteBuf,
-    /// Its `event_ts` in microseconds.
+    /// `event_ts` of the latest version, in microseconds.
     pub event_ts: i64,
-    /// Its start in microseconds.
+    /// The start of the latest version, in microseconds.
     pub start: i64,
+    /// Whether the latest version is a deletion.
+    pub is_deleted: u8,
+    /// The starts of all versions.
+    pub starts: Vec<i64>,
+    /// On how many days, and of how many types, there are versions of it.
+    pub places: u64,
 }
 
 /// All compared columns of one row.

@@ -32,6 +32,10 @@ pub struct Scope {
     pub only_class: Option<Class>,
     /// Only spans whose hash is one of these, modulo the first number.
     pub slices: Option<(u64, Vec<u64>)>,
+    /// Whether something live has written events on its days, or the days around them.
+    pub has_live: bool,
+    /// Observations of which some rows do not count.
+    pub superseded: Superseded,
 }
 
 /// What kind of span a row is.
@@ -42,8 +46,10 @@ pub enum Class {
     Ordinary = 0,
     /// One that is called as the root span of a trace, `t-<trace_id>`.
     Root = 1,
-    /// An event of a root span that is none of this comparison.
+    /// A root span that is none of this comparison.
     Aside = 2,
+    /// An event that something live wrote, and what is expected in its place.
+    Live = 3,
 }
 
 impl Class {
@@ -52,9 +58,53 @@ impl Class {
         match number {
             0 => Class::Ordinary,
             1 => Class::Root,
-            _ => Class::Aside,
+            2 => Class::Aside,
+            _ => Class::Live,
         }
     }
+}
+
+/// Observations that `FINAL` shows more than once, because their versions are of several types
+/// or days, as far as they matter to a scope.
+#[derive(Debug, Clone, Default)]
+pub struct Superseded {
+    /// Hashes of their ids.
+    pub observations: Vec<u64>,
+    /// Hashes of the version of each that counts.
+    pub counting: Vec<u64>,
+}
+
+impl Superseded {
+    /// The condition that leaves out the rows that do not count; to follow another.
+    pub fn condition(&self) -> String {
+        if self.observations.is_empty() {
+            return String::new();
+        }
+        format!(
+            " AND ({} NOT IN ({}) OR {} IN ({}))",
+            observation_hash(),
+            listed(self.observations.iter().map(u64::to_string)),
+            version_hash(),
+            listed(self.counting.iter().map(u64::to_string)),
+        )
+    }
+}
+
+/// The hash of an observation's ids.
+pub fn observation_hash() -> String {
+    let names = Names::of(Origin::Observation);
+    format!(
+        "cityHash64(CAST({}, 'String'), CAST({}, 'String'), CAST({}, 'String'))",
+        names.project, names.trace, names.span
+    )
+}
+
+/// The hash of what tells the version of an observation that counts from those that do not.
+pub fn version_hash() -> String {
+    format!(
+        "cityHash64({}, {OBSERVATION}.event_ts, toUInt16(toDate({OBSERVATION}.start_time)))",
+        observation_hash()
+    )
 }
 
 /// Where to look for traces besides the days of a scope.
@@ -95,7 +145,8 @@ impl Share {
         hash % self.of == self.number
     }
 
-    fn condition(self, trace_id: &str) -> String {
+    /// The condition for the rows of its traces; to follow another.
+    pub fn condition(self, trace_id: &str) -> String {
         match self.of {
             1 => String::new(),
             of => format!(" AND {} % {of} = {}", hash(trace_id), self.number),
@@ -158,7 +209,16 @@ impl Scope {
             batch_days: batch.days.clone(),
             only_class: None,
             slices: None,
+            has_live: batch.has_live,
+            superseded: Superseded::default(),
         }
+    }
+
+    /// Its moments and those two days before and after: the spans of a trace may begin on
+    /// another day than the trace.
+    pub fn moments_around(&self) -> (i64, i64) {
+        const TWO_DAYS: i64 = 2 * 86_400_000;
+        (self.moments.0 - TWO_DAYS, self.moments.1 + TWO_DAYS)
     }
 
     /// The two scopes it consists of.
@@ -224,7 +284,7 @@ impl Scope {
     }
 }
 
-fn listed(values: impl Iterator<Item = String>) -> String {
+pub fn listed(values: impl Iterator<Item = String>) -> String {
     values.collect::<Vec<_>>().join(", ")
 }
 

@@ -5,14 +5,14 @@
 use serde_bytes::ByteBuf;
 
 use super::columns::{EVENT, OBSERVATION, Origin, Texts};
-use super::scope::{Class, Names, Scope, on_days, one_of};
+use super::scope::{Class, Names, Scope, between, on_days, one_of};
 use super::sql::{Side, Statements};
 use crate::clickhouse::sql;
 use crate::load::TRACE;
 
 /// Columns that expected and actual rows have.
 const ROW: &str = "key_project, key_trace, key_span, key_start, key_event_ts, key_day, class, \
-                   own_hash, trace_hash, has_trace, of_trace, by_others";
+                   own_hash, trace_hash, has_trace, of_trace";
 /// What binds a hash to its row.
 const KEYS: &str = "key_project, key_trace, key_span, key_start";
 
@@ -35,11 +35,13 @@ impl Statements {
     }
 
     fn rows_of_observations(&self, scope: &Scope) -> String {
+        let mut class = Names::of(Origin::Observation).is_root();
+        if scope.has_live {
+            let is_live = self.is_live(Origin::Observation, scope);
+            class = format!("if({is_live}, {}, {class})", Class::Live as u8);
+        }
         let mut own = vec![
-            (
-                "class",
-                format!("toUInt8({})", Names::of(Origin::Observation).is_root()),
-            ),
+            ("class", format!("toUInt8({class})")),
             ("own_hash", self.columns.own_hash(Origin::Observation)),
         ];
         own.extend(self.columns.own_items(Origin::Observation, Texts::Hashed));
@@ -48,8 +50,7 @@ impl Statements {
             &self.columns.items_of_trace(Texts::Hashed),
         );
         format!(
-            "SELECT {ROW} FROM (SELECT *, {} AS trace_hash, toUInt8(0) AS of_trace, \
-             toUInt8(0) AS by_others FROM {})",
+            "SELECT {ROW} FROM (SELECT *, {} AS trace_hash, toUInt8(0) AS of_trace FROM {})",
             self.columns.trace_hash(Origin::Observation, KEYS),
             self.observations_with_traces(
                 &own,
@@ -81,14 +82,27 @@ impl Statements {
         let mut items = vec![("own_hash", self.columns.own_hash(Origin::Trace))];
         items.extend(self.columns.own_items(Origin::Trace, Texts::Hashed));
         items.extend(self.columns.items_of_trace(Texts::Hashed));
+        if scope.has_live {
+            let is_live = self.is_live(Origin::Trace, scope);
+            let class = format!(
+                "toUInt8(multiIf({}, {}, {is_live}, {}, {}))",
+                self.has_live_root(Origin::Trace, scope),
+                Class::Aside as u8,
+                Class::Live as u8,
+                Class::Root as u8
+            );
+            items.push(("class", class));
+        } else {
+            items.push(("class", format!("toUInt8({})", Class::Root as u8)));
+        }
         let conditions = scope.trace_conditions(&scope.batch_days);
         let conditions: Vec<String> = conditions
             .iter()
             .map(|condition| format!("{condition}{}", scope.filter(Origin::Trace)))
             .collect();
         format!(
-            "SELECT {ROW} FROM (SELECT *, toUInt8(1) AS class, {} AS trace_hash, \
-             toUInt8(1) AS of_trace, toUInt8(0) AS by_others FROM ({}) WHERE key_day BETWEEN {} AND {})",
+            "SELECT {ROW} FROM (SELECT *, {} AS trace_hash, toUInt8(1) AS of_trace FROM ({}) \
+             WHERE key_day BETWEEN {} AND {})",
             self.columns.trace_hash(Origin::Trace, KEYS),
             self.root_spans_of(&scope.projects, &conditions, &items),
             scope.days.start(),
@@ -115,12 +129,11 @@ impl Statements {
     fn actual_rows(&self, scope: &Scope) -> String {
         format!(
             "SELECT {ROW} FROM (SELECT {}, {} AS class, {} AS own_hash, {} AS trace_hash, \
-             toUInt8(1) AS has_trace, toUInt8(0) AS of_trace, {} AS by_others FROM {} WHERE {})",
+             toUInt8(1) AS has_trace, toUInt8(0) AS of_trace FROM {} WHERE {})",
             self.keys(Origin::Event),
             self.class_of_event(scope),
             self.columns.own_hash(Origin::Event),
             self.columns.trace_hash(Origin::Event, KEYS),
-            self.columns.by_others(),
             self.events,
             self.condition(Origin::Event, scope),
         )
@@ -130,7 +143,7 @@ impl Statements {
     pub(super) fn deletions(&self, scope: &Scope) -> String {
         format!(
             "SELECT {}, toUInt8(0) AS class, toUInt64(0) AS own_hash, toUInt64(0) AS trace_hash, \
-             toUInt8(0) AS of_trace, toUInt8(0) AS by_others FROM {} WHERE {} AND {EVENT}.is_deleted != 0",
+             toUInt8(0) AS of_trace FROM {} WHERE {} AND {EVENT}.is_deleted != 0",
             self.keys(Origin::Event),
             self.event_versions,
             self.condition(Origin::Event, scope),
@@ -181,7 +194,7 @@ impl Statements {
     }
 
     /// What tells one row from another.
-    fn keys(&self, origin: Origin) -> String {
+    pub(super) fn keys(&self, origin: Origin) -> String {
         let names = Names::of(origin);
         let day = match origin {
             Origin::Event => self.event_day(),
@@ -198,17 +211,94 @@ impl Statements {
         )
     }
 
+    /// Whether something live wrote the event that a row makes.
+    fn is_live(&self, origin: Origin, scope: &Scope) -> String {
+        let key = |origin| {
+            let names = Names::of(origin);
+            format!(
+                "cityHash64({}, {}, {}, {})",
+                text(&names.project),
+                text(&names.trace),
+                text(&names.span),
+                microseconds(&names.moment)
+            )
+        };
+        format!(
+            "{} IN (SELECT {} FROM {} WHERE {} AND {})",
+            key(origin),
+            key(Origin::Event),
+            self.events,
+            self.condition(Origin::Event, scope),
+            self.columns.by_others(),
+        )
+    }
+
+    /// Whether the trace of a row has a root span that something live wrote, near the days of
+    /// the scope.
+    fn has_live_root(&self, origin: Origin, scope: &Scope) -> String {
+        let trace = |origin| {
+            let names = Names::of(origin);
+            format!(
+                "cityHash64({}, {})",
+                text(&names.project),
+                text(&names.trace)
+            )
+        };
+        let event = Names::of(Origin::Event);
+        format!(
+            "{} IN (SELECT {} FROM {} WHERE {} AND {}{} AND {})",
+            trace(origin),
+            trace(Origin::Event),
+            self.events,
+            one_of(&event.project, &scope.projects),
+            between(&event.moment, scope.moments_around()),
+            scope.share.condition(&event.trace),
+            self.is_live_root(),
+        )
+    }
+
+    /// Whether an event is a root span that something live wrote, under an id of its own.
+    pub(super) fn is_live_root(&self) -> String {
+        format!(
+            "{} AND {EVENT}.parent_span_id = '' AND NOT ({})",
+            self.columns.by_others(),
+            Names::of(Origin::Event).is_root()
+        )
+    }
+
     /// The class of an event. Where no root spans are expected of traces, those of
     /// traces that are there are none of the comparison, unless there is an
     /// observation that is called so and starts with them.
     fn class_of_event(&self, scope: &Scope) -> String {
         let event = Names::of(Origin::Event);
-        if self.root_spans || !scope.includes(Class::Root) {
-            return format!("toUInt8({})", event.is_root());
+        let by_others = self.columns.by_others();
+        let live = format!("{by_others}, {}, ", Class::Live as u8);
+        if !scope.includes(Class::Root) {
+            return format!("toUInt8(multiIf({live}{}))", event.is_root());
         }
         let observation = Names::of(Origin::Observation);
+        if self.root_spans {
+            let second_root = match scope.has_live {
+                true => format!(
+                    "{} AND {} AND ({}, {}) NOT IN (SELECT {}, {} FROM {} AS {OBSERVATION} FINAL \
+                     WHERE {} AND {}), {}, ",
+                    event.is_root(),
+                    self.has_live_root(Origin::Event, scope),
+                    event.project,
+                    event.trace,
+                    observation.project,
+                    observation.trace,
+                    self.observations,
+                    self.condition(Origin::Observation, scope),
+                    observation.is_root(),
+                    Class::Aside as u8,
+                ),
+                false => String::new(),
+            };
+            return format!("toUInt8(multiIf({live}{second_root}{}))", event.is_root());
+        }
         format!(
-            "toUInt8(multiIf(NOT ({}), {}, \
+            "toUInt8(multiIf({live}NOT ({}), {}, \
              ({}, {}, {}) IN (SELECT {}, {}, {} FROM {} AS {OBSERVATION} FINAL WHERE {} AND {}), {}, \
              ({}, {}) IN (SELECT trace_project, trace_id FROM ({})), {}, {}))",
             event.is_root(),
@@ -248,15 +338,19 @@ impl Statements {
             ),
             _ => String::new(),
         };
+        let superseded = match origin {
+            Origin::Observation => scope.superseded.condition(),
+            _ => String::new(),
+        };
         format!(
-            "{partition}{}{}",
+            "{partition}{}{}{superseded}",
             scope.condition(origin),
             self.without_dataset_items(origin, &scope.projects)
         )
     }
 
     /// The condition that leaves out traces of dataset runs; to follow another.
-    fn without_dataset_items(&self, origin: Origin, projects: &[ByteBuf]) -> String {
+    pub(super) fn without_dataset_items(&self, origin: Origin, projects: &[ByteBuf]) -> String {
         let Names { project, trace, .. } = Names::of(origin);
         self.dataset_items
             .as_ref()
@@ -270,7 +364,7 @@ impl Statements {
     }
 }
 
-fn text(column: &str) -> String {
+pub(super) fn text(column: &str) -> String {
     format!("CAST({column}, 'String')")
 }
 

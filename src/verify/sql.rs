@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use serde_bytes::ByteBuf;
 
 use super::columns::{Columns, EVENT, OBSERVATION, Origin, Texts};
+use super::core_table::Core;
 use super::rows::EventKey;
 use super::scope::{Class, Names, Scope, between, hash, on_days, one_of};
 use super::sides::microseconds;
@@ -25,6 +26,15 @@ pub enum Side {
     Target,
 }
 
+/// Which two things are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pair {
+    /// What observations and traces say, and the events.
+    SourceAndEvents,
+    /// What the view makes of the events, and the table that it writes to.
+    ViewAndCore,
+}
+
 /// The statements for one source and one target.
 pub struct Statements {
     pub(super) observations: String,
@@ -33,7 +43,13 @@ pub struct Statements {
     pub(super) events: String,
     /// The same with all versions.
     pub(super) event_versions: String,
+    /// The items of dataset runs, if their traces are left out.
     pub(super) dataset_items: Option<String>,
+    /// The items of dataset runs, if events say to which they belong, and whether items have a
+    /// version.
+    pub(super) experiment_items: Option<(String, bool)>,
+    /// The table that a view fills from the target, if there is one.
+    pub(super) core: Option<Core>,
     pub(super) partition_id: String,
     /// The days whose traces are known, if not all are.
     pub(super) known_days: Option<RangeInclusive<Day>>,
@@ -44,6 +60,8 @@ pub struct Statements {
     /// Type of `observations.start_time`, by whose time zone days are told.
     pub(super) start_type: String,
     by_month: bool,
+    /// Whether the target keeps only the latest of several versions of a row.
+    pub(super) is_replacing: bool,
     /// What is compared.
     pub columns: Columns,
 }
@@ -85,7 +103,17 @@ impl Statements {
             dataset_items: inspected
                 .dataset_items
                 .as_ref()
+                .filter(|_| inspected.excludes_dataset_items)
                 .map(TableInfo::qualified_name),
+            experiment_items: inspected
+                .dataset_items
+                .as_ref()
+                .filter(|_| inspected.mapping.has_experiments())
+                .map(|table| {
+                    let has_version = table.column("dataset_item_version").is_some();
+                    (table.qualified_name(), has_version)
+                }),
+            core: None,
             partition_id,
             known_days: (!options.remote_lookup).then(|| {
                 options
@@ -98,6 +126,7 @@ impl Statements {
                 |column| column.data_type.clone(),
             ),
             by_month,
+            is_replacing: target.is_replacing(),
             columns: Columns::new(&inspected.mapping, target),
         }
     }
@@ -145,12 +174,13 @@ impl Statements {
         )
     }
 
-    /// Rows of events in each piece: [`PieceRows`].
+    /// Rows of events in each piece, and how many of them something live wrote: [`EventRows`].
     pub fn count_events(&self, moments: (i64, i64)) -> String {
         format!(
             "SELECT CAST({EVENT}.project_id, 'String') AS project, {} AS day, \
-             count() AS row_count FROM {} WHERE {} GROUP BY project, day",
+             count() AS row_count, countIf({} != 0) AS live FROM {} WHERE {} GROUP BY project, day",
             self.event_day(),
+            self.columns.by_others(),
             self.event_versions,
             between(&format!("{EVENT}.start_time"), moments)
         )
@@ -211,14 +241,23 @@ impl Statements {
         )
     }
 
-    /// Where observations with these ids are, in whatever month: [`FoundObservation`]s.
+    /// Where observations with these ids are, in whatever month, and where their other versions
+    /// are: [`FoundObservation`]s.
     pub fn find_observations(&self, project: &ByteBuf, ids: &[ByteBuf]) -> String {
+        /// Starts of versions of one observation that are told apart.
+        const MOST_STARTS: usize = 1_000;
+        let day = format!("toDate({OBSERVATION}.start_time)");
+        let order = format!("({OBSERVATION}.event_ts, {day})");
+        let start = microseconds(&format!("{OBSERVATION}.start_time"));
         format!(
             "SELECT CAST({OBSERVATION}.trace_id, 'String') AS trace_id, \
              CAST({OBSERVATION}.id, 'String') AS span_id, \
-             {} AS event_ts, {} AS start FROM {} AS {OBSERVATION} FINAL WHERE {} AND {}",
+             max({}) AS event_ts, argMax({start}, {order}) AS start, \
+             argMax({OBSERVATION}.is_deleted, {order}) AS is_deleted, \
+             groupUniqArray({MOST_STARTS})({start}) AS starts, \
+             uniqExact({OBSERVATION}.type, {day}) AS places \
+             FROM {} AS {OBSERVATION} WHERE {} AND {} GROUP BY trace_id, span_id",
             microseconds(&format!("{OBSERVATION}.event_ts")),
-            microseconds(&format!("{OBSERVATION}.start_time")),
             self.observations,
             one_of(
                 &format!("{OBSERVATION}.project_id"),
@@ -229,7 +268,11 @@ impl Statements {
     }
 
     /// Counts and sums of one side, for each piece and `slices` slices of it: [`Sums`].
-    pub fn sums(&self, side: Side, scope: &Scope, slices: u64) -> String {
+    pub fn sums(&self, pair: Pair, side: Side, scope: &Scope, slices: u64) -> String {
+        if pair == Pair::ViewAndCore {
+            return self.sums_of_core(side, scope, slices);
+        }
+
         let slice = match slices {
             1 => "toUInt64(0)".to_owned(),
             _ => format!("toUInt64(cityHash64(key_trace, key_span) % {slices})"),
@@ -249,7 +292,7 @@ impl Statements {
         let side = |number: u8, rows: String| {
             format!(
                 "SELECT toUInt8({number}) AS side, key_project, key_trace, key_span, key_start, \
-                 key_event_ts, class, own_hash, trace_hash, of_trace, by_others FROM ({rows})"
+                 key_event_ts, class, own_hash, trace_hash, of_trace FROM ({rows})"
             )
         };
         let all = [
@@ -257,9 +300,9 @@ impl Statements {
             side(1, self.rows(Side::Target, scope)),
             side(2, self.deletions(scope)),
         ];
-        let rows = |side: u8, flag: &str| {
+        let rows = |side: u8| {
             format!(
-                "CAST(groupArrayIf((key_start, key_event_ts, own_hash, trace_hash, {flag}), \
+                "CAST(groupArrayIf((key_start, key_event_ts, own_hash, trace_hash, of_trace), \
                  side = {side}), 'Array(Tuple(Int64, Int64, UInt64, UInt64, UInt8))')"
             )
         };
@@ -267,14 +310,15 @@ impl Statements {
         format!(
             "SELECT key_project AS project, key_trace AS trace_id, key_span AS span_id, \
              {} AS expected, {} AS events, \
-             maxIf(key_event_ts, side = 2) AS deleted_at FROM ({}) WHERE class != {} \
-             GROUP BY key_project, key_trace, key_span \
+             maxIf(key_event_ts, side = 2) AS deleted_at FROM ({}) \
+             WHERE class NOT IN ({}, {}) GROUP BY key_project, key_trace, key_span \
              HAVING countIf(side = 0) != countIf(side = 1) \
              OR sumIf({hash}, side = 0) != sumIf({hash}, side = 1)",
-            rows(0, "of_trace"),
-            rows(1, "by_others"),
+            rows(0),
+            rows(1),
             all.join(" UNION ALL "),
-            Class::Aside as u8
+            Class::Aside as u8,
+            Class::Live as u8
         )
     }
 
