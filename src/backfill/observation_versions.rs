@@ -128,8 +128,8 @@ impl VersionScan<'_> {
         };
         let [hash, check] = columns.observation_key();
         let query = format!(
-            "SELECT {hash} AS c0, {check} AS c1, {} AS c2, {} AS c3, \
-             CAST({OBSERVATION}.is_deleted, 'UInt8') AS c4 FROM {} AS {OBSERVATION} WHERE {condition}",
+            "SELECT CAST({hash}, 'UInt64') AS c0, CAST({check}, 'UInt32') AS c1, \
+             CAST({}, 'Int64') AS c2, CAST({}, 'UInt64') AS c3, CAST({OBSERVATION}.is_deleted, 'UInt8') AS c4 FROM {} AS {OBSERVATION} WHERE {condition}",
             microseconds("o.event_ts"),
             version_place("o.start_time", "o.type"),
             self.observations.qualified_name(),

@@ -320,8 +320,9 @@ impl TargetKeys {
         let key = COLUMNS.row_key("e.start_time");
         let [day, place, hash, check] = &key;
         let query = format!(
-            "SELECT c0, c1, c2, c3, c4, c5 FROM (SELECT {day} AS c0, {place} AS c1, {hash} AS c2, \
-             {check} AS c3, {} AS c4, toUInt8({}) AS c5 FROM {} AS {EVENT} WHERE {}{also}) \
+            "SELECT c0, c1, c2, c3, c4, c5 FROM (SELECT CAST({day}, 'UInt16') AS c0, \
+             CAST({place}, 'UInt64') AS c1, CAST({hash}, 'UInt64') AS c2, \
+             CAST({check}, 'UInt32') AS c3, CAST({}, 'Int64') AS c4, CAST({}, 'UInt8') AS c5 FROM {} AS {EVENT} WHERE {}{also}) \
              ORDER BY c0, c1, c2, c3",
             microseconds("e.event_ts"),
             self.is_live(),
@@ -350,7 +351,8 @@ impl TargetKeys {
         block_in_place(|| store.clear(Against::LiveRoots))?;
         let [hash, check] = COLUMNS.trace_key();
         let query = format!(
-            "SELECT c0, c1 FROM (SELECT {hash} AS c0, {check} AS c1 FROM {} AS {EVENT} \
+            "SELECT c0, c1 FROM (SELECT CAST({hash}, 'UInt64') AS c0, \
+             CAST({check}, 'UInt32') AS c1 FROM {} AS {EVENT} \
              WHERE {} AND {} AND {EVENT}.parent_span_id = '' AND {EVENT}.is_deleted = 0 \
              AND {EVENT}.span_id != concat('t-', {EVENT}.trace_id)) ORDER BY c0, c1",
             self.target.qualified_name(),
