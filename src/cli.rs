@@ -93,7 +93,7 @@ pub struct SubjectArguments {
     pub target_table: Option<String>,
 
     /// Write a root span for each trace too: span_id t-<trace_id>, with the trace's input, output
-    /// and attributes [env: ROOT_SPANS] [default: on, off into an older table without the column
+    /// and attributes [env: ROOT_SPANS] [default: on; off into an older table, without the column
     /// experiment_id]
     #[arg(long)]
     pub root_spans: bool,
@@ -107,8 +107,8 @@ pub struct SubjectArguments {
     pub only: Option<Only>,
 
     /// Let the spans of dataset runs say to which experiment and item they belong
-    /// [env: EXPERIMENTS] [default: on where there are dataset run items, off into an older table
-    /// without the column experiment_id, and with --exclude-dataset-items]
+    /// [env: EXPERIMENTS] [default: on; off without dataset run items, into an older table, without
+    /// the column experiment_id, and with --exclude-dataset-items]
     #[arg(long)]
     pub experiments: bool,
 
