@@ -331,6 +331,7 @@ impl Job {
     /// Everything that has to be known before rows are read.
     async fn prepare(&mut self, store: &Arc<TraceStore>) -> Result<(), Error> {
         self.load_traces(store).await?;
+        self.look_at_target().await?;
         self.find_experiments(store).await?;
         self.read_target(store).await?;
         self.scan_versions(store).await?;
@@ -507,6 +508,10 @@ impl Job {
             observations_superseded: observations.left_out.superseded,
             left_to_live_rows: observations.left_out.live + root_spans.left_out.live,
             root_spans_left_to_live_roots: root_spans.left_out.live_root,
+            items_left_to_live_spans: self
+                .checkpoint
+                .experiments
+                .map_or(0, |found| found.items_left_to_live_spans),
             already_there: observations.left_out.already_there + root_spans.left_out.already_there,
             left_to_live_path: observations.left_out.live_path + root_spans.left_out.live_path,
             until: target_state
