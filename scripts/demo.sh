@@ -100,8 +100,8 @@ backfill() {
     )
 }
 
-backfill plan --partition 202406 --root-spans --experiments
-backfill --all-partitions --root-spans --experiments
+backfill plan --partition 202406
+backfill --all-partitions
 backfill status
 
 say "What came out: a root span, and an observation of an experiment below it"
@@ -126,4 +126,4 @@ FORMAT Vertical;
 SQL
 
 # Ends with an error if source and target differ, and with it this script.
-backfill verify --all-partitions --root-spans
+backfill verify --all-partitions

@@ -8,6 +8,7 @@ use time::macros::format_description;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, MadeFor};
 use crate::error::Error;
+use crate::options::Options;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,17 +29,14 @@ pub fn decide(
     stored: Result<Option<Checkpoint>, CheckpointError>,
     made_for: &MadeFor,
     directory: &Path,
-    resume: bool,
-    restart: bool,
+    options: &Options,
 ) -> Result<Begin, Error> {
     let directory = directory.display();
-    if restart {
+    if options.restart {
         return match &stored {
-            Ok(Some(before))
-                if before.made_for.has_experiments() && !made_for.has_experiments() =>
-            {
+            Ok(Some(before)) if before.with_experiments && !options.experiments => {
                 Err(Error::Configuration(format!(
-                    "the run in {directory} was made with --experiments, and one without would \
+                    "the run in {directory} was made with experiments, and one without would \
                      write over what it said of them: add --experiments, or remove {directory} \
                      first if that is what you want"
                 )))
@@ -53,7 +51,7 @@ pub fn decide(
         ))
     })?;
     let Some(checkpoint) = stored else {
-        return match resume {
+        return match options.resume {
             true => Err(Error::Configuration(format!(
                 "there is nothing to resume in {directory}: start without --resume"
             ))),
@@ -69,7 +67,7 @@ pub fn decide(
             ))),
         };
     }
-    if !resume {
+    if !options.resume {
         return Err(Error::Configuration(format!(
             "{directory} holds an unfinished run, begun on {}, last saved on {}, with {}: add \
              --resume to continue it, or --restart to discard it and start over",
@@ -84,6 +82,18 @@ pub fn decide(
             "the run in {directory} was made for something else: {difference}; make it the same \
              again to resume, or start over with --restart"
         ))),
+    }
+}
+
+/// What a run that goes on says of experiments: see [`Options::experiments_so_far`]. One that cannot
+/// be read is told of by [`decide`].
+pub fn experiments_so_far(
+    stored: &Result<Option<Checkpoint>, CheckpointError>,
+    options: &Options,
+) -> Option<bool> {
+    match stored {
+        Ok(Some(checkpoint)) if !options.restart => Some(checkpoint.with_experiments),
+        _ => None,
     }
 }
 

@@ -72,6 +72,9 @@ pub struct Checkpoint {
     pub late_done: BTreeMap<u32, SegmentCounts>,
     /// What became of the traces that were asked for one by one.
     pub elsewhere: Elsewhere,
+    /// Whether spans say to which experiment they belong: settled when the run began, since the
+    /// first items may be linked while it goes on.
+    pub with_experiments: bool,
     /// What belongs to experiments, once that is known and wanted.
     pub experiments: Option<ExperimentCounts>,
     /// Whether everything is done.
@@ -109,7 +112,10 @@ impl MadeFor {
                 "--exclude-dataset-items".to_owned(),
                 options.exclude_dataset_items.to_string(),
             ),
-            ("--experiments".to_owned(), options.experiments.to_string()),
+            (
+                "--experiments".to_owned(),
+                options.asked.experiments.to_string(),
+            ),
             (
                 "what becomes events".to_owned(),
                 match (options.observations, options.root_spans) {
@@ -139,11 +145,13 @@ impl MadeFor {
                 (!options.trace_metadata).to_string(),
             ),
         ]);
+        let reads_items = options.experiments || options.exclude_dataset_items;
+        let dataset_items = inspected.dataset_items.as_ref().filter(|_| reads_items);
         let tables = [
             ("the observations", Some(&inspected.observations)),
             ("the traces", Some(&inspected.traces)),
             ("the target", Some(&inspected.target)),
-            ("the dataset run items", inspected.dataset_items.as_ref()),
+            ("the dataset run items", dataset_items),
         ];
         for (role, table) in tables {
             let Some(table) = table else { continue };
@@ -161,13 +169,6 @@ impl MadeFor {
     pub fn trace_margin_days(&self) -> u16 {
         let days = self.0.get("--trace-margin-days");
         days.and_then(|days| days.parse().ok()).unwrap_or(0)
-    }
-
-    /// Whether spans say to which experiment they belong.
-    pub fn has_experiments(&self) -> bool {
-        self.0
-            .get("--experiments")
-            .is_some_and(|flag| flag == "true")
     }
 
     /// The most telling difference, as a sentence, if there is one.
@@ -247,6 +248,7 @@ impl Checkpoint {
             late: BTreeMap::new(),
             late_done: BTreeMap::new(),
             elsewhere: Elsewhere::default(),
+            with_experiments: false,
             experiments: None,
             finished: false,
         }
@@ -260,7 +262,7 @@ impl Checkpoint {
 
     /// Whether the spans of dataset runs are looked for now.
     pub fn awaits_experiments(&self) -> bool {
-        self.superseded.is_some() && self.made_for.has_experiments() && self.experiments.is_none()
+        self.superseded.is_some() && self.with_experiments && self.experiments.is_none()
     }
 
     /// Counts of all that is done of a source.

@@ -93,18 +93,29 @@ pub struct SubjectArguments {
     pub target_table: Option<String>,
 
     /// Write a root span for each trace too: span_id t-<trace_id>, with the trace's input, output
-    /// and attributes [env: ROOT_SPANS]
+    /// and attributes [env: ROOT_SPANS] [default: on; off into an older table, without the column
+    /// experiment_id]
     #[arg(long)]
     pub root_spans: bool,
+
+    /// Write no root spans [env: NO_ROOT_SPANS]
+    #[arg(long, conflicts_with_all = ["root_spans", "only"])]
+    pub no_root_spans: bool,
 
     /// Write these events only
     #[arg(long, value_name = "WHAT")]
     pub only: Option<Only>,
 
     /// Let the spans of dataset runs say to which experiment and item they belong
-    /// [env: EXPERIMENTS]
+    /// [env: EXPERIMENTS] [default: on; off without dataset run items, into an older table, without
+    /// the column experiment_id, and with --exclude-dataset-items]
     #[arg(long)]
     pub experiments: bool,
+
+    /// Do not look for the spans of dataset runs: all are written, and none says to which
+    /// experiment it belongs [env: NO_EXPERIMENTS]
+    #[arg(long, conflicts_with = "experiments")]
+    pub no_experiments: bool,
 
     /// Leave out observations whose trace belongs to a dataset run, and its root span. With
     /// --experiments they are written, once, with what the run says

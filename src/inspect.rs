@@ -3,12 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use clickhouse::Row;
+use serde::Deserialize;
+
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, sql};
 use crate::error::Error;
 use crate::experiments;
 use crate::load;
 use crate::mapping::{Mapping, MappingError, Source, Wanted};
-use crate::options::{Options, Partition};
+use crate::options::{Choice, Defaults, Options, Partition};
 use crate::pipeline::SegmentQuery;
 use crate::plan;
 use crate::retry::Retries;
@@ -36,8 +39,13 @@ pub struct Inspected {
     pub traces: TableInfo,
     /// The events table to fill.
     pub target: TableInfo,
-    /// `dataset_run_items_rmt`, if its traces are left out, or are told from others.
+    /// `dataset_run_items_rmt`, if its traces are left out, or are told from others, or would be
+    /// if there were any.
     pub dataset_items: Option<TableInfo>,
+    /// What these tables suggest where the user says nothing.
+    pub defaults: Defaults,
+    /// What the user should know of the tables.
+    pub notes: Vec<String>,
     /// Whether they are left out.
     pub excludes_dataset_items: bool,
     /// How observations become events.
@@ -144,14 +152,15 @@ pub async fn months(
     options: &Options,
     retries: &Retries,
 ) -> Result<Months, Error> {
-    let mut inspector = Inspector {
-        connection: connection.clone(),
-        options,
-    };
+    let mut inspector = Inspector::new(connection, options);
     inspector.server().await?;
     inspector.connection = connection.with_retries(retries);
+    if inspector.options.asked.root_spans == Choice::Default {
+        let (target, _) = inspector.find_target().await?;
+        inspector.options.root_spans = is_complete(&target);
+    }
     let mut months = Months::default();
-    for source in options.sources() {
+    for source in inspector.options.sources() {
         let table = inspector.source(source.table()).await?;
         require_monthly(source, &table)?;
         let partitions = inspector.connection.partitions(&table);
@@ -168,36 +177,58 @@ pub async fn months(
     Ok(months)
 }
 
-/// Inspects server, tables and partition. Once the server has answered, what
-/// may pass is asked again.
+/// Inspects server, tables and partition, and settles in the options what the user has left to the
+/// tables. Once the server has answered, what may pass is asked again.
 ///
 /// # Errors
 /// [`Error::Configuration`] with what is wrong and what to do.
 pub async fn inspect(
     connection: &Connection,
-    options: &Options,
+    options: &mut Options,
     retries: &Retries,
 ) -> Result<Inspected, Error> {
-    let mut inspector = Inspector {
-        connection: connection.clone(),
-        options,
-    };
+    let mut inspector = Inspector::new(connection, options);
     // An address that is wrong is told at once.
     let server = inspector.server().await?;
     inspector.connection = connection.with_retries(retries);
-    inspector.inspect(server).await
+    let inspected = inspector.inspect(server).await?;
+    *options = inspector.options;
+    Ok(inspected)
 }
 
-struct Inspector<'a> {
+/// Whether a target has all columns of an event. An older one has none for experiments, and v4
+/// never reads it.
+fn is_complete(target: &TableInfo) -> bool {
+    target.column("experiment_id").is_some()
+}
+
+#[derive(Row, Deserialize)]
+struct Count {
+    count: u64,
+}
+
+struct Inspector {
     connection: Connection,
-    options: &'a Options,
+    options: Options,
+    /// What the user should know.
+    notes: Vec<String>,
 }
 
-impl Inspector<'_> {
-    async fn inspect(&self, server: ServerInfo) -> Result<Inspected, Error> {
+impl Inspector {
+    fn new(connection: &Connection, options: &Options) -> Self {
+        Self {
+            connection: connection.clone(),
+            options: options.clone(),
+            notes: Vec::new(),
+        }
+    }
+
+    async fn inspect(&mut self, server: ServerInfo) -> Result<Inspected, Error> {
         let observations = self.source("observations").await?;
         let traces = self.source("traces").await?;
         let target = self.target().await?;
+        let defaults = self.defaults(&target).await?;
+        self.options.settle(defaults);
         let dataset_items = self.dataset_items().await?;
         require_monthly(Source::Observations, &observations)?;
         require_monthly(Source::Traces, &traces)?;
@@ -228,11 +259,11 @@ impl Inspector<'_> {
         let trace_partitions = self.ask(self.connection.partitions(&traces)).await?;
         let observation_rows = find_partition(&observation_partitions, &partition_id);
         let trace_rows = find_partition(&trace_partitions, &partition_id);
-        require_partition(self.options, &observation_partitions, &trace_partitions)?;
+        require_partition(&self.options, &observation_partitions, &trace_partitions)?;
         let mut stored = mapping.trace_columns();
         stored.extend(["id", "project_id"]);
         let (mut traces_to_load, mut trace_bytes) = (0, 0);
-        for (id, share) in shares_of_partitions(self.options) {
+        for (id, share) in shares_of_partitions(&self.options) {
             let Some(partition) = trace_partitions.iter().find(|p| p.partition_id == id) else {
                 continue;
             };
@@ -257,6 +288,8 @@ impl Inspector<'_> {
             traces,
             target,
             dataset_items,
+            defaults,
+            notes: std::mem::take(&mut self.notes),
             excludes_dataset_items: self.options.exclude_dataset_items,
             mapping,
             root_spans,
@@ -371,16 +404,68 @@ impl Inspector<'_> {
         Ok(table)
     }
 
-    async fn target(&self) -> Result<TableInfo, Error> {
-        let database = &self.options.database;
-        let table = match &self.options.target_table {
-            Some(name) => self.find(name).await?.ok_or_else(|| {
-                Error::Configuration(format!(
-                    "database '{database}' has no table {name} to write to"
-                ))
-            })?,
-            None => self.default_target().await?,
+    /// What the tables suggest where the user says nothing.
+    async fn defaults(&mut self, target: &TableInfo) -> Result<Defaults, Error> {
+        let asked = self.options.asked;
+        if !is_complete(target) {
+            if asked.root_spans == Choice::Default || asked.experiments == Choice::Default {
+                self.notes.push(format!(
+                    "{} has no column experiment_id, so root spans and experiments are written \
+                     only where they are asked for",
+                    target.name
+                ));
+            }
+            return Ok(Defaults::default());
+        }
+        let is_open =
+            asked.experiments == Choice::Default && self.options.experiments_so_far.is_none();
+        Ok(Defaults {
+            root_spans: true,
+            experiments: is_open && self.has_dataset_items().await?,
+        })
+    }
+
+    /// Whether there are dataset run items. Without any, nobody has to look for their spans.
+    async fn has_dataset_items(&mut self) -> Result<bool, Error> {
+        let Some(table) = self.find(DATASET_ITEMS).await? else {
+            self.notes.push(format!(
+                "experiments are off: database '{}' has no table {DATASET_ITEMS}",
+                self.options.database
+            ));
+            return Ok(false);
         };
+        let query = format!("SELECT count() AS count FROM {}", table.qualified_name());
+        let counts = self.ask(self.connection.rows::<Count>(&query)).await?;
+        Ok(counts.iter().any(|count| count.count > 0))
+    }
+
+    /// The target, and whether it is the one that v4 does not read.
+    async fn find_target(&self) -> Result<(TableInfo, bool), Error> {
+        match &self.options.target_table {
+            Some(name) => {
+                let table = self.find(name).await?.ok_or_else(|| {
+                    Error::Configuration(format!(
+                        "database '{}' has no table {name} to write to",
+                        self.options.database
+                    ))
+                })?;
+                Ok((table, false))
+            }
+            None => self.default_target().await,
+        }
+    }
+
+    async fn target(&mut self) -> Result<TableInfo, Error> {
+        let (table, is_old) = self.find_target().await?;
+        if is_old {
+            self.notes.push(format!(
+                "warning: database '{}' has no table {}, and the table {} that it has is never \
+                 read by Langfuse v4: run Langfuse's v4 migrations first, unless you need this \
+                 table for something else",
+                self.options.database, TARGETS[0], table.name
+            ));
+        }
+        let database = &self.options.database;
         if let Some(source) = self.ask(self.connection.fed_by_view(&table)).await? {
             return Err(Error::Configuration(format!(
                 "table {database}.{} is filled from {source} by a materialized view: write to \
@@ -399,10 +484,10 @@ impl Inspector<'_> {
         Ok(table)
     }
 
-    async fn default_target(&self) -> Result<TableInfo, Error> {
+    async fn default_target(&self) -> Result<(TableInfo, bool), Error> {
         for name in TARGETS {
             if let Some(table) = self.find(name).await? {
-                return Ok(table);
+                return Ok((table, name != TARGETS[0]));
             }
         }
         Err(Error::Configuration(format!(
@@ -416,6 +501,9 @@ impl Inspector<'_> {
         let flag = match (self.options.experiments, self.options.exclude_dataset_items) {
             (true, _) => "--experiments",
             (false, true) => "--exclude-dataset-items",
+            (false, false) if self.options.asked.experiments == Choice::Default => {
+                return self.find(DATASET_ITEMS).await;
+            }
             (false, false) => return Ok(None),
         };
         let Some(table) = self.find(DATASET_ITEMS).await? else {

@@ -28,6 +28,10 @@ const FLAGS: &[&str] = &[
     "--no-trace-metadata",
     "--trace-margin-days",
     "--no-remote-lookup",
+    "--root-spans",
+    "--no-root-spans",
+    "--experiments",
+    "--no-experiments",
     "--report",
     "--quiet",
     "--compression",
@@ -276,7 +280,7 @@ fn the_example_works_once_the_address_is_filled_in() {
         })
         .collect();
     assert!(filled.contains(&database.name), "it names the database");
-    let tool = Tool::unconfigured();
+    let tool = Tool::unconfigured().with_defaults();
     fs::write(tool.directory().join(".env"), filled).unwrap();
     tool.run().assert_code(0);
     let target = format!("{}.events_full", database.name);

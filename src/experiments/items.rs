@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_bytes::Bytes as Text;
 
-use super::{Pointer, Pointers};
+use super::{LiveItems, Pointer, Pointers};
 use crate::clickhouse::TableInfo;
 use crate::error::WorkError;
 use crate::native::{ArrayCursor, Block, FixedCursor, NativeError, StringCursor};
@@ -62,11 +62,12 @@ pub fn query(table: &TableInfo, condition: &str) -> String {
     )
 }
 
-/// Puts the items of a block into the store, and among the pointers of their traces. Gives
-/// their number.
+/// Puts the items of a block into the store, unless live spans carry them, and among the pointers of
+/// their traces. Gives their number.
 pub(super) fn take(
     block: &Block,
     pointers: &mut BTreeMap<Vec<u8>, Pointers>,
+    live: &LiveItems,
     writer: &mut ExperimentWriter<'_>,
 ) -> Result<u64, WorkError> {
     if block.columns.len() != COLUMNS {
@@ -121,9 +122,9 @@ pub(super) fn take(
             false => observation.to_vec(),
         };
         let item = item_key([project, dataset_id, run_id, id]);
-        writer.put_item(
-            &item,
-            &ItemRecord {
+        let is_left = live.carry(&encoded, run_id, item_id);
+        if !is_left {
+            let record = ItemRecord {
                 run_id,
                 run_name,
                 run_description,
@@ -134,13 +135,15 @@ pub(super) fn take(
                 expected_output,
                 item_metadata: item_names.into_iter().zip(item_values).collect(),
                 root_span_id: Text::new(&span),
-            },
-        )?;
+            };
+            writer.put_item(&item, &record)?;
+        }
         taken += 1;
         let pointer = Pointer {
             created_at,
             id: id.to_vec(),
             item,
+            is_left,
         };
         if pointers.get(&span).is_none_or(|other| *other < pointer) {
             pointers.insert(span, pointer);

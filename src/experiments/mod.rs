@@ -7,6 +7,7 @@
 //! all their spans, in whatever month these are.
 
 mod items;
+mod live_items;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -20,11 +21,12 @@ use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, sql};
 use crate::error::WorkError;
 use crate::mapping::Source;
-use crate::native::{Block, BlockReader, StringCursor};
+use crate::native::{Block, BlockReader, FixedCursor, StringCursor};
 use crate::shutdown::Shutdown;
 use crate::trace_store::{ExperimentWriter, TraceStore, key};
 
 pub use items::query as items_query;
+use live_items::LiveItems;
 use tree::Spans;
 
 /// Traces that are worked on at a time: the ids of the partition, all items of their projects and
@@ -42,6 +44,8 @@ pub struct ExperimentSource<'a> {
     pub sources: Vec<(Source, &'a TableInfo)>,
     /// `observations`
     pub observations: &'a TableInfo,
+    /// The target, if live spans there may carry items.
+    pub live_target: Option<&'a TableInfo>,
     /// The partition, `YYYYMM`.
     pub partition_id: &'a str,
     /// The largest block that may arrive, in bytes. The ids of one trace's spans may take as much.
@@ -72,6 +76,8 @@ pub struct ExperimentCounts {
     pub items: u64,
     /// Spans that belong to one, in whatever partition; the root spans of traces count.
     pub spans: u64,
+    /// Items that live spans carry, so that no other span does.
+    pub items_left_to_live_spans: u64,
 }
 
 impl std::ops::AddAssign for ExperimentCounts {
@@ -79,6 +85,7 @@ impl std::ops::AddAssign for ExperimentCounts {
         self.traces += other.traces;
         self.items += other.items;
         self.spans += other.spans;
+        self.items_left_to_live_spans += other.items_left_to_live_spans;
     }
 }
 
@@ -95,6 +102,8 @@ struct Pointer {
     id: Vec<u8>,
     /// Its key in the store.
     item: Vec<u8>,
+    /// Whether live spans carry it: then what lies below has no item of ours.
+    is_left: bool,
 }
 
 impl ExperimentSource<'_> {
@@ -156,16 +165,18 @@ impl ExperimentSource<'_> {
             .map(|trace| (key_of(trace), Pointers::new()))
             .collect();
         let mut counts = ExperimentCounts::default();
+        let live = self.live_items(traces, block_rows).await?;
         let condition = condition("i", "trace_id", traces);
         let query = items::query(self.items, &condition);
         self.for_each_block(&query, block_rows, |block| {
-            counts.items += items::take(block, &mut pointers, &mut writer)?;
+            counts.items += items::take(block, &mut pointers, &live, &mut writer)?;
             Ok(())
         })
         .await?;
         let mut spans = Spans::new(self.max_block_bytes);
         self.for_each_block(&self.spans_query(traces), block_rows, |block| {
             let mut columns = [0, 1, 2, 3].map(|index| StringCursor::new(block.values(index)));
+            let mut deleted = FixedCursor::<1>::new(block.values(4));
             for _ in 0..block.rows {
                 let mut row = [&b""[..]; 4];
                 for (value, column) in row.iter_mut().zip(&mut columns) {
@@ -176,7 +187,7 @@ impl ExperimentSource<'_> {
                     counts += spans.finish(&mut pointers, &mut writer)?;
                     spans.begin(project, trace, &pointers);
                 }
-                spans.add(id, parent)?;
+                spans.add(id, parent, deleted.next_value()? != [0])?;
             }
             Ok(())
         })
@@ -191,16 +202,33 @@ impl ExperimentSource<'_> {
         Ok(counts)
     }
 
-    /// The latest version of each span of some traces: project, trace, id and parent, the spans of
-    /// each trace together.
+    /// The items that live spans of some traces carry.
+    async fn live_items(
+        &self,
+        traces: &[Trace],
+        block_rows: usize,
+    ) -> Result<LiveItems, WorkError> {
+        let mut live = LiveItems::default();
+        if let Some(target) = self.live_target {
+            let query = live_items::query(target, traces);
+            self.for_each_block(&query, block_rows, |block| live.add(block))
+                .await?;
+        }
+        Ok(live)
+    }
+
+    /// The latest version of each span of some traces: project, trace, id, parent and whether it is
+    /// deleted, the spans of each trace together.
     fn spans_query(&self, traces: &[Trace]) -> String {
+        // Of several that changed at once, the one of the latest day counts.
+        let version = "(o.event_ts, toDate(o.start_time))";
         format!(
-            "SELECT project, trace, span, parent FROM (\
+            "SELECT project, trace, span, parent, deleted FROM (\
              SELECT CAST(o.project_id, 'String') AS project, CAST(o.trace_id, 'String') AS trace, \
              CAST(o.id, 'String') AS span, \
-             CAST(argMax(ifNull(o.parent_observation_id, ''), o.event_ts), 'String') AS parent, \
-             argMax(o.is_deleted, o.event_ts) AS deleted \
-             FROM {} AS o WHERE {} GROUP BY project, trace, span HAVING deleted = 0) \
+             CAST(argMax(ifNull(o.parent_observation_id, ''), {version}), 'String') AS parent, \
+             CAST(argMax(o.is_deleted, {version}), 'UInt8') AS deleted \
+             FROM {} AS o WHERE {} GROUP BY project, trace, span) \
              ORDER BY project, trace",
             self.observations.qualified_name(),
             condition("o", "trace_id", traces),

@@ -1,6 +1,6 @@
 //! The spans of one trace as a tree, and which of them belong to an item.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{ExperimentCounts, Pointers};
 use crate::error::WorkError;
@@ -22,6 +22,9 @@ pub(super) struct Spans {
     is_wanted: bool,
     /// Id and parent.
     spans: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Ids of those that are deleted. They are no events, but what lies below them still lies below
+    /// what is above them.
+    deleted: HashSet<Vec<u8>>,
     bytes: usize,
     max_bytes: usize,
 }
@@ -34,6 +37,7 @@ impl Spans {
             trace: Vec::new(),
             is_wanted: false,
             spans: Vec::new(),
+            deleted: HashSet::new(),
             bytes: 0,
             max_bytes,
         }
@@ -53,6 +57,7 @@ impl Spans {
         self.project = project.to_vec();
         self.trace = trace.to_vec();
         self.spans.clear();
+        self.deleted.clear();
         self.bytes = 0;
         let pointers = pointers.get(&self.key());
         self.is_wanted = pointers.is_some_and(|pointers| !pointers.is_empty());
@@ -65,17 +70,28 @@ impl Spans {
     }
 
     /// Adds a span of the trace; without a parent, it hangs below the trace's root span.
-    pub(super) fn add(&mut self, id: &[u8], parent: &[u8]) -> Result<(), WorkError> {
+    pub(super) fn add(
+        &mut self,
+        id: &[u8],
+        parent: &[u8],
+        is_deleted: bool,
+    ) -> Result<(), WorkError> {
         if !self.is_wanted {
             return Ok(());
         }
         let root = root_span_id(&self.trace);
+        // The trace has a root span of that id all the same.
+        let is_deleted = is_deleted && id != root;
         let parent = match (id == root, parent.is_empty()) {
             (true, _) => Vec::new(),
             (false, true) => root,
             (false, false) => parent.to_vec(),
         };
         self.bytes += id.len() + parent.len() + BYTES_PER_SPAN;
+        if is_deleted {
+            self.bytes += id.len() + BYTES_PER_SPAN;
+            self.deleted.insert(id.to_vec());
+        }
         if self.bytes > self.max_bytes {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             return Err(WorkError::LargeTrace {
@@ -100,9 +116,14 @@ impl Spans {
         };
         let mut counts = ExperimentCounts::default();
         for (span, root) in owners(&self.spans, &pointers) {
-            writer.put_span(&encoded, span, &pointers[root].item)?;
-            counts.spans += 1;
+            let pointer = &pointers[root];
+            if !pointer.is_left && !self.deleted.contains(span) {
+                writer.put_span(&encoded, span, &pointer.item)?;
+                counts.spans += 1;
+            }
         }
+        let left = pointers.values().filter(|pointer| pointer.is_left);
+        counts.items_left_to_live_spans += left.count() as u64;
         if !pointers.is_empty() {
             writer.put_trace(&encoded)?;
             counts.traces += 1;
@@ -150,6 +171,7 @@ mod tests {
                 created_at: 0,
                 id: vec![id],
                 item: vec![id],
+                is_left: false,
             };
             (vec![id], item)
         };

@@ -62,7 +62,9 @@ pub async fn run(options: Options, as_json: bool) -> Result<Forecast, Error> {
 
 async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
     let retries = &session.retries(options);
-    let inspected = session.inspect(options, retries).await?;
+    let mut options = options.clone();
+    let inspected = session.inspect(&mut options, retries).await?;
+    let options = &options;
     if let Some(path) = &options.report {
         report::require_writable(path)?;
     }

@@ -34,6 +34,12 @@ impl Job {
                 HumanCount(counts.spans)
             ));
         }
+        if counts.items_left_to_live_spans > 0 {
+            self.display.note(format_args!(
+                "{} items are left to Langfuse's own spans, which carry them already",
+                HumanCount(counts.items_left_to_live_spans)
+            ));
+        }
         self.checkpoint.experiments = Some(counts);
         self.save_with(store)
     }
@@ -55,6 +61,7 @@ impl Job {
                 })
                 .collect(),
             observations: &inspected.observations,
+            live_target: self.has_live_rows().then_some(&inspected.target),
             partition_id: &inspected.observation_rows.partition_id,
             max_block_bytes: budget.load_block_bytes,
             preferred_block_bytes: budget.preferred_block_bytes,

@@ -6,8 +6,9 @@ mod stream;
 mod target;
 mod traces;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
@@ -65,13 +66,17 @@ impl Session {
         )
     }
 
-    /// Looks at server, tables and partition; an address that is wrong is told at once.
+    /// Looks at server, tables and partition, and settles what the options leave to them; an
+    /// address that is wrong is told at once.
     ///
     /// # Errors
     /// [`Error::Configuration`] with what is wrong, or [`Error::Interrupted`].
-    pub async fn inspect(&self, options: &Options, retries: &Retries) -> Result<Inspected, Error> {
-        self.unless_interrupted(inspect(&self.connection, options, retries))
-            .await
+    pub async fn inspect(
+        &self,
+        options: &mut Options,
+        retries: &Retries,
+    ) -> Result<Inspected, Error> {
+        self.inspect_by(&self.connection, options, retries).await
     }
 
     /// Looks at them when the server has answered before: it may be away for a moment.
@@ -80,12 +85,36 @@ impl Session {
     /// See [`Session::inspect`].
     pub async fn inspect_again(
         &self,
-        options: &Options,
+        options: &mut Options,
         retries: &Retries,
     ) -> Result<Inspected, Error> {
         let connection = self.connection.with_retries(retries);
-        self.unless_interrupted(inspect(&connection, options, retries))
-            .await
+        self.inspect_by(&connection, options, retries).await
+    }
+
+    async fn inspect_by(
+        &self,
+        connection: &Connection,
+        options: &mut Options,
+        retries: &Retries,
+    ) -> Result<Inspected, Error> {
+        let inspected = self
+            .unless_interrupted(inspect(connection, options, retries))
+            .await?;
+        for note in &inspected.notes {
+            self.tell_once(note);
+        }
+        Ok(inspected)
+    }
+
+    /// Prints what is the same for all partitions once for each process: a proof has a session for
+    /// each of its partitions.
+    fn tell_once(&self, note: &str) {
+        static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.insert(note.to_owned()) {
+            self.display.note(note);
+        }
     }
 
     /// Does something that leaves nothing half done, until it is asked to end.
@@ -130,13 +159,7 @@ pub async fn run(
     let display = session.display.clone();
     let made_for = MadeFor::new(&options, &inspected);
     let stored = Checkpoint::read(&state.checkpoint());
-    let begin = begin::decide(
-        stored,
-        &made_for,
-        state.path(),
-        options.resume,
-        options.restart,
-    )?;
+    let begin = begin::decide(stored, &made_for, state.path(), &options)?;
     let (checkpoint, resumed) = match begin {
         Begin::Over(checkpoint) => {
             display.note(begin::over(&checkpoint, state.path()));
@@ -155,7 +178,11 @@ pub async fn run(
             state.require_space(inspected.store_bytes())?;
             describe(&options, &inspected, &display);
             let now = seconds_since_1970();
-            (Checkpoint::begin(made_for, new_run_id(), now), false)
+            let checkpoint = Checkpoint {
+                with_experiments: options.experiments,
+                ..Checkpoint::begin(made_for, new_run_id(), now)
+            };
+            (checkpoint, false)
         }
     };
     let was_finished = checkpoint.finished;
@@ -304,6 +331,7 @@ impl Job {
     /// Everything that has to be known before rows are read.
     async fn prepare(&mut self, store: &Arc<TraceStore>) -> Result<(), Error> {
         self.load_traces(store).await?;
+        self.look_at_target().await?;
         self.find_experiments(store).await?;
         self.read_target(store).await?;
         self.scan_versions(store).await?;
@@ -480,6 +508,10 @@ impl Job {
             observations_superseded: observations.left_out.superseded,
             left_to_live_rows: observations.left_out.live + root_spans.left_out.live,
             root_spans_left_to_live_roots: root_spans.left_out.live_root,
+            items_left_to_live_spans: self
+                .checkpoint
+                .experiments
+                .map_or(0, |found| found.items_left_to_live_spans),
             already_there: observations.left_out.already_there + root_spans.left_out.already_there,
             left_to_live_path: observations.left_out.live_path + root_spans.left_out.live_path,
             until: target_state

@@ -56,9 +56,6 @@ impl Job {
     /// Finds out which rows the target has: those that stood there before the run, and those that
     /// an earlier process of the run may have written.
     pub(super) async fn read_target(&mut self, store: &Arc<TraceStore>) -> Result<(), Error> {
-        if self.checkpoint.target.is_none() {
-            self.look_at_target().await?;
-        }
         let in_doubt: Vec<_> = self.checkpoint.in_doubt().cloned().collect();
         let recovery = self.recovery(store);
         if self.resumed {
@@ -91,7 +88,17 @@ impl Job {
         self.save_with(store)
     }
 
-    async fn look_at_target(&mut self) -> Result<(), Error> {
+    /// Whether something live has written to the target.
+    pub(super) fn has_live_rows(&self) -> bool {
+        let target = self.checkpoint.target.as_ref();
+        target.is_some_and(|target| target.has_live_rows)
+    }
+
+    /// Finds out what the target is like before the run writes anything.
+    pub(super) async fn look_at_target(&mut self) -> Result<(), Error> {
+        if self.checkpoint.target.is_some() {
+            return Ok(());
+        }
         let keys = self.target_keys();
         let began = i64::try_from(self.checkpoint.started_at).unwrap_or(i64::MAX);
         let default = began.saturating_mul(1_000_000).saturating_sub(LIVE_PATH);
@@ -172,8 +179,7 @@ impl Job {
 
     /// Finds out which traces have a live root.
     pub(super) async fn read_live_roots(&self, store: &Arc<TraceStore>) -> Result<(), Error> {
-        let has_live_rows = self.checkpoint.target.as_ref();
-        if !has_live_rows.is_some_and(|target| target.has_live_rows) {
+        if !self.has_live_rows() {
             return Ok(());
         }
         let recovery = self.recovery(store);

@@ -21,15 +21,19 @@ const VARIABLES: &[&str] = &[
     "EXPERIMENTS",
     "MAX_RETRIES",
     "MEMORY_LIMIT",
+    "NO_EXPERIMENTS",
     "NO_REMOTE_LOOKUP",
+    "NO_ROOT_SPANS",
     "NO_TRACE_METADATA",
     "PARTITION",
+    "RELOAD_SECONDS",
     "ROOT_SPANS",
     "SEGMENT_ROWS",
     "STATE_DIR",
     "STREAM_BLOCK_SIZE",
     "TARGET_TABLE",
     "TRACE_MARGIN_DAYS",
+    "UNTIL",
 ];
 
 /// Settings outside of the command line: the environment, then `.env`.

@@ -1,6 +1,7 @@
 //! What the user asked for: command line, environment and `.env` put together
 //! and validated. A job takes [`Options`] only, so nothing unchecked is run.
 
+mod choice;
 mod environment;
 mod partition;
 mod until;
@@ -18,6 +19,7 @@ use crate::mapping::Source;
 use crate::memory::{Budget, ByteSize};
 use crate::selection::Selection;
 
+pub use choice::{Asked, Choice, Defaults};
 pub use environment::Environment;
 pub use partition::Partition;
 
@@ -130,10 +132,16 @@ pub struct Options {
     pub reload_every: Duration,
     /// Write an event for each observation.
     pub observations: bool,
-    /// Write a root span for each trace.
+    /// Write a root span for each trace. Until the tables are looked at, whether that was asked
+    /// for: see [`Options::settle`].
     pub root_spans: bool,
-    /// Say to which experiment spans belong.
+    /// Say to which experiment spans belong; likewise.
     pub experiments: bool,
+    /// What the user says of these two.
+    pub asked: Asked,
+    /// Whether the run that goes on says to which experiment spans belong: where the user leaves
+    /// it to the tables, it stays as it was, whatever the tables have by now.
+    pub experiments_so_far: Option<bool>,
     /// Leave out the spans of dataset runs. Never together with `experiments`.
     pub exclude_dataset_items: bool,
     /// Days before and after the month whose traces are loaded too.
@@ -199,7 +207,19 @@ impl Options {
         )? as usize;
         let block_rows =
             settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)? as usize;
-        let experiments = subject.experiments || environment.flag("EXPERIMENTS")?;
+        let asks_for_root_spans = subject.root_spans || subject.only == Some(Only::RootSpans);
+        let root_spans = (asks_for_root_spans, subject.no_root_spans);
+        let experiments = (subject.experiments, subject.no_experiments);
+        let mut asked = Asked {
+            root_spans: Choice::of(root_spans, "ROOT_SPANS", environment)?,
+            experiments: Choice::of(experiments, "EXPERIMENTS", environment)?,
+        };
+        let excludes_dataset_items =
+            subject.exclude_dataset_items || environment.flag("EXCLUDE_DATASET_ITEMS")?;
+        if excludes_dataset_items && asked.experiments == Choice::Default {
+            // With experiments it would have no effect.
+            asked.experiments = Choice::Off;
+        }
         Ok(Self {
             partition,
             connection,
@@ -233,13 +253,12 @@ impl Options {
                 1..=900,
             )?),
             observations: subject.only != Some(Only::RootSpans),
-            root_spans: subject.root_spans
-                || subject.only == Some(Only::RootSpans)
-                || environment.flag("ROOT_SPANS")?,
-            experiments,
+            root_spans: asked.root_spans == Choice::On,
+            experiments: asked.experiments == Choice::On,
+            asked,
+            experiments_so_far: None,
             // With experiments, these spans are written too, and only once.
-            exclude_dataset_items: !experiments
-                && (subject.exclude_dataset_items || environment.flag("EXCLUDE_DATASET_ITEMS")?),
+            exclude_dataset_items: excludes_dataset_items && asked.experiments == Choice::Off,
             trace_margin_days: settings.number(
                 subject.trace_margin_days,
                 "--trace-margin-days",
@@ -262,6 +281,13 @@ impl Options {
 }
 
 impl Options {
+    /// Decides what the user has left to the tables.
+    pub fn settle(&mut self, defaults: Defaults) {
+        self.root_spans = self.asked.root_spans.or(defaults.root_spans);
+        let experiments = self.experiments_so_far.unwrap_or(defaults.experiments);
+        self.experiments = self.asked.experiments.or(experiments);
+    }
+
     /// The tables whose rows become events, in the order in which that is done.
     pub fn sources(&self) -> Vec<Source> {
         let wanted = [
@@ -445,6 +471,63 @@ mod tests {
         assert_eq!(merged.partition.to_string(), "202406");
         assert_eq!(merged.batch_rows, 77);
         assert!(merged.dry_run);
+    }
+
+    #[test]
+    fn root_spans_and_experiments_are_on_where_the_tables_suit_unless_turned_off() {
+        let settled = |arguments: &[&str], environment: &[(&str, &str)], suits: bool| {
+            let arguments = [&["--partition", "202406"], arguments].concat();
+            options(&arguments, environment).map(|mut options| {
+                options.settle(Defaults {
+                    root_spans: suits,
+                    experiments: suits,
+                });
+                let excludes = options.exclude_dataset_items;
+                (options.root_spans, options.experiments, excludes)
+            })
+        };
+        let (on, off) = ((true, true, false), (false, false, false));
+        let both = ["--root-spans", "--experiments"];
+        let neither = ["--no-root-spans", "--no-experiments"];
+        let both_set = [("ROOT_SPANS", "true"), ("EXPERIMENTS", "true")];
+        let neither_set = [("NO_ROOT_SPANS", "true"), ("NO_EXPERIMENTS", "true")];
+        let both_false = [("ROOT_SPANS", "false"), ("EXPERIMENTS", "false")];
+        let nothing_said = [("NO_ROOT_SPANS", "false"), ("NO_EXPERIMENTS", "false")];
+        assert_eq!(settled(&[], &[], true), Ok(on));
+        assert_eq!(settled(&[], &nothing_said, true), Ok(on));
+        assert_eq!(settled(&[], &[], false), Ok(off));
+        for suits in [true, false] {
+            assert_eq!(settled(&both, &[], suits), Ok(on));
+            assert_eq!(settled(&[], &both_set, suits), Ok(on));
+            assert_eq!(settled(&both, &neither_set, suits), Ok(on));
+            assert_eq!(settled(&neither, &[], suits), Ok(off));
+            assert_eq!(settled(&[], &neither_set, suits), Ok(off));
+            assert_eq!(settled(&[], &both_false, suits), Ok(off));
+            assert_eq!(settled(&neither, &both_set, suits), Ok(off));
+        }
+        let contradiction = [("EXPERIMENTS", "true"), ("NO_EXPERIMENTS", "true")];
+        let error = settled(&[], &contradiction, true).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("NO_EXPERIMENTS"), "{error}");
+        assert_eq!(settled(&both, &contradiction, true), Ok(on));
+        let exclude = ["--exclude-dataset-items"];
+        assert_eq!(settled(&exclude, &[], true), Ok((true, false, true)));
+        let with_both = ["--exclude-dataset-items", "--experiments"];
+        assert_eq!(settled(&with_both, &[], true), Ok(on));
+        assert_eq!(settled(&exclude, &both_set, true), Ok(on));
+        let only = ["--only", "root-spans", "--no-experiments"];
+        assert_eq!(settled(&only, &[], false), Ok((true, false, false)));
+    }
+
+    #[test]
+    fn what_a_run_has_settled_stays_as_it_was() {
+        let mut options = options(&["--partition", "202406"], &[]).unwrap();
+        options.experiments_so_far = Some(false);
+        options.settle(Defaults {
+            root_spans: true,
+            experiments: true,
+        });
+        assert!(options.root_spans && !options.experiments);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::job::{self, Ended, Session};
 use crate::options::{Options, Partition, Request};
 use crate::report::{self, Report};
 use crate::selection::{Selected, in_words};
-use crate::state_dir::StateDir;
+use crate::state_dir::{PartitionDir, StateDir};
 
 /// Backfills the partitions that were asked for and prints the summary.
 ///
@@ -35,10 +35,13 @@ pub async fn run(request: Request) -> Result<(), Error> {
     }
 }
 
-async fn run_one(session: &Session, options: Options) -> Result<(), Error> {
+async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     let started = Instant::now();
     let retries = session.retries(&options);
-    let inspected = session.inspect(&options, &retries).await?;
+    let directory = PartitionDir::new(&options.state_dir, options.partition, options.dry_run);
+    let stored = Checkpoint::read(&directory.checkpoint());
+    options.experiments_so_far = begin::experiments_so_far(&stored, &options);
+    let inspected = session.inspect(&mut options, &retries).await?;
     let wanted = options.report.clone();
     if let Some(path) = &wanted {
         report::require_writable(path)?;
@@ -146,10 +149,10 @@ async fn prepare(
     selected: &Selected,
     months: &Months,
 ) -> Result<VecDeque<Prepared>, Error> {
-    let newest = request.job(selected.partitions[0]);
+    let mut newest = request.job(selected.partitions[0]);
     let retries = session.retries(&newest);
     // The tables are the same for all.
-    let inspected = session.inspect(&newest, &retries).await?;
+    let inspected = session.inspect(&mut newest, &retries).await?;
     let mut prepared = VecDeque::new();
     let mut has_state = false;
     let made_for = |options: &Options| MadeFor::new(options, &inspected);
@@ -161,9 +164,9 @@ async fn prepare(
         let is_there = !matches!(stored, Ok(None));
         has_state |= is_there;
         options.resume &= is_there;
-        let made_for = made_for(&options);
-        let (resume, restart) = (options.resume, options.restart);
-        begin::decide(stored, &made_for, state.path(), resume, restart)?;
+        options.experiments_so_far = begin::experiments_so_far(&stored, &options);
+        options.settle(inspected.defaults);
+        begin::decide(stored, &made_for(&options), state.path(), &options)?;
         prepared.push_back(Prepared {
             rows: months.rows.get(&partition).copied().unwrap_or(0),
             options,
@@ -259,11 +262,11 @@ impl Run<'_> {
 
     /// Inspects and runs a job. With an error that kept it from beginning comes whether the next
     /// one would meet it as well.
-    async fn run_job(&self, job: Prepared) -> Result<Ended, (Error, Next)> {
+    async fn run_job(&self, mut job: Prepared) -> Result<Ended, (Error, Next)> {
         let session = self.session;
         let started = Instant::now();
         let retries = session.retries(&job.options);
-        let inspected = match session.inspect_again(&job.options, &retries).await {
+        let inspected = match session.inspect_again(&mut job.options, &retries).await {
             Ok(inspected) => inspected,
             Err(error) => {
                 leave([job]);

@@ -79,12 +79,12 @@ pub async fn run(options: Options) -> Result<Verdict, Error> {
                 .to_owned(),
         ));
     }
-    let options = Options {
+    let mut options = Options {
         // A table that keeps what is written twice may be looked at.
         allow_duplicates: true,
         ..options
     };
-    let inspected = session.inspect(&options, &retries).await?;
+    let inspected = session.inspect(&mut options, &retries).await?;
     let (report, outcome) =
         examine(&session, &options, &inspected, &retries, &mut OnlyCounted).await;
     let published = publish(&report, &options);

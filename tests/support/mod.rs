@@ -561,9 +561,11 @@ impl Database<'_> {
 ///
 /// It may run several times, to resume: the state directory stays the same as long as this value
 /// lives. `--state-dir` and `--report` are set unless the test sets them, as an argument or in the
-/// environment.
+/// environment. Root spans and experiments are turned off where the test says nothing of them: see
+/// [`Tool::with_defaults`].
 pub struct Tool {
     directory: TempDir,
+    has_defaults: bool,
     arguments: Vec<OsString>,
     environment: BTreeMap<OsString, OsString>,
 }
@@ -590,9 +592,16 @@ impl Tool {
             .collect();
         Tool {
             directory,
+            has_defaults: false,
             arguments: Vec::new(),
             environment,
         }
+    }
+
+    /// Leaves to the program whether it writes root spans, and says what belongs to experiments.
+    pub fn with_defaults(mut self) -> Tool {
+        self.has_defaults = true;
+        self
     }
 
     /// Adds an argument.
@@ -681,6 +690,7 @@ impl Tool {
         if !self.sets("--report", "REPORT") {
             command.arg("--report").arg(self.report_file());
         }
+        command.args(self.turned_off());
         let mut child = command
             .current_dir(self.directory())
             .stdin(Stdio::null())
@@ -710,6 +720,31 @@ impl Tool {
 
     fn report_file(&self) -> PathBuf {
         self.directory().join("report.json")
+    }
+
+    /// Flags that turn off what most tests are not about.
+    fn turned_off(&self) -> Vec<&'static str> {
+        let shows_something = ["status", "help", "--help", "-h", "--version", "-V"];
+        let says = |words: &[&str]| {
+            let mut arguments = self.arguments.iter();
+            arguments.any(|argument| words.iter().any(|word| argument == word))
+        };
+        if self.has_defaults || says(&shows_something) {
+            return Vec::new();
+        }
+        let mut flags = Vec::new();
+        if !self.sets("--root-spans", "ROOT_SPANS")
+            && !self.sets("--no-root-spans", "NO_ROOT_SPANS")
+            && !self.sets("--only", "ROOT_SPANS")
+        {
+            flags.push("--no-root-spans");
+        }
+        if !self.sets("--experiments", "EXPERIMENTS")
+            && !self.sets("--no-experiments", "NO_EXPERIMENTS")
+        {
+            flags.push("--no-experiments");
+        }
+        flags
     }
 
     fn sets(&self, flag: &str, variable: &str) -> bool {
