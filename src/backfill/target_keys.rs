@@ -211,7 +211,7 @@ impl TargetKeys {
     pub async fn rows_to_merge(&self) -> Result<u64, RequestError> {
         let [_, _, hash, check] = COLUMNS.row_key("e.start_time");
         let query = format!(
-            "SELECT sum(rows - 1) AS count FROM (SELECT count() AS rows FROM {} AS {EVENT} WHERE {} \
+            "SELECT toUInt64(sum(rows - 1)) AS count FROM (SELECT count() AS rows FROM {} AS {EVENT} WHERE {} \
              GROUP BY {hash}, {check} HAVING rows > 1) \
              SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
             self.target.qualified_name(),
@@ -321,7 +321,7 @@ impl TargetKeys {
         let [day, place, hash, check] = &key;
         let query = format!(
             "SELECT c0, c1, c2, c3, c4, c5 FROM (SELECT {day} AS c0, {place} AS c1, {hash} AS c2, \
-             {check} AS c3, {} AS c4, toUInt8({}) AS c5 FROM {} AS {EVENT} WHERE {}{also}) \
+             {check} AS c3, {} AS c4, CAST({}, 'UInt8') AS c5 FROM {} AS {EVENT} WHERE {}{also}) \
              ORDER BY c0, c1, c2, c3",
             microseconds("e.event_ts"),
             self.is_live(),
