@@ -423,7 +423,7 @@ fn on_a_terminal(database: &Database, arguments: &str) -> String {
     let output = Command::new("script")
         .args(["--quiet", "--return", "--command"])
         .arg(format!(
-            "stty cols 100; {program} --partition 202406 {arguments}"
+            "stty cols 100; {program} --partition 202406 --no-root-spans --no-experiments {arguments}"
         ))
         .arg("/dev/null")
         .current_dir(directory.path())
@@ -576,6 +576,16 @@ fn the_report_agrees_with_the_tables() {
             "root_spans_per_second",
             "traces_superseded",
             "spans_in_experiments",
+            "observations_superseded",
+            "left_to_live_rows",
+            "root_spans_left_to_live_roots",
+            "items_left_to_live_spans",
+            "already_there",
+            "left_to_live_path",
+            "until",
+            "traces_reloaded",
+            "traces_changed_after_writing",
+            "rows_to_merge",
             "traces_found_elsewhere",
             "traces_nowhere",
             "traces_nowhere_listed",
