@@ -206,10 +206,12 @@ impl Journal for SegmentJournal<'_> {
     fn begin(&mut self, piece: &Piece) -> Result<(), Error> {
         let checkpoint = &mut self.0.checkpoint;
         let number = piece.segment().number;
-        if checkpoint.begun.insert(number) {
-            return self.0.save();
+        let is_new = checkpoint.begun.insert(number);
+        self.0.has_written();
+        match is_new {
+            true => self.0.save(),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     fn done(&mut self, done: Done) -> Result<bool, Error> {
@@ -223,7 +225,6 @@ impl Journal for SegmentJournal<'_> {
         if done.was_repeated {
             checkpoint.repeated.insert(number);
         }
-        self.0.has_written();
         self.0.save().inspect_err(|_| {
             let checkpoint = &mut self.0.checkpoint;
             checkpoint.begun.insert(number);

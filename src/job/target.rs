@@ -211,7 +211,8 @@ impl Job {
             days: self.options.partition.days_with_margin(margin),
             every: self.options.reload_every,
             read_until: began.saturating_mul(1_000_000).into(),
-            has_written: (!self.checkpoint.done.is_empty()).into(),
+            has_written: (!self.checkpoint.done.is_empty() || !self.checkpoint.begun.is_empty())
+                .into(),
             counts: crate::backfill::trace_changes::ChangeCounts::default(),
         };
         changes.counts.reloaded.store(
