@@ -220,7 +220,7 @@ impl TargetKeys {
     pub async fn rows_to_merge(&self) -> Result<u64, RequestError> {
         let [_, _, hash, check] = COLUMNS.row_key("e.start_time");
         let query = format!(
-            "SELECT sum(rows - 1) AS count FROM (SELECT count() AS rows FROM {} AS {EVENT} WHERE {} \
+            "SELECT toUInt64(sum(rows - 1)) AS count FROM (SELECT count() AS rows FROM {} AS {EVENT} WHERE {} \
              GROUP BY {hash}, {check} HAVING rows > 1) \
              SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
             self.target.qualified_name(),
