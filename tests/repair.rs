@@ -112,7 +112,7 @@ fn some_events(database: &Database, condition: &str, number: u64) -> String {
         &format!(
             "SELECT arrayStringConcat(groupArray(toString(h)), ', ') FROM \
              (SELECT cityHash64(project_id, trace_id, span_id) AS h FROM events_full FINAL \
-             WHERE {condition} ORDER BY h LIMIT {number})"
+             WHERE {condition} GROUP BY h HAVING count() = 1 ORDER BY h LIMIT {number})"
         ),
     );
     assert_eq!(keys.split(", ").count() as u64, number, "{condition}");
