@@ -36,6 +36,8 @@ pub struct Arguments {
 pub enum Command {
     /// Prove that the events are what observations and traces make of them; writes nothing
     Verify(VerifyArguments),
+    /// Write what verify finds missing, different or stale, and nothing else
+    Repair(RepairArguments),
     /// Say what a run would do: rows, segments, bytes, disk and time; writes nothing
     Plan(PlanArguments),
     /// Say how far the runs in the state directory are
@@ -48,6 +50,44 @@ pub struct VerifyArguments {
     /// What it is about.
     #[command(flatten)]
     pub subject: SubjectArguments,
+}
+
+/// A repair.
+#[derive(Debug, Args)]
+pub struct RepairArguments {
+    /// What it is about.
+    #[command(flatten)]
+    pub subject: SubjectArguments,
+
+    /// Let ClickHouse merge the month then, in the target and in the tables that its views fill,
+    /// so that nothing stands twice; may take long
+    #[arg(long)]
+    pub optimize: bool,
+
+    /// Say what there is to mend, but write nothing [env: DRY_RUN]
+    #[arg(long, conflicts_with = "optimize")]
+    pub dry_run: bool,
+
+    /// Go on with what an interrupted repair has found, instead of finding it anew
+    #[arg(long)]
+    pub resume: bool,
+
+    /// Directory for the checkpoint and for what is found [env: STATE_DIR] [default: ./state]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Memory the process may take [env: MEMORY_LIMIT] [default: 512MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<String>,
+
+    /// Segments that are worked on at once
+    /// [env: CONCURRENCY] [default: number of processors, 2 to 4]
+    #[arg(long, value_name = "N")]
+    pub concurrency: Option<String>,
+
+    /// Most rows in one insert [env: BATCH_SIZE] [default: 250000]
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<String>,
 }
 
 /// A plan.

@@ -42,6 +42,7 @@ pub mod partitions;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
+pub mod repair;
 pub mod report;
 pub mod retry;
 pub mod selection;

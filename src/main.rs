@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use events_backfill::cli::{Arguments, Command, RunArguments, SubjectArguments};
+use events_backfill::cli::{Arguments, Command, RepairArguments, RunArguments, SubjectArguments};
 use events_backfill::error::Error;
 use events_backfill::options::{Environment, Request};
 use events_backfill::verify::Verdict;
-use events_backfill::{forecast, partitions, status, verify};
+use events_backfill::{forecast, partitions, repair, status, verify};
 
 /// For RocksDB too. With glibc's allocator the many small blocks that RocksDB caches,
 /// and frees from other threads, leave holes: 774 MiB resident where 440 MiB were meant to be.
@@ -42,6 +42,12 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             };
             block_on(partitions::each(subject(arguments.subject)?, prove))
         }
+        Some(Command::Repair(arguments)) => {
+            let optimize = arguments.optimize;
+            let request = Request::new(of_repair(arguments), &environment)?;
+            let mend = async |options| repair::run(options, optimize).await;
+            block_on(partitions::each(request, mend))
+        }
         Some(Command::Plan(arguments)) => {
             let request = Request::new(arguments.run, &environment)?;
             if arguments.json && request.selection.single().is_none() {
@@ -57,6 +63,20 @@ fn run(arguments: Arguments) -> Result<(), Error> {
             let directory = environment.state_dir(arguments.state_dir);
             status::run(&directory, arguments.json)
         }
+    }
+}
+
+/// What a repair has in common with a run.
+fn of_repair(arguments: RepairArguments) -> RunArguments {
+    RunArguments {
+        subject: arguments.subject,
+        dry_run: arguments.dry_run,
+        resume: arguments.resume,
+        state_dir: arguments.state_dir,
+        memory_limit: arguments.memory_limit,
+        concurrency: arguments.concurrency,
+        batch_size: arguments.batch_size,
+        ..RunArguments::default()
     }
 }
 

@@ -26,6 +26,7 @@ use crate::memory::Budget;
 use crate::native::{Block, BlockReader, NativeError};
 use crate::plan::Segment;
 use crate::progress::Phase;
+use crate::repair::WantedRows;
 use crate::send::{Arriving, Destination, SegmentCounts, Sender, Sip};
 
 /// What all segments share.
@@ -38,6 +39,8 @@ pub struct Pipeline {
     pub enricher: Enricher,
     /// The query of one segment.
     pub query: SegmentQuery,
+    /// Which rows of a segment are read, if not all.
+    pub wanted: Option<WantedRows>,
     /// Where the events go.
     pub destination: Arc<Destination>,
     /// How much memory everything may take.
@@ -69,7 +72,13 @@ pub struct SegmentQuery {
 impl SegmentQuery {
     /// The statement that reads a segment.
     pub fn sql(&self, segment: &Segment) -> String {
-        let mut sql = format!("{} AND {}", self.select, segment.predicate());
+        let all = format!("{} AND {}", self.select, segment.predicate());
+        all + &self.exclusion(segment)
+    }
+
+    /// The condition for the rows that are left out.
+    pub fn exclusion(&self, segment: &Segment) -> String {
+        let mut sql = String::new();
         if let Some(table) = &self.excluded_by {
             let projects = segment
                 .project_condition("i.project_id")
@@ -339,9 +348,17 @@ impl Work {
         let pipeline = &*self.pipeline;
         let (rows, unknown) = match &self.piece {
             Piece::Segment(segment) => {
-                let settings = read_settings(block_rows, pipeline.budget.preferred_block_bytes);
+                let preferred_bytes = pipeline.budget.preferred_block_bytes;
+                let mut settings = read_settings(block_rows, preferred_bytes).to_vec();
+                let sql = match &pipeline.wanted {
+                    Some(wanted) => wanted.sql(&pipeline.query, segment)?,
+                    None => pipeline.query.sql(segment),
+                };
+                if pipeline.wanted.is_some() {
+                    settings.push(("max_query_size", (sql.len() + 65_536).to_string()));
+                }
                 let connection = &pipeline.destination.connection;
-                let stream = connection.stream(&pipeline.query.sql(segment), &settings)?;
+                let stream = connection.stream(&sql, &settings)?;
                 (Rows::Server(Box::new(stream)), pipeline.unknown)
             }
             // By now there is nobody else to ask.

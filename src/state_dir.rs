@@ -49,6 +49,15 @@ impl PartitionDir {
         }
     }
 
+    /// The directory in `root` for a repair of this partition.
+    pub fn of_repair(root: &Path, partition: Partition) -> Self {
+        Self {
+            partition,
+            dry_run: false,
+            path: root.join(format!("{partition}-repair")),
+        }
+    }
+
     /// The directories that are in `root`, the oldest partition first.
     ///
     /// # Errors
@@ -201,7 +210,18 @@ impl StateDir {
     /// [`Error::Configuration`] where it cannot be made or written to, or
     /// another process uses it.
     pub fn prepare(root: &Path, partition: Partition, dry_run: bool) -> Result<Self, Error> {
-        let directory = PartitionDir::new(root, partition, dry_run);
+        Self::take(PartitionDir::new(root, partition, dry_run))
+    }
+
+    /// Makes the directory of a repair, or takes the one that is there.
+    ///
+    /// # Errors
+    /// See [`StateDir::prepare`].
+    pub fn prepare_repair(root: &Path, partition: Partition) -> Result<Self, Error> {
+        Self::take(PartitionDir::of_repair(root, partition))
+    }
+
+    fn take(directory: PartitionDir) -> Result<Self, Error> {
         let path = &directory.path;
         let wrong = |error: std::io::Error| {
             Error::Configuration(format!(
@@ -259,7 +279,7 @@ impl StateDir {
 
     /// Removes the directory with all that is in it.
     pub fn remove(&self) {
-        // Only a dry run's: what is left of it is in nobody's way.
+        // Only a dry run's, or one of a repair that is done: what is left of it is in nobody's way.
         let _ = std::fs::remove_dir_all(self.path());
     }
 

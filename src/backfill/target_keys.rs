@@ -95,6 +95,15 @@ impl Extent {
         }
     }
 
+    /// A project on some days.
+    pub fn of_project(project: &[u8], days: RangeInclusive<Day>) -> Self {
+        let project = Some(ByteBuf::from(project));
+        Self {
+            projects: (project.clone(), project),
+            ..Self::of_days(days)
+        }
+    }
+
     /// Where the events of a segment are, in a month of these days.
     pub fn of_segment(segment: &Segment, month: &RangeInclusive<Day>) -> Self {
         let (from, to) = (segment.from.as_ref(), segment.to.as_ref());

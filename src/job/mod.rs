@@ -2,6 +2,7 @@
 
 mod elsewhere;
 mod experiments;
+mod repair;
 mod stream;
 mod target;
 mod traces;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
+pub use self::repair::{Mending, mend};
 use crate::backfill::trace_changes::TraceChanges;
 use crate::begin::{self, Begin};
 use crate::buffer_pool::BufferPool;
@@ -201,6 +203,7 @@ pub async fn run(
         options,
         changes: Arc::default(),
         rows_to_merge: None,
+        is_repair: false,
     };
     let (report, outcome) = match was_finished {
         true => (job.report(&Spent::default(), false), Ok(())),
@@ -270,6 +273,8 @@ struct Job {
     changes: Arc<OnceLock<TraceChanges>>,
     /// Rows that wait to be merged, where all were written again.
     rows_to_merge: Option<u64>,
+    /// Whether only some rows are wanted, which the store names.
+    is_repair: bool,
 }
 
 /// Where the time of this process went, and what the store took.
@@ -562,11 +567,12 @@ fn work_failed(error: WorkError) -> Error {
 }
 
 /// A name no other run has.
-fn new_run_id() -> String {
+pub fn new_run_id() -> String {
     format!("{:x}-{:x}", seconds_since_1970(), fastrand::u64(..))
 }
 
-fn seconds_since_1970() -> u64 {
+/// Seconds since 1970.
+pub fn seconds_since_1970() -> u64 {
     let since_1970 = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -15,6 +15,7 @@ use crate::memory;
 use crate::pipeline::{self, Done, Journal, Piece, Pipeline};
 use crate::plan;
 use crate::progress::Phase;
+use crate::repair::WantedRows;
 use crate::send::Destination;
 use crate::trace_store::TraceStore;
 
@@ -178,6 +179,14 @@ impl Job {
             recovery: self.recovery(store),
             enricher: Enricher::new(mapping, Arc::clone(store), budget.pool()),
             query: inspected.segment_query(source),
+            wanted: self.is_repair.then(|| {
+                let partition = inspected.partition(source);
+                WantedRows {
+                    store: Arc::clone(store),
+                    table: partition.table.qualified_name(),
+                    partition_id: partition.id.to_owned(),
+                }
+            }),
             destination: Arc::clone(destination),
             budget,
             pool: self.pool.clone(),

@@ -247,14 +247,25 @@ impl Job {
                 days.map(Extent::of_days).collect()
             }
         };
+        self.level_extents(store, &extents).await
+    }
+
+    /// Makes sure that the tables that the target's views fill have what the target has in some
+    /// extents.
+    pub(super) async fn level_extents(
+        &self,
+        store: &Arc<TraceStore>,
+        extents: &BTreeSet<Extent>,
+    ) -> Result<(), Error> {
         if extents.is_empty() || self.options.dry_run {
             return Ok(());
         }
+        let recovery = self.recovery(store);
         let prefix = format!("{}level", self.query_prefix());
         let mut tries = self.retries.tries();
         loop {
             let leveled = tokio::select! {
-                leveled = self.level_once(&recovery.keys, &extents, &prefix) => leveled,
+                leveled = self.level_once(&recovery.keys, extents, &prefix) => leveled,
                 signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
             };
             let Err(error) = leveled else { return Ok(()) };

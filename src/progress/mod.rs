@@ -182,6 +182,12 @@ impl Phase {
         self.show(position);
     }
 
+    /// Says how many rows have passed, where something else counts them.
+    pub fn advance_to(&self, rows: u64) {
+        self.position.store(rows, Ordering::Relaxed);
+        self.show(rows);
+    }
+
     /// Takes rows back that have to be done again.
     pub fn go_back(&self, rows: u64) {
         let position = self.position.fetch_sub(rows, Ordering::Relaxed) - rows;

@@ -18,6 +18,7 @@ mod lookup;
 mod options;
 mod record;
 mod target_rows;
+mod wanted;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ pub use record::TraceRecord;
 pub use target_rows::{
     Against, HASH_BYTES, HashKey, ROW_KEY_BYTES, RowKey, SortedWriter, TargetRow, Version,
 };
+pub use wanted::{WantedDay, WantedRow};
 
 /// Days since 1970-01-01, as ClickHouse's `Date` counts them.
 pub type Day = u16;
@@ -118,7 +120,8 @@ impl TraceStore {
         let experiment_options = options::compacted(&family_options);
         let walked_options = options::walked(cache_bytes);
         // A directory without a CURRENT file is no database yet; listing would fail.
-        let mut families = BTreeSet::from([SUSPECTS, MOVED, ELSEWHERE].map(str::to_owned));
+        let mut families =
+            BTreeSet::from([SUSPECTS, MOVED, ELSEWHERE, wanted::FAMILY].map(str::to_owned));
         families.extend(experiments::FAMILIES.map(str::to_owned));
         families.extend(Against::ALL.map(|against| against.family().to_owned()));
         if path.join("CURRENT").exists() {

@@ -1,0 +1,257 @@
+//! Mends a month: finds what is wrong as verify does, writes just that again, and lets ClickHouse
+//! merge what stands more than once, where that is wanted.
+//!
+//! ```text
+//!  verify::examine ──▶ keeper ──▶ rows on disk ──▶ segments ──▶ job::mend (read, enrich, insert)
+//!                                                                   │
+//!                                       what events_core lacks ◀────┘──▶ optimize
+//! ```
+
+mod optimize;
+mod pieces;
+mod report;
+mod statement;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use indicatif::HumanCount;
+
+use self::optimize::Optimizer;
+use self::pieces::Keeper;
+use self::report::{Found, Report};
+pub use self::statement::WantedRows;
+use crate::checkpoint::{Checkpoint, MadeFor};
+use crate::error::{Error, WorkError};
+use crate::inspect::Inspected;
+use crate::job::{self, Mending, Session};
+use crate::memory::peak_resident_bytes;
+use crate::options::Options;
+use crate::retry::Retries;
+use crate::state_dir::StateDir;
+use crate::trace_store::{StoreError, TraceStore};
+use crate::verify;
+
+/// What was found, and is to be written: all that another process needs to go on.
+struct Findings {
+    found: Found,
+    store: Arc<TraceStore>,
+    checkpoint: Checkpoint,
+    resumed: bool,
+}
+
+/// Mends one partition and prints what came of it. With `optimize`, what stands more than once is
+/// merged.
+///
+/// # Errors
+/// [`Error::Failed`] with what is left, or what went wrong.
+pub async fn run(options: Options, optimize: bool) -> Result<(), Error> {
+    let started = Instant::now();
+    if !options.observations {
+        return Err(Error::Configuration(
+            "--only goes with a run and a plan: repair mends the events of observations too"
+                .to_owned(),
+        ));
+    }
+    if let Some(path) = &options.report {
+        crate::report::require_writable(path)?;
+    }
+    let session = Session::begin(&options)?;
+    let retries = session.retries(&options);
+    let inspected = session.inspect(&options, &retries).await?;
+    let state = StateDir::prepare_repair(&options.state_dir, options.partition)?;
+    let mut report = Report::begin(&options, &inspected);
+    let findings = find(
+        &session,
+        &options,
+        &inspected,
+        &retries,
+        &state,
+        &mut report,
+    )
+    .await;
+    let outcome = match findings {
+        Err(error) => Err(error),
+        Ok(_) if options.dry_run => {
+            state.remove();
+            Ok(())
+        }
+        Ok(findings) => {
+            let optimizer = optimize.then(|| Optimizer {
+                connection: session.connection.clone(),
+                display: session.display.clone(),
+                shutdown: session.shutdown.clone(),
+                target: inspected.target.clone(),
+                partition: options.partition,
+            });
+            let mending = Mending {
+                inspected,
+                options: options.clone(),
+                retries: retries.clone(),
+                state,
+                store: findings.store,
+                checkpoint: findings.checkpoint,
+                resumed: findings.resumed,
+                started,
+            };
+            report.found = findings.found;
+            mend(&session, mending, optimizer, &mut report).await
+        }
+    };
+    report.retries = retries.repeated();
+    report.seconds = started.elapsed().as_secs_f64();
+    report.peak_rss_bytes = peak_resident_bytes();
+    report.complete = outcome.is_ok();
+    let published = publish(&report, &options);
+    // What went wrong first is what the operator must know.
+    outcome.and(published)?;
+    match report.what_is_left() {
+        Some(sentence) if !options.dry_run => Err(Error::Failed(sentence)),
+        _ => Ok(()),
+    }
+}
+
+/// Finds what is wrong, or takes what an earlier process found.
+async fn find(
+    session: &Session,
+    options: &Options,
+    inspected: &Inspected,
+    retries: &Retries,
+    state: &StateDir,
+    report: &mut Report,
+) -> Result<Findings, Error> {
+    let made_for = MadeFor::new(options, inspected);
+    if options.resume
+        && let Some(findings) = take_up(options, &made_for, state)?
+    {
+        session.display.note(format_args!(
+            "going on with {}",
+            crate::begin::progress(&findings.checkpoint)
+        ));
+        report.resumed = true;
+        report.take(&findings.checkpoint);
+        return Ok(findings);
+    }
+    state.clear()?;
+    let (run_id, now) = (job::new_run_id(), job::seconds_since_1970());
+    let cache_bytes = options.budget.cache_bytes;
+    let store = TraceStore::create(&state.trace_store(), cache_bytes, &run_id);
+    let store = Arc::new(store.map_err(store_failed)?);
+    let mut keeper = Keeper::new(Arc::clone(&store));
+    let (verified, outcome) =
+        verify::examine(session, options, inspected, retries, &mut keeper).await;
+    let mut found = Found::of(&verified);
+    report.found = found;
+    outcome?;
+    let divided = tokio::task::block_in_place(|| keeper.finish()).map_err(store_failed)?;
+    let (wanted, segments) = divided;
+    found.wanted = wanted;
+    report.found = found;
+    let mut checkpoint = Checkpoint::begin(made_for, run_id, now);
+    session.display.note(format_args!(
+        "{} rows to write in {} segments, and {} that only the view's table lacks",
+        HumanCount(
+            segments.iter().map(|segment| segment.rows).sum::<u64>() + wanted.rows_of_whole_days
+        ),
+        HumanCount(segments.len() as u64),
+        HumanCount(wanted.only_missing_in_core),
+    ));
+    checkpoint.segments = Some(segments);
+    report.take(&checkpoint);
+    if !options.dry_run {
+        // What the checkpoint speaks of must outlast it.
+        crate::report::publish(&found, &found_file(state))?;
+        store.sync().map_err(store_failed)?;
+        checkpoint.write(&state.checkpoint()).map_err(|error| {
+            Error::failed(
+                format!(
+                    "the checkpoint {} cannot be written",
+                    state.checkpoint().display()
+                ),
+                error,
+            )
+        })?;
+    }
+    Ok(Findings {
+        found,
+        store,
+        checkpoint,
+        resumed: false,
+    })
+}
+
+/// What another process has found and not mended, if there is anything.
+fn take_up(
+    options: &Options,
+    made_for: &MadeFor,
+    state: &StateDir,
+) -> Result<Option<Findings>, Error> {
+    let unusable = |what: String| {
+        Error::Configuration(format!(
+            "the repair in {} cannot be continued: {what}; without --resume it is begun anew",
+            state.path().display()
+        ))
+    };
+    let stored = Checkpoint::read(&state.checkpoint());
+    let stored = stored.map_err(|error| unusable(error.to_string()))?;
+    let Some(checkpoint) = stored.filter(|checkpoint| !checkpoint.finished) else {
+        return Ok(None);
+    };
+    if let Some(difference) = checkpoint.made_for.difference(made_for) {
+        return Err(unusable(difference));
+    }
+    let found = std::fs::read(found_file(state)).map_err(|error| unusable(error.to_string()))?;
+    let found = serde_json::from_slice(&found).map_err(|error| unusable(error.to_string()))?;
+    let days: Vec<_> = checkpoint.days.keys().copied().collect();
+    let store = TraceStore::reopen(
+        &state.trace_store(),
+        options.budget.cache_bytes,
+        &checkpoint.run_id,
+        &days,
+    );
+    Ok(Some(Findings {
+        found,
+        store: Arc::new(store.map_err(|error| unusable(error.to_string()))?),
+        checkpoint,
+        resumed: true,
+    }))
+}
+
+async fn mend(
+    session: &Session,
+    mending: Mending,
+    optimizer: Option<Optimizer>,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let directory = mending.state.path().to_owned();
+    let (mended, outcome) = job::mend(session, mending).await;
+    report.add(&mended);
+    outcome?;
+    // All of it is done: nothing is left to go on with.
+    let _ = std::fs::remove_dir_all(directory);
+    if let Some(optimizer) = optimizer {
+        optimizer.run(&mut report.optimized).await?;
+        report.rows_to_merge = Some(0);
+    }
+    Ok(())
+}
+
+fn publish(report: &Report, options: &Options) -> Result<(), Error> {
+    if !options.quiet {
+        // If nobody reads it, the exit code says it all the same.
+        let _ = writeln!(std::io::stdout().lock(), "\n{report}");
+    }
+    let path = options.report.as_ref();
+    path.map_or(Ok(()), |path| crate::report::publish(report, path))
+}
+
+fn found_file(state: &StateDir) -> PathBuf {
+    state.path().join("found.json")
+}
+
+fn store_failed(error: StoreError) -> Error {
+    let error = WorkError::Store(error);
+    Error::Failed(format!("{error}{}", error.advice()))
+}

@@ -1,0 +1,229 @@
+//! Lets ClickHouse merge a month of the target, and of the tables that its views fill, and waits.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use clickhouse::Row;
+use indicatif::HumanCount;
+use serde::{Deserialize, Serialize};
+
+use crate::backfill::core_view::CoreView;
+use crate::clickhouse::{Connection, RequestError, TableInfo, sql};
+use crate::error::Error;
+use crate::options::Partition;
+use crate::progress::{Display, Phase};
+use crate::shutdown::Shutdown;
+
+/// How long one merge may take. Large months take hours.
+const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3_600);
+/// How often it is looked how far it is.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often in a row the server may refuse, or not answer.
+const FAILURES: u32 = 30;
+/// CANNOT_ASSIGN_OPTIMIZE: another merge is under way.
+const CANNOT_ASSIGN: u32 = 388;
+
+/// Merges a month.
+pub struct Optimizer {
+    /// The server.
+    pub connection: Connection,
+    /// Where progress is shown.
+    pub display: Display,
+    /// Whether to end.
+    pub shutdown: Shutdown,
+    /// The target.
+    pub target: TableInfo,
+    /// The month.
+    pub partition: Partition,
+}
+
+/// What became of a table.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Optimized {
+    /// Its name.
+    pub table: String,
+    /// Rows before.
+    pub rows_before: u64,
+    /// Rows after.
+    pub rows_after: u64,
+    /// Seconds by the clock.
+    pub seconds: f64,
+}
+
+impl fmt::Display for Optimized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} rows, {} before, in {:.1} s",
+            HumanCount(self.rows_after),
+            HumanCount(self.rows_before),
+            self.seconds
+        )
+    }
+}
+
+/// The parts of a partition.
+#[derive(Debug, Clone, Copy, Row, Deserialize)]
+struct Parts {
+    rows: u64,
+    parts: u64,
+    least_level: u64,
+}
+
+impl Parts {
+    /// Whether there is nothing to merge: what was inserted last is merged with all others.
+    fn are_merged(self) -> bool {
+        self.parts == 0 || (self.parts == 1 && self.least_level > 0)
+    }
+}
+
+#[derive(Row, Deserialize)]
+struct Merging {
+    merges: u64,
+    rows_read: u64,
+}
+
+impl Optimizer {
+    /// Merges one table after the other.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] where the server does not do it; [`Error::Interrupted`].
+    pub async fn run(&self, optimized: &mut Vec<Optimized>) -> Result<(), Error> {
+        let views = CoreView::all(&self.connection, &self.target).await;
+        let views = views.map_err(|error| Error::failed("the views cannot be read", error))?;
+        let tables = [self.target.clone()].into_iter();
+        let tables = tables.chain(views.into_iter().map(|view| view.table));
+        for table in tables {
+            optimized.push(self.optimize(&table).await?);
+        }
+        Ok(())
+    }
+
+    async fn optimize(&self, table: &TableInfo) -> Result<Optimized, Error> {
+        let started = Instant::now();
+        let name = format!("{}.{}", table.database, table.name);
+        let failed = |error| Error::failed(format!("{name} could not be merged"), error);
+        let before = self.parts(table).await.map_err(failed)?;
+        let phase = Phase::begin(&self.display, "rows merged", before.rows, 0);
+        let mut failures = 0;
+        let mut after = before;
+        while !after.are_merged() {
+            let error = tokio::select! {
+                merged = self.ask_to_merge(table) => merged.err(),
+                never = self.show(table, &phase) => match never {},
+                signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+            };
+            let was_done = error.is_none();
+            if let Some(error) = error {
+                failures += 1;
+                let may_pass = error.is_passing() || error.code() == Some(CANNOT_ASSIGN);
+                if !may_pass || failures > FAILURES {
+                    return Err(failed(error));
+                }
+                self.display.note(format_args!("merging {name}: {error}"));
+            }
+            // After a lost answer, the server may still be at it.
+            after = self.wait_for_merges(table, &phase).await?;
+            if was_done {
+                break;
+            }
+        }
+        phase.finish();
+        Ok(Optimized {
+            table: name,
+            rows_before: before.rows,
+            rows_after: after.rows,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    async fn ask_to_merge(&self, table: &TableInfo) -> Result<(), RequestError> {
+        let statement = format!(
+            "OPTIMIZE TABLE {} PARTITION ID {} FINAL",
+            table.qualified_name(),
+            sql::string(self.partition.to_string())
+        );
+        let settings = [
+            ("optimize_throw_if_noop", "1".to_owned()),
+            ("max_execution_time", "0".to_owned()),
+            ("alter_sync", "2".to_owned()),
+        ];
+        self.connection
+            .execute(&statement, &settings, PATIENCE)
+            .await
+    }
+
+    /// Waits until nothing of the month is being merged.
+    async fn wait_for_merges(&self, table: &TableInfo, phase: &Phase) -> Result<Parts, Error> {
+        let name = format!("{}.{}", table.database, table.name);
+        let mut failures = 0;
+        loop {
+            let looked = async {
+                let merging = self.merging(table).await?;
+                Ok::<_, RequestError>((merging, self.parts(table).await?))
+            };
+            match looked.await {
+                Ok((merging, parts)) if merging.merges == 0 => return Ok(parts),
+                Ok((merging, _)) => phase.advance_to(merging.rows_read),
+                Err(error) => {
+                    failures += 1;
+                    if failures > FAILURES {
+                        return Err(Error::failed(format!("{name} could not be merged"), error));
+                    }
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+            }
+        }
+    }
+
+    /// Shows how far the merge is, for ever.
+    async fn show(&self, table: &TableInfo, phase: &Phase) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            // Whatever is wrong with the server, the merge itself says it.
+            if let Ok(merging) = self.merging(table).await {
+                phase.advance_to(merging.rows_read);
+            }
+        }
+    }
+
+    async fn merging(&self, table: &TableInfo) -> Result<Merging, RequestError> {
+        let query = format!(
+            "SELECT count() AS merges, sum(rows_read) AS rows_read FROM system.merges \
+             WHERE {} AND partition_id = {}",
+            is_table(table),
+            sql::string(self.partition.to_string())
+        );
+        let rows = self.connection.rows::<Merging>(&query).await?;
+        Ok(rows.into_iter().next().unwrap_or(Merging {
+            merges: 0,
+            rows_read: 0,
+        }))
+    }
+
+    async fn parts(&self, table: &TableInfo) -> Result<Parts, RequestError> {
+        let query = format!(
+            "SELECT sum(rows) AS rows, count() AS parts, toUInt64(min(level)) AS least_level \
+             FROM system.parts WHERE active AND {} AND partition_id = {}",
+            is_table(table),
+            sql::string(self.partition.to_string())
+        );
+        let rows = self.connection.rows::<Parts>(&query).await?;
+        Ok(rows.into_iter().next().unwrap_or(Parts {
+            rows: 0,
+            parts: 0,
+            least_level: 0,
+        }))
+    }
+}
+
+fn is_table(table: &TableInfo) -> String {
+    format!(
+        "database = {} AND table = {}",
+        sql::string(&table.database),
+        sql::string(&table.name)
+    )
+}

@@ -1,0 +1,252 @@
+//! What verify finds, kept on disk, and divided into segments.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::mapping::Source;
+use crate::plan::{Boundary, Segment};
+use crate::trace_store::{Day, StoreError, TraceStore, WantedDay, WantedRow};
+use crate::verify::{Findings, FoundRow, Kind};
+
+/// Rows of a segment: their ids are some hundred kilobytes of a statement.
+const SEGMENT_ROWS: usize = 4_000;
+/// Days of projects of a segment, each of them a condition.
+const SEGMENT_DAYS: usize = 64;
+
+/// How much is to be written, as far as it was looked at one by one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Rows.
+    pub rows: u64,
+    /// Rows of days that are written as a whole.
+    pub rows_of_whole_days: u64,
+    /// Rows that only the view's table lacks.
+    pub only_missing_in_core: u64,
+}
+
+/// Keeps what is found.
+pub struct Keeper {
+    store: Arc<TraceStore>,
+    wanted: Wanted,
+    /// The last day that the view's table lacks something of: many rows are of the same.
+    last_core: Option<(Vec<u8>, Day)>,
+    failed: Option<StoreError>,
+}
+
+impl Findings for Keeper {
+    fn found(&mut self, row: &FoundRow<'_>) {
+        let kept = match row.kind {
+            Kind::Missing
+            | Kind::Different
+            | Kind::Stale
+            | Kind::Experiment
+            | Kind::DifferentInCore => self.keep_row(row),
+            Kind::MissingInCore => self.keep_core(row),
+            _ => Ok(()),
+        };
+        self.note(kept);
+    }
+
+    fn found_unlisted(&mut self, project: &[u8], day: Day, rows: u64) {
+        self.wanted.rows_of_whole_days += rows;
+        let kept = self.store.want_day(WantedDay::Rows, project, day);
+        let kept = kept.and_then(|()| self.store.want_day(WantedDay::Core, project, day));
+        self.note(kept);
+    }
+}
+
+impl Keeper {
+    /// Keeps it in this store.
+    pub fn new(store: Arc<TraceStore>) -> Self {
+        Self {
+            store,
+            wanted: Wanted::default(),
+            last_core: None,
+            failed: None,
+        }
+    }
+
+    fn keep_row(&mut self, row: &FoundRow<'_>) -> Result<(), StoreError> {
+        self.wanted.rows += 1;
+        self.store.want_row(&WantedRow {
+            source: row.source as u8,
+            project: row.key.project.to_vec(),
+            day: row.day,
+            trace_id: row.key.trace_id.to_vec(),
+            span_id: row.key.span_id.to_vec(),
+        })
+    }
+
+    fn keep_core(&mut self, row: &FoundRow<'_>) -> Result<(), StoreError> {
+        self.wanted.only_missing_in_core += 1;
+        let day = (row.key.project.to_vec(), row.day);
+        if self.last_core.as_ref() == Some(&day) {
+            return Ok(());
+        }
+        let kept = self.store.want_day(WantedDay::Core, &day.0, day.1);
+        self.last_core = Some(day);
+        kept
+    }
+
+    fn note(&mut self, kept: Result<(), StoreError>) {
+        if let Err(error) = kept {
+            self.failed.get_or_insert(error);
+        }
+    }
+
+    /// How much there is, and in which segments it is to be written.
+    ///
+    /// # Errors
+    /// [`StoreError`] where something could not be kept.
+    pub fn finish(self) -> Result<(Wanted, Vec<Segment>), StoreError> {
+        match self.failed {
+            Some(error) => Err(error),
+            None => Ok((self.wanted, segments(&self.store)?)),
+        }
+    }
+}
+
+/// Divides what is wanted, and says in the store which rows a segment has.
+fn segments(store: &TraceStore) -> Result<Vec<Segment>, StoreError> {
+    let whole: BTreeSet<(Vec<u8>, Day)> = store.wanted_days(WantedDay::Rows)?.into_iter().collect();
+    let mut division = Division {
+        store,
+        segments: Vec::new(),
+        piece: None,
+    };
+    store.for_each_wanted(
+        |row| match whole.contains(&(row.project.clone(), row.day)) {
+            true => division.cut(),
+            false => division.add(row),
+        },
+    )?;
+    division.cut()?;
+    let mut segments = division.segments;
+    for (project, day) in &whole {
+        for source in Source::BOTH {
+            segments.push(Segment {
+                number: segments.len() as u32,
+                source,
+                from: boundary(project, *day),
+                to: boundary(project, *day + 1),
+                rows: 0,
+            });
+        }
+    }
+    Ok(segments)
+}
+
+/// The place before a day of a project. The types have no part in it.
+fn boundary(project: &[u8], day: Day) -> Option<Boundary> {
+    Some(Boundary {
+        project_id: ByteBuf::from(project),
+        observation_type: ByteBuf::new(),
+        day,
+        id: None,
+    })
+}
+
+struct Division<'a> {
+    store: &'a TraceStore,
+    segments: Vec<Segment>,
+    piece: Option<Piece>,
+}
+
+/// Rows that follow each other.
+struct Piece {
+    first: WantedRow,
+    last: WantedRow,
+    rows: usize,
+    project_days: usize,
+    days: (Day, Day),
+}
+
+impl Division<'_> {
+    fn add(&mut self, row: WantedRow) -> Result<(), StoreError> {
+        if let Some(piece) = &mut self.piece {
+            let is_same_day = (&piece.last.project, piece.last.day) == (&row.project, row.day);
+            let project_days = piece.project_days + usize::from(!is_same_day);
+            if piece.first.source == row.source
+                && piece.rows < SEGMENT_ROWS
+                && project_days <= SEGMENT_DAYS
+            {
+                piece.rows += 1;
+                piece.project_days = project_days;
+                piece.days = (piece.days.0.min(row.day), piece.days.1.max(row.day));
+                piece.last = row;
+                return Ok(());
+            }
+        }
+        self.cut()?;
+        self.piece = Some(Piece {
+            first: row.clone(),
+            rows: 1,
+            project_days: 1,
+            days: (row.day, row.day),
+            last: row,
+        });
+        Ok(())
+    }
+
+    fn cut(&mut self) -> Result<(), StoreError> {
+        let Some(piece) = self.piece.take() else {
+            return Ok(());
+        };
+        let number = self.segments.len() as u32;
+        self.store.put_piece(number, &piece.first, &piece.last)?;
+        self.segments.push(Segment {
+            number,
+            source: match piece.first.source == Source::Traces as u8 {
+                true => Source::Traces,
+                false => Source::Observations,
+            },
+            from: boundary(&piece.first.project, piece.days.0),
+            to: boundary(&piece.last.project, piece.days.1 + 1),
+            rows: piece.rows as u64,
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(project: &str, day: Day, span: usize) -> WantedRow {
+        WantedRow {
+            source: 0,
+            project: project.as_bytes().to_vec(),
+            day,
+            trace_id: b"t".to_vec(),
+            span_id: format!("{span:06}").into_bytes(),
+        }
+    }
+
+    #[test]
+    fn each_row_is_in_one_segment_and_segments_stay_small() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = TraceStore::open(directory.path(), 1 << 20).unwrap();
+        for span in 0..SEGMENT_ROWS + 10 {
+            store.want_row(&row("a", 3, span)).unwrap();
+        }
+        for day in 0..100 {
+            store.want_row(&row("b", day, 1)).unwrap();
+        }
+        store.want_day(WantedDay::Rows, b"b", 50).unwrap();
+        let segments = segments(&store).unwrap();
+        let mut rows = 0;
+        for segment in &segments {
+            let of_segment = store.rows_of_piece(segment.number).unwrap();
+            let of_segment = of_segment.map_or(0, |rows| rows.len() as u64);
+            assert_eq!(of_segment, segment.rows);
+            assert!(of_segment <= SEGMENT_ROWS as u64);
+            rows += of_segment;
+        }
+        assert_eq!(rows, SEGMENT_ROWS as u64 + 10 + 99);
+        let whole = segments.iter().filter(|segment| segment.rows == 0);
+        assert_eq!(whole.count(), 2);
+    }
+}

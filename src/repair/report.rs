@@ -1,0 +1,259 @@
+//! What a repair came to, as text and as JSON.
+
+use std::fmt;
+
+use indicatif::{HumanBytes, HumanCount};
+use serde::{Deserialize, Serialize};
+
+use super::optimize::Optimized;
+use super::pieces::Wanted;
+use crate::checkpoint::Checkpoint;
+use crate::inspect::Inspected;
+use crate::options::Options;
+
+/// What was wrong before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// Observations and traces without an event.
+    pub missing: u64,
+    /// Events that differ in something of the observation.
+    pub different: u64,
+    /// Events that differ only in something of the trace.
+    pub stale: u64,
+    /// Events that say something else of experiments than the items do.
+    pub different_experiments: u64,
+    /// Events that the view's table lacks.
+    pub missing_in_core: u64,
+    /// Events that it has otherwise than the view makes them.
+    pub different_in_core: u64,
+    /// Rows besides the first of each key in the target.
+    pub doubled_in_full: u64,
+    /// The same in the view's table.
+    pub doubled_in_core: u64,
+    /// Events besides the one of their observation.
+    pub doubled: u64,
+    /// Events of versions that do not count.
+    pub superseded: u64,
+    /// Events without an observation.
+    pub extra: u64,
+    /// Root spans beside live ones.
+    pub second_roots: u64,
+    /// Events beside live ones of the same span.
+    pub beside_live: u64,
+    /// Events that only the view's table has.
+    pub extra_in_core: u64,
+    /// How much of it is to be written.
+    pub wanted: Wanted,
+}
+
+impl Found {
+    /// What verify found.
+    pub fn of(verified: &crate::verify::Report) -> Self {
+        Self {
+            missing: verified.missing,
+            different: verified.different,
+            stale: verified.stale,
+            different_experiments: verified.different_experiments,
+            missing_in_core: verified.missing_in_core,
+            different_in_core: verified.different_in_core,
+            doubled_in_full: verified.doubled_in_full,
+            doubled_in_core: verified.doubled_in_core,
+            doubled: verified.doubled,
+            superseded: verified.superseded,
+            extra: verified.extra,
+            second_roots: verified.second_roots,
+            beside_live: verified.beside_live,
+            extra_in_core: verified.extra_in_core,
+            wanted: Wanted::default(),
+        }
+    }
+}
+
+/// What a repair did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// The partition, `YYYYMM`.
+    pub partition: String,
+    /// `database.table` that was mended.
+    pub target_table: String,
+    /// Whether nothing was to be written, but only found.
+    pub dry_run: bool,
+    /// Whether it went on with what an earlier process had found.
+    pub resumed: bool,
+    /// Whether it came to its end.
+    pub complete: bool,
+    /// What was wrong.
+    pub found: Found,
+    /// Rows that were to be written, one by one.
+    pub rows_wanted: u64,
+    /// Rows that were written.
+    pub rows_written: u64,
+    /// Rows that a live row, or an earlier attempt, had made good meanwhile.
+    pub rows_there_meanwhile: u64,
+    /// Segments that were to be written.
+    pub segments_total: u64,
+    /// Those that were.
+    pub segments_done: u64,
+    /// Rows of the target that stand more than once until they are merged, where it was counted.
+    pub rows_to_merge: Option<u64>,
+    /// What was merged.
+    pub optimized: Vec<Optimized>,
+    /// Questions and inserts that were repeated after a passing error.
+    pub retries: u64,
+    /// Seconds by the clock.
+    pub seconds: f64,
+    /// Most memory that was resident.
+    pub peak_rss_bytes: u64,
+}
+
+impl Report {
+    /// Nothing is done yet.
+    pub fn begin(options: &Options, inspected: &Inspected) -> Self {
+        let target = &inspected.target;
+        Self {
+            partition: options.partition.to_string(),
+            target_table: format!("{}.{}", target.database, target.name),
+            dry_run: options.dry_run,
+            ..Self::default()
+        }
+    }
+
+    /// Takes what is to be done.
+    pub fn take(&mut self, checkpoint: &Checkpoint) {
+        let segments = checkpoint.segments.iter().flatten();
+        self.rows_wanted = segments.map(|segment| segment.rows).sum();
+        self.segments_total = checkpoint.segments.as_ref().map_or(0, Vec::len) as u64;
+    }
+
+    /// Adds what was written.
+    pub fn add(&mut self, mended: &crate::report::Report) {
+        self.rows_written = mended.events_inserted + mended.root_spans_inserted.unwrap_or(0);
+        self.rows_there_meanwhile = mended.left_to_live_rows + mended.already_there;
+        self.segments_done = mended.segments_done;
+        self.rows_to_merge = mended.rows_to_merge;
+    }
+
+    /// Rows that were to be written, and are not: what they are made of is not there any more.
+    fn gone(&self) -> u64 {
+        let done = self.rows_written + self.rows_there_meanwhile;
+        self.rows_wanted.saturating_sub(done)
+    }
+
+    /// What is left with its number, and what to do about it.
+    fn left(&self) -> Vec<(&'static str, u64, &'static str)> {
+        let found = &self.found;
+        let merged = !self.optimized.is_empty();
+        let doubled = match merged {
+            true => 0,
+            false => found.doubled_in_full + found.doubled_in_core,
+        };
+        const DELETE: &str = "delete them by hand, since a backfill deletes nothing";
+        let left = [
+            ("doubled", found.doubled, DELETE),
+            ("of versions that do not count", found.superseded, DELETE),
+            ("extra", found.extra, DELETE),
+            ("second roots", found.second_roots, DELETE),
+            ("beside live rows", found.beside_live, DELETE),
+            ("only in the view's table", found.extra_in_core, DELETE),
+            (
+                "too many until they are merged",
+                doubled,
+                "merge them with --optimize",
+            ),
+            (
+                "that changed while they were mended",
+                self.gone(),
+                "verify again",
+            ),
+        ];
+        left.into_iter().filter(|left| left.1 > 0).collect()
+    }
+
+    /// What is left, in one sentence, if anything is.
+    pub fn what_is_left(&self) -> Option<String> {
+        let left = self.left();
+        if left.is_empty() {
+            return None;
+        }
+        let rows: u64 = left.iter().map(|left| left.1).sum();
+        let mut advice: Vec<(&str, Vec<String>)> = Vec::new();
+        for (name, count, what) in left {
+            let named = format!("{} {name}", HumanCount(count));
+            match advice.iter_mut().find(|advice| advice.0 == what) {
+                Some((_, names)) => names.push(named),
+                None => advice.push((what, vec![named])),
+            }
+        }
+        let advice: Vec<String> = advice
+            .into_iter()
+            .map(|(what, names)| format!("{}: {what}", names.join(", ")))
+            .collect();
+        let (rows_are, count) = match rows {
+            1 => ("row is", HumanCount(1)),
+            _ => ("rows are", HumanCount(rows)),
+        };
+        Some(format!(
+            "{count} {rows_are} left in {}, partition {} ({})",
+            self.target_table,
+            self.partition,
+            advice.join("; ")
+        ))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |name: &str, value: String| writeln!(f, "{name:<36}{value}");
+        let count = |number: u64| HumanCount(number).to_string();
+        let found = &self.found;
+        line("Partition", self.partition.clone())?;
+        line("Target table", self.target_table.clone())?;
+        for (name, number) in [
+            ("Found missing", found.missing),
+            ("Found different", found.different),
+            ("Found stale (trace attributes)", found.stale),
+        ] {
+            line(name, count(number))?;
+        }
+        for (name, number) in [
+            ("  other experiment columns", found.different_experiments),
+            ("  missing in the view's table", found.missing_in_core),
+            ("  different there", found.different_in_core),
+            ("  too many until it is merged", found.doubled_in_full),
+            ("  too many in the view's table", found.doubled_in_core),
+        ] {
+            if number > 0 {
+                line(name, count(number))?;
+            }
+        }
+        let segments = format!("{} of {}", self.segments_done, self.segments_total);
+        match self.dry_run {
+            true => {
+                line("Rows that would be written", count(self.rows_wanted))?;
+                line("Segments", count(self.segments_total))?;
+            }
+            false => {
+                line("Rows written", count(self.rows_written))?;
+                line("Segments", segments)?;
+            }
+        }
+        for optimized in &self.optimized {
+            line(
+                &format!("Merged {}", optimized.table),
+                optimized.to_string(),
+            )?;
+        }
+        if let Some(rows) = self.rows_to_merge.filter(|rows| *rows > 0) {
+            let rows = format!("{} (--optimize merges them now)", HumanCount(rows));
+            line("Rows that wait to be merged", rows)?;
+        }
+        for (name, number, advice) in self.left() {
+            line(
+                &format!("Left: {name}"),
+                format!("{} ({advice})", HumanCount(number)),
+            )?;
+        }
+        line("Time", format!("{:.1} s", self.seconds))?;
+        line("Peak memory", HumanBytes(self.peak_rss_bytes).to_string())
+    }
+}

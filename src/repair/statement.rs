@@ -1,0 +1,117 @@
+//! How just the rows that are wanted are read, and nothing of their days besides their ids.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::clickhouse::sql;
+use crate::error::WorkError;
+use crate::mapping::Source;
+use crate::pipeline::SegmentQuery;
+use crate::plan::Segment;
+use crate::trace_store::{Day, TraceStore, WantedRow};
+
+/// The rows that are wanted of each segment.
+pub struct WantedRows {
+    /// Where they stand.
+    pub store: Arc<TraceStore>,
+    /// The table of the source, quoted.
+    pub table: String,
+    /// Its partition.
+    pub partition_id: String,
+}
+
+impl WantedRows {
+    /// The statement that reads them: the latest version of each observation, whatever its type.
+    ///
+    /// # Errors
+    /// [`WorkError::Store`] where the store fails.
+    pub fn sql(&self, query: &SegmentQuery, segment: &Segment) -> Result<String, WorkError> {
+        let (before, of_partition) = query
+            .select
+            .rsplit_once(" WHERE ")
+            .unwrap_or((&query.select, "1"));
+        let (rows, versions) = match self.store.rows_of_piece(segment.number)? {
+            Some(rows) => (
+                in_days(segment.source, segment.source.alias(), &rows),
+                self.latest(segment.source, &rows),
+            ),
+            None => (whole_days(segment), String::new()),
+        };
+        // Columns of the sorting key only: the versions of a row share them, so that FINAL sees
+        // all or none. What else the rows have is read of these alone.
+        Ok(format!(
+            "{before} PREWHERE {rows} WHERE {of_partition}{versions}{}",
+            query.exclusion(segment)
+        ))
+    }
+
+    fn latest(&self, source: Source, rows: &[WantedRow]) -> String {
+        if source == Source::Traces {
+            return String::new();
+        }
+        let spans: Vec<String> = rows
+            .iter()
+            .map(|row| {
+                let texts = [&row.project, &row.trace_id, &row.span_id].map(sql::string);
+                format!("({})", texts.join(", "))
+            })
+            .collect();
+        let columns = |alias: &str| {
+            format!("CAST({alias}.project_id, 'String'), ifNull({alias}.trace_id, ''), {alias}.id")
+        };
+        let kind = |alias: &str| format!("CAST({alias}.type, 'String')");
+        format!(
+            " AND ({}, {}) IN (SELECT {own}, argMax({kind}, (w.event_ts, {kind})) FROM {} AS w \
+             PREWHERE {} WHERE w._partition_id = {} AND ({own}) IN ({}) GROUP BY {own})",
+            columns("o"),
+            kind("o"),
+            self.table,
+            in_days(source, "w", rows),
+            sql::string(&self.partition_id),
+            spans.join(", "),
+            own = columns("w"),
+            kind = kind("w"),
+        )
+    }
+}
+
+/// The condition for the ids of rows on their days.
+fn in_days(source: Source, alias: &str, rows: &[WantedRow]) -> String {
+    let mut days: BTreeMap<(&[u8], Day), Vec<String>> = BTreeMap::new();
+    for row in rows {
+        let id = match source {
+            Source::Observations => &row.span_id,
+            Source::Traces => &row.trace_id,
+        };
+        let ids = days.entry((&row.project, row.day)).or_default();
+        ids.push(sql::string(id));
+    }
+    let days: Vec<String> = days
+        .into_iter()
+        .map(|((project, day), ids)| {
+            format!(
+                "({alias}.project_id = {} AND toDate({alias}.{}) = toDate({day}) \
+                 AND {alias}.id IN ({}))",
+                sql::string(project),
+                source.time_column(),
+                ids.join(", ")
+            )
+        })
+        .collect();
+    format!("({})", days.join(" OR "))
+}
+
+/// The condition for all rows of a project on some days.
+fn whole_days(segment: &Segment) -> String {
+    let (source, alias) = (segment.source, segment.source.alias());
+    let (Some(from), Some(to)) = (&segment.from, &segment.to) else {
+        return "1".to_owned();
+    };
+    let day = format!("toDate({alias}.{})", source.time_column());
+    format!(
+        "{alias}.project_id = {} AND {day} >= toDate({}) AND {day} < toDate({})",
+        sql::string(&from.project_id),
+        from.day,
+        to.day
+    )
+}

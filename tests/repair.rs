@@ -1,0 +1,374 @@
+//! A repair mends what verify finds, writes nothing else, and reads hardly anything else.
+
+mod support;
+
+#[path = "support/differential.rs"]
+#[allow(dead_code)]
+mod differential;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use differential::{ask, ask_number, execute};
+use serde_json::Value;
+use support::{Database, SAMPLE_PARTITION, Server, Tool};
+
+/// Enough for most oddities of the generator.
+const OBSERVATIONS: u64 = 12_000;
+
+/// What the run, verify and repair are told alike.
+const ALIKE: [&str; 4] = [
+    "--partition",
+    SAMPLE_PARTITION,
+    "--root-spans",
+    "--experiments",
+];
+
+/// The sample month, backfilled. Nobody changes these tables.
+fn month() -> &'static Database<'static> {
+    static MONTH: OnceLock<Database<'static>> = OnceLock::new();
+    MONTH.get_or_init(|| {
+        let database = Server::shared().database("repair_month");
+        database.load_schema();
+        database.load_sample_month(OBSERVATIONS);
+        Tool::new(&database).args(ALIKE).run().assert_code(0);
+        database
+    })
+}
+
+/// A copy of the backfilled month for one test, in which nothing waits to be merged.
+fn backfilled(name: &str) -> Database<'static> {
+    let source = month();
+    let database = source.server.database(name);
+    database.load_schema();
+    for table in ["traces", "observations", "dataset_run_items_rmt"] {
+        execute(&database, &format!("DROP TABLE {table}"));
+        execute(
+            &database,
+            &format!("CREATE TABLE {table} CLONE AS `{}`.{table}", source.name),
+        );
+    }
+    execute(
+        &database,
+        &format!(
+            "INSERT INTO events_full SELECT * FROM `{}`.events_full FINAL",
+            source.name
+        ),
+    );
+    merge(&database);
+    database
+}
+
+fn merge(database: &Database) {
+    for table in ["events_full", "events_core"] {
+        execute(database, &format!("OPTIMIZE TABLE {table} FINAL"));
+    }
+}
+
+fn repair(database: &Database) -> Tool {
+    Tool::new(database).arg("repair").args(ALIKE)
+}
+
+#[track_caller]
+fn assert_equal(database: &Database) {
+    let tool = Tool::new(database)
+        .arg("verify")
+        .args(ALIKE)
+        .env("STATE_DIR", "nowhere");
+    tool.run().assert_code(0);
+    assert_eq!(tool.report()["equal"], true);
+}
+
+/// Mends, and panics unless so many rows were written; gives the report.
+#[track_caller]
+fn assert_mended(tool: &Tool, rows: u64) -> Value {
+    let outcome = tool.run();
+    outcome.assert_code(0);
+    let report = tool.report();
+    assert_eq!(report["rows_written"], rows, "{report:#}");
+    assert_eq!(report["complete"], true, "{report:#}");
+    report
+}
+
+/// Panics unless v4, which reads without FINAL, counts each event once.
+#[track_caller]
+fn assert_each_once(database: &Database) {
+    for table in ["events_full", "events_core"] {
+        let numbers = ask(
+            database,
+            &format!("SELECT count(), uniqExact(project_id, trace_id, span_id) FROM {table}"),
+        );
+        let (rows, spans) = numbers.split_once('\t').unwrap();
+        assert_eq!(rows, spans, "{table}");
+    }
+}
+
+/// A condition that is true for some events.
+fn some_events(database: &Database, condition: &str, number: u64) -> String {
+    let keys = ask(
+        database,
+        &format!(
+            "SELECT arrayStringConcat(groupArray(toString(h)), ', ') FROM \
+             (SELECT cityHash64(project_id, trace_id, span_id) AS h FROM events_full FINAL \
+             WHERE {condition} GROUP BY h HAVING count() = 1 ORDER BY h LIMIT {number})"
+        ),
+    );
+    assert_eq!(keys.split(", ").count() as u64, number, "{condition}");
+    format!("cityHash64(project_id, trace_id, span_id) IN ({keys})")
+}
+
+fn delete(database: &Database, tables: &[&str], condition: &str) {
+    for table in tables {
+        execute(database, &format!("DELETE FROM {table} WHERE {condition}"));
+    }
+}
+
+/// Writes some events once more, with other values in some columns, in place of the right ones.
+fn change(database: &Database, table: &str, changes: &str, condition: &str) {
+    execute(
+        database,
+        &format!(
+            "INSERT INTO {table} SELECT * REPLACE ({changes}) \
+             FROM (SELECT * FROM {table} FINAL WHERE {condition})"
+        ),
+    );
+    merge(database);
+}
+
+const BOTH: [&str; 2] = ["events_full", "events_core"];
+const OF_OBSERVATION: &str = "span_id != concat('t-', trace_id)";
+const OF_TRACE: &str = "span_id = concat('t-', trace_id)";
+
+#[test]
+fn a_month_that_is_right_is_left_alone() {
+    let database = backfilled("repair_nothing");
+    let report = assert_mended(&repair(&database), 0);
+    assert_eq!(report["segments_total"], 0);
+}
+
+#[test]
+fn missing_events_and_root_spans_are_written() {
+    let database = backfilled("repair_missing");
+    delete(&database, &BOTH, &some_events(&database, OF_OBSERVATION, 7));
+    delete(&database, &BOTH, &some_events(&database, OF_TRACE, 5));
+    let report = assert_mended(&repair(&database), 12);
+    assert_eq!(report["found"]["missing"], 12);
+    assert_equal(&database);
+    assert_each_once(&database);
+}
+
+#[test]
+fn what_is_different_or_stale_is_written_again() {
+    let database = backfilled("repair_different");
+    let different = some_events(&database, &format!("{OF_OBSERVATION} AND name != ''"), 3);
+    change(&database, "events_full", "'other' AS name", &different);
+    let has_user = format!("user_id NOT IN ('', 'other') AND NOT ({different})");
+    let stale = some_events(&database, &has_user, 4);
+    change(&database, "events_full", "'other' AS user_id", &stale);
+    let report = assert_mended(&repair(&database).arg("--optimize"), 7);
+    assert_eq!(report["found"]["different"], 3);
+    assert_eq!(report["found"]["stale"], 4);
+    assert_equal(&database);
+    assert_each_once(&database);
+}
+
+#[test]
+fn what_only_events_core_lacks_is_given_to_it() {
+    let database = backfilled("repair_core");
+    let rows = ask_number(&database, "SELECT count() FROM events_full");
+    delete(&database, &["events_core"], &some_events(&database, "1", 6));
+    let report = assert_mended(&repair(&database), 0);
+    assert_eq!(report["found"]["missing_in_core"], 6);
+    assert_equal(&database);
+    assert_each_once(&database);
+    assert_eq!(
+        ask_number(&database, "SELECT count() FROM events_full"),
+        rows
+    );
+}
+
+#[test]
+fn what_events_core_has_otherwise_is_written_again() {
+    let database = backfilled("repair_core_different");
+    let events = some_events(&database, "1", 2);
+    change(&database, "events_core", "'other' AS output", &events);
+    assert_mended(&repair(&database).arg("--optimize"), 2);
+    assert_equal(&database);
+    assert_each_once(&database);
+}
+
+#[test]
+fn other_experiment_columns_are_written_again() {
+    let database = backfilled("repair_experiments");
+    let events = some_events(&database, "experiment_id != ''", 3);
+    change(
+        &database,
+        "events_full",
+        "'other' AS experiment_name",
+        &events,
+    );
+    let report = assert_mended(&repair(&database).arg("--optimize"), 3);
+    assert_eq!(report["found"]["different_experiments"], 3);
+    assert_equal(&database);
+    assert_each_once(&database);
+}
+
+#[test]
+fn what_stands_more_than_once_is_merged_where_that_is_wanted() {
+    let database = backfilled("repair_doubled");
+    for table in BOTH {
+        execute(&database, &format!("SYSTEM STOP MERGES {table}"));
+    }
+    let events = some_events(&database, "1", 9);
+    execute(
+        &database,
+        &format!("INSERT INTO events_full SELECT * FROM events_full WHERE {events}"),
+    );
+    for table in BOTH {
+        execute(&database, &format!("SYSTEM START MERGES {table}"));
+    }
+    let found = ask_number(&database, "SELECT count() FROM events_full");
+    let tool = repair(&database);
+    // Merges may have begun by themselves.
+    if ask_number(
+        &database,
+        "SELECT count() FROM system.parts WHERE active AND table = 'events_full' AND database = currentDatabase()",
+    ) > 1
+    {
+        tool.run()
+            .assert_one_error(1, &["too many until they are merged", "--optimize"]);
+        assert_eq!(
+            ask_number(&database, "SELECT count() FROM events_full"),
+            found
+        );
+    }
+    let report = assert_mended(&repair(&database).arg("--optimize"), 0);
+    assert_eq!(report["optimized"].as_array().unwrap().len(), 2);
+    assert_each_once(&database);
+    assert_equal(&database);
+}
+
+#[test]
+fn what_cannot_be_mended_is_said_and_left() {
+    let database = backfilled("repair_extra");
+    let one = some_events(&database, OF_OBSERVATION, 1);
+    let nobody = "'nobody' AS span_id, 'nobody' AS trace_id";
+    change(&database, "events_full", nobody, &one);
+    delete(
+        &database,
+        &BOTH,
+        &some_events(&database, &format!("{OF_TRACE} AND NOT ({one})"), 2),
+    );
+    let tool = repair(&database);
+    tool.run().assert_one_error(1, &["1 extra", "by hand"]);
+    let report = tool.report();
+    assert_eq!(report["rows_written"], 2, "{report:#}");
+    assert_eq!(
+        ask_number(
+            &database,
+            "SELECT count() FROM events_full WHERE span_id = 'nobody'"
+        ),
+        1
+    );
+}
+
+#[test]
+fn a_second_root_is_said_and_left() {
+    let database = backfilled("repair_second_root");
+    let one = some_events(&database, OF_TRACE, 1);
+    let live = "'live-root' AS span_id, 'otel' AS source, '' AS parent_span_id";
+    change(&database, "events_full", live, &one);
+    repair(&database)
+        .run()
+        .assert_one_error(1, &["1 second roots", "by hand"]);
+}
+
+#[test]
+fn a_dry_run_says_what_there_is_to_write_and_writes_nothing() {
+    let database = backfilled("repair_dry");
+    delete(&database, &BOTH, &some_events(&database, OF_OBSERVATION, 4));
+    let rows = ask_number(&database, "SELECT count() FROM events_full");
+    let tool = repair(&database).arg("--dry-run");
+    tool.run().assert_code(0);
+    assert_eq!(tool.report()["rows_wanted"], 4);
+    assert_eq!(
+        ask_number(&database, "SELECT count() FROM events_full"),
+        rows
+    );
+}
+
+#[test]
+fn three_wrong_rows_cost_little() {
+    let database = backfilled("repair_three");
+    // Payload that nobody needs: a few kilobytes for each observation.
+    execute(
+        &database,
+        "INSERT INTO observations SELECT * REPLACE (randomPrintableASCII(4000) AS input) \
+         FROM observations FINAL WHERE toYYYYMM(start_time) = 202406",
+    );
+    execute(&database, "OPTIMIZE TABLE observations FINAL");
+    Tool::new(&database)
+        .args(ALIKE)
+        .arg("--restart")
+        .run()
+        .assert_code(0);
+    merge(&database);
+    delete(&database, &BOTH, &some_events(&database, OF_OBSERVATION, 3));
+    assert_mended(&repair(&database), 3);
+    execute(&database, "SYSTEM FLUSH LOGS");
+    let of_repair = "type = 'QueryFinish' AND current_database = currentDatabase() \
+         AND query LIKE '%PREWHERE%' AND query LIKE '%ARRAY JOIN [1] AS one%' \
+         AND query NOT LIKE '%query_log%'";
+    let wanted = format!("SELECT sum(read_bytes) FROM system.query_log WHERE {of_repair}");
+    let payload = ask_number(
+        &database,
+        "SELECT sum(data_uncompressed_bytes) FROM system.parts WHERE active \
+         AND database = currentDatabase() AND table = 'observations' AND partition = '202406'",
+    );
+    let read = ask_number(&database, &wanted);
+    assert!(read > 0, "nothing was read");
+    assert!(read < payload / 10, "{read} of {payload} bytes");
+    let inserts = ask_number(
+        &database,
+        "SELECT count() FROM system.query_log WHERE type = 'QueryFinish' \
+         AND query_kind = 'Insert' AND query LIKE 'INSERT INTO%events_full%FORMAT Native%' \
+         AND written_rows BETWEEN 1 AND 6 AND has(databases, currentDatabase())",
+    );
+    assert!((1..=3).contains(&inserts), "{inserts} inserts");
+    assert_equal(&database);
+}
+
+#[test]
+fn a_repair_that_was_killed_goes_on() {
+    let database = backfilled("repair_killed");
+    delete(&database, &BOTH, "cityHash64(span_id) % 2 = 0");
+    for table in BOTH {
+        execute(&database, &format!("SYSTEM STOP MERGES {table}"));
+    }
+    let rows = |from: &str| ask_number(&database, &format!("SELECT count() FROM {from}"));
+    let before = rows("events_full");
+    let small = ["--batch-size", "20", "--concurrency", "1"];
+    let tool = repair(&database).args(small);
+    let mut running = tool.spawn();
+    let started = Instant::now();
+    while rows("events_full") < before + 100 {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        assert!(running.is_running(), "it ended before it was killed");
+        thread::sleep(Duration::from_millis(5));
+    }
+    running.kill();
+    running.wait();
+    assert!(state(&tool).join("checkpoint").exists());
+    let resumed = tool.arg("--resume");
+    resumed.run().assert_code(0);
+    assert_eq!(resumed.report()["resumed"], true);
+    assert!(!state(&resumed).exists());
+    assert_each_once(&database);
+    assert_equal(&database);
+}
+
+fn state(tool: &Tool) -> PathBuf {
+    tool.state_dir().join(format!("{SAMPLE_PARTITION}-repair"))
+}
