@@ -3,7 +3,6 @@
 mod support;
 
 #[path = "support/differential.rs"]
-#[allow(dead_code)]
 mod differential;
 
 use std::path::PathBuf;

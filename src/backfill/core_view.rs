@@ -146,7 +146,11 @@ impl CoreView {
         let rows: u64 = rows.await?.iter().map(|sums| sums.rows).sum();
         let shares = rows / KEYS_PER_STATEMENT + 1;
         let hash = COLUMNS.hash("e.start_time");
-        let columns: Vec<String> = self.columns.iter().map(sql_identifier).collect();
+        let columns: Vec<String> = self
+            .columns
+            .iter()
+            .map(|name| sql::identifier(name))
+            .collect();
         let columns = columns.join(", ");
         for share in 0..shares {
             let of_share = match shares {
@@ -183,10 +187,6 @@ const COLUMNS: RowColumns<'static> = RowColumns {
     trace: "e.trace_id",
     span: "e.span_id",
 };
-
-fn sql_identifier(name: &String) -> String {
-    sql::identifier(name)
-}
 
 /// The table that a view writes to, from the statement that made it:
 /// `CREATE MATERIALIZED VIEW db.view [UUID …] TO db.table [(columns)] AS …`.

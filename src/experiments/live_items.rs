@@ -10,11 +10,14 @@ use crate::error::WorkError;
 use crate::native::{Block, StringCursor};
 use crate::trace_store::key;
 
+/// A dataset run and an item in it.
+type RunItem = (Vec<u8>, Vec<u8>);
+
 /// The items that live spans of some traces carry.
 #[derive(Debug, Default)]
 pub(super) struct LiveItems {
     /// `dataset_run_id` and `dataset_item_id`, by the key of the trace.
-    items: HashMap<Vec<u8>, HashSet<(Vec<u8>, Vec<u8>)>>,
+    items: HashMap<Vec<u8>, HashSet<RunItem>>,
 }
 
 impl LiveItems {

@@ -47,7 +47,7 @@ struct Findings {
 ///
 /// # Errors
 /// [`Error::Failed`] with what is left, or what went wrong.
-pub async fn run(options: Options, optimize: bool) -> Result<(), Error> {
+pub async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
     let started = Instant::now();
     if !options.observations {
         return Err(Error::Configuration(
@@ -60,7 +60,7 @@ pub async fn run(options: Options, optimize: bool) -> Result<(), Error> {
     }
     let session = Session::begin(&options)?;
     let retries = session.retries(&options);
-    let inspected = session.inspect(&options, &retries).await?;
+    let inspected = session.inspect(&mut options, &retries).await?;
     let state = StateDir::prepare_repair(&options.state_dir, options.partition)?;
     let mut report = Report::begin(&options, &inspected);
     let findings = find(
