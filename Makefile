@@ -18,7 +18,7 @@ clickhouse_library = library="$${CLICKHOUSE_LIBRARY:-$$(scripts/fetch-clickhouse
 	CLICKHOUSE_LIBRARY="$$library"
 
 announce_rocksdb = ls -d $(target)/release/build/librocksdb-sys-* >/dev/null 2>&1 || \
-	echo "The first build includes RocksDB, which takes about 15 minutes on two cores, once."
+	echo "The first build includes RocksDB, which takes up to half an hour on two cores, once."
 
 help: ## list these targets
 	@echo "Targets:"
