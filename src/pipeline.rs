@@ -430,7 +430,7 @@ impl Try<'_> {
                     self.waiting_bytes += block.held_bytes;
                     self.waiting.push(block);
                 }
-                if self.waiting_bytes >= self.pipeline.budget.look_up_bytes {
+                if self.is_enough_to_look_up() {
                     self.enrich_waiting().await?;
                 }
                 attempt.shown_rows += rows;
@@ -448,6 +448,13 @@ impl Try<'_> {
         self.reader.finish()?;
         self.enrich_waiting().await?;
         self.send_batch().await
+    }
+
+    /// Whether the blocks that wait are looked up now. More rows than a batch may have would stand
+    /// enriched for several inserts, while their traces may change.
+    fn is_enough_to_look_up(&self) -> bool {
+        let rows: usize = self.waiting.iter().map(|block| block.rows).sum();
+        self.waiting_bytes >= self.pipeline.budget.look_up_bytes || rows >= self.pipeline.batch_rows
     }
 
     /// Bytes of the segment's share that nothing takes, were the reader to hold so many.
