@@ -58,6 +58,7 @@ fn a_month_is_complete_unless_something_else_is_said() {
     link(&database, "i", "trace-1");
     let tool_of = |extra: &[&str]| {
         execute(&database, "TRUNCATE TABLE events_full");
+        execute(&database, "TRUNCATE TABLE events_core");
         tool(&database).args(extra.iter().copied())
     };
     // Three spans: the root of the trace and two below it.

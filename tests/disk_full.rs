@@ -357,6 +357,7 @@ fn run_as_nobody(database: &Database, state_dir: &Path, arguments: &[&str]) -> O
     let started = Instant::now();
     let output = Command::new(program)
         .args(["--partition", SAMPLE_PARTITION])
+        .args(["--no-root-spans", "--no-experiments"])
         .args(arguments)
         .arg("--state-dir")
         .arg(state_dir)
