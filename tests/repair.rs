@@ -97,7 +97,9 @@ fn assert_each_once(database: &Database) {
     for table in ["events_full", "events_core"] {
         let numbers = ask(
             database,
-            &format!("SELECT count(), uniqExact(project_id, trace_id, span_id) FROM {table}"),
+            &format!(
+                "SELECT count(), uniqExact(project_id, trace_id, span_id, start_time) FROM {table}"
+            ),
         );
         let (rows, spans) = numbers.split_once('\t').unwrap();
         assert_eq!(rows, spans, "{table}");
