@@ -277,6 +277,36 @@ impl StateDir {
         }
     }
 
+    fn restart_mark(&self) -> PathBuf {
+        self.path().join("restart")
+    }
+
+    /// Remembers that the run is a restart, until the checkpoint says so: also where it is
+    /// interrupted before it has come so far.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] where the file system does not let it.
+    pub fn mark_restart(&self) -> Result<(), Error> {
+        let mark = self.restart_mark();
+        std::fs::write(&mark, b"").map_err(|error| {
+            Error::failed(
+                format!("the file {} cannot be written", mark.display()),
+                error,
+            )
+        })
+    }
+
+    /// Whether the run that begins, or began, is a restart.
+    pub fn is_restart(&self) -> bool {
+        self.restart_mark().exists()
+    }
+
+    /// From now on the checkpoint says what the run is.
+    pub fn forget_restart(&self) {
+        // What is left of it is removed with the directory, or makes the next run a restart too.
+        let _ = std::fs::remove_file(self.restart_mark());
+    }
+
     /// Removes the directory with all that is in it.
     pub fn remove(&self) {
         // Only a dry run's, or one of a repair that is done: what is left of it is in nobody's way.

@@ -176,6 +176,9 @@ pub async fn run(
             (*checkpoint, true)
         }
         Begin::Fresh => {
+            if options.restart {
+                state.mark_restart()?;
+            }
             state.clear()?;
             state.require_space(inspected.store_bytes())?;
             describe(&options, &inspected, &display);

@@ -103,7 +103,7 @@ impl Job {
         let began = i64::try_from(self.checkpoint.started_at).unwrap_or(i64::MAX);
         let default = began.saturating_mul(1_000_000).saturating_sub(LIVE_PATH);
         let looked = tokio::select! {
-            looked = keys.look(default, self.options.restart) => looked,
+            looked = keys.look(default, self.state.is_restart()) => looked,
             signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
         };
         let mut target = looked
@@ -128,7 +128,9 @@ impl Job {
             ));
         }
         self.checkpoint.target = Some(target);
-        self.save()
+        self.save()?;
+        self.state.forget_restart();
+        Ok(())
     }
 
     /// Finds out which version of each observation counts.

@@ -190,7 +190,10 @@ async fn prepare(
     if newest.restart {
         // All of them now: a restart that is interrupted and resumed must not find what was
         // there before it.
-        prepared.iter().try_for_each(|job| job.state.clear())?;
+        prepared.iter().try_for_each(|job| {
+            job.state.mark_restart()?;
+            job.state.clear()
+        })?;
     }
     Ok(prepared)
 }
