@@ -284,8 +284,12 @@ impl Work {
                 Err(error) => error,
             };
             self.phase.go_back(attempt.shown_rows);
-            if attempt.acknowledged > 0 {
-                // It got further: what is left is less, and what was met may be something else.
+            let is_smaller_next = matches!(
+                &error,
+                WorkError::InsertFailed { error, is_single_block: false } if error.is_too_large()
+            );
+            if attempt.acknowledged > 0 || is_smaller_next {
+                // It got further, or will send less at once: what is met then is something else.
                 tries = self.pipeline.destination.retries.tries();
             }
             if let Some(fewer) = error.smaller_blocks(block_rows) {
