@@ -319,7 +319,7 @@ fn three_wrong_rows_cost_little() {
     delete(&database, &BOTH, &some_events(&database, OF_OBSERVATION, 3));
     assert_mended(&repair(&database), 3);
     execute(&database, "SYSTEM FLUSH LOGS");
-    let of_repair = "type = 'QueryFinish' AND current_database = currentDatabase() \
+    let of_repair = "type = 'QueryFinish' AND has(databases, currentDatabase()) \
          AND query LIKE '%PREWHERE%' AND query LIKE '%ARRAY JOIN [1] AS one%' \
          AND query NOT LIKE '%query_log%'";
     let wanted = format!("SELECT sum(read_bytes) FROM system.query_log WHERE {of_repair}");
