@@ -78,6 +78,15 @@ impl Inspected {
         STORE_BYTES_EMPTY + traces + self.item_bytes
     }
 
+    /// Type of `observations.start_time`, by whose time zone days are told.
+    pub fn start_type(&self) -> String {
+        let column = self.observations.column("start_time");
+        column.map_or_else(
+            || "DateTime64(3)".to_owned(),
+            |column| column.data_type.clone(),
+        )
+    }
+
     /// How the rows of a source become events.
     pub fn mapping_of(&self, source: Source) -> &Mapping {
         match (source, &self.root_spans) {

@@ -243,6 +243,10 @@ pub async fn run(
     }
 }
 
+/// How often in a row a batch may be made smaller without counting as a try: from the largest to
+/// a few kilobytes. Other segments may make the limit larger meanwhile, so it must have an end.
+const MOST_DIVISIONS: u32 = 16;
+
 /// One piece on its way.
 struct Work {
     pipeline: Arc<Pipeline>,
@@ -267,6 +271,7 @@ impl Work {
         let mut tries = self.pipeline.destination.retries.tries();
         let mut block_rows = self.pipeline.block_rows;
         let mut was_repeated = false;
+        let mut divisions = 0;
         for number in 0.. {
             let mut attempt = Attempt {
                 number,
@@ -288,7 +293,12 @@ impl Work {
                 &error,
                 WorkError::InsertFailed { error, is_single_block: false } if error.is_too_large()
             );
-            if attempt.acknowledged > 0 || is_smaller_next {
+            divisions = match attempt.acknowledged {
+                0 => divisions + u32::from(is_smaller_next),
+                _ => 0,
+            };
+            let sends_less = is_smaller_next && divisions <= MOST_DIVISIONS;
+            if attempt.acknowledged > 0 || sends_less {
                 // It got further, or will send less at once: what is met then is something else.
                 tries = self.pipeline.destination.retries.tries();
             }

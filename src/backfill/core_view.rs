@@ -9,19 +9,20 @@ use std::time::Duration;
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::row_hash::RowColumns;
-use super::target_keys::{BACKFILL_SOURCES, Extent, TargetKeys};
+use super::target_keys::{BACKFILL_SOURCES, COLUMNS, Extent, TargetKeys};
 use crate::clickhouse::{Connection, RequestError, TABLE_TIMEOUT, TableInfo, sql};
 
 /// Columns without which a row could not be told from others.
-const KEYS: [&str; 5] = [
+const KEYS: [&str; 6] = [
     "project_id",
     "trace_id",
     "span_id",
     "start_time",
     "event_ts",
+    "source",
 ];
-/// Keys of the view's table that one statement holds in the server's memory, some 16 bytes each.
+/// Keys of the view's table that one statement holds in the server's memory: 16 bytes each, in a
+/// hash table that is at most half empty.
 const KEYS_PER_STATEMENT: u64 = 4_000_000;
 /// How long one statement may take.
 const PATIENCE: Duration = Duration::from_secs(3_600);
@@ -181,12 +182,6 @@ impl CoreView {
         Ok(())
     }
 }
-
-const COLUMNS: RowColumns<'static> = RowColumns {
-    project: "e.project_id",
-    trace: "e.trace_id",
-    span: "e.span_id",
-};
 
 /// The table that a view writes to, from the statement that made it:
 /// `CREATE MATERIALIZED VIEW db.view [UUID …] TO db.table [(columns)] AS …`.

@@ -413,7 +413,8 @@ impl TargetKeys {
     }
 }
 
-const COLUMNS: RowColumns<'static> = RowColumns {
+/// The columns of a table or subquery of events that is called `e`.
+pub(super) const COLUMNS: RowColumns<'static> = RowColumns {
     project: "e.project_id",
     trace: "e.trace_id",
     span: "e.span_id",

@@ -111,13 +111,7 @@ impl Job {
         }
         self.find_experiments(store).await?;
         let recovery = self.recovery(store);
-        if self.resumed {
-            let in_doubt: Vec<_> = self.checkpoint.in_doubt().cloned().collect();
-            let prefix = self.query_prefix();
-            recovery.after_process(in_doubt.iter(), &prefix).await?;
-            let numbers = in_doubt.iter().map(|segment| segment.number);
-            self.checkpoint.repeated.extend(numbers);
-        }
+        self.read_what_is_in_doubt(&recovery).await?;
         if let Some(target) = &self.checkpoint.target
             && target.has_live_rows
         {

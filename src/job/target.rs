@@ -28,14 +28,10 @@ impl Job {
     }
 
     pub(super) fn target_keys(&self) -> Arc<TargetKeys> {
-        let start_time = self.inspected.observations.column("start_time");
         Arc::new(TargetKeys {
             connection: self.connection.clone(),
             target: self.inspected.target.clone(),
-            start_type: start_time.map_or_else(
-                || "DateTime64(3)".to_owned(),
-                |column| column.data_type.clone(),
-            ),
+            start_type: self.inspected.start_type(),
             partition: self.options.partition,
             max_block_bytes: self.options.budget.max_block_bytes,
             pool: self.pool.clone(),
@@ -56,14 +52,8 @@ impl Job {
     /// Finds out which rows the target has: those that stood there before the run, and those that
     /// an earlier process of the run may have written.
     pub(super) async fn read_target(&mut self, store: &Arc<TraceStore>) -> Result<(), Error> {
-        let in_doubt: Vec<_> = self.checkpoint.in_doubt().cloned().collect();
         let recovery = self.recovery(store);
-        if self.resumed {
-            let prefix = self.query_prefix();
-            recovery.after_process(in_doubt.iter(), &prefix).await?;
-            let numbers = in_doubt.iter().map(|segment| segment.number);
-            self.checkpoint.repeated.extend(numbers);
-        }
+        self.read_what_is_in_doubt(&recovery).await?;
         let Some(target) = self.checkpoint.target.clone() else {
             return Ok(());
         };
@@ -86,6 +76,19 @@ impl Job {
             target.keys_loaded = true;
         }
         self.save_with(store)
+    }
+
+    /// Finds out what an earlier process of the run has written that no checkpoint speaks of.
+    pub(super) async fn read_what_is_in_doubt(&mut self, recovery: &Recovery) -> Result<(), Error> {
+        if !self.resumed {
+            return Ok(());
+        }
+        let in_doubt: Vec<_> = self.checkpoint.in_doubt().cloned().collect();
+        let prefix = self.query_prefix();
+        recovery.after_process(in_doubt.iter(), &prefix).await?;
+        let numbers = in_doubt.iter().map(|segment| segment.number);
+        self.checkpoint.repeated.extend(numbers);
+        Ok(())
     }
 
     /// Whether something live has written to the target.
@@ -134,7 +137,7 @@ impl Job {
     }
 
     /// Finds out which version of each observation counts.
-    pub(super) async fn scan_versions(&self, store: &TraceStore) -> Result<(), Error> {
+    pub(super) async fn scan_versions(&self, store: &Arc<TraceStore>) -> Result<(), Error> {
         let is_wanted = self.options.sources().contains(&Source::Observations)
             && !self.checkpoint.remaining(Source::Observations).is_empty();
         if !is_wanted {
@@ -143,6 +146,7 @@ impl Job {
         let inspected = &self.inspected;
         let rows = inspected.observation_rows.rows;
         let phase = Phase::begin(&self.display, "observations compared", rows, 0);
+        let recovery = self.recovery(store);
         let mut tries = self.retries.tries();
         loop {
             let on_rows = |rows| phase.advance(rows);
@@ -163,17 +167,8 @@ impl Job {
                 Ok(_) => break,
                 Err(error) => error,
             };
-            if let Some(signal) = self.shutdown.signal() {
-                return Err(Error::interrupted(signal));
-            }
-            let what = format!("reading the versions of observations: {error}");
-            if !tries.again(error.is_passing(), what).await {
-                return Err(Error::Failed(format!(
-                    "the versions of observations could not be read{}: {error}{}",
-                    tries.in_words(),
-                    error.advice()
-                )));
-            }
+            let doing = "reading the versions of observations";
+            recovery.wait_or_give_up(&mut tries, doing, error).await?;
         }
         phase.finish();
         Ok(())

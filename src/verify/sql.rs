@@ -121,10 +121,7 @@ impl Statements {
                     .days_with_margin(options.trace_margin_days)
             }),
             root_spans: options.root_spans,
-            start_type: inspected.observations.column("start_time").map_or_else(
-                || "DateTime64(3)".to_owned(),
-                |column| column.data_type.clone(),
-            ),
+            start_type: inspected.start_type(),
             by_month,
             is_replacing: target.is_replacing(),
             columns: Columns::new(&inspected.mapping, target),
