@@ -166,11 +166,18 @@ impl SealedBatch {
 pub struct BatchLimit {
     allowed: usize,
     now: AtomicUsize,
+    /// How far it grows for now: not to what was refused.
+    ceiling: AtomicUsize,
+    /// Batches that were taken since one was refused.
+    taken: AtomicUsize,
 }
 
 /// A limit that was lowered grows by this part of what is allowed with each
 /// batch that the server takes.
 const RECOVERY: usize = 32;
+/// So many batches have to be taken before one may be larger than three quarters of one that was
+/// refused: after each refusal the segment is read once more from its beginning.
+const PATIENCE: usize = 256;
 
 impl BatchLimit {
     /// No batch has more bytes than `allowed`, unless it is a single block.
@@ -178,6 +185,8 @@ impl BatchLimit {
         Self {
             allowed,
             now: AtomicUsize::new(allowed),
+            ceiling: AtomicUsize::new(allowed),
+            taken: AtomicUsize::new(0),
         }
     }
 
@@ -189,17 +198,23 @@ impl BatchLimit {
     /// The server had too little memory for a batch of so many bytes.
     pub fn was_too_large(&self, bytes: usize) {
         self.now.fetch_min(bytes / 2, Ordering::Relaxed);
+        self.ceiling.fetch_min(bytes / 4 * 3, Ordering::Relaxed);
+        self.taken.store(0, Ordering::Relaxed);
     }
 
     /// The server took a batch.
     pub fn was_taken(&self) {
-        let grown = |now: usize| {
-            (now < self.allowed).then(|| self.allowed.min(now + self.allowed / RECOVERY))
-        };
+        let taken = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
+        if taken.is_multiple_of(PATIENCE) {
+            self.grow(&self.ceiling, self.allowed);
+        }
+        self.grow(&self.now, self.ceiling.load(Ordering::Relaxed));
+    }
+
+    fn grow(&self, limit: &AtomicUsize, most: usize) {
+        let grown = |now: usize| (now < most).then(|| most.min(now + self.allowed / RECOVERY));
         // An error says that there was nothing to change.
-        let _ = self
-            .now
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
+        let _ = limit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
     }
 }
 
@@ -262,6 +277,11 @@ mod tests {
         limit.was_taken();
         assert_eq!(limit.bytes(), 22);
         for _ in 0..100 {
+            limit.was_taken();
+        }
+        // What was refused is not tried again soon.
+        assert_eq!(limit.bytes(), 30);
+        for _ in 0..17 * PATIENCE {
             limit.was_taken();
         }
         assert_eq!(limit.bytes(), 64);

@@ -28,6 +28,8 @@ const UNPARTITIONED: &str = "all";
 const STORE_BYTES_PER_TRACE: u64 = 32;
 /// Bytes of a store without traces.
 const STORE_BYTES_EMPTY: u64 = 1 << 20;
+/// Disk for each observation of the month while their versions are compared.
+const FILE_BYTES_PER_OBSERVATION: u64 = 29;
 
 /// Everything that is known before the work begins.
 pub struct Inspected {
@@ -75,7 +77,8 @@ impl Inspected {
     /// one that has room left.
     pub fn store_bytes(&self) -> u64 {
         let traces = self.trace_bytes + self.traces_to_load * STORE_BYTES_PER_TRACE;
-        STORE_BYTES_EMPTY + traces + self.item_bytes
+        let versions = self.observation_rows.rows * FILE_BYTES_PER_OBSERVATION;
+        STORE_BYTES_EMPTY + traces + versions + self.item_bytes
     }
 
     /// Type of `observations.start_time`, by whose time zone days are told.

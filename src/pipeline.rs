@@ -261,8 +261,8 @@ struct Attempt {
     shown_rows: u64,
     /// What the query ids of its inserts begin with, if it has sent any.
     sent_as: Option<String>,
-    /// Rows that the server has acknowledged.
-    acknowledged: u64,
+    /// Rows that the server has acknowledged, or had from an attempt before.
+    written: u64,
 }
 
 impl Work {
@@ -272,6 +272,7 @@ impl Work {
         let mut block_rows = self.pipeline.block_rows;
         let mut was_repeated = false;
         let mut divisions = 0;
+        let mut furthest = 0;
         for number in 0.. {
             let mut attempt = Attempt {
                 number,
@@ -293,13 +294,16 @@ impl Work {
                 &error,
                 WorkError::InsertFailed { error, is_single_block: false } if error.is_too_large()
             );
-            divisions = match attempt.acknowledged {
-                0 => divisions + u32::from(is_smaller_next),
-                _ => 0,
+            let got_further = attempt.written > furthest;
+            furthest = furthest.max(attempt.written);
+            divisions = match got_further {
+                false => divisions + u32::from(is_smaller_next),
+                true => 0,
             };
             let sends_less = is_smaller_next && divisions <= MOST_DIVISIONS;
-            if attempt.acknowledged > 0 || sends_less {
-                // It got further, or will send less at once: what is met then is something else.
+            if got_further || sends_less {
+                // What is met now is something else. It must be further than any attempt before:
+                // where a backfill's rows are written again, each begins with the same ones.
                 tries = self.pipeline.destination.retries.tries();
             }
             if let Some(fewer) = error.smaller_blocks(block_rows) {
@@ -318,9 +322,13 @@ impl Work {
             if let Some(prefix) = attempt.sent_as {
                 was_repeated = true;
                 let recovery = &self.pipeline.recovery;
-                recovery
-                    .after_attempt(self.piece.segment(), &prefix)
-                    .await?;
+                let seen = recovery.after_attempt(self.piece.segment(), &prefix).await;
+                seen.map_err(|error| match error {
+                    Error::Failed(message) => {
+                        Error::Failed(format!("{name} could not be done: {message}"))
+                    }
+                    error => error,
+                })?;
             }
         }
         Err(Error::Failed(format!("{name} was never begun")))
@@ -340,7 +348,7 @@ impl Work {
             Ok(()) => outcome = work.sender.finish().await,
             Err(error) => work.sender.abandon(error).await,
         }
-        attempt.acknowledged = work.sender.acknowledged();
+        attempt.written = work.sender.acknowledged() + work.left_out.written_before;
         attempt.sent_as = work.sender.has_sent().then(|| work.sender.query_prefix());
         outcome?;
         let left_out = work.left_out;

@@ -58,6 +58,8 @@ pub struct Report {
     pub left_to_live_rows: u64,
     /// Traces without a root span of ours, since they have one of Langfuse's own.
     pub root_spans_left_to_live_roots: u64,
+    /// Traces without a root span of ours, since one of their observations is called like it.
+    pub root_spans_left_to_observations: u64,
     /// Dataset run items that no span of ours belongs to, since spans of Langfuse's own do.
     pub items_left_to_live_spans: u64,
     /// Events that a backfill had written before the run, and that are as new.

@@ -86,7 +86,7 @@ fn source(server: &'static Server) -> Database<'static> {
     let database = empty(server, "source");
     database.load_sample_month(OBSERVATIONS);
     add_experiment(&database);
-    // An observation with the id of a root span is an event beside that root span.
+    // A trace that comes by the direct path has no observation with the id of a root span.
     let is_root = "ALTER TABLE observations DELETE WHERE id = concat('t-', trace_id)";
     let name = format!("`{}`.observations", database.name);
     execute(&database, &format!("SYSTEM START MERGES {name}"));
@@ -507,17 +507,14 @@ fn assert_reported_as_left(database: &Database, tool: &Tool, ours: u64) {
         old(&live::has_live_row("live_before")),
         "{report:#}"
     );
-    // Versions of traces that do not count may be among them.
-    let roots = old(&live::has_live_root("live_before"));
-    let versions = reported(tool, "traces_superseded");
-    let left = reported(tool, "root_spans_left_to_live_roots");
-    assert!((roots..=roots + versions).contains(&left), "{report:#}");
+    assert_eq!(
+        reported(tool, "root_spans_left_to_live_roots"),
+        old(&live::has_live_root("live_before")),
+        "{report:#}"
+    );
     assert!(reported(tool, "items_left_to_live_spans") > 0, "{report:#}");
     let changed = count(database, &format!("history WHERE event_ts > {UNTIL}"));
-    let left = reported(tool, "left_to_live_path");
-    // Versions of traces that changed so late are among them, also those that do not count.
-    let versions = count(database, &format!("traces WHERE event_ts > {UNTIL}"));
-    assert!((changed..=changed + versions).contains(&left), "{report:#}");
+    assert_eq!(reported(tool, "left_to_live_path"), changed, "{report:#}");
     assert!(report["until"].is_string(), "{report:#}");
 }
 
@@ -571,6 +568,83 @@ fn a_month_that_langfuse_has_written_itself_stays_byte_for_byte() {
     assert_eq!(
         reported(&tool, "left_to_live_rows"),
         count(&database, "history") - without_trace
+    );
+}
+
+#[test]
+fn what_langfuse_has_begun_to_write_since_a_run_was_interrupted_is_left_to_it() {
+    let database = month_with_live_rows("live_since");
+    // Nothing live is there yet.
+    let tool = tool(&database);
+    let mut run = tool.spawn();
+    wait_until(&mut run, "the first event", || {
+        count(&database, "events_core") > 0
+    });
+    run.terminate();
+    run.wait().assert_code(143);
+    wait_for_end_of_queries(&database);
+    let ours = count(&database, "events_full");
+    // Langfuse has the events that are there, and writes some of the others.
+    let others = format!(
+        "live_before WHERE ({KEY}) NOT IN (SELECT {KEY} FROM events_full) \
+         AND (project_id, trace_id) NOT IN (SELECT project_id, trace_id FROM events_full)"
+    );
+    live::create_table(&database, "live_others");
+    execute(
+        &database,
+        &format!("INSERT INTO live_others SELECT * FROM {others}"),
+    );
+    assert!(count(&database, "live_others") > 500);
+    live::write(&database, "live_others");
+    let tool = with_resume(tool);
+    tool.run()
+        .assert_code(0)
+        .assert_stderr_contains("left to Langfuse");
+    for table in ["events_full", "events_core"] {
+        let twice =
+            format!("SELECT count() - uniqExact(project_id, trace_id, span_id) FROM {table}");
+        assert_eq!(ask_number(&database, &twice), 0, "{table}");
+    }
+    assert_only_one_root(&database);
+    let lost =
+        format!("live_others WHERE ({KEY}, source) NOT IN (SELECT {KEY}, source FROM events_core)");
+    assert_eq!(count(&database, &lost), 0);
+    assert!(count(&database, "events_full") > ours + count(&database, "live_others"));
+    assert!(reported(&tool, "left_to_live_rows") > 100);
+    assert!(reported(&tool, "left_to_live_path") > 100);
+}
+
+#[test]
+fn a_live_root_of_a_trace_that_was_bookmarked_later_stays_as_it_is() {
+    let database = month("bookmarked_later");
+    live::create_table(&database, "live");
+    live::add(
+        &database,
+        "live",
+        Way::Staging,
+        "cityHash64(trace_id) % 3 = 0",
+    );
+    live::write(&database, "live");
+    let roots = format!("live WHERE {IS_TRACE_ROOT}");
+    let number = count(&database, &roots);
+    assert!(number > 100, "{number} live roots");
+    // A new version of the trace, days before the run; the events are changed in place.
+    execute(
+        &database,
+        "INSERT INTO traces SELECT t.* REPLACE (true AS bookmarked, \
+             t.event_ts + INTERVAL 1 DAY AS event_ts) \
+         FROM (SELECT * FROM traces ORDER BY event_ts DESC LIMIT 1 BY project_id, id) AS t \
+         WHERE t.is_deleted = 0 AND cityHash64(t.id) % 3 = 0",
+    );
+    tool(&database).run().assert_code(0);
+    let both = format!(
+        "SELECT count(), uniqExact(project_id, trace_id, span_id), countIf({IS_LIVE}) \
+         FROM events_core WHERE {IS_TRACE_ROOT} \
+         AND (project_id, trace_id) IN (SELECT project_id, trace_id FROM {roots})"
+    );
+    assert_eq!(
+        ask(&database, &both),
+        format!("{number}\t{number}\t{number}")
     );
 }
 
@@ -957,6 +1031,58 @@ fn a_restart_says_how_many_rows_wait_to_be_merged_and_how_to_merge_them() {
         .collect();
     assert!(digits.contains(&all.to_string()), "{all} in {said}");
     assert_equal(&database, "history", "events_full FINAL");
+}
+
+#[test]
+fn a_restart_that_failed_before_events_core_had_its_rows_leaves_nothing_old_there() {
+    let database = month("restart_failed");
+    let first = tool(&database);
+    first.run().assert_code(0);
+    // The observations stay as they are: so do the keys and the versions of their events.
+    execute(
+        &database,
+        "INSERT INTO traces SELECT t.* REPLACE (concat(t.name, ' changed') AS name, \
+             t.event_ts + INTERVAL 1 SECOND AS event_ts) \
+         FROM (SELECT * FROM traces ORDER BY event_ts DESC LIMIT 1 BY project_id, id) AS t \
+         WHERE t.is_deleted = 0",
+    );
+    execute(
+        &database,
+        "ALTER TABLE events_core ADD CONSTRAINT old CHECK trace_name NOT LIKE '% changed'",
+    );
+    let tool = first.arg("--restart").env("MAX_RETRIES", "0");
+    tool.run().assert_one_error(1, &["continue with --resume"]);
+    let ahead = "events_full WHERE trace_name LIKE '% changed'";
+    assert!(count(&database, ahead) > 0, "nothing got to events_full");
+    execute(&database, "ALTER TABLE events_core DROP CONSTRAINT old");
+    tool.without_arg("--restart")
+        .arg("--resume")
+        .run()
+        .assert_code(0);
+    for table in ["events_full", "events_core"] {
+        execute(&database, &format!("SYSTEM START MERGES {table}"));
+        execute(&database, &format!("OPTIMIZE TABLE {table} FINAL"));
+    }
+    execute(&database, "DROP TABLE history");
+    live::fill_history(&database, SAMPLE_PARTITION, "history");
+    assert_holds(&database, "history");
+}
+
+#[test]
+fn two_runs_of_a_month_with_different_state_directories_are_not_at_work_at_once() {
+    let database = month("two_at_once");
+    slow_down(&database);
+    let first = unhurried_tool(&database);
+    let mut run = first.spawn();
+    wait_until(&mut run, "the first event", || {
+        count(&database, "events_core") > 0
+    });
+    tool(&database)
+        .run()
+        .assert_one_error(1, &["another events-backfill", "202406"]);
+    execute(&database, "TRUNCATE TABLE brake");
+    run.wait().assert_code(0);
+    assert_holds(&database, "history");
 }
 
 // -------------------------------------------------------------------------------------------------

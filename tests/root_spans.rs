@@ -129,6 +129,41 @@ fn each_trace_gets_one_root_span_beside_the_events_of_its_observations() {
 }
 
 #[test]
+fn an_observation_that_is_called_as_the_root_span_is_the_root_span() {
+    let database = month("root_spans_and_observations");
+    // One that is deleted is none: its trace gets a root span.
+    execute(
+        &database,
+        "INSERT INTO observations SELECT * REPLACE (1 AS is_deleted, event_ts + INTERVAL 1 SECOND AS event_ts) \
+         FROM observations FINAL WHERE id = concat('t-', trace_id) AND cityHash64(id) % 3 = 0",
+    );
+    let tool = tool(&database).arg("--root-spans");
+    tool.run().assert_code(0);
+    let spans = "(project_id, trace_id, span_id)";
+    let doubled = format!("SELECT count() - uniqExact{spans} FROM events_full");
+    assert_eq!(ask_number(&database, &doubled), 0);
+    let [of_observations, of_traces] = ["IN", "NOT IN"].map(|is_in| {
+        ask_number(
+            &database,
+            &format!(
+                "SELECT count() FROM events_full WHERE span_id = concat('t-', trace_id) \
+                 AND {spans} {is_in} (SELECT project_id, trace_id, id FROM observations FINAL \
+                     WHERE _partition_id = '{SAMPLE_PARTITION}') \
+                 AND trace_id IN (SELECT trace_id FROM observations WHERE id = concat('t-', trace_id))"
+            ),
+        )
+    });
+    assert!(of_observations > 10, "{of_observations}");
+    assert!(of_traces > 5, "{of_traces}");
+    assert!(tool.report()["root_spans_left_to_observations"].as_u64() > Some(10));
+    let verify = Tool::new(&database)
+        .arg("verify")
+        .args(["--partition", SAMPLE_PARTITION, "--root-spans"])
+        .env("STATE_DIR", "nowhere");
+    verify.run().assert_code(0);
+}
+
+#[test]
 fn root_spans_can_be_written_on_their_own() {
     let database = month("only_root_spans");
     Specification::of_root_spans().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
@@ -172,10 +207,13 @@ fn a_trace_that_moved_to_another_month_has_one_root_span_without_remote_lookups_
     let report = tool.report();
     let number = |name: &str| report[name].as_u64().unwrap();
     assert_eq!(
-        number("root_spans_inserted") + number("traces_superseded"),
+        number("root_spans_inserted")
+            + number("traces_superseded")
+            + number("root_spans_left_to_observations"),
         versions
     );
     assert!(number("traces_superseded") > 100, "{report}");
+    assert!(number("root_spans_left_to_observations") > 10, "{report}");
 }
 
 #[test]

@@ -30,11 +30,12 @@ class Dataset:
     payload: str
     observations: int
     traces: int
+    suffix: str = ""
 
     @property
     def database(self):
         """Name of its database."""
-        return f"{self.payload}_{self.observations}_{self.traces}"
+        return f"{self.payload}_{self.observations}_{self.traces}{self.suffix}"
 
     @property
     def description(self):

@@ -67,6 +67,7 @@ def rows(parts):
         small_server,
         rows_read,
         network,
+        full_month,
     )
     return [row for goal in goals for row in goal(measurements)]
 
@@ -310,6 +311,35 @@ def network(measurements):
                 f"{run['per_second']:,.0f}/s" for run in direct
             )
         yield row
+
+
+def full_month(measurements):
+    """What it costs to write each event once."""
+    if not measurements.select("full-month"):
+        yield Row("reading the keys of a month that is full", "at most 3% of a run")
+        yield Row("finding the versions of observations", "at most 5% of a run")
+    for empty in measurements.select("full-month", state="empty"):
+        shape = empty["shape"]
+        for state, rows in (("own", "a backfill's"), ("live", "live")):
+            run = measurements.first("full-month", state=state, shape=shape)
+            row = Row(f"reading the keys of {rows} rows, {shape}", "at most 3% of a run")
+            _cost(row, run["queries"]["keys"], empty, run["events_before"])
+            row.met = run["queries"]["keys"]["seconds"] <= 0.03 * empty["seconds"]
+            row.peer += f"; the run itself: {run['seconds']:.1f} s"
+            yield row
+        row = Row(f"finding the versions of observations, {shape}", "at most 5% of a run")
+        _cost(row, empty["queries"]["versions"], empty, empty["partition_rows"])
+        row.met = empty["queries"]["versions"]["seconds"] <= 0.05 * empty["seconds"]
+        yield row
+
+
+def _cost(row, query, empty, rows):
+    row.figure = f"{query['seconds'] / empty['seconds']:.1%} ({query['seconds']:.2f} s)"
+    row.peer = (
+        f"a run into the empty month: {empty['seconds']:.1f} s, "
+        f"{empty['report']['segments_total']} segments; "
+        f"{query['rows']:,} rows read of {rows:,}"
+    )
 
 
 def _mebibytes(number):

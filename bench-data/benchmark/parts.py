@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import contextmanager
 
-from . import datasets, runs
+from . import datasets, full_month, runs
 from .datasets import Dataset
 from .processes import MemoryGroup, available_memory
 
@@ -225,6 +225,11 @@ def _in_memory_group(bench, settings, dataset, target):
         group.remove()
 
 
+def month_states(bench, settings):
+    """Runs into a month that is empty, full of a backfill's rows, and full of live ones."""
+    return full_month.measure(bench, settings, main_dataset(settings))
+
+
 PARTS = {
     "throughput": throughput,
     "traces": traces,
@@ -232,4 +237,5 @@ PARTS = {
     "small-server": small_server,
     "network": network,
     "large": large,
+    "full-month": month_states,
 }

@@ -97,14 +97,23 @@ def run_python(bench, dataset, target):
 
 
 def run_tool(
-    bench, dataset, target, compression="none", url=None, memory_group=None, may_fail=False
+    bench,
+    dataset,
+    target,
+    compression="none",
+    url=None,
+    memory_group=None,
+    may_fail=False,
+    arguments=(),
+    examine=lambda began: {},
 ):
-    """events-backfill itself, with default settings but for the compression."""
+    """events-backfill itself, with default settings but for the compression and the arguments; what
+    `examine` finds of it once it has ended is added."""
     state = os.path.join(bench.workplace, "state")
     report_file = os.path.join(bench.workplace, "report.json")
     command = [bench.tool, "--partition", datasets.PARTITION, "--state-dir", state]
     command += ["--target-table", datasets.TARGETS[target], "--compression", compression]
-    command += ["--report", report_file]
+    command += ["--report", report_file, *arguments]
     if target == "null":
         # An ENGINE = Null is no ReplacingMergeTree.
         command.append("--allow-duplicates")
@@ -134,6 +143,7 @@ def run_tool(
             }
             | _processor_time(bench, outcome, began)
             | _rows_read(bench, dataset, began)
+            | examine(began)
         )
 
     name = f"events-backfill, {compression}"

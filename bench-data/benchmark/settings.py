@@ -5,7 +5,7 @@ import sys
 
 # Name without the prefix BENCH_, default, meaning.
 SETTINGS = [
-    ("PARTS", "throughput traces memory small-server network", "parts to run; also: large"),
+    ("PARTS", "throughput traces memory small-server network", "parts to run; also: large full-month"),
     ("OBSERVATIONS", "300000", "observations of the month"),
     ("PAYLOADS", "typical", "payloads that the peers are compared with: narrow typical wide"),
     ("TARGETS", "full plain null", "tables that are written to"),

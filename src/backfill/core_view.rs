@@ -51,6 +51,14 @@ struct Name {
     name: String,
 }
 
+/// Which rows of the target are copied.
+enum Lacking {
+    /// Those of which the table has no row with the same key and `event_ts`.
+    Keys,
+    /// Those that were written after a block.
+    After(u64),
+}
+
 /// The rows of a part of a table, as two numbers.
 #[derive(Row, Deserialize, PartialEq, Eq)]
 struct Sums {
@@ -138,6 +146,31 @@ impl CoreView {
         extent: &Extent,
         name: &str,
     ) -> Result<(), RequestError> {
+        self.copy(keys, extent, &Lacking::Keys, name).await
+    }
+
+    /// Gives the table once more what a backfill has written into the target after a block, whether
+    /// it has that already or not.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the server does not answer; the same can be done again.
+    pub async fn copy_again(
+        &self,
+        keys: &TargetKeys,
+        extent: &Extent,
+        block: u64,
+        name: &str,
+    ) -> Result<(), RequestError> {
+        self.copy(keys, extent, &Lacking::After(block), name).await
+    }
+
+    async fn copy(
+        &self,
+        keys: &TargetKeys,
+        extent: &Extent,
+        lacking: &Lacking,
+        name: &str,
+    ) -> Result<(), RequestError> {
         let condition = keys.column_condition(extent);
         let count = format!(
             "SELECT count() AS rows, toUInt64(0) AS hashes FROM {} AS e WHERE {condition}",
@@ -158,14 +191,23 @@ impl CoreView {
                 1 => String::new(),
                 _ => format!(" AND {hash} % {shares} = {share}"),
             };
+            let is_copied = match lacking {
+                Lacking::Keys => format!(
+                    "NOT IN (SELECT {hash}, e.event_ts FROM {} AS e WHERE {condition}{of_share})",
+                    self.table.qualified_name()
+                ),
+                Lacking::After(block) => format!(
+                    "IN (SELECT {hash}, e.event_ts FROM {} AS e \
+                     WHERE {condition}{of_share} AND e._block_number > {block})",
+                    keys.target.qualified_name()
+                ),
+            };
             let statement = format!(
                 "INSERT INTO {} ({columns}) SELECT {columns} FROM ({}) AS e \
                  WHERE {condition} AND e.source IN ({BACKFILL_SOURCES}){of_share} \
-                 AND ({hash}, e.event_ts) NOT IN \
-                 (SELECT {hash}, e.event_ts FROM {} AS e WHERE {condition}{of_share})",
+                 AND ({hash}, e.event_ts) {is_copied}",
                 self.table.qualified_name(),
                 self.select,
-                self.table.qualified_name(),
             );
             let id = format!("{name}-{share}-{:x}", fastrand::u64(..));
             let settings = [
@@ -174,6 +216,11 @@ impl CoreView {
                 ("optimize_on_insert", "0".to_owned()),
                 ("insert_deduplicate", "0".to_owned()),
                 ("transform_null_in", "0".to_owned()),
+                // Of rows with one key, those that were written last.
+                (
+                    "final",
+                    u8::from(matches!(lacking, Lacking::After(_))).to_string(),
+                ),
             ];
             keys.connection
                 .execute(&statement, &settings, PATIENCE)

@@ -1,6 +1,7 @@
 //! Which rows of a block are to be written: not those of which another version counts, not
 //! those that the target has already, and not those that Langfuse itself is about to write.
 
+use std::collections::BTreeMap;
 use std::ops::{AddAssign, Range};
 use std::sync::Arc;
 
@@ -11,7 +12,9 @@ use crate::buffer_pool::BufferPool;
 use crate::error::WorkError;
 use crate::mapping::{Helper, Mapping, Source};
 use crate::native::{Block, DataType, FixedCursor, NativeError, StringCursor};
-use crate::trace_store::{Against, HashKey, RowKey, TargetRow, TraceStore};
+use crate::trace_store::{
+    Against, Day, HashKey, Root, RowKey, TargetRow, TraceStore, Version, key,
+};
 
 /// Rows that are not written, by the reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,15 +29,13 @@ pub struct LeftOut {
     pub written_before: u64,
     /// The trace has a live root.
     pub live_root: u64,
+    /// An observation is called as the trace's root span.
+    pub root_observation: u64,
     /// It changed so late that Langfuse is about to write it.
     pub live_path: u64,
-}
-
-impl LeftOut {
-    /// All but the versions that do not count.
-    pub fn considered(&self) -> u64 {
-        self.live + self.already_there + self.written_before + self.live_path
-    }
+    /// None of those: rows that are written beside an older version, which stands there until
+    /// ClickHouse merges the two.
+    pub beside_older: u64,
 }
 
 impl AddAssign for LeftOut {
@@ -44,7 +45,9 @@ impl AddAssign for LeftOut {
         self.already_there += other.already_there;
         self.written_before += other.written_before;
         self.live_root += other.live_root;
+        self.root_observation += other.root_observation;
         self.live_path += other.live_path;
+        self.beside_older += other.beside_older;
     }
 }
 
@@ -120,12 +123,21 @@ pub struct Guard {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disposition {
     Write,
+    /// It is written, and an older version is there.
+    WriteBesideOlder,
     Superseded,
     Live,
     AlreadyThere,
     WrittenBefore,
     LiveRoot,
+    RootObservation,
     LivePath,
+}
+
+impl Disposition {
+    fn is_write(self) -> bool {
+        matches!(self, Disposition::Write | Disposition::WriteBesideOlder)
+    }
 }
 
 /// A row, as far as it is looked at.
@@ -133,7 +145,8 @@ struct SeenRow {
     key: RowKey,
     observation: HashKey,
     event_ts: i64,
-    version: crate::trace_store::Version,
+    day: Day,
+    version: Version,
 }
 
 impl Guard {
@@ -182,19 +195,21 @@ impl Guard {
         }
         let mut written: Vec<Range<usize>> = Vec::new();
         for (row, disposition) in self.dispositions(&block)?.into_iter().enumerate() {
-            *match disposition {
-                Disposition::Write => {
-                    match written.last_mut() {
-                        Some(last) if last.end == row => last.end += 1,
-                        _ => written.push(row..row + 1),
-                    }
-                    continue;
+            if disposition.is_write() {
+                match written.last_mut() {
+                    Some(last) if last.end == row => last.end += 1,
+                    _ => written.push(row..row + 1),
                 }
+            }
+            *match disposition {
+                Disposition::Write => continue,
+                Disposition::WriteBesideOlder => &mut left_out.beside_older,
                 Disposition::Superseded => &mut left_out.superseded,
                 Disposition::Live => &mut left_out.live,
                 Disposition::AlreadyThere => &mut left_out.already_there,
                 Disposition::WrittenBefore => &mut left_out.written_before,
                 Disposition::LiveRoot => &mut left_out.live_root,
+                Disposition::RootObservation => &mut left_out.root_observation,
                 Disposition::LivePath => &mut left_out.live_path,
             } += 1;
         }
@@ -212,7 +227,7 @@ impl Guard {
             && !self.store.has(Against::Versions)
             && !self.store.has(Against::RowsBefore)
             && !self.store.has(Against::RowsSince)
-            && !self.store.has(Against::LiveRoots)
+            && !self.store.has(Against::Roots)
     }
 
     fn dispositions(&self, block: &Block) -> Result<Vec<Disposition>, WorkError> {
@@ -226,9 +241,12 @@ impl Guard {
             .collect();
         match self.source {
             Source::Observations => self.find_superseded(&rows, &mut dispositions)?,
-            Source::Traces => self.find_live_roots(&rows, &mut dispositions)?,
+            Source::Traces => self.find_roots(&rows, &mut dispositions)?,
         }
         self.find_target_rows(&rows, &mut dispositions)?;
+        if self.source == Source::Traces {
+            self.find_superseded_traces(block, &rows, &mut dispositions)?;
+        }
         Ok(dispositions)
     }
 
@@ -259,6 +277,7 @@ impl Guard {
                     Source::Traces => parts.trace_key(),
                 },
                 event_ts,
+                day,
                 version: version(event_ts, day, types.next_value()?, false),
             });
         }
@@ -282,16 +301,57 @@ impl Guard {
         Ok(())
     }
 
-    fn find_live_roots(
+    fn find_roots(
         &self,
         rows: &[SeenRow],
         dispositions: &mut [Disposition],
     ) -> Result<(), WorkError> {
         let keys: Vec<HashKey> = rows.iter().map(|row| row.observation).collect();
-        let has_root = self.store.have_live_roots(&keys)?;
-        for (has_root, disposition) in has_root.into_iter().zip(dispositions) {
-            if has_root && *disposition == Disposition::Write {
-                *disposition = Disposition::LiveRoot;
+        let roots = self.store.roots_of(&keys)?;
+        for (root, disposition) in roots.into_iter().zip(dispositions) {
+            if let (Some(root), Disposition::Write) = (root, *disposition) {
+                *disposition = match root {
+                    Root::Live => Disposition::LiveRoot,
+                    Root::Observation => Disposition::RootObservation,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// Versions of traces that do not count are not left to anybody. The others are told when they
+    /// are enriched.
+    fn find_superseded_traces(
+        &self,
+        block: &Block,
+        rows: &[SeenRow],
+        dispositions: &mut [Disposition],
+    ) -> Result<(), WorkError> {
+        let mut projects = StringCursor::new(block.values(self.columns.project));
+        let mut traces = StringCursor::new(block.values(self.columns.trace));
+        let mut asked: BTreeMap<Vec<u8>, Vec<usize>> = BTreeMap::new();
+        for (index, disposition) in dispositions.iter().enumerate() {
+            let (project, trace) = (projects.next_value()?, traces.next_value()?);
+            if !disposition.is_write() {
+                let mut encoded = Vec::new();
+                key::encode(&mut encoded, project, trace);
+                asked.entry(encoded).or_default().push(index);
+            }
+        }
+        let day = |indices: &[usize]| indices.first().map_or(0, |&index| rows[index].day);
+        let keys: Vec<(Day, &[u8])> = asked
+            .iter()
+            .map(|(key, indices)| (day(indices), key.as_slice()))
+            .collect();
+        let known = self.store.trace_versions(&keys)?;
+        for (indices, known) in asked.values().zip(known) {
+            let Some(known) = known else { continue };
+            for &index in indices {
+                let row = &rows[index];
+                let is_this = !known.is_deleted && known.day == row.day;
+                if known.event_ts > row.event_ts || (known.event_ts == row.event_ts && !is_this) {
+                    dispositions[index] = Disposition::Superseded;
+                }
             }
         }
         Ok(())
@@ -306,10 +366,16 @@ impl Guard {
         for against in [Against::RowsBefore, Against::RowsSince] {
             let found = self.store.target_rows(against, &keys)?;
             for ((row, found), disposition) in rows.iter().zip(found).zip(&mut *dispositions) {
-                if let (Some(found), Disposition::Write) = (found, *disposition)
-                    && found.event_ts >= row.event_ts
+                if let Some(found) = found
+                    && disposition.is_write()
                 {
-                    *disposition = disposition_of(against, found);
+                    // Bookmarking and publishing make a new version of a trace, and change the
+                    // events that are there in place, without a new version of these.
+                    let is_live_root = found.is_live && self.source == Source::Traces;
+                    *disposition = match found.event_ts >= row.event_ts || is_live_root {
+                        true => disposition_of(against, found),
+                        false => Disposition::WriteBesideOlder,
+                    };
                 }
             }
         }

@@ -1,12 +1,14 @@
 //! Inserts that outlive their client. After a kill or a lost answer the server may still be
 //! committing what it has received; before anybody looks at what is there, these must be gone.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clickhouse::Row;
 use serde::Deserialize;
 
-use crate::clickhouse::{Connection, RequestError, sql};
+use crate::clickhouse::{Connection, RequestError, TableInfo, sql};
+use crate::options::Partition;
 
 /// How long the server may take to end an insert: it finishes the part that it is writing.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -16,6 +18,55 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 #[derive(Row, Deserialize)]
 struct Count {
     count: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct QueryId {
+    query_id: String,
+}
+
+/// What the ids of all inserts into a month begin with, whoever's run it is.
+pub fn prefix_of(partition: Partition) -> String {
+    format!("events-backfill-{partition}-")
+}
+
+/// Waits until the inserts have ended that an earlier run, or one with another state directory, has
+/// left under way in this month of the target. Tells whether others have begun meanwhile: then that
+/// run is at work.
+///
+/// # Errors
+/// [`RequestError`] where the server does not answer, or they do not end.
+pub async fn others_are_at_work(
+    connection: &Connection,
+    target: &TableInfo,
+    partition: Partition,
+) -> Result<bool, RequestError> {
+    let query = format!(
+        "SELECT query_id FROM system.processes WHERE startsWith(query_id, {}) AND startsWith(query, {})",
+        sql::string(prefix_of(partition)),
+        sql::string(format!("INSERT INTO {} ", target.qualified_name())),
+    );
+    let started = tokio::time::Instant::now();
+    let mut of_before: Option<BTreeSet<String>> = None;
+    loop {
+        let under_way = match connection.rows::<QueryId>(&query).await {
+            Ok(rows) => rows.into_iter().map(|row| row.query_id).collect(),
+            // ACCESS_DENIED: whoever may not see them cannot be told.
+            Err(error) if error.code() == Some(497) => BTreeSet::new(),
+            Err(error) => return Err(error),
+        };
+        let of_before = of_before.get_or_insert_with(|| under_way.clone());
+        if of_before.is_disjoint(&under_way) {
+            return Ok(!under_way.is_empty());
+        }
+        if started.elapsed() > PATIENCE {
+            return Err(RequestError::TimedOut {
+                doing: "end an insert of another run",
+                limit: PATIENCE,
+            });
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// Waits until no query is under way whose id begins with `prefix`, and ends those that are.

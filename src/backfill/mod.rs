@@ -8,6 +8,7 @@ pub mod guard;
 pub mod leftover_inserts;
 pub mod observation_versions;
 pub mod recovery;
+pub mod roots;
 pub mod row_hash;
 pub mod target_keys;
 pub mod trace_changes;

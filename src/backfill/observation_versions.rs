@@ -12,7 +12,8 @@
 //! sorted on the server, none is held by it, and time and disk grow with the rows alone.
 
 use std::fs::File;
-use std::io::{BufWriter, Read, Seek, Write};
+use std::io::{BufReader, BufWriter, Read, Seek, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use fastbloom::BloomFilter;
@@ -35,6 +36,8 @@ const ROW_BYTES: usize = 8 + 4 + 8 + 8 + 1;
 const FILE_BYTES: u64 = 4 << 20;
 /// Most files at once; each has a buffer of [`BUFFER_BYTES`].
 const MOST_FILES: u64 = 256;
+/// A file that is larger is divided once more before it is sorted.
+const LARGEST_FILE: u64 = 4 * FILE_BYTES;
 const BUFFER_BYTES: usize = 8 * 1024;
 /// Bits of the Bloom filter for each row of the month: 1 % of what it lets through is wrong.
 const BITS_PER_ROW: u64 = 10;
@@ -218,16 +221,26 @@ impl Row {
 
 const SIGN: u64 = 1 << 63;
 
+/// Beginnings of keys, the end not included.
+type Beginnings = Range<u64>;
+
+const ALL_BEGINNINGS: Beginnings = 0..1 << 32;
+
 /// Rows in files by the beginning of their key.
 struct Files {
     directory: std::path::PathBuf,
     files: Vec<BufWriter<File>>,
+    beginnings: Beginnings,
 }
 
 impl Files {
     /// Files without a name, for so many rows of the month.
     fn new(directory: &Path, rows: u64) -> Result<Self, WorkError> {
         let bytes = rows.saturating_mul(ROW_BYTES as u64);
+        Self::of(directory, bytes, ALL_BEGINNINGS)
+    }
+
+    fn of(directory: &Path, bytes: u64, beginnings: Beginnings) -> Result<Self, WorkError> {
         let count = (bytes / FILE_BYTES + 1).min(MOST_FILES);
         let files = (0..count).map(|_| {
             let file = tempfile::tempfile_in(directory)?;
@@ -235,6 +248,7 @@ impl Files {
         });
         Ok(Self {
             directory: directory.to_owned(),
+            beginnings,
             files: files
                 .collect::<std::io::Result<_>>()
                 .map_err(|error| WorkError::file(directory, &error))?,
@@ -242,14 +256,19 @@ impl Files {
     }
 
     fn push(&mut self, row: &Row) -> std::io::Result<()> {
-        let first = u32::from_be_bytes([row.key[0], row.key[1], row.key[2], row.key[3]]);
+        self.push_encoded(&row.encode())
+    }
+
+    fn push_encoded(&mut self, row: &Encoded) -> std::io::Result<()> {
+        let first = u64::from(u32::from_be_bytes([row[0], row[1], row[2], row[3]]));
         // The files in their order have the keys in their order.
-        let index = (u64::from(first) * self.files.len() as u64) >> 32;
+        let Range { start, end } = self.beginnings;
+        let index = (first.saturating_sub(start) * self.files.len() as u64) / (end - start).max(1);
         match usize::try_from(index)
             .ok()
             .and_then(|index| self.files.get_mut(index))
         {
-            Some(file) => file.write_all(&row.encode()),
+            Some(file) => file.write_all(row),
             None => Err(std::io::Error::other("a row has no file")),
         }
     }
@@ -257,12 +276,36 @@ impl Files {
     /// Puts the latest version of each observation that has several into the store.
     fn settle(self, store: &TraceStore, stop: &dyn Fn() -> bool) -> Result<u64, WorkError> {
         let mut writer = SortedWriter::new(store, Against::Versions, "versions");
-        for file in self.files {
+        self.settle_into(&mut writer, stop)?;
+        Ok(writer.finish()?)
+    }
+
+    fn settle_into(
+        self,
+        writer: &mut SortedWriter<'_>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), WorkError> {
+        let failed = |error| WorkError::file(&self.directory, &error);
+        let count = self.files.len() as u64;
+        let Range { start, end } = self.beginnings;
+        // The least beginning that belongs to a file; see `push_encoded`.
+        let begins = |index: u64| start + (index * (end - start)).div_ceil(count.max(1));
+        for (index, file) in (0_u64..).zip(self.files) {
             if stop() {
                 return Err(WorkError::Interrupted);
             }
-            let mut bytes =
-                read_all(file).map_err(|error| WorkError::file(&self.directory, &error))?;
+            let (mut file, length) = rewound(file).map_err(failed)?;
+            let beginnings = begins(index)..begins(index + 1);
+            // Versions of one observation cannot be divided, and are few.
+            if length > LARGEST_FILE && beginnings.end - beginnings.start > 1 {
+                let mut divided = Files::of(&self.directory, length, beginnings)?;
+                divide(&mut file, &mut divided).map_err(failed)?;
+                drop(file);
+                divided.settle_into(writer, stop)?;
+                continue;
+            }
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).map_err(failed)?;
             let (rows, _) = bytes.as_chunks_mut::<ROW_BYTES>();
             rows.sort_unstable();
             for versions in rows.chunk_by(|a, b| a[..12] == b[..12]) {
@@ -271,18 +314,31 @@ impl Files {
                 }
             }
         }
-        Ok(writer.finish()?)
+        Ok(())
     }
 }
 
-fn read_all(file: BufWriter<File>) -> std::io::Result<Vec<u8>> {
+/// What was written, to be read from its beginning, and its bytes.
+fn rewound(file: BufWriter<File>) -> std::io::Result<(File, u64)> {
     let mut file = file
         .into_inner()
         .map_err(std::io::IntoInnerError::into_error)?;
+    let length = file.stream_position()?;
     file.rewind()?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    Ok((file, length))
+}
+
+/// Puts the rows of a file into several.
+fn divide(file: &mut File, into: &mut Files) -> std::io::Result<()> {
+    let mut rows = BufReader::new(file);
+    let mut row: Encoded = [0; ROW_BYTES];
+    loop {
+        match rows.read_exact(&mut row) {
+            Ok(()) => into.push_encoded(&row)?,
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// The latest of the versions of one observation, in ascending order, unless all of them have
@@ -337,6 +393,41 @@ mod tests {
                 let latest = expected.get(&row.key).and_then(|all| all.iter().max().copied());
                 prop_assert_eq!(found, latest);
             }
+        }
+
+        #[test]
+        fn files_that_are_divided_again_keep_the_order_of_keys(
+            firsts in proptest::collection::vec(any::<u32>(), 1..300),
+            start in 0_u64..1 << 31, length in 1_u64..1 << 31, count in 1_u64..70,
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let beginnings = start..start + length;
+            let mut files =
+                Files::of(directory.path(), (count - 1) * FILE_BYTES, beginnings).unwrap();
+            let mut rows: Vec<Encoded> = firsts
+                .iter()
+                .map(|&first| {
+                    let first = u32::try_from(start + u64::from(first) % length).unwrap();
+                    let mut row = [0; ROW_BYTES];
+                    row[..4].copy_from_slice(&first.to_be_bytes());
+                    row
+                })
+                .collect();
+            for row in &rows {
+                files.push_encoded(row).unwrap();
+            }
+            let mut read = Vec::new();
+            for file in files.files {
+                let (mut file, bytes) = rewound(file).unwrap();
+                let mut of_file = Vec::new();
+                file.read_to_end(&mut of_file).unwrap();
+                prop_assert_eq!(of_file.len() as u64, bytes);
+                let (of_file, _) = of_file.as_chunks_mut::<ROW_BYTES>();
+                of_file.sort_unstable();
+                read.extend_from_slice(of_file);
+            }
+            rows.sort_unstable();
+            prop_assert_eq!(read, rows);
         }
 
         #[test]

@@ -12,7 +12,7 @@ use serde_bytes::ByteBuf;
 use tokio::task::block_in_place;
 
 use super::block_stream::{BlockStream, Reading};
-use super::row_hash::{KeyParts, RowColumns, hash_key, microseconds};
+use super::row_hash::{KeyParts, RowColumns, microseconds};
 use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{
     Connection, ON_DISK_FROM_BYTES, RequestError, TABLE_TIMEOUT, TableInfo, sql,
@@ -23,7 +23,7 @@ use crate::native::{FixedCursor, NativeError};
 use crate::options::Partition;
 use crate::plan::Segment;
 use crate::shutdown::Shutdown;
-use crate::trace_store::{Against, Day, HashKey, RowKey, SortedWriter, TargetRow, TraceStore};
+use crate::trace_store::{Against, Day, RowKey, SortedWriter, TargetRow, TraceStore};
 
 /// How the target is called in statements.
 const EVENT: &str = "e";
@@ -101,6 +101,14 @@ impl Extent {
         Self {
             projects: (project.clone(), project),
             ..Self::of_days(days)
+        }
+    }
+
+    /// All spans of its days: what tells apart parts of a day is not in the target's sort key.
+    pub fn of_whole_days(self) -> Self {
+        Self {
+            spans: (None, None),
+            ..self
         }
     }
 
@@ -185,7 +193,11 @@ impl TargetKeys {
         Ok(rows.await?.iter().map(|row| row.count).sum())
     }
 
-    async fn has_live_rows(&self) -> Result<bool, RequestError> {
+    /// Whether something else than a backfill has written to the target at all.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the server does not answer.
+    pub async fn has_live_rows(&self) -> Result<bool, RequestError> {
         if self.target.column("source").is_none() {
             return Ok(false);
         }
@@ -213,18 +225,19 @@ impl TargetKeys {
         Ok(OwnRows::KeepAfterBlock(last.unwrap_or(0)))
     }
 
-    /// Rows that are there more than once under one key, besides the first.
+    /// Rows of the month that are more than once under one key in the target, or in a table of the
+    /// same keys and partitions, besides the first.
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer.
-    pub async fn rows_to_merge(&self) -> Result<u64, RequestError> {
+    pub async fn rows_to_merge(&self, table: &TableInfo) -> Result<u64, RequestError> {
         let [_, _, hash, check] = COLUMNS.row_key("e.start_time");
         let query = format!(
             "SELECT toUInt64(sum(rows - 1)) AS count FROM (SELECT count() AS rows FROM {} AS {EVENT} WHERE {} \
              GROUP BY {hash}, {check} HAVING rows > 1) \
              SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
-            self.target.qualified_name(),
-            self.month_condition()
+            table.qualified_name(),
+            self.days_condition(&self.month_days())
         );
         let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
         Ok(rows.await?.iter().map(|row| row.count).sum())
@@ -234,7 +247,8 @@ impl TargetKeys {
         self.target.partition_key == BY_MONTH
     }
 
-    fn is_live(&self) -> String {
+    /// The condition for the rows that something else than a backfill wrote.
+    pub(super) fn is_live(&self) -> String {
         match self.target.column("source") {
             Some(_) => format!("{EVENT}.source NOT IN ({BACKFILL_SOURCES})"),
             None => "0".to_owned(),
@@ -347,47 +361,8 @@ impl TargetKeys {
         block_in_place(|| keys.finish())
     }
 
-    /// Reads which traces have a live root on some days into the store, in place of what it knows
-    /// of them. Gives their number.
-    ///
-    /// # Errors
-    /// [`WorkError`] of whatever kind; they can be read again.
-    pub async fn load_live_roots(
-        &self,
-        days: &RangeInclusive<Day>,
-        store: &TraceStore,
-    ) -> Result<u64, WorkError> {
-        block_in_place(|| store.clear(Against::LiveRoots))?;
-        let [hash, check] = COLUMNS.trace_key();
-        let query = format!(
-            "SELECT c0, c1 FROM (SELECT CAST({hash}, 'UInt64') AS c0, \
-             CAST({check}, 'UInt32') AS c1 FROM {} AS {EVENT} \
-             WHERE {} AND {} AND {EVENT}.parent_span_id = '' AND {EVENT}.is_deleted = 0 \
-             AND {EVENT}.span_id != concat('t-', {EVENT}.trace_id)) ORDER BY c0, c1",
-            self.target.qualified_name(),
-            self.days_condition(days),
-            self.is_live(),
-        );
-        let mut writer = SortedWriter::new(store, Against::LiveRoots, "roots");
-        let mut last: Option<HashKey> = None;
-        self.for_each_block(&query, |block| {
-            let mut hashes = FixedCursor::<8>::new(block.values(0));
-            let mut checks = FixedCursor::<4>::new(block.values(1));
-            for _ in 0..block.rows {
-                let hash = u64::from_le_bytes(hashes.next_value()?);
-                let key = hash_key(hash, u32::from_le_bytes(checks.next_value()?));
-                if last != Some(key) {
-                    writer.put(&key, b"")?;
-                    last = Some(key);
-                }
-            }
-            Ok(())
-        })
-        .await?;
-        Ok(block_in_place(|| writer.finish())?)
-    }
-
-    async fn for_each_block(
+    /// Reads hashes in small blocks, sorted on the server's disk where they are many.
+    pub(super) async fn for_each_block(
         &self,
         query: &str,
         mut take: impl FnMut(&crate::native::Block) -> Result<(), WorkError>,

@@ -12,7 +12,9 @@ use tokio::task::block_in_place;
 use super::block_stream::{BlockStream, Reading};
 use super::row_hash::microseconds;
 use crate::buffer_pool::BufferPool;
-use crate::clickhouse::{Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo};
+use crate::clickhouse::{
+    Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, now_in_microseconds,
+};
 use crate::error::{Error, WorkError};
 use crate::load::{self, TRACE, TraceRows, select_items};
 use crate::mapping::Mapping;
@@ -25,6 +27,9 @@ use crate::trace_store::{About, Day, ElsewhereWriter, TraceRecord, TraceStore, k
 /// Versions are read from so long before the last time on, in microseconds: they carry the time
 /// at which Langfuse made them, and reach ClickHouse minutes later.
 const OVERLAP: i64 = 3_600_000_000;
+
+/// The key of a trace, and the version of it that has come, with its day.
+type Arrived<'a> = (Vec<u8>, (Day, TraceRecord<'a>));
 
 /// What changed while a run went on.
 #[derive(Debug, Default)]
@@ -58,7 +63,9 @@ pub struct TraceChanges {
     pub days: RangeInclusive<Day>,
     /// How often to look.
     pub every: Duration,
-    /// What was read before, in microseconds since 1970.
+    /// How far the server's clock is ahead, in microseconds.
+    pub clock_ahead: i64,
+    /// What was read before, in microseconds since 1970 by that clock.
     pub read_until: AtomicI64,
     /// Whether any events have been written.
     pub has_written: AtomicBool,
@@ -82,7 +89,7 @@ impl TraceChanges {
     /// # Errors
     /// [`Error`] where it does not pass.
     pub async fn reload(&self) -> Result<(), Error> {
-        let now = now_in_microseconds();
+        let now = now_in_microseconds() + self.clock_ahead;
         let mut tries = self.retries.tries();
         let mut block_rows = load::BLOCK_ROWS;
         loop {
@@ -158,14 +165,43 @@ impl TraceChanges {
             // Those of one trace come in the order of their time.
             latest.insert(encoded, (row.day, row.record));
         }
-        let asked: Vec<(Day, &[u8])> = latest
+        let latest: Vec<Arrived<'_>> = latest.into_iter().collect();
+        let mut writer = ElsewhereWriter::new(&self.store, About::Moved);
+        let mut rest = latest.as_slice();
+        let mut at_once = rest.len().max(1);
+        while !rest.is_empty() {
+            let (these, others) = rest.split_at(at_once.min(rest.len()));
+            if self.keep_newer(these, &mut writer)? {
+                rest = others;
+            } else {
+                // What the store knows of so many takes too much memory.
+                at_once = these.len() / 2;
+            }
+        }
+        Ok(writer.finish()?)
+    }
+
+    /// Keeps those of some versions that are newer than what the store knows. False if they are too
+    /// many at once, and nothing was done.
+    fn keep_newer(
+        &self,
+        versions: &[Arrived<'_>],
+        writer: &mut ElsewhereWriter<'_>,
+    ) -> Result<bool, WorkError> {
+        let asked: Vec<(Day, &[u8])> = versions
             .iter()
             .map(|(key, (day, _))| (*day, key.as_slice()))
             .collect();
-        let known = self.store.look_up(&asked, usize::MAX)?;
-        let mut writer = ElsewhereWriter::new(&self.store, About::Moved);
+        let max_bytes = match versions.len() {
+            1 => usize::MAX,
+            _ => self.budget.max_block_bytes / 2,
+        };
+        let known = self.store.look_up(&asked, max_bytes)?;
+        if known.is_too_large() {
+            return Ok(false);
+        }
         let mut encoded = Vec::new();
-        for (index, (key, (day, record))) in latest.iter().enumerate() {
+        for (index, (key, (day, record))) in versions.iter().enumerate() {
             let known_ts = known.event_ts(index)?;
             let is_newer = known_ts.map_or(self.days.contains(day), |ts| ts < record.event_ts);
             if !is_newer {
@@ -184,7 +220,7 @@ impl TraceChanges {
                 self.counts.after_writing.fetch_add(1, Ordering::Relaxed);
             }
         }
-        Ok(writer.finish()?)
+        Ok(true)
     }
 }
 
@@ -196,12 +232,4 @@ fn has_same_attributes(one: &TraceRecord<'_>, other: &TraceRecord<'_>) -> bool {
         ..one.clone()
     };
     same_version == *other
-}
-
-/// Microseconds since 1970, by this machine's clock.
-pub fn now_in_microseconds() -> i64 {
-    let since_1970 = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX)
 }

@@ -82,11 +82,11 @@ const TOO_LARGE: &[u32] = &[
     241, // MEMORY_LIMIT_EXCEEDED
 ];
 
-/// Exceptions that a server answers to an insert before it has written any of it.
+/// Exceptions that a server answers to an insert before it has written any of it. TOO_MANY_PARTS (252)
+/// is none: it is told again before each block but the first, when the first is there.
 const REFUSALS: &[u32] = &[
     202, // TOO_MANY_SIMULTANEOUS_QUERIES
     203, // NO_FREE_CONNECTION
-    252, // TOO_MANY_PARTS: told when the insert begins, and never later
     745, // SERVER_OVERLOADED
 ];
 
@@ -129,7 +129,8 @@ impl RequestError {
     pub fn is_refusal(&self) -> bool {
         match self {
             RequestError::Exception { code, .. } => REFUSALS.contains(code),
-            RequestError::Http { status, .. } => matches!(status, Some(413 | 429 | 503)),
+            // Not 503: some proxies answer it when the server is gone that took the request.
+            RequestError::Http { status, .. } => matches!(status, Some(413 | 429)),
             _ => false,
         }
     }

@@ -15,5 +15,5 @@ pub use connection::{
 };
 pub use error::RequestError;
 pub use insert::InsertRequest;
-pub use schema::{PartitionSize, ServerInfo, TableColumn, TableInfo};
+pub use schema::{PartitionSize, ServerInfo, TableColumn, TableInfo, now_in_microseconds};
 pub use sizes::{ColumnSizes, Disk, StoredBytes, TableName, TableSize};

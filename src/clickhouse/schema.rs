@@ -1,5 +1,7 @@
 //! What the server says about itself and its tables.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use clickhouse::Row;
 use serde::Deserialize;
 
@@ -8,10 +10,27 @@ use super::error::RequestError;
 use super::sql;
 
 /// The server.
-#[derive(Debug, Clone, Row, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct ServerInfo {
     /// Its version, e.g. `26.7.2.1`.
     pub version: String,
+    /// How far its clock is ahead of this machine's, in microseconds. The times of Langfuse's rows
+    /// are those of its servers, and this machine's may be wrong.
+    pub clock_ahead: i64,
+}
+
+#[derive(Row, Deserialize)]
+struct VersionAndTime {
+    version: String,
+    time: i64,
+}
+
+/// Microseconds since 1970, by this machine's clock.
+pub fn now_in_microseconds() -> i64 {
+    let since_1970 = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// One column as `system.columns` has it.
@@ -106,10 +125,17 @@ impl Connection {
     /// Whatever the request met.
     pub async fn server_info(&self) -> Result<ServerInfo, RequestError> {
         let rows = self
-            .rows::<ServerInfo>("SELECT version() AS version")
+            .rows::<VersionAndTime>(
+                "SELECT version() AS version, toUnixTimestamp64Micro(now64(6)) AS time",
+            )
             .await?;
+        let now = now_in_microseconds();
         rows.into_iter()
             .next()
+            .map(|server| ServerInfo {
+                version: server.version,
+                clock_ahead: server.time - now,
+            })
             .ok_or_else(|| RequestError::Unexpected("SELECT version() has no row".to_owned()))
     }
 

@@ -359,7 +359,7 @@ impl Job {
         destination: &Arc<Destination>,
     ) -> Result<(), Error> {
         if source == Source::Traces {
-            self.read_live_roots(store).await?;
+            self.read_roots(store).await?;
         }
         self.stream(source, store, destination).await
     }
@@ -378,6 +378,15 @@ impl Job {
     /// Says what the operator may want to do about what the run has left.
     fn tell_what_is_left(&self) {
         let partition = self.options.partition;
+        let counts = Source::BOTH.map(|source| self.checkpoint.counts(source).left_out);
+        let left: u64 = counts.iter().map(|counts| counts.live_path).sum();
+        if left > 0 && !self.options.dry_run {
+            self.display.note(format_args!(
+                "{} rows are left to Langfuse: `events-backfill verify --partition {partition}`, an \
+                 hour from now, says whether it has written them",
+                HumanCount(left)
+            ));
+        }
         let changed = self.counts_of_changes().1;
         if changed > 0 && !self.options.dry_run {
             self.display.note(format_args!(
@@ -507,7 +516,10 @@ impl Job {
                 + observations.left_out.live_path,
             events_inserted: observations.inserted,
             observations_without_trace: observations.without_trace,
-            traces_superseded: self.options.root_spans.then_some(root_spans.superseded),
+            traces_superseded: self
+                .options
+                .root_spans
+                .then_some(root_spans.superseded + root_spans.left_out.superseded),
             root_spans_inserted: self.options.root_spans.then_some(root_spans.inserted),
             spans_in_experiments: self
                 .options
@@ -516,6 +528,7 @@ impl Job {
             observations_superseded: observations.left_out.superseded,
             left_to_live_rows: observations.left_out.live + root_spans.left_out.live,
             root_spans_left_to_live_roots: root_spans.left_out.live_root,
+            root_spans_left_to_observations: root_spans.left_out.root_observation,
             items_left_to_live_spans: self
                 .checkpoint
                 .experiments

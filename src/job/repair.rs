@@ -144,6 +144,7 @@ impl Job {
         if self.checkpoint.target.is_some() {
             return Ok(());
         }
+        self.require_alone().await?;
         let keys = self.target_keys();
         let looked = tokio::select! {
             looked = keys.look(0, true) => looked,

@@ -8,10 +8,13 @@ use indicatif::HumanCount;
 
 use super::{Job, work_failed};
 use crate::backfill::core_view::CoreView;
+use crate::backfill::leftover_inserts;
 use crate::backfill::observation_versions::VersionScan;
 use crate::backfill::recovery::Recovery;
-use crate::backfill::target_keys::{Extent, OwnRows, TargetKeys};
+use crate::backfill::roots::RootScan;
+use crate::backfill::target_keys::{Extent, OwnRows, TargetKeys, TargetState};
 use crate::backfill::trace_changes::TraceChanges;
+use crate::clickhouse::RequestError;
 use crate::error::{Error, WorkError};
 use crate::mapping::Source;
 use crate::progress::Phase;
@@ -24,7 +27,37 @@ const LIVE_PATH: i64 = 3_600_000_000;
 impl Job {
     /// What the query ids of all statements begin with by which the run writes.
     pub(super) fn query_prefix(&self) -> String {
-        format!("events-backfill-{}-", self.checkpoint.run_id)
+        let of_month = leftover_inserts::prefix_of(self.options.partition);
+        format!("{of_month}{}-", self.checkpoint.run_id)
+    }
+
+    /// A moment of this machine's clock, in seconds since 1970, by the server's clock, in
+    /// microseconds.
+    fn server_time(&self, seconds: u64) -> i64 {
+        let microseconds = i64::try_from(seconds)
+            .unwrap_or(0)
+            .saturating_mul(1_000_000);
+        microseconds.saturating_add(self.inspected.server.clock_ahead)
+    }
+
+    /// Makes sure that no other run writes to this month of the target: its rows would not be
+    /// known.
+    pub(super) async fn require_alone(&self) -> Result<(), Error> {
+        let (target, partition) = (&self.inspected.target, self.options.partition);
+        let others = leftover_inserts::others_are_at_work(&self.connection, target, partition);
+        let others = tokio::select! {
+            others = others => others,
+            signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+        };
+        let doing = "waiting for the inserts of another run to end failed";
+        match others.map_err(|error| Error::failed(doing, error))? {
+            false => Ok(()),
+            true => Err(Error::Failed(format!(
+                "another events-backfill, with another state directory, is writing {partition} \
+                 into {}.{}: wait until it has ended, or stop it",
+                target.database, target.name
+            ))),
+        }
     }
 
     pub(super) fn target_keys(&self) -> Arc<TargetKeys> {
@@ -59,18 +92,10 @@ impl Job {
         };
         let counts_none = target.own_rows != OwnRows::Keep && !target.has_live_rows;
         if !target.keys_loaded && target.rows > 0 && !counts_none {
-            store
-                .clear(Against::RowsBefore)
-                .map_err(|error| work_failed(error.into()))?;
-            let days = recovery.keys.days_to_read(target.rows);
-            let name = "days of the target read";
-            let phase = Phase::begin(&self.display, name, days.len() as u64, 0);
-            for days in days {
-                let extent = Extent::of_days(days);
-                recovery.load_into(Against::RowsBefore, &extent).await?;
-                phase.advance(1);
-            }
-            phase.finish();
+            self.read_all_rows(store, target.rows).await?;
+        } else if self.resumed && target.has_live_rows {
+            // An earlier process has looked, and Langfuse went on.
+            self.read_live_rows(store).await?;
         }
         if let Some(target) = &mut self.checkpoint.target {
             target.keys_loaded = true;
@@ -100,11 +125,13 @@ impl Job {
     /// Finds out what the target is like before the run writes anything.
     pub(super) async fn look_at_target(&mut self) -> Result<(), Error> {
         if self.checkpoint.target.is_some() {
-            return Ok(());
+            return self.look_for_live_rows().await;
         }
         let keys = self.target_keys();
-        let began = i64::try_from(self.checkpoint.started_at).unwrap_or(i64::MAX);
-        let default = began.saturating_mul(1_000_000).saturating_sub(LIVE_PATH);
+        if !self.options.dry_run {
+            self.require_alone().await?;
+        }
+        let default = self.server_time(self.checkpoint.started_at) - LIVE_PATH;
         let looked = tokio::select! {
             looked = keys.look(default, self.state.is_restart()) => looked,
             signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
@@ -120,6 +147,14 @@ impl Job {
                 self.options.partition
             ));
         }
+        self.tell_until(&target);
+        self.checkpoint.target = Some(target);
+        self.save()?;
+        self.state.forget_restart();
+        Ok(())
+    }
+
+    fn tell_until(&self, target: &TargetState) {
         if let Some(until) = target.until {
             let why = match target.has_live_rows {
                 true => ", which has written to the target already",
@@ -130,9 +165,71 @@ impl Job {
                 crate::report::moment(until)
             ));
         }
+    }
+
+    /// Finds out whether something live has begun to write to the target since the run was begun.
+    /// What changed in the hour before this is left to it from now on.
+    pub(super) async fn look_for_live_rows(&mut self) -> Result<(), Error> {
+        let Some(target) = self.checkpoint.target.clone() else {
+            return Ok(());
+        };
+        if target.has_live_rows {
+            return Ok(());
+        }
+        let keys = self.target_keys();
+        let has_live_rows = tokio::select! {
+            has_live_rows = keys.has_live_rows() => has_live_rows,
+            signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+        };
+        let has_live_rows = has_live_rows
+            .map_err(|error| Error::failed("it cannot be told which rows the target has", error))?;
+        if !has_live_rows {
+            return Ok(());
+        }
+        let default = self.server_time(super::seconds_since_1970()) - LIVE_PATH;
+        let target = TargetState {
+            has_live_rows,
+            until: self.options.until.or(target.until).or(Some(default)),
+            ..target
+        };
+        self.tell_until(&target);
         self.checkpoint.target = Some(target);
-        self.save()?;
-        self.state.forget_restart();
+        self.save()
+    }
+
+    /// Reads the keys of so many rows that count as there.
+    async fn read_all_rows(&self, store: &Arc<TraceStore>, rows: u64) -> Result<(), Error> {
+        let cleared = store.clear(Against::RowsBefore);
+        cleared.map_err(|error| work_failed(error.into()))?;
+        self.read_rows(&self.recovery(store), rows, "days of the target read")
+            .await
+    }
+
+    /// Reads the keys of the rows that something live has written since the target was read.
+    async fn read_live_rows(&self, store: &Arc<TraceStore>) -> Result<(), Error> {
+        let recovery = Recovery {
+            own_rows: OwnRows::Rewrite,
+            ..self.recovery(store)
+        };
+        let rows = self.inspected.observation_rows.rows;
+        self.read_rows(&recovery, rows, "days of live rows read")
+            .await
+    }
+
+    async fn read_rows(
+        &self,
+        recovery: &Recovery,
+        rows: u64,
+        name: &'static str,
+    ) -> Result<(), Error> {
+        let days = recovery.keys.days_to_read(rows);
+        let phase = Phase::begin(&self.display, name, days.len() as u64, 0);
+        for days in days {
+            let extent = Extent::of_days(days);
+            recovery.load_into(Against::RowsBefore, &extent).await?;
+            phase.advance(1);
+        }
+        phase.finish();
         Ok(())
     }
 
@@ -174,20 +271,29 @@ impl Job {
         Ok(())
     }
 
-    /// Finds out which traces have a live root.
-    pub(super) async fn read_live_roots(&self, store: &Arc<TraceStore>) -> Result<(), Error> {
-        if !self.has_live_rows() {
-            return Ok(());
+    /// Finds out which traces have a root already.
+    pub(super) async fn read_roots(&mut self, store: &Arc<TraceStore>) -> Result<(), Error> {
+        if !self.has_live_rows() && !self.is_repair {
+            self.look_for_live_rows().await?;
+            if self.has_live_rows() {
+                self.read_live_rows(store).await?;
+            }
         }
         let recovery = self.recovery(store);
         let margin = self.options.trace_margin_days;
         let days = self.options.partition.days_with_margin(margin);
+        let scan = RootScan {
+            keys: &recovery.keys,
+            observations: &self.inspected.observations,
+            partition_id: &self.inspected.observation_rows.partition_id,
+            live_days: self.has_live_rows().then_some(days),
+        };
         let mut tries = self.retries.tries();
         loop {
-            let Err(error) = recovery.keys.load_live_roots(&days, store).await else {
+            let Err(error) = scan.run(store).await else {
                 return Ok(());
             };
-            let doing = "reading which traces have a live root";
+            let doing = "reading which traces have a root already";
             recovery.wait_or_give_up(&mut tries, doing, error).await?;
         }
     }
@@ -195,7 +301,6 @@ impl Job {
     /// What loads traces again that change while the run goes on.
     pub(super) fn trace_changes(&self, store: &Arc<TraceStore>) -> TraceChanges {
         let margin = self.options.trace_margin_days;
-        let began = i64::try_from(self.checkpoint.started_at).unwrap_or(0);
         let changes = TraceChanges {
             connection: self.connection.clone(),
             traces: self.inspected.traces.clone(),
@@ -207,7 +312,8 @@ impl Job {
             store: Arc::clone(store),
             days: self.options.partition.days_with_margin(margin),
             every: self.options.reload_every,
-            read_until: began.saturating_mul(1_000_000).into(),
+            clock_ahead: self.inspected.server.clock_ahead,
+            read_until: self.server_time(self.checkpoint.started_at).into(),
             has_written: (!self.checkpoint.done.is_empty() || !self.checkpoint.begun.is_empty())
                 .into(),
             counts: crate::backfill::trace_changes::ChangeCounts::default(),
@@ -231,18 +337,18 @@ impl Job {
         };
         let recovery = self.recovery(store);
         let month = self.options.partition.days_with_margin(0);
+        let days = |rows| {
+            let days = recovery.keys.days_to_read(rows).into_iter();
+            days.map(Extent::of_days).collect()
+        };
         let extents: BTreeSet<Extent> = match target.rows {
-            0 => {
-                let repeated = self.checkpoint.repeated.iter();
-                repeated
-                    .filter_map(|&number| self.checkpoint.segment(number))
-                    .map(|segment| Extent::of_segment(segment, &month))
-                    .collect()
-            }
-            rows => {
-                let days = recovery.keys.days_to_read(rows).into_iter();
-                days.map(Extent::of_days).collect()
-            }
+            0 => self.repeated_extents(),
+            rows => days(rows),
+        };
+        // With more extents than days, days may be read again and again.
+        let extents = match extents.len() > month.len() {
+            true => days(self.inspected.observation_rows.rows),
+            false => extents,
         };
         self.level_extents(store, &extents).await
     }
@@ -279,26 +385,59 @@ impl Job {
         prefix: &str,
     ) -> Result<(), WorkError> {
         let views = CoreView::all(&self.connection, &self.inspected.target).await?;
+        let rewritten_since = match self.checkpoint.target.as_ref().map(|t| t.own_rows) {
+            Some(OwnRows::KeepAfterBlock(block)) => Some(block),
+            _ => None,
+        };
         for view in &views {
             for extent in extents {
                 if !view.is_level(keys, extent).await? {
                     view.level(keys, extent, prefix).await?;
                 }
             }
+            let Some(block) = rewritten_since else {
+                continue;
+            };
+            // What was written again has the same keys as before: it cannot be told whether the
+            // view has copied it, where an insert has failed.
+            for extent in self.repeated_extents() {
+                view.copy_again(keys, &extent, block, prefix).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Where segments lie of which an attempt failed that may have written something.
+    fn repeated_extents(&self) -> BTreeSet<Extent> {
+        let month = self.options.partition.days_with_margin(0);
+        let repeated = self.checkpoint.repeated.iter();
+        let segments = repeated.filter_map(|&number| self.checkpoint.segment(number));
+        segments
+            .map(|segment| Extent::of_segment(segment, &month).of_whole_days())
+            .collect()
     }
 
     /// Counts the rows that wait to be merged, where all were written again.
     pub(super) async fn count_rows_to_merge(&self) -> Result<Option<u64>, Error> {
         let rewrites = |own_rows| own_rows != OwnRows::Keep;
         let target = self.checkpoint.target.as_ref();
-        if !target.is_some_and(|target| rewrites(target.own_rows)) || self.options.dry_run {
+        let has_rewritten = target.is_some_and(|target| rewrites(target.own_rows));
+        let counts = Source::BOTH.map(|source| self.checkpoint.counts(source).left_out);
+        let has_replaced = counts.iter().any(|counts| counts.beside_older > 0);
+        if !(has_rewritten || has_replaced) || self.options.dry_run {
             return Ok(None);
         }
-        let keys = self.target_keys();
+        let count = async {
+            let keys = self.target_keys();
+            let views = CoreView::all(&self.connection, &self.inspected.target).await?;
+            let mut most = keys.rows_to_merge(&keys.target).await?;
+            for view in &views {
+                most = most.max(keys.rows_to_merge(&view.table).await?);
+            }
+            Ok::<_, RequestError>(most)
+        };
         let rows = tokio::select! {
-            rows = keys.rows_to_merge() => rows,
+            rows = count => rows,
             signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
         };
         rows.map(Some).map_err(|error| {

@@ -11,6 +11,11 @@ use super::{Day, ELSEWHERE, KEYS_AT_ONCE, MOVED, StoreError, TraceRecord, TraceS
 const BYTES_AT_ONCE: usize = 16 * 1024 * 1024;
 /// Records are taken to be this large until some have been seen.
 const FIRST_GUESS: usize = 16 * 1024;
+/// Bytes of a record in which its head lies: two numbers of at most 9 bytes, and a flag.
+const HEAD_BYTES: usize = 24;
+
+/// Which version of a trace the store knows.
+pub type TraceVersion = RecordHead;
 
 /// The records found for a batch of keys, in the order of the keys.
 #[derive(Debug, Default)]
@@ -18,6 +23,8 @@ pub struct Found {
     bytes: Vec<u8>,
     records: Vec<Option<Range<usize>>>,
     max_bytes: usize,
+    /// Bytes that are kept of a record.
+    kept_bytes: usize,
 }
 
 impl Found {
@@ -51,9 +58,13 @@ impl Found {
     /// # Errors
     /// [`StoreError::Record`] where the record is damaged.
     pub fn event_ts(&self, index: usize) -> Result<Option<i64>, StoreError> {
+        Ok(self.version(index)?.map(|version| version.event_ts))
+    }
+
+    fn version(&self, index: usize) -> Result<Option<TraceVersion>, StoreError> {
         let range = self.records[index].clone();
         let head = range.map(|range| RecordHead::decode(&self.bytes[range]));
-        Ok(head.transpose()?.map(|head| head.event_ts))
+        head.transpose()
     }
 
     /// Whether the store knows anything of the key at `index`, be it that there is no
@@ -64,6 +75,10 @@ impl Found {
 
     /// How many keys to ask for next, judged by the records so far.
     fn keys_at_once(&self) -> usize {
+        if self.kept_bytes < usize::MAX {
+            // What is kept says nothing of what is pinned.
+            return BYTES_AT_ONCE / FIRST_GUESS;
+        }
         let found = self.records.iter().flatten().count();
         let average =
             (self.bytes.len().checked_div(found)).map_or(FIRST_GUESS, |bytes| bytes.max(1));
@@ -72,7 +87,8 @@ impl Found {
 
     fn keep(&mut self, index: usize, value: &[u8]) {
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(value);
+        let kept = &value[..value.len().min(self.kept_bytes)];
+        self.bytes.extend_from_slice(kept);
         self.records[index] = Some(start..self.bytes.len());
     }
 }
@@ -85,10 +101,33 @@ impl TraceStore {
     /// # Errors
     /// [`StoreError::Database`] where the store fails.
     pub fn look_up(&self, keys: &[(Day, &[u8])], max_bytes: usize) -> Result<Found, StoreError> {
+        self.look_up_parts(keys, max_bytes, usize::MAX)
+    }
+
+    /// Which version the store knows of each of some traces, be it a deletion; the keys are those
+    /// of [`TraceStore::look_up`].
+    ///
+    /// # Errors
+    /// [`StoreError`] where the store fails, or is damaged.
+    pub fn trace_versions(
+        &self,
+        keys: &[(Day, &[u8])],
+    ) -> Result<Vec<Option<TraceVersion>>, StoreError> {
+        let found = self.look_up_parts(keys, usize::MAX, HEAD_BYTES)?;
+        (0..keys.len()).map(|index| found.version(index)).collect()
+    }
+
+    fn look_up_parts(
+        &self,
+        keys: &[(Day, &[u8])],
+        max_bytes: usize,
+        kept_bytes: usize,
+    ) -> Result<Found, StoreError> {
         let mut found = Found {
             bytes: Vec::new(),
             records: vec![None; keys.len()],
             max_bytes,
+            kept_bytes,
         };
         let mut missing: Vec<usize> = (0..keys.len()).collect();
         missing.sort_unstable_by_key(|&index| keys[index].1);

@@ -30,10 +30,10 @@ use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options};
 pub use elsewhere::{About, ElsewhereWriter};
 pub use experiments::{ExperimentWriter, FoundItems, ItemRecord};
 pub use load::{DayWriter, SeenTraces};
-pub use lookup::Found;
+pub use lookup::{Found, TraceVersion};
 pub use record::TraceRecord;
 pub use target_rows::{
-    Against, HASH_BYTES, HashKey, ROW_KEY_BYTES, RowKey, SortedWriter, TargetRow, Version,
+    Against, HASH_BYTES, HashKey, ROW_KEY_BYTES, Root, RowKey, SortedWriter, TargetRow, Version,
 };
 pub use wanted::{WantedDay, WantedRow};
 

@@ -98,6 +98,8 @@ pub struct RecordHead {
     pub event_ts: i64,
     /// As [`TraceRecord::is_deleted`].
     pub is_deleted: bool,
+    /// As [`TraceRecord::day`].
+    pub day: Day,
 }
 
 impl RecordHead {

@@ -3,7 +3,7 @@
 //!
 //! Four families, all keyed by hashes that the caller makes: the rows that stood in the target
 //! before the run, those found in it while the run went on, the latest version of each
-//! observation that has several, and the traces that have a live root. The first two are
+//! observation that has several, and the traces that have a root already. The first two are
 //! walked, since a segment's rows are neighbours in them; the others are asked point by point.
 
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use super::{Database, KEYS_AT_ONCE, StoreError, TraceStore};
 
 /// Bytes of the key of a row of the target.
 pub const ROW_KEY_BYTES: usize = 22;
-/// Bytes of the key of an observation, or of a trace with a live root.
+/// Bytes of the key of an observation or a trace.
 pub const HASH_BYTES: usize = 12;
 
 /// The key of a row of the target: it sorts by day, project and the beginning of the span's id.
@@ -34,8 +34,8 @@ pub enum Against {
     RowsSince,
     /// Latest versions: [`HashKey`] → [`Version`].
     Versions,
-    /// Traces with a live root: [`HashKey`] → nothing.
-    LiveRoots,
+    /// Traces that need no root of ours: [`HashKey`] → [`Root`].
+    Roots,
 }
 
 impl Against {
@@ -44,7 +44,7 @@ impl Against {
         Against::RowsBefore,
         Against::RowsSince,
         Against::Versions,
-        Against::LiveRoots,
+        Against::Roots,
     ];
 
     /// Name of the column family.
@@ -53,7 +53,7 @@ impl Against {
             Against::RowsBefore => "target-rows-before",
             Against::RowsSince => "target-rows-since",
             Against::Versions => "observation-versions",
-            Against::LiveRoots => "live-roots",
+            Against::Roots => "roots",
         }
     }
 
@@ -107,6 +107,35 @@ impl TargetRow {
             event_ts: i64::from_le_bytes(event_ts.ok_or_else(|| damaged("a row of the target"))?),
             is_live: is_live != 0,
         })
+    }
+}
+
+/// What is the root of a trace already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Root {
+    /// A span that something live wrote under an id of its own.
+    Live,
+    /// An observation that is called as the root span of its trace.
+    Observation,
+}
+
+impl Root {
+    /// As it is stored.
+    pub fn encode(self) -> [u8; 1] {
+        [match self {
+            Root::Live => 0,
+            Root::Observation => 1,
+        }]
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+        match bytes {
+            [0] => Ok(Root::Live),
+            [1] => Ok(Root::Observation),
+            _ => Err(StoreError::Record(
+                "what is the root of a trace is none of the kinds that are stored".to_owned(),
+            )),
+        }
     }
 }
 
@@ -312,13 +341,12 @@ impl TraceStore {
         self.points(Against::Versions, keys, decode)
     }
 
-    /// Whether each of some traces has a live root.
+    /// What is the root of each of some traces already, in the order of `keys`.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails.
-    pub fn have_live_roots(&self, keys: &[HashKey]) -> Result<Vec<bool>, StoreError> {
-        let found = self.points(Against::LiveRoots, keys, |_| Ok(()))?;
-        Ok(found.iter().map(Option::is_some).collect())
+    /// [`StoreError`] where the store fails, or is damaged.
+    pub fn roots_of(&self, keys: &[HashKey]) -> Result<Vec<Option<Root>>, StoreError> {
+        self.points(Against::Roots, keys, Root::decode)
     }
 
     fn points<T: Clone>(
@@ -421,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_and_live_roots_are_found_by_their_hashes() {
+    fn versions_and_roots_are_found_by_their_hashes() {
         let directory = tempfile::tempdir().unwrap();
         let store = TraceStore::open(directory.path(), 1 << 20).unwrap();
         let hash = |number: u8| [number; HASH_BYTES];
@@ -434,14 +462,19 @@ mod tests {
         let mut writer = SortedWriter::new(&store, Against::Versions, "a");
         writer.put(&hash(1), &version.encode()).unwrap();
         writer.finish().unwrap();
-        let mut writer = SortedWriter::new(&store, Against::LiveRoots, "a");
-        writer.put(&hash(2), b"").unwrap();
+        let mut writer = SortedWriter::new(&store, Against::Roots, "a");
+        writer.put(&hash(2), &Root::Live.encode()).unwrap();
+        writer.put(&hash(3), &Root::Observation.encode()).unwrap();
         writer.finish().unwrap();
-        let keys = [hash(2), hash(1)];
-        assert_eq!(store.versions_of(&keys).unwrap(), [None, Some(version)]);
-        assert_eq!(store.have_live_roots(&keys).unwrap(), [true, false]);
+        let keys = [hash(2), hash(1), hash(3)];
+        let versions = [None, Some(version), None];
+        assert_eq!(store.versions_of(&keys).unwrap(), versions);
+        assert_eq!(
+            store.roots_of(&keys).unwrap(),
+            [Some(Root::Live), None, Some(Root::Observation)]
+        );
         drop(store);
         let store = TraceStore::open(directory.path(), 1 << 20).unwrap();
-        assert_eq!(store.versions_of(&keys).unwrap(), [None, Some(version)]);
+        assert_eq!(store.versions_of(&keys).unwrap(), versions);
     }
 }

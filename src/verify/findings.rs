@@ -138,14 +138,9 @@ pub fn judge(span: &SpanRow, until: Option<i64>) -> (Vec<Finding>, Vec<Stray>) {
     }
     let expected = by_start(&span.expected);
     let mut actual = by_start(&span.events);
-    let is_there = expected.keys().any(|start| actual.contains_key(start));
-    let collides = collides(&span.expected);
     let mut findings = Vec::new();
     for (&start, expected) in &expected {
         let found = actual.remove(&start).unwrap_or_default();
-        if found.is_empty() && is_there && collides {
-            continue;
-        }
         let kinds = judge_key(expected, &found, span.deleted_at, until);
         let latest = expected.iter().max_by_key(|row| row.event_ts);
         let of_trace = latest.is_some_and(|row| row.of_trace);
@@ -166,13 +161,6 @@ pub fn judge(span: &SpanRow, until: Option<i64>) -> (Vec<Finding>, Vec<Stray>) {
         right: Some(right.clone()),
     });
     (findings, strays.collect())
-}
-
-/// Whether an observation is called as the root span of its trace, and the trace
-/// makes one too. Of the two either may be there.
-fn collides(expected: &[SideRow]) -> bool {
-    let is_of_trace = |row: &SideRow| row.4 != 0;
-    expected.iter().any(is_of_trace) && !expected.iter().all(is_of_trace)
 }
 
 fn by_start(rows: &[SideRow]) -> BTreeMap<i64, Vec<Version>> {
@@ -219,8 +207,7 @@ fn latest(span: &SpanRow) -> (i64, Place) {
 }
 
 /// What is wrong with one key. Observations that differ only in their type have
-/// the same one, and so have an observation and a trace that make the same root span:
-/// of these the latest counts, and of equally late ones any.
+/// the same one: of these the latest counts, and of equally late ones any.
 fn judge_key(
     expected: &[Version],
     found: &[Version],
@@ -367,28 +354,6 @@ mod tests {
         // Their hashes count as pairs.
         let mixed = (10, 101, 2, 3);
         assert_eq!(kinds(&[late, equally_late], &[mixed], 0), [Kind::Stale]);
-    }
-
-    #[test]
-    fn an_observation_and_a_trace_may_make_the_same_root_span() {
-        let judged = |of_observation: Row, of_trace: Row, events: &[Row]| {
-            let mut span = span(&[of_observation, of_trace], events, 0);
-            span.expected[1].4 = 1;
-            let findings = judge(&span, None).0;
-            let kinds: Vec<Kind> = findings.iter().map(|found| found.kind).collect();
-            kinds
-        };
-        let (early, late) = ((10, 100, 1, 1), (10, 101, 2, 2));
-        assert_eq!(judged(early, late, &[late]), []);
-        assert_eq!(judged(late, early, &[late]), []);
-        assert_eq!(judged(late, early, &[early]), [Kind::Different]);
-        assert_eq!(judged(late, early, &[]), [Kind::Missing]);
-        let later_start = (11, 100, 3, 3);
-        for events in [&[early][..], &[later_start], &[early, later_start]] {
-            assert_eq!(judged(early, later_start, events), []);
-        }
-        let missing = judged(early, later_start, &[]);
-        assert_eq!(missing, [Kind::Missing, Kind::Missing]);
     }
 
     #[test]

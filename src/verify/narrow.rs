@@ -145,7 +145,7 @@ impl Verification<'_> {
             let (findings, unknown) = judge(&span, self.until);
             for finding in findings {
                 let key = key(&span.project, &span.trace_id, &span.span_id, &finding);
-                match finding.kind == Kind::Missing && finding.of_trace && self.has_live {
+                match finding.kind == Kind::Missing && finding.of_trace {
                     true => {
                         let of_project = missing_roots.entry(span.project.clone()).or_default();
                         of_project.push((key, finding));
@@ -167,7 +167,8 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// A trace that has a live root span, on whatever day, needs none of a backfill.
+    /// A trace that has a root already, on whatever day, needs none of a backfill: a live one, or
+    /// an observation of the month that is called so.
     async fn note_missing_roots(
         &mut self,
         scope: &Scope,
@@ -175,19 +176,52 @@ impl Verification<'_> {
         roots: Vec<(EventKey, Finding)>,
     ) -> Result<(), Error> {
         for roots in roots.chunks(IDS_PER_STATEMENT) {
+            let are_observations = self.root_observations(project, roots).await?;
             let ids: Vec<ByteBuf> = roots.iter().map(|root| root.0.trace_id.clone()).collect();
-            let sql = self.statements.traces_with_live_roots(project, &ids);
-            let with_root = self.server.rows::<Id>("live root spans", &sql).await?;
+            let with_root = match self.has_live {
+                true => {
+                    let sql = self.statements.traces_with_live_roots(project, &ids);
+                    self.server.rows::<Id>("live root spans", &sql).await?
+                }
+                false => Vec::new(),
+            };
             let with_root: HashSet<ByteBuf> = with_root.into_iter().map(|row| row.id).collect();
             for (key, finding) in roots {
                 let mut finding = finding.clone();
                 if with_root.contains(&key.trace_id) {
                     finding.kind = Kind::LeftToLiveRoot;
+                } else if are_observations.contains(&key.span_id) {
+                    // It is compared as the event of that observation.
+                    continue;
                 }
                 self.note(scope, key.clone(), &finding).await?;
             }
         }
         Ok(())
+    }
+
+    /// Those of some missing root spans that an observation of the month is called as.
+    async fn root_observations(
+        &self,
+        project: &ByteBuf,
+        roots: &[(EventKey, Finding)],
+    ) -> Result<HashSet<ByteBuf>, Error> {
+        let ids: Vec<ByteBuf> = roots.iter().map(|root| root.0.span_id.clone()).collect();
+        let sql = self.statements.find_observations(project, &ids);
+        let what = "observations that are called as root spans";
+        let found = self.server.rows::<FoundObservation>(what, &sql).await?;
+        let (from, to) = self.calendar.range(&self.month);
+        let in_month = |start: i64| (from..to).contains(&start.div_euclid(1_000));
+        let is_root = |found: &FoundObservation| {
+            found.span_id.strip_prefix(b"t-") == Some(&found.trace_id[..])
+                && found.is_deleted == 0
+                && found.starts.iter().any(|&start| in_month(start))
+        };
+        Ok(found
+            .into_iter()
+            .filter(is_root)
+            .map(|found| found.span_id)
+            .collect())
     }
 
     /// Finds out what events are that have no observation in their piece, or one that starts at

@@ -104,26 +104,57 @@ impl Statements {
             "SELECT {ROW} FROM (SELECT *, {} AS trace_hash, toUInt8(1) AS of_trace FROM ({}) \
              WHERE key_day BETWEEN {} AND {})",
             self.columns.trace_hash(Origin::Trace, KEYS),
-            self.root_spans_of(&scope.projects, &conditions, &items),
+            self.root_spans_of(scope, &conditions, &items),
             scope.days.start(),
             scope.days.end(),
         )
     }
 
-    /// The root spans of the traces for which one of the conditions holds.
+    /// The root spans of the traces for which one of the conditions holds. A trace of which an
+    /// observation is called so makes none.
     pub(super) fn root_spans_of(
         &self,
-        projects: &[ByteBuf],
+        scope: &Scope,
         conditions: &[String],
         items: &[(&'static str, String)],
     ) -> String {
-        let excluded = self.without_dataset_items(Origin::Trace, projects);
+        let excluded = format!(
+            "{}{}",
+            self.without_dataset_items(Origin::Trace, &scope.projects),
+            self.without_root_observations(scope)
+        );
         let conditions: Vec<String> = conditions
             .iter()
             .map(|condition| format!("{condition}{excluded}"))
             .collect();
         let keys = self.keys(Origin::Trace);
         self.latest(&conditions, &format!(", {keys}{}", listed(items)))
+    }
+
+    /// The condition that leaves out traces with an observation in the month, near the days of the
+    /// scope, that is called as their root span and is not deleted; to follow another. Those farther
+    /// away are looked for once their root spans are missing.
+    fn without_root_observations(&self, scope: &Scope) -> String {
+        let trace = Names::of(Origin::Trace);
+        let observation = Names::of(Origin::Observation);
+        format!(
+            " AND ({}, {}) NOT IN (SELECT {}, {} FROM {} AS {OBSERVATION} \
+             WHERE {OBSERVATION}._partition_id = {} AND {} AND {}{} \
+             AND startsWith({OBSERVATION}.id, 't-') AND {} \
+             GROUP BY {}, {} HAVING argMax({OBSERVATION}.is_deleted, {OBSERVATION}.event_ts) = 0)",
+            trace.project,
+            trace.trace,
+            observation.project,
+            observation.trace,
+            self.observations,
+            sql::string(&self.partition_id),
+            one_of(&observation.project, &scope.projects),
+            between(&observation.moment, scope.moments_around()),
+            scope.share.condition(&observation.trace),
+            observation.is_root(),
+            observation.project,
+            observation.trace,
+        )
     }
 
     fn actual_rows(&self, scope: &Scope) -> String {

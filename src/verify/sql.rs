@@ -375,10 +375,7 @@ impl Statements {
             items.extend(self.columns.items_of_trace(Texts::Plain));
             sources.push(format!(
                 "{} WHERE key_span = {} AND key_start = {}",
-                rows(format!(
-                    "({})",
-                    self.root_spans_of(&scope.projects, &trace, &items)
-                )),
+                rows(format!("({})", self.root_spans_of(scope, &trace, &items))),
                 sql::string(&key.span_id),
                 key.start
             ));

@@ -1,6 +1,7 @@
 -- The root spans that events_full must contain after a backfill of one partition with root
--- spans: one for each trace whose latest version lies in it, unless that is a deletion. Written
--- from the description of the tables, independent of the Rust code; see expected.sql.
+-- spans: one for each trace whose latest version lies in it, unless that is a deletion, or an
+-- observation of the month is called as the root span would be. Written from the description of the
+-- tables, independent of the Rust code; see expected.sql.
 --
 -- Query parameter: partition. One SELECT without a closing semicolon.
 WITH
@@ -10,6 +11,14 @@ WITH
         FROM traces
         ORDER BY event_ts DESC
         LIMIT 1 BY project_id, id
+    ),
+    latest_root_observation AS
+    (
+        SELECT *
+        FROM observations
+        WHERE toYYYYMM(start_time) = toUInt32({partition:String}) AND id = concat('t-', trace_id)
+        ORDER BY event_ts DESC
+        LIMIT 1 BY project_id, trace_id
     )
 SELECT
     project_id,
@@ -43,3 +52,5 @@ SELECT
     CAST(0, 'UInt8') AS is_deleted
 FROM latest_version AS trace
 WHERE trace.is_deleted = 0 AND toYYYYMM(trace.timestamp) = toUInt32({partition:String})
+    AND (trace.project_id, trace.id) NOT IN
+        (SELECT project_id, trace_id FROM latest_root_observation WHERE is_deleted = 0)

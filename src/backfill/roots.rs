@@ -1,0 +1,102 @@
+//! Traces that have a root already, so that they need none of ours: a span that something live
+//! wrote under an id of its own, or an observation that is called as the root span would be.
+//!
+//! v4 groups by span, and the sort key of the target holds the start too: a root span beside an
+//! observation of the same id is one span with two rows, both of which are counted.
+
+use std::ops::RangeInclusive;
+
+use tokio::task::block_in_place;
+
+use super::row_hash::{RowColumns, hash_key};
+use super::target_keys::{COLUMNS, TargetKeys};
+use crate::clickhouse::{ON_DISK_FROM_BYTES, TableInfo, sql};
+use crate::error::WorkError;
+use crate::native::{Block, FixedCursor};
+use crate::trace_store::{Against, Day, HashKey, Root, SortedWriter, TraceStore};
+
+/// What is read.
+pub struct RootScan<'a> {
+    /// The way to the target, and to everything else on that server.
+    pub keys: &'a TargetKeys,
+    /// `observations`
+    pub observations: &'a TableInfo,
+    /// The month, `YYYYMM`.
+    pub partition_id: &'a str,
+    /// Days on which live roots are looked for, if anything live has written to the target.
+    pub live_days: Option<RangeInclusive<Day>>,
+}
+
+impl RootScan<'_> {
+    /// Puts the traces that have a root into the store, in place of what it knows of them.
+    ///
+    /// # Errors
+    /// [`WorkError`] of whatever kind; it can be done again.
+    pub async fn run(&self, store: &TraceStore) -> Result<(), WorkError> {
+        block_in_place(|| store.clear(Against::Roots))?;
+        self.load(&self.of_observations(), Root::Observation, store)
+            .await?;
+        if let Some(days) = &self.live_days {
+            // Over what the others have put there: a live root is the better reason.
+            self.load(&self.live(days), Root::Live, store).await?;
+        }
+        Ok(())
+    }
+
+    /// Observations that are called as the root span of their trace, unless they are deleted.
+    /// Few ids begin like that, so that little besides the ids is read.
+    fn of_observations(&self) -> String {
+        let [hash, check] = RowColumns {
+            project: "o.project_id",
+            trace: "o.trace_id",
+            span: "o.id",
+        }
+        .trace_key();
+        format!(
+            "SELECT CAST({hash}, 'UInt64') AS c0, CAST({check}, 'UInt32') AS c1 FROM {} AS o \
+             WHERE o._partition_id = {} AND startsWith(o.id, 't-') \
+             AND o.id = concat('t-', o.trace_id) \
+             GROUP BY c0, c1 HAVING argMax(o.is_deleted, o.event_ts) = 0 ORDER BY c0, c1 \
+             SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
+            self.observations.qualified_name(),
+            sql::string(self.partition_id),
+        )
+    }
+
+    /// Live spans without a parent that are called otherwise.
+    fn live(&self, days: &RangeInclusive<Day>) -> String {
+        let [hash, check] = COLUMNS.trace_key();
+        format!(
+            "SELECT c0, c1 FROM (SELECT CAST({hash}, 'UInt64') AS c0, \
+             CAST({check}, 'UInt32') AS c1 FROM {} AS e \
+             WHERE {} AND {} AND e.parent_span_id = '' AND e.is_deleted = 0 \
+             AND e.span_id != concat('t-', e.trace_id)) ORDER BY c0, c1",
+            self.keys.target.qualified_name(),
+            self.keys.days_condition(days),
+            self.keys.is_live(),
+        )
+    }
+
+    async fn load(&self, query: &str, root: Root, store: &TraceStore) -> Result<(), WorkError> {
+        let name = format!("{root:?}");
+        let mut writer = SortedWriter::new(store, Against::Roots, name);
+        let mut last: Option<HashKey> = None;
+        self.keys
+            .for_each_block(query, |block: &Block| {
+                let mut hashes = FixedCursor::<8>::new(block.values(0));
+                let mut checks = FixedCursor::<4>::new(block.values(1));
+                for _ in 0..block.rows {
+                    let hash = u64::from_le_bytes(hashes.next_value()?);
+                    let key = hash_key(hash, u32::from_le_bytes(checks.next_value()?));
+                    if last != Some(key) {
+                        writer.put(&key, &root.encode())?;
+                        last = Some(key);
+                    }
+                }
+                Ok(())
+            })
+            .await?;
+        block_in_place(|| writer.finish())?;
+        Ok(())
+    }
+}
