@@ -27,7 +27,7 @@ use crate::trace_store::Day;
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
 /// Increased whenever [`Checkpoint`] changes, or what the trace store holds.
-const FORMAT_VERSION: u32 = 5;
+const FORMAT_VERSION: u32 = 6;
 /// Most bytes that a length in the payload may claim; otherwise a damaged one
 /// would ask for more memory than there is.
 const MAX_PAYLOAD: usize = 256 * 1024 * 1024;

@@ -417,7 +417,7 @@ fn too_many_parts_that_are_never_merged_end_the_run_and_it_can_be_resumed() {
     let before = rejected_inserts();
     let outcome = tool.run();
     let words = [
-        "tried 2 times",
+        "(2 tries)",
         "error 252",
         "Too many parts",
         "TOO_MANY_PARTS",

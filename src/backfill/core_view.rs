@@ -55,8 +55,8 @@ struct Name {
 enum Lacking {
     /// Those of which the table has no row with the same key and `event_ts`.
     Keys,
-    /// Those that were written after a block.
-    After(u64),
+    /// Those that were written after a block of the target, and not after one of the table.
+    Since(u64, Option<u64>),
 }
 
 /// The rows of a part of a table, as two numbers.
@@ -149,8 +149,9 @@ impl CoreView {
         self.copy(keys, extent, &Lacking::Keys, name).await
     }
 
-    /// Gives the table once more what a backfill has written into the target after a block, whether
-    /// it has that already or not.
+    /// Gives the table what a backfill has written into the target after one block, and the table
+    /// has not got since another, be it that it has an older row with the same key. Where it does not
+    /// keep the numbers of blocks, that is all of it.
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer; the same can be done again.
@@ -158,10 +159,11 @@ impl CoreView {
         &self,
         keys: &TargetKeys,
         extent: &Extent,
-        block: u64,
+        (of_target, of_table): (u64, Option<u64>),
         name: &str,
     ) -> Result<(), RequestError> {
-        self.copy(keys, extent, &Lacking::After(block), name).await
+        let lacking = Lacking::Since(of_target, of_table);
+        self.copy(keys, extent, &lacking, name).await
     }
 
     async fn copy(
@@ -196,11 +198,20 @@ impl CoreView {
                     "NOT IN (SELECT {hash}, e.event_ts FROM {} AS e WHERE {condition}{of_share})",
                     self.table.qualified_name()
                 ),
-                Lacking::After(block) => format!(
-                    "IN (SELECT {hash}, e.event_ts FROM {} AS e \
-                     WHERE {condition}{of_share} AND e._block_number > {block})",
-                    keys.target.qualified_name()
-                ),
+                Lacking::Since(of_target, of_table) => {
+                    let written = |table: &TableInfo, block: u64| {
+                        format!(
+                            "(SELECT {hash}, e.event_ts FROM {} AS e \
+                             WHERE {condition}{of_share} AND e._block_number > {block})",
+                            table.qualified_name()
+                        )
+                    };
+                    let has_them = of_table.map_or_else(String::new, |block| {
+                        let has = written(&self.table, block);
+                        format!(" AND ({hash}, e.event_ts) NOT IN {has}")
+                    });
+                    format!("IN {}{has_them}", written(&keys.target, *of_target))
+                }
             };
             let statement = format!(
                 "INSERT INTO {} ({columns}) SELECT {columns} FROM ({}) AS e \
@@ -219,7 +230,7 @@ impl CoreView {
                 // Of rows with one key, those that were written last.
                 (
                     "final",
-                    u8::from(matches!(lacking, Lacking::After(_))).to_string(),
+                    u8::from(matches!(lacking, Lacking::Since(..))).to_string(),
                 ),
             ];
             keys.connection

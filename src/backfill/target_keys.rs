@@ -4,6 +4,7 @@
 //! all over the days of its project. So keys are read by days, each of them once, in the order in
 //! which segments need them, and not for each segment.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use clickhouse::Row;
@@ -12,6 +13,7 @@ use serde_bytes::ByteBuf;
 use tokio::task::block_in_place;
 
 use super::block_stream::{BlockStream, Reading};
+use super::core_view::CoreView;
 use super::row_hash::{KeyParts, RowColumns, microseconds};
 use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{
@@ -47,6 +49,9 @@ pub struct TargetState {
     pub until: Option<i64>,
     /// What becomes of a backfill's rows that are there.
     pub own_rows: OwnRows,
+    /// The last block of each table that a view fills, where all are written again and the table
+    /// keeps the numbers of blocks.
+    pub view_blocks: BTreeMap<String, u64>,
     /// Whether the keys of the rows that were there are in the store.
     pub keys_loaded: bool,
 }
@@ -172,14 +177,26 @@ impl TargetKeys {
         let rows = self.count(&self.month_condition()).await?;
         let has_live_rows = self.has_live_rows().await?;
         let own_rows = match rewrite && rows > 0 {
-            true => self.last_block().await?,
+            true => match self.last_block(&self.target).await? {
+                Some(block) => OwnRows::KeepAfterBlock(block),
+                None => OwnRows::Rewrite,
+            },
             false => OwnRows::Keep,
         };
+        let mut view_blocks = BTreeMap::new();
+        if let OwnRows::KeepAfterBlock(_) = own_rows {
+            for view in CoreView::all(&self.connection, &self.target).await? {
+                if let Some(block) = self.last_block(&view.table).await? {
+                    view_blocks.insert(view.table.qualified_name(), block);
+                }
+            }
+        }
         Ok(TargetState {
             rows,
             has_live_rows,
             until: has_live_rows.then_some(until),
             own_rows,
+            view_blocks,
             keys_loaded: false,
         })
     }
@@ -210,19 +227,21 @@ impl TargetKeys {
         Ok(rows.await?.iter().any(|row| row.count > 0))
     }
 
-    /// Which rows this run will have written, where all are written again.
-    async fn last_block(&self) -> Result<OwnRows, RequestError> {
-        if !self.target.keeps_block_numbers || !self.is_by_month() {
-            return Ok(OwnRows::Rewrite);
+    /// The last block of the month: what comes later this run has written. Nothing where the table
+    /// does not tell.
+    async fn last_block(&self, table: &TableInfo) -> Result<Option<u64>, RequestError> {
+        if !table.keeps_block_numbers || table.partition_key != BY_MONTH {
+            return Ok(None);
         }
         let query = format!(
-            "SELECT max({EVENT}._block_number) AS count FROM {} AS {EVENT} WHERE {}",
-            self.target.qualified_name(),
-            self.month_condition()
+            "SELECT max({EVENT}._block_number) AS count FROM {} AS {EVENT} \
+             WHERE {EVENT}._partition_id = {}",
+            table.qualified_name(),
+            sql::string(self.partition.to_string())
         );
         let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
         let last = rows.await?.iter().map(|row| row.count).max();
-        Ok(OwnRows::KeepAfterBlock(last.unwrap_or(0)))
+        Ok(Some(last.unwrap_or(0)))
     }
 
     /// Rows of the month that are more than once under one key in the target, or in a table of the

@@ -385,23 +385,26 @@ impl Job {
         prefix: &str,
     ) -> Result<(), WorkError> {
         let views = CoreView::all(&self.connection, &self.inspected.target).await?;
-        let rewritten_since = match self.checkpoint.target.as_ref().map(|t| t.own_rows) {
-            Some(OwnRows::KeepAfterBlock(block)) => Some(block),
+        let target = self.checkpoint.target.as_ref();
+        let rewritten_since = target.and_then(|target| match target.own_rows {
+            OwnRows::KeepAfterBlock(block) => Some((block, &target.view_blocks)),
             _ => None,
-        };
+        });
         for view in &views {
             for extent in extents {
                 if !view.is_level(keys, extent).await? {
                     view.level(keys, extent, prefix).await?;
                 }
             }
-            let Some(block) = rewritten_since else {
+            let Some((block, view_blocks)) = rewritten_since else {
                 continue;
             };
+            let of_table = view_blocks.get(&view.table.qualified_name()).copied();
             // What was written again has the same keys as before: it cannot be told whether the
             // view has copied it, where an insert has failed.
             for extent in self.repeated_extents() {
-                view.copy_again(keys, &extent, block, prefix).await?;
+                view.copy_again(keys, &extent, (block, of_table), prefix)
+                    .await?;
             }
         }
         Ok(())
