@@ -9,6 +9,7 @@ use time::macros::format_description;
 use crate::checkpoint::{Checkpoint, CheckpointError, MadeFor};
 use crate::error::Error;
 use crate::options::Options;
+use crate::state_dir::PartitionDir;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -94,6 +95,24 @@ pub fn experiments_so_far(
     match stored {
         Ok(Some(checkpoint)) if !options.restart => Some(checkpoint.with_experiments),
         _ => None,
+    }
+}
+
+/// Refuses where a run of the month in the same state directory is not finished: it would write once
+/// more what somebody else writes meanwhile.
+///
+/// # Errors
+/// [`Error::Configuration`], with what can be done.
+pub fn require_finished(options: &Options) -> Result<(), Error> {
+    let directory = PartitionDir::new(&options.state_dir, options.partition, false);
+    match Checkpoint::read(&directory.checkpoint()) {
+        Ok(Some(checkpoint)) if !checkpoint.finished => Err(Error::Configuration(format!(
+            "the run in {} is not finished, with {}: finish it first, with --resume; it writes what \
+             is missing",
+            directory.path.display(),
+            progress(&checkpoint)
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -485,6 +485,14 @@ impl Inspector {
                 table.name
             )));
         }
+        if table.has_views && !self.ask(self.connection.sees_views_of(&table)).await? {
+            return Err(Error::Configuration(format!(
+                "user '{}' does not see the materialized views that read {database}.{}, so that the \
+                 table which v4 reads (events_core) could not be kept right: \
+                 GRANT SHOW TABLES ON {database}.* TO {}",
+                self.options.connection.user, table.name, self.options.connection.user
+            )));
+        }
         if !table.is_replacing() && !self.options.allow_duplicates {
             return Err(Error::Configuration(format!(
                 "the target {database}.{} is a {}, not a ReplacingMergeTree: a run that is done \

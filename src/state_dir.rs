@@ -49,12 +49,13 @@ impl PartitionDir {
         }
     }
 
-    /// The directory in `root` for a repair of this partition.
-    pub fn of_repair(root: &Path, partition: Partition) -> Self {
+    /// The directory in `root` for a repair of this partition, or a dry run of one.
+    pub fn of_repair(root: &Path, partition: Partition, dry_run: bool) -> Self {
+        let end = if dry_run { DRY_RUN } else { "" };
         Self {
             partition,
-            dry_run: false,
-            path: root.join(format!("{partition}-repair")),
+            dry_run,
+            path: root.join(format!("{partition}-repair{end}")),
         }
     }
 
@@ -217,8 +218,8 @@ impl StateDir {
     ///
     /// # Errors
     /// See [`StateDir::prepare`].
-    pub fn prepare_repair(root: &Path, partition: Partition) -> Result<Self, Error> {
-        Self::take(PartitionDir::of_repair(root, partition))
+    pub fn prepare_repair(root: &Path, partition: Partition, dry_run: bool) -> Result<Self, Error> {
+        Self::take(PartitionDir::of_repair(root, partition, dry_run))
     }
 
     fn take(directory: PartitionDir) -> Result<Self, Error> {

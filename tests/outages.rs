@@ -416,12 +416,7 @@ fn too_many_parts_that_are_never_merged_end_the_run_and_it_can_be_resumed() {
     let tool = tool(target).env("MAX_RETRIES", "1");
     let before = rejected_inserts();
     let outcome = tool.run();
-    let words = [
-        "(2 tries)",
-        "error 252",
-        "Too many parts",
-        "TOO_MANY_PARTS",
-    ];
+    let words = ["(2 tries)", "error 252", "Too many parts", "TOO_MANY_PARTS"];
     assert_failed_with_way_on(&outcome, &words);
     assert_eq!(rejected_inserts() - before, 2);
     assert_eq!(parts(target), MOST_PARTS);

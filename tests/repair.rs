@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use differential::{ask, ask_number, execute};
 use serde_json::Value;
-use support::{Database, SAMPLE_PARTITION, Server, Tool};
+use support::{BLIND_OPERATOR, Database, OPERATOR, Options, SAMPLE_PARTITION, Server, Tool};
 
 /// Enough for most oddities of the generator.
 const OBSERVATIONS: u64 = 12_000;
@@ -97,9 +97,7 @@ fn assert_each_once(database: &Database) {
     for table in ["events_full", "events_core"] {
         let numbers = ask(
             database,
-            &format!(
-                "SELECT count(), uniqExact(project_id, trace_id, span_id, start_time) FROM {table}"
-            ),
+            &format!("SELECT count(), uniqExact(project_id, trace_id, span_id) FROM {table}"),
         );
         let (rows, spans) = numbers.split_once('\t').unwrap();
         assert_eq!(rows, spans, "{table}");
@@ -173,6 +171,152 @@ fn what_is_different_or_stale_is_written_again() {
     assert_eq!(report["found"]["stale"], 4);
     assert_equal(&database);
     assert_each_once(&database);
+}
+
+#[test]
+fn what_is_written_again_and_waits_to_be_merged_is_no_success() {
+    let database = backfilled("repair_waits");
+    for table in BOTH {
+        execute(&database, &format!("SYSTEM STOP MERGES {table}"));
+    }
+    let trace = "SELECT trace_id FROM events_full WHERE user_id != '' ORDER BY cityHash64(trace_id) LIMIT 1";
+    execute(
+        &database,
+        &format!(
+            "INSERT INTO traces SELECT t.* REPLACE ('somebody else' AS user_id, \
+                 t.event_ts + INTERVAL 1 SECOND AS event_ts) \
+             FROM traces AS t FINAL WHERE t.id IN ({trace})"
+        ),
+    );
+    let tool = repair(&database);
+    tool.run()
+        .assert_one_error(1, &["too many until they are merged", "--optimize"]);
+    let written = tool.report()["rows_written"].as_u64().unwrap();
+    assert!(written > 0);
+    assert_eq!(tool.report()["rows_to_merge"], written);
+    for table in BOTH {
+        execute(&database, &format!("SYSTEM START MERGES {table}"));
+    }
+    let report = assert_mended(&repair(&database).arg("--optimize"), 0);
+    assert_eq!(report["rows_to_merge"], 0);
+    assert_equal(&database);
+    assert_each_once(&database);
+}
+
+#[test]
+fn live_rows_that_events_core_lacks_are_given_to_it() {
+    let database = backfilled("repair_core_live");
+    let live = some_events(&database, "1", 5);
+    change(&database, "events_full", "'otel' AS source", &live);
+    delete(&database, &["events_core"], &live);
+    let report = assert_mended(&repair(&database), 0);
+    assert_eq!(report["found"]["missing_in_core"], 5, "{report:#}");
+    assert_equal(&database);
+    assert_each_once(&database);
+}
+
+#[test]
+fn versions_that_events_core_has_merged_away_do_not_come_back() {
+    let database = backfilled("repair_merged_core");
+    execute(&database, "SYSTEM STOP MERGES events_full");
+    let later = some_events(&database, "1", 8);
+    execute(
+        &database,
+        &format!(
+            "INSERT INTO events_full SELECT * REPLACE (event_ts + INTERVAL 1 SECOND AS event_ts, \
+                 'otel' AS source) FROM events_full FINAL WHERE {later}"
+        ),
+    );
+    execute(&database, "OPTIMIZE TABLE events_core FINAL");
+    execute(&database, "SYSTEM STOP MERGES events_core");
+    let rows = ask_number(&database, "SELECT count() FROM events_core");
+    let others = format!("NOT ({later}) AND cityHash64(span_id) % 5 = 0");
+    delete(&database, &["events_core"], &others);
+    repair(&database).run();
+    assert_eq!(
+        ask_number(&database, "SELECT count() FROM events_core"),
+        rows
+    );
+}
+
+#[test]
+fn an_unfinished_run_is_finished_before_anything_is_repaired() {
+    let database = backfilled("repair_unfinished");
+    for table in BOTH {
+        execute(&database, &format!("TRUNCATE TABLE {table}"));
+    }
+    let small = [
+        "--batch-size",
+        "20",
+        "--segment-rows",
+        "1000",
+        "--concurrency",
+        "1",
+    ];
+    let run = Tool::new(&database).args(ALIKE).args(small);
+    let mut running = run.spawn();
+    let started = Instant::now();
+    while ask_number(&database, "SELECT count() FROM events_full") < 100 {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        assert!(running.is_running(), "it ended before it was interrupted");
+        thread::sleep(Duration::from_millis(5));
+    }
+    running.terminate();
+    running.wait().assert_code(143);
+    let state = run.state_dir().to_str().unwrap().to_owned();
+    repair(&database)
+        .env("STATE_DIR", &state)
+        .run()
+        .assert_one_error(2, &["not finished", "--resume"]);
+    run.arg("--resume").run().assert_code(0);
+    let report = assert_mended(&repair(&database).env("STATE_DIR", &state), 0);
+    assert_eq!(report["segments_total"], 0);
+}
+
+#[test]
+fn the_rights_that_the_readme_lists_are_enough() {
+    let server = Server::start(Options {
+        config: "<access_control_improvements>\
+                 <select_from_system_db_requires_grant>true</select_from_system_db_requires_grant>\
+                 </access_control_improvements>"
+            .to_owned(),
+        ..Options::default()
+    });
+    let database = server.database("granted");
+    database.load_schema();
+    database.load_sample_month(2_000);
+    let by = |(name, password): (&'static str, &'static str), tool: Tool| {
+        tool.env("CLICKHOUSE_USER", name)
+            .env("CLICKHOUSE_PASSWORD", password)
+    };
+    by(BLIND_OPERATOR, Tool::new(&database).args(ALIKE))
+        .run()
+        .assert_one_error(2, &["GRANT SHOW TABLES"]);
+    let slow = [
+        "--batch-size",
+        "20",
+        "--segment-rows",
+        "500",
+        "--concurrency",
+        "1",
+    ];
+    let run = by(OPERATOR, Tool::new(&database).args(ALIKE).args(slow));
+    let mut running = run.spawn();
+    while ask_number(&database, "SELECT count() FROM events_full") == 0 {
+        assert!(running.is_running(), "it ended before it was interrupted");
+        thread::sleep(Duration::from_millis(5));
+    }
+    running.kill();
+    running.wait();
+    by(OPERATOR, run.arg("--resume")).run().assert_code(0);
+    delete(&database, &BOTH, &some_events(&database, OF_OBSERVATION, 2));
+    by(OPERATOR, repair(&database).arg("--optimize"))
+        .run()
+        .assert_code(0);
+    let verify = Tool::new(&database).arg("verify").args(ALIKE);
+    by(OPERATOR, verify.env("STATE_DIR", "nowhere"))
+        .run()
+        .assert_code(0);
 }
 
 #[test]

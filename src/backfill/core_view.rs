@@ -51,6 +51,26 @@ struct Name {
     name: String,
 }
 
+/// Whose rows are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of backfills.
+    Backfills,
+    /// Also those of Langfuse, unless they are so new that the view may be about to copy them.
+    Everybodys,
+}
+
+impl Whose {
+    fn condition(self) -> String {
+        match self {
+            Whose::Backfills => format!("e.source IN ({BACKFILL_SOURCES})"),
+            Whose::Everybodys => format!(
+                "(e.source IN ({BACKFILL_SOURCES}) OR e.event_ts < now64(6) - INTERVAL 1 HOUR)"
+            ),
+        }
+    }
+}
+
 /// Which rows of the target are copied.
 enum Lacking {
     /// Those of which the table has no row with the same key and `event_ts`.
@@ -135,7 +155,7 @@ impl CoreView {
         Ok(of(&keys.target).await? == of(&self.table).await?)
     }
 
-    /// Gives the table what it lacks of a backfill's rows that the target has. `name` is the
+    /// Gives the table what it lacks of some rows that the target has. `name` is the
     /// beginning of the statements' query ids.
     ///
     /// # Errors
@@ -144,9 +164,10 @@ impl CoreView {
         &self,
         keys: &TargetKeys,
         extent: &Extent,
+        whose: Whose,
         name: &str,
     ) -> Result<(), RequestError> {
-        self.copy(keys, extent, &Lacking::Keys, name).await
+        self.copy(keys, extent, &Lacking::Keys, whose, name).await
     }
 
     /// Gives the table what a backfill has written into the target after one block, and the table
@@ -163,7 +184,8 @@ impl CoreView {
         name: &str,
     ) -> Result<(), RequestError> {
         let lacking = Lacking::Since(of_target, of_table);
-        self.copy(keys, extent, &lacking, name).await
+        self.copy(keys, extent, &lacking, Whose::Backfills, name)
+            .await
     }
 
     async fn copy(
@@ -171,6 +193,7 @@ impl CoreView {
         keys: &TargetKeys,
         extent: &Extent,
         lacking: &Lacking,
+        whose: Whose,
         name: &str,
     ) -> Result<(), RequestError> {
         let condition = keys.column_condition(extent);
@@ -215,10 +238,10 @@ impl CoreView {
             };
             let statement = format!(
                 "INSERT INTO {} ({columns}) SELECT {columns} FROM ({}) AS e \
-                 WHERE {condition} AND e.source IN ({BACKFILL_SOURCES}){of_share} \
-                 AND ({hash}, e.event_ts) {is_copied}",
+                 WHERE {condition} AND {}{of_share} AND ({hash}, e.event_ts) {is_copied}",
                 self.table.qualified_name(),
                 self.select,
+                whose.condition(),
             );
             let id = format!("{name}-{share}-{:x}", fastrand::u64(..));
             let settings = [
@@ -227,11 +250,9 @@ impl CoreView {
                 ("optimize_on_insert", "0".to_owned()),
                 ("insert_deduplicate", "0".to_owned()),
                 ("transform_null_in", "0".to_owned()),
-                // Of rows with one key, those that were written last.
-                (
-                    "final",
-                    u8::from(matches!(lacking, Lacking::Since(..))).to_string(),
-                ),
+                // Of rows with one key the last one: others may be merged away in the table, and
+                // still be in the target.
+                ("final", "1".to_owned()),
             ];
             keys.connection
                 .execute(&statement, &settings, PATIENCE)

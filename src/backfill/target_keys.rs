@@ -244,19 +244,28 @@ impl TargetKeys {
         Ok(Some(last.unwrap_or(0)))
     }
 
-    /// Rows of the month that are more than once under one key in the target, or in a table of the
-    /// same keys and partitions, besides the first.
+    /// Rows of the month that are more than once under one key, besides the first, where one of them
+    /// is a backfill's: in the target, or in a table that a view fills from it, if there are more.
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer.
-    pub async fn rows_to_merge(&self, table: &TableInfo) -> Result<u64, RequestError> {
+    pub async fn rows_to_merge(&self) -> Result<u64, RequestError> {
+        let mut most = self.rows_to_merge_in(&self.target).await?;
+        for view in CoreView::all(&self.connection, &self.target).await? {
+            most = most.max(self.rows_to_merge_in(&view.table).await?);
+        }
+        Ok(most)
+    }
+
+    async fn rows_to_merge_in(&self, table: &TableInfo) -> Result<u64, RequestError> {
         let [_, _, hash, check] = COLUMNS.row_key("e.start_time");
         let query = format!(
             "SELECT toUInt64(sum(rows - 1)) AS count FROM (SELECT count() AS rows FROM {} AS {EVENT} WHERE {} \
-             GROUP BY {hash}, {check} HAVING rows > 1) \
+             GROUP BY {hash}, {check} HAVING rows > 1 AND min({}) = 0) \
              SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
             table.qualified_name(),
-            self.days_condition(&self.month_days())
+            self.days_condition(&self.month_days()),
+            self.is_live(),
         );
         let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
         Ok(rows.await?.iter().map(|row| row.count).sum())

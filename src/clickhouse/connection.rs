@@ -96,6 +96,7 @@ impl ConnectionOptions {
 #[derive(Clone)]
 pub struct Connection {
     client: Client,
+    /// For inserts.
     pub(super) http: HttpClient<HttpsConnector<HttpConnector>, BatchBody>,
     pub(super) options: ConnectionOptions,
     retries: Option<Retries>,
@@ -128,6 +129,10 @@ impl Connection {
         builder
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_timer(hyper_util::rt::TokioTimer::new());
+        // Each insert has a connection of its own: where an older one turns out to be closed, nobody
+        // knows what has arrived, and a segment would be read again.
+        let mut insert_builder = builder.clone();
+        insert_builder.pool_max_idle_per_host(0);
         let client = Client::with_http_client(builder.build(connector.clone()))
             .with_url(options.url.as_str())
             .with_header(AUTHORIZATION.as_str(), options.authorization())
@@ -155,7 +160,7 @@ impl Connection {
         });
         Ok(Self {
             client,
-            http: builder.build(connector),
+            http: insert_builder.build(connector),
             options,
             retries: None,
         })

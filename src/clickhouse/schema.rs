@@ -201,6 +201,22 @@ impl Connection {
         }))
     }
 
+    /// Whether the user may know of any of the views that read a table.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn sees_views_of(&self, table: &TableInfo) -> Result<bool, RequestError> {
+        let seen = format!(
+            "SELECT count() AS count FROM system.tables WHERE (database, name) IN \
+             (SELECT arrayJoin(arrayZip(dependencies_database, dependencies_table)) \
+             FROM system.tables WHERE database = {} AND name = {})",
+            sql::string(&table.database),
+            sql::string(&table.name)
+        );
+        let seen = self.rows::<Count>(&seen).await?;
+        Ok(seen.iter().any(|row| row.count > 0))
+    }
+
     /// The table that feeds this one through a materialized view, if there is such a view.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use indicatif::HumanCount;
 
 pub use self::repair::{Mending, mend};
+pub use self::target::{require_alone, target_keys};
 use crate::backfill::trace_changes::TraceChanges;
 use crate::begin::{self, Begin};
 use crate::buffer_pool::BufferPool;
@@ -391,7 +392,7 @@ impl Job {
         if changed > 0 && !self.options.dry_run {
             self.display.note(format_args!(
                 "{} traces changed after events were written: `events-backfill repair --partition \
-                 {partition}` brings their events up to date",
+                 {partition} --optimize` brings their events up to date",
                 HumanCount(changed)
             ));
         }

@@ -105,9 +105,20 @@ impl Job {
 
     async fn prepare_to_mend(&mut self, store: &Arc<TraceStore>) -> Result<(), Error> {
         match self.options.remote_lookup {
-            // The traces of the rows at hand are asked for by their ids.
-            true => self.checkpoint.superseded = Some(0),
-            false => self.load_traces(store).await?,
+            // The traces of the rows at hand are asked for by their ids, and once more after an
+            // interruption: they may have changed.
+            true => {
+                self.checkpoint.superseded = Some(0);
+                if self.resumed {
+                    store.forget_answers().map_err(store_failed)?;
+                }
+            }
+            false => {
+                self.load_traces(store).await?;
+                if self.resumed {
+                    self.trace_changes(store).reload().await?;
+                }
+            }
         }
         self.find_experiments(store).await?;
         let recovery = self.recovery(store);
@@ -144,7 +155,6 @@ impl Job {
         if self.checkpoint.target.is_some() {
             return Ok(());
         }
-        self.require_alone().await?;
         let keys = self.target_keys();
         let looked = tokio::select! {
             looked = keys.look(0, true) => looked,

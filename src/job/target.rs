@@ -6,23 +6,74 @@ use std::sync::Arc;
 
 use indicatif::HumanCount;
 
-use super::{Job, work_failed};
-use crate::backfill::core_view::CoreView;
+use super::{Job, Session, work_failed};
+use crate::backfill::core_view::{CoreView, Whose};
 use crate::backfill::leftover_inserts;
 use crate::backfill::observation_versions::VersionScan;
 use crate::backfill::recovery::Recovery;
 use crate::backfill::roots::RootScan;
 use crate::backfill::target_keys::{Extent, OwnRows, TargetKeys, TargetState};
 use crate::backfill::trace_changes::TraceChanges;
-use crate::clickhouse::RequestError;
+use crate::clickhouse::{Connection, TableInfo};
 use crate::error::{Error, WorkError};
+use crate::inspect::Inspected;
 use crate::mapping::Source;
+use crate::options::{Options, Partition};
 use crate::progress::Phase;
+use crate::shutdown::Shutdown;
 use crate::trace_store::{Against, TraceStore};
 
 /// So long before a run began, in microseconds, rows may have changed that Langfuse has not
 /// written as events yet.
 const LIVE_PATH: i64 = 3_600_000_000;
+
+/// Makes sure that no other run writes to this month of the target: its rows would not be known.
+///
+/// # Errors
+/// [`Error::Failed`] with what to do.
+pub async fn require_alone(
+    session: &Session,
+    target: TableInfo,
+    partition: Partition,
+) -> Result<(), Error> {
+    let alone = alone(&session.connection, target, partition);
+    session.unless_interrupted(alone).await
+}
+
+async fn alone(
+    connection: &Connection,
+    target: TableInfo,
+    partition: Partition,
+) -> Result<(), Error> {
+    let others = leftover_inserts::others_are_at_work(connection, &target, partition).await;
+    let doing = "waiting for the inserts of another run to end failed";
+    match others.map_err(|error| Error::failed(doing, error))? {
+        false => Ok(()),
+        true => Err(Error::Failed(format!(
+            "another events-backfill, with another state directory, is writing {partition} into \
+             {}.{}: wait until it has ended, or stop it",
+            target.database, target.name
+        ))),
+    }
+}
+
+/// What reads the month of the target, with buffers of its own.
+pub fn target_keys(
+    connection: Connection,
+    shutdown: &Shutdown,
+    inspected: &Inspected,
+    options: &Options,
+) -> TargetKeys {
+    TargetKeys {
+        connection,
+        target: inspected.target.clone(),
+        start_type: inspected.start_type(),
+        partition: options.partition,
+        max_block_bytes: options.budget.max_block_bytes,
+        pool: options.budget.pool(),
+        shutdown: shutdown.clone(),
+    }
+}
 
 impl Job {
     /// What the query ids of all statements begin with by which the run writes.
@@ -40,35 +91,11 @@ impl Job {
         microseconds.saturating_add(self.inspected.server.clock_ahead)
     }
 
-    /// Makes sure that no other run writes to this month of the target: its rows would not be
-    /// known.
-    pub(super) async fn require_alone(&self) -> Result<(), Error> {
-        let (target, partition) = (&self.inspected.target, self.options.partition);
-        let others = leftover_inserts::others_are_at_work(&self.connection, target, partition);
-        let others = tokio::select! {
-            others = others => others,
-            signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
-        };
-        let doing = "waiting for the inserts of another run to end failed";
-        match others.map_err(|error| Error::failed(doing, error))? {
-            false => Ok(()),
-            true => Err(Error::Failed(format!(
-                "another events-backfill, with another state directory, is writing {partition} \
-                 into {}.{}: wait until it has ended, or stop it",
-                target.database, target.name
-            ))),
-        }
-    }
-
     pub(super) fn target_keys(&self) -> Arc<TargetKeys> {
+        let connection = self.connection.clone();
         Arc::new(TargetKeys {
-            connection: self.connection.clone(),
-            target: self.inspected.target.clone(),
-            start_type: self.inspected.start_type(),
-            partition: self.options.partition,
-            max_block_bytes: self.options.budget.max_block_bytes,
             pool: self.pool.clone(),
-            shutdown: self.shutdown.clone(),
+            ..target_keys(connection, &self.shutdown, &self.inspected, &self.options)
         })
     }
 
@@ -129,7 +156,12 @@ impl Job {
         }
         let keys = self.target_keys();
         if !self.options.dry_run {
-            self.require_alone().await?;
+            let (target, partition) = (self.inspected.target.clone(), self.options.partition);
+            let alone = alone(&self.connection, target, partition);
+            tokio::select! {
+                alone = alone => alone?,
+                signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+            }
         }
         let default = self.server_time(self.checkpoint.started_at) - LIVE_PATH;
         let looked = tokio::select! {
@@ -390,10 +422,14 @@ impl Job {
             OwnRows::KeepAfterBlock(block) => Some((block, &target.view_blocks)),
             _ => None,
         });
+        let whose = match self.is_repair {
+            true => Whose::Everybodys,
+            false => Whose::Backfills,
+        };
         for view in &views {
             for extent in extents {
                 if !view.is_level(keys, extent).await? {
-                    view.level(keys, extent, prefix).await?;
+                    view.level(keys, extent, whose, prefix).await?;
                 }
             }
             let Some((block, view_blocks)) = rewritten_since else {
@@ -430,17 +466,9 @@ impl Job {
         if !(has_rewritten || has_replaced) || self.options.dry_run {
             return Ok(None);
         }
-        let count = async {
-            let keys = self.target_keys();
-            let views = CoreView::all(&self.connection, &self.inspected.target).await?;
-            let mut most = keys.rows_to_merge(&keys.target).await?;
-            for view in &views {
-                most = most.max(keys.rows_to_merge(&view.table).await?);
-            }
-            Ok::<_, RequestError>(most)
-        };
+        let keys = self.target_keys();
         let rows = tokio::select! {
-            rows = count => rows,
+            rows = keys.rows_to_merge() => rows,
             signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
         };
         rows.map(Some).map_err(|error| {

@@ -23,6 +23,7 @@ use self::optimize::Optimizer;
 use self::pieces::Keeper;
 use self::report::{Found, Report};
 pub use self::statement::WantedRows;
+use crate::begin;
 use crate::checkpoint::{Checkpoint, MadeFor};
 use crate::error::{Error, WorkError};
 use crate::inspect::Inspected;
@@ -61,7 +62,11 @@ pub async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
     let session = Session::begin(&options)?;
     let retries = session.retries(&options);
     let inspected = session.inspect(&mut options, &retries).await?;
-    let state = StateDir::prepare_repair(&options.state_dir, options.partition)?;
+    begin::require_finished(&options)?;
+    let state = StateDir::prepare_repair(&options.state_dir, options.partition, options.dry_run)?;
+    if !options.dry_run {
+        job::require_alone(&session, inspected.target.clone(), options.partition).await?;
+    }
     let mut report = Report::begin(&options, &inspected);
     let findings = find(
         &session,
@@ -85,6 +90,12 @@ pub async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
                 shutdown: session.shutdown.clone(),
                 target: inspected.target.clone(),
                 partition: options.partition,
+                keys: job::target_keys(
+                    session.connection.clone(),
+                    &session.shutdown,
+                    &inspected,
+                    &options,
+                ),
             });
             let mending = Mending {
                 inspected,
@@ -128,7 +139,7 @@ async fn find(
     {
         session.display.note(format_args!(
             "going on with {}",
-            crate::begin::progress(&findings.checkpoint)
+            begin::progress(&findings.checkpoint)
         ));
         report.resumed = true;
         report.take(&findings.checkpoint);
@@ -232,8 +243,10 @@ async fn mend(
     // All of it is done: nothing is left to go on with.
     let _ = std::fs::remove_dir_all(directory);
     if let Some(optimizer) = optimizer {
-        optimizer.run(&mut report.optimized).await?;
-        report.rows_to_merge = Some(0);
+        let merged = optimizer.run(&mut report.optimized).await;
+        let counted = session.unless_interrupted(optimizer.rows_left()).await;
+        merged?;
+        report.rows_to_merge = Some(counted?);
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
 use crate::backfill::core_view::CoreView;
+use crate::backfill::target_keys::TargetKeys;
 use crate::clickhouse::{Connection, RequestError, TableInfo, sql};
 use crate::error::Error;
 use crate::options::Partition;
@@ -22,6 +23,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const FAILURES: u32 = 30;
 /// CANNOT_ASSIGN_OPTIMIZE: another merge is under way.
 const CANNOT_ASSIGN: u32 = 388;
+/// UNFINISHED: a replica is away, and merges later.
+const UNFINISHED: u32 = 341;
 
 /// Merges a month.
 pub struct Optimizer {
@@ -35,6 +38,8 @@ pub struct Optimizer {
     pub target: TableInfo,
     /// The month.
     pub partition: Partition,
+    /// What counts the rows that are left to merge.
+    pub keys: TargetKeys,
 }
 
 /// What became of a table.
@@ -84,19 +89,35 @@ struct Merging {
 }
 
 impl Optimizer {
-    /// Merges one table after the other.
+    /// Merges one table after the other: first those that the views fill, which v4 reads. Goes on
+    /// after one that the server does not merge.
     ///
     /// # Errors
     /// [`Error::Failed`] where the server does not do it; [`Error::Interrupted`].
     pub async fn run(&self, optimized: &mut Vec<Optimized>) -> Result<(), Error> {
         let views = CoreView::all(&self.connection, &self.target).await;
         let views = views.map_err(|error| Error::failed("the views cannot be read", error))?;
-        let tables = [self.target.clone()].into_iter();
-        let tables = tables.chain(views.into_iter().map(|view| view.table));
-        for table in tables {
-            optimized.push(self.optimize(&table).await?);
+        let tables = views.into_iter().map(|view| view.table);
+        let mut outcome = Ok(());
+        for table in tables.chain([self.target.clone()]) {
+            match self.optimize(&table).await {
+                Ok(merged) => optimized.push(merged),
+                Err(error @ Error::Failed(_)) => outcome = outcome.and(Err(error)),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+        outcome
+    }
+
+    /// Rows that stand more than once all the same.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] where they cannot be counted.
+    pub async fn rows_left(&self) -> Result<u64, Error> {
+        let rows = self.keys.rows_to_merge().await;
+        rows.map_err(|error| {
+            Error::failed("the rows that wait to be merged cannot be counted", error)
+        })
     }
 
     async fn optimize(&self, table: &TableInfo) -> Result<Optimized, Error> {
@@ -116,11 +137,16 @@ impl Optimizer {
             let was_done = error.is_none();
             if let Some(error) = error {
                 failures += 1;
-                let may_pass = error.is_passing() || error.code() == Some(CANNOT_ASSIGN);
+                let may_pass =
+                    error.is_passing() || matches!(error.code(), Some(CANNOT_ASSIGN | UNFINISHED));
                 if !may_pass || failures > FAILURES {
                     return Err(failed(error));
                 }
                 self.display.note(format_args!("merging {name}: {error}"));
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY * failures) => {}
+                    signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+                }
             }
             // After a lost answer, the server may still be at it.
             after = self.wait_for_merges(table, &phase).await?;

@@ -9,7 +9,7 @@ use serde_bytes::ByteBuf;
 use crate::mapping::Source;
 use crate::plan::{Boundary, Segment};
 use crate::trace_store::{Day, StoreError, TraceStore, WantedDay, WantedRow};
-use crate::verify::{Findings, FoundRow, Kind};
+use crate::verify::{Findings, FoundRow, Kind, Unlisted};
 
 /// Rows of a segment: their ids are some hundred kilobytes of a statement.
 const SEGMENT_ROWS: usize = 4_000;
@@ -50,10 +50,17 @@ impl Findings for Keeper {
         self.note(kept);
     }
 
-    fn found_unlisted(&mut self, project: &[u8], day: Day, rows: u64) {
-        self.wanted.rows_of_whole_days += rows;
-        let kept = self.store.want_day(WantedDay::Rows, project, day);
-        let kept = kept.and_then(|()| self.store.want_day(WantedDay::Core, project, day));
+    fn found_unlisted(&mut self, what: Unlisted, project: &[u8], day: Day, rows: u64) {
+        let day_of = match what {
+            Unlisted::Events => WantedDay::Rows,
+            Unlisted::RootSpans => WantedDay::Roots,
+            Unlisted::InCore => WantedDay::Core,
+        };
+        match what {
+            Unlisted::InCore => self.wanted.only_missing_in_core += rows,
+            _ => self.wanted.rows_of_whole_days += rows,
+        }
+        let kept = self.store.want_day(day_of, project, day);
         self.note(kept);
     }
 }
@@ -111,22 +118,31 @@ impl Keeper {
 
 /// Divides what is wanted, and says in the store which rows a segment has.
 fn segments(store: &TraceStore) -> Result<Vec<Segment>, StoreError> {
-    let whole: BTreeSet<(Vec<u8>, Day)> = store.wanted_days(WantedDay::Rows)?.into_iter().collect();
+    type Days = BTreeSet<(Vec<u8>, Day)>;
+    let whole: [Days; 2] = [
+        store.wanted_days(WantedDay::Rows)?.into_iter().collect(),
+        store.wanted_days(WantedDay::Roots)?.into_iter().collect(),
+    ];
+    let is_of_whole_day = |row: &WantedRow| {
+        let days = match row.source == Source::Traces as u8 {
+            true => &whole[1],
+            false => &whole[0],
+        };
+        days.contains(&(row.project.clone(), row.day))
+    };
     let mut division = Division {
         store,
         segments: Vec::new(),
         piece: None,
     };
-    store.for_each_wanted(
-        |row| match whole.contains(&(row.project.clone(), row.day)) {
-            true => division.cut(),
-            false => division.add(row),
-        },
-    )?;
+    store.for_each_wanted(|row| match is_of_whole_day(&row) {
+        true => division.cut(),
+        false => division.add(row),
+    })?;
     division.cut()?;
     let mut segments = division.segments;
-    for (project, day) in &whole {
-        for source in Source::BOTH {
+    for (source, days) in Source::BOTH.into_iter().zip(&whole) {
+        for (project, day) in days {
             segments.push(Segment {
                 number: segments.len() as u32,
                 source,
@@ -236,6 +252,7 @@ mod tests {
             store.want_row(&row("b", day, 1)).unwrap();
         }
         store.want_day(WantedDay::Rows, b"b", 50).unwrap();
+        store.want_day(WantedDay::Roots, b"b", 51).unwrap();
         let segments = segments(&store).unwrap();
         let mut rows = 0;
         for segment in &segments {
@@ -247,6 +264,7 @@ mod tests {
         }
         assert_eq!(rows, SEGMENT_ROWS as u64 + 10 + 99);
         let whole = segments.iter().filter(|segment| segment.rows == 0);
-        assert_eq!(whole.count(), 2);
+        let sources: Vec<Source> = whole.map(|segment| segment.source).collect();
+        assert_eq!(sources, [Source::Observations, Source::Traces]);
     }
 }

@@ -142,11 +142,9 @@ impl Report {
     /// What is left with its number, and what to do about it.
     fn left(&self) -> Vec<(&'static str, u64, &'static str)> {
         let found = &self.found;
-        let merged = !self.optimized.is_empty();
-        let doubled = match merged {
-            true => 0,
-            false => found.doubled_in_full + found.doubled_in_core,
-        };
+        // Those that were found, until it is known how many there are after the repair.
+        let found_doubled = found.doubled_in_full.max(found.doubled_in_core);
+        let doubled = self.rows_to_merge.unwrap_or(found_doubled);
         const DELETE: &str = "delete them by hand, since a backfill deletes nothing";
         let left = [
             ("doubled", found.doubled, DELETE),
@@ -242,10 +240,6 @@ impl fmt::Display for Report {
                 &format!("Merged {}", optimized.table),
                 optimized.to_string(),
             )?;
-        }
-        if let Some(rows) = self.rows_to_merge.filter(|rows| *rows > 0) {
-            let rows = format!("{} (--optimize merges them now)", HumanCount(rows));
-            line("Rows that wait to be merged", rows)?;
         }
         for (name, number, advice) in self.left() {
             line(

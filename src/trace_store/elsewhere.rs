@@ -22,6 +22,21 @@ impl TraceStore {
             .map_err(|error| self.failed(error))?;
         Ok(answer.is_some())
     }
+
+    /// Forgets all answers, so that ClickHouse is asked again.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the store fails.
+    pub fn forget_answers(&self) -> Result<(), StoreError> {
+        for (family, has_some) in [(ELSEWHERE, &self.has_elsewhere), (MOVED, &self.has_moved)] {
+            has_some.store(false, Ordering::Relaxed);
+            self.database
+                .drop_cf(family)
+                .and_then(|()| self.database.create_cf(family, &self.family_options))
+                .map_err(|error| self.failed(error))?;
+        }
+        Ok(())
+    }
 }
 
 /// What an answer is about.

@@ -11,8 +11,10 @@ pub(super) const FAMILY: &str = "wanted";
 /// What a key is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WantedDay {
-    /// All rows of the day are to be written.
+    /// All observations of the day are to be written.
     Rows,
+    /// The root spans of all traces of the day are to be written.
+    Roots,
     /// The view's table lacks rows of it.
     Core,
 }
@@ -21,6 +23,7 @@ impl WantedDay {
     const fn tag(self) -> u8 {
         match self {
             WantedDay::Rows => b'd',
+            WantedDay::Roots => b't',
             WantedDay::Core => b'c',
         }
     }

@@ -16,7 +16,18 @@ pub trait Findings {
 
     /// A project and a day with so many more rows, some of which are wrong, that were not looked
     /// at one by one, since so much was wrong already.
-    fn found_unlisted(&mut self, project: &[u8], day: Day, rows: u64);
+    fn found_unlisted(&mut self, what: Unlisted, project: &[u8], day: Day, rows: u64);
+}
+
+/// What was not looked at one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unlisted {
+    /// Events of observations.
+    Events,
+    /// Root spans of traces.
+    RootSpans,
+    /// Rows of the view's table.
+    InCore,
 }
 
 /// A row that is wrong.
@@ -38,7 +49,7 @@ pub struct OnlyCounted;
 impl Findings for OnlyCounted {
     fn found(&mut self, _row: &FoundRow<'_>) {}
 
-    fn found_unlisted(&mut self, _project: &[u8], _day: Day, _rows: u64) {}
+    fn found_unlisted(&mut self, _what: Unlisted, _project: &[u8], _day: Day, _rows: u64) {}
 }
 
 /// What two sides that are not the same mean.

@@ -38,7 +38,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use indicatif::HumanCount;
 use serde_bytes::ByteBuf;
 
-pub use self::findings::{Findings, FoundRow, Kind, OnlyCounted};
+pub use self::findings::{Findings, FoundRow, Kind, OnlyCounted, Unlisted};
 pub use self::report::{Report, Verdict};
 pub use self::rows::EventKey;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_bytes::ByteBuf;
 
 use super::examples::Example;
-use super::findings::{Finding, FoundRow, Kind, Place, Stray, elsewhere, judge};
+use super::findings::{Finding, FoundRow, Kind, Place, Stray, Unlisted, elsewhere, judge};
 use super::pieces::BATCH_ROWS;
 use super::report::EXAMPLES;
 use super::rows::{Details, EventKey, FoundObservation, Id, SpanRow};
@@ -47,13 +47,10 @@ impl Verification<'_> {
         };
         while let Some((rows, scope)) = groups.pop() {
             if self.report.wrong() >= MOST_WRONG {
-                self.report.not_narrowed += rows;
-                let pieces = different.keys().map(|key| (key.0.clone(), key.1));
-                self.different.extend(pieces);
-                for (key, rows) in different {
-                    self.findings.found_unlisted(&key.0, key.1, *rows);
-                }
-                continue;
+                let left: u64 = groups.iter().map(|(rows, _)| rows).sum();
+                self.report.not_narrowed += rows + left;
+                self.leave_unlisted(pair, different);
+                break;
             }
             let compared = match pair {
                 Pair::SourceAndEvents => self.compare_spans(&scope).await,
@@ -70,6 +67,19 @@ impl Verification<'_> {
         }
         self.report.pieces_different = self.different.len() as u64;
         Ok(())
+    }
+
+    /// Hands on what is not looked at one by one.
+    fn leave_unlisted(&mut self, pair: Pair, different: &BTreeMap<SumsKey, u64>) {
+        for ((project, day, class, _), rows) in different {
+            let what = match (pair, class) {
+                (Pair::ViewAndCore, _) => Unlisted::InCore,
+                (_, Class::Root) => Unlisted::RootSpans,
+                _ => Unlisted::Events,
+            };
+            self.different.insert((project.clone(), *day));
+            self.findings.found_unlisted(what, project, *day, *rows);
+        }
     }
 
     /// The part of a scope in which the sums differ.

@@ -61,6 +61,33 @@ pub const READER: (&str, &str) = ("reader", "reader-password");
 #[allow(dead_code)]
 pub const LIMITED: (&str, &str) = ("limited", "limited-password");
 
+/// Name and password of a user who has the rights that the README asks for, on databases whose names
+/// begin with `granted`.
+#[allow(dead_code)]
+pub const OPERATOR: (&str, &str) = ("operator", "operator-password");
+/// The same without the one to see which views there are.
+#[allow(dead_code)]
+pub const BLIND_OPERATOR: (&str, &str) = ("blind", "blind-password");
+
+const RIGHTS: &[&str] = &[
+    "SELECT ON granted*.traces",
+    "SELECT ON granted*.observations",
+    "SELECT ON granted*.dataset_run_items_rmt",
+    "SELECT, INSERT, OPTIMIZE ON granted*.events_full",
+    "SELECT, INSERT, OPTIMIZE ON granted*.events_core",
+    "SELECT ON system.parts",
+    "SELECT ON system.parts_columns",
+    "SELECT ON system.processes",
+    "SELECT ON system.merges",
+];
+
+fn grants(rights: &[&str]) -> String {
+    let grants = rights
+        .iter()
+        .map(|right| format!("<query>GRANT {right}</query>"));
+    format!("<grants>{}</grants>", grants.collect::<String>())
+}
+
 /// The path of a file in this repository.
 pub fn repository_file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -441,7 +468,7 @@ fn write_configuration(directory: &Path, config: &str, profile: &str) {
         "<clickhouse>
             <profiles><default>{profile}</default></profiles>
             <quotas><default/></quotas>
-            <users>{}{}{}{}</users>
+            <users>{}{}{}{}{}{}</users>
         </clickhouse>",
         user(("default", ""), ""),
         user(TESTER, ""),
@@ -457,6 +484,11 @@ fn write_configuration(directory: &Path, config: &str, profile: &str) {
                 <query>GRANT SELECT ON system.parts_columns</query>
             </grants>"
         ),
+        user(
+            OPERATOR,
+            &grants(&[RIGHTS, &["SHOW ON granted*.*"]].concat())
+        ),
+        user(BLIND_OPERATOR, &grants(RIGHTS)),
     );
     fs::write(directory.join("config.xml"), config).expect("the configuration can be written");
     fs::write(users, users_xml).expect("the users can be written");
