@@ -228,10 +228,10 @@ fn versions_that_events_core_has_merged_away_do_not_come_back() {
         ),
     );
     execute(&database, "OPTIMIZE TABLE events_core FINAL");
-    execute(&database, "SYSTEM STOP MERGES events_core");
     let rows = ask_number(&database, "SELECT count() FROM events_core");
     let others = format!("NOT ({later}) AND cityHash64(span_id) % 5 = 0");
     delete(&database, &["events_core"], &others);
+    execute(&database, "SYSTEM STOP MERGES events_core");
     repair(&database).run();
     assert_eq!(
         ask_number(&database, "SELECT count() FROM events_core"),

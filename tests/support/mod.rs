@@ -61,8 +61,8 @@ pub const READER: (&str, &str) = ("reader", "reader-password");
 #[allow(dead_code)]
 pub const LIMITED: (&str, &str) = ("limited", "limited-password");
 
-/// Name and password of a user who has the rights that the README asks for, on databases whose names
-/// begin with `granted`.
+/// Name and password of a user who has the rights that the README asks for, on the first database of
+/// a server, if it is called `granted`.
 #[allow(dead_code)]
 pub const OPERATOR: (&str, &str) = ("operator", "operator-password");
 /// The same without the one to see which views there are.
@@ -70,11 +70,12 @@ pub const OPERATOR: (&str, &str) = ("operator", "operator-password");
 pub const BLIND_OPERATOR: (&str, &str) = ("blind", "blind-password");
 
 const RIGHTS: &[&str] = &[
-    "SELECT ON granted*.traces",
-    "SELECT ON granted*.observations",
-    "SELECT ON granted*.dataset_run_items_rmt",
-    "SELECT, INSERT, OPTIMIZE ON granted*.events_full",
-    "SELECT, INSERT, OPTIMIZE ON granted*.events_core",
+    "SHOW DATABASES ON granted.*",
+    "SELECT ON granted.traces",
+    "SELECT ON granted.observations",
+    "SELECT ON granted.dataset_run_items_rmt",
+    "SELECT, INSERT, OPTIMIZE ON granted.events_full",
+    "SELECT, INSERT, OPTIMIZE ON granted.events_core",
     "SELECT ON system.parts",
     "SELECT ON system.parts_columns",
     "SELECT ON system.processes",
@@ -486,7 +487,7 @@ fn write_configuration(directory: &Path, config: &str, profile: &str) {
         ),
         user(
             OPERATOR,
-            &grants(&[RIGHTS, &["SHOW ON granted*.*"]].concat())
+            &grants(&[RIGHTS, &["SHOW ON granted.*"]].concat())
         ),
         user(BLIND_OPERATOR, &grants(RIGHTS)),
     );
