@@ -42,9 +42,10 @@ pub async fn others_are_at_work(
     partition: Partition,
 ) -> Result<bool, RequestError> {
     let query = format!(
-        "SELECT query_id FROM system.processes WHERE startsWith(query_id, {}) AND startsWith(query, {})",
+        "SELECT query_id FROM system.processes WHERE query_kind = 'Insert' \
+         AND startsWith(query_id, {}) AND position(query, {}) > 0",
         sql::string(prefix_of(partition)),
-        sql::string(format!("INSERT INTO {} ", target.qualified_name())),
+        sql::string(format!("{} ", target.qualified_name())),
     );
     let started = tokio::time::Instant::now();
     let mut of_before: Option<BTreeSet<String>> = None;

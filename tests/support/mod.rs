@@ -83,9 +83,11 @@ const RIGHTS: &[&str] = &[
 ];
 
 fn grants(rights: &[&str]) -> String {
-    let grants = rights
-        .iter()
-        .map(|right| format!("<query>GRANT {right}</query>"));
+    let database = format!(" ON granted_{}_1.", std::process::id());
+    let grants = rights.iter().map(|right| {
+        let right = right.replace(" ON granted.", &database);
+        format!("<query>GRANT {right}</query>")
+    });
     format!("<grants>{}</grants>", grants.collect::<String>())
 }
 
