@@ -263,6 +263,18 @@ fn wait_for_end_of_queries(database: &Database) {
     }
 }
 
+/// Begins a run, and asks it to end once it has written something.
+#[track_caller]
+fn interrupt_after_first_event(database: &Database, tool: &Tool) {
+    let mut run = tool.spawn();
+    wait_until(&mut run, "the first event", || {
+        count(database, "events_core") > 0
+    });
+    run.terminate();
+    run.wait().assert_code(143);
+    wait_for_end_of_queries(database);
+}
+
 /// Makes each insert into `events_full` take longer, until the table `brake` is empty.
 fn slow_down(database: &Database) {
     for statement in [
@@ -576,13 +588,7 @@ fn what_langfuse_has_begun_to_write_since_a_run_was_interrupted_is_left_to_it() 
     let database = month_with_live_rows("live_since");
     // Nothing live is there yet.
     let tool = tool(&database);
-    let mut run = tool.spawn();
-    wait_until(&mut run, "the first event", || {
-        count(&database, "events_core") > 0
-    });
-    run.terminate();
-    run.wait().assert_code(143);
-    wait_for_end_of_queries(&database);
+    interrupt_after_first_event(&database, &tool);
     let ours = count(&database, "events_full");
     // Langfuse has the events that are there, and writes some of the others.
     let others = format!(
@@ -1156,13 +1162,7 @@ fn assert_written_since(database: &Database, before: &str) {
 fn a_trace_unpublished_or_deleted_before_a_run_is_resumed_is_not_written_as_it_was() {
     let database = month("unpublished");
     let tool = tool(&database);
-    let mut run = tool.spawn();
-    wait_until(&mut run, "the first event", || {
-        count(&database, "events_core") > 0
-    });
-    run.terminate();
-    run.wait().assert_code(143);
-    wait_for_end_of_queries(&database);
+    interrupt_after_first_event(&database, &tool);
     remember(&database, "before");
     unpublish(&database);
     let changed = count(&database, "changed");

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use differential::{ask, ask_number, execute};
 use serde_json::Value;
-use support::{BLIND_OPERATOR, Database, OPERATOR, Options, SAMPLE_PARTITION, Server, Tool};
+use support::{
+    BLIND_OPERATOR, Database, OPERATOR, Options, Running, SAMPLE_PARTITION, Server, Tool,
+};
 
 /// Enough for most oddities of the generator.
 const OBSERVATIONS: u64 = 12_000;
@@ -63,6 +65,24 @@ fn backfilled(name: &str) -> Database<'static> {
 fn merge(database: &Database) {
     for table in ["events_full", "events_core"] {
         execute(database, &format!("OPTIMIZE TABLE {table} FINAL"));
+    }
+}
+
+/// Lets merges of both tables go on, or not: `START` or `STOP`.
+fn merges(database: &Database, what: &str) {
+    for table in BOTH {
+        execute(database, &format!("SYSTEM {what} MERGES {table}"));
+    }
+}
+
+/// Waits until `events_full` has so many rows, while the program runs.
+#[track_caller]
+fn wait_for_rows(running: &mut Running, database: &Database, rows: u64) {
+    let started = Instant::now();
+    while ask_number(database, "SELECT count() FROM events_full") < rows {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        assert!(running.is_running(), "it ended before it was interrupted");
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -176,9 +196,7 @@ fn what_is_different_or_stale_is_written_again() {
 #[test]
 fn what_is_written_again_and_waits_to_be_merged_is_no_success() {
     let database = backfilled("repair_waits");
-    for table in BOTH {
-        execute(&database, &format!("SYSTEM STOP MERGES {table}"));
-    }
+    merges(&database, "STOP");
     let trace = "SELECT trace_id FROM events_full WHERE user_id != '' ORDER BY cityHash64(trace_id) LIMIT 1";
     execute(
         &database,
@@ -194,9 +212,7 @@ fn what_is_written_again_and_waits_to_be_merged_is_no_success() {
     let written = tool.report()["rows_written"].as_u64().unwrap();
     assert!(written > 0);
     assert_eq!(tool.report()["rows_to_merge"], written);
-    for table in BOTH {
-        execute(&database, &format!("SYSTEM START MERGES {table}"));
-    }
+    merges(&database, "START");
     let report = assert_mended(&repair(&database).arg("--optimize"), 0);
     assert_eq!(report["rows_to_merge"], 0);
     assert_equal(&database);
@@ -255,12 +271,7 @@ fn an_unfinished_run_is_finished_before_anything_is_repaired() {
     ];
     let run = Tool::new(&database).args(ALIKE).args(small);
     let mut running = run.spawn();
-    let started = Instant::now();
-    while ask_number(&database, "SELECT count() FROM events_full") < 100 {
-        assert!(started.elapsed() < Duration::from_secs(60));
-        assert!(running.is_running(), "it ended before it was interrupted");
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_rows(&mut running, &database, 100);
     running.terminate();
     running.wait().assert_code(143);
     let state = run.state_dir().to_str().unwrap().to_owned();
@@ -302,10 +313,7 @@ fn the_rights_that_the_readme_lists_are_enough() {
     ];
     let run = by(OPERATOR, Tool::new(&database).args(ALIKE).args(slow));
     let mut running = run.spawn();
-    while ask_number(&database, "SELECT count() FROM events_full") == 0 {
-        assert!(running.is_running(), "it ended before it was interrupted");
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_rows(&mut running, &database, 1);
     running.kill();
     running.wait();
     by(OPERATOR, run.arg("--resume")).run().assert_code(0);
@@ -363,17 +371,13 @@ fn other_experiment_columns_are_written_again() {
 #[test]
 fn what_stands_more_than_once_is_merged_where_that_is_wanted() {
     let database = backfilled("repair_doubled");
-    for table in BOTH {
-        execute(&database, &format!("SYSTEM STOP MERGES {table}"));
-    }
+    merges(&database, "STOP");
     let events = some_events(&database, "1", 9);
     execute(
         &database,
         &format!("INSERT INTO events_full SELECT * FROM events_full WHERE {events}"),
     );
-    for table in BOTH {
-        execute(&database, &format!("SYSTEM START MERGES {table}"));
-    }
+    merges(&database, "START");
     let found = ask_number(&database, "SELECT count() FROM events_full");
     let tool = repair(&database);
     // Merges may have begun by themselves.
@@ -498,20 +502,12 @@ fn three_wrong_rows_cost_little() {
 fn a_repair_that_was_killed_goes_on() {
     let database = backfilled("repair_killed");
     delete(&database, &BOTH, "cityHash64(span_id) % 2 = 0");
-    for table in BOTH {
-        execute(&database, &format!("SYSTEM STOP MERGES {table}"));
-    }
-    let rows = |from: &str| ask_number(&database, &format!("SELECT count() FROM {from}"));
-    let before = rows("events_full");
+    merges(&database, "STOP");
+    let before = ask_number(&database, "SELECT count() FROM events_full");
     let small = ["--batch-size", "20", "--concurrency", "1"];
     let tool = repair(&database).args(small);
     let mut running = tool.spawn();
-    let started = Instant::now();
-    while rows("events_full") < before + 100 {
-        assert!(started.elapsed() < Duration::from_secs(60));
-        assert!(running.is_running(), "it ended before it was killed");
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_rows(&mut running, &database, before + 100);
     running.kill();
     running.wait();
     assert!(state(&tool).join("checkpoint").exists());

@@ -3,8 +3,6 @@ backfill's rows, and into one that is full of live rows; and what finding the ve
 costs. Each in a month of several projects, and in one of a single project whose rows all lie in two
 days, so that each of its many segments lies all over the target's."""
 
-import statistics
-
 from . import datasets, runs
 
 # Observations have ten types here, so that two days are at least twenty segments.
@@ -13,7 +11,8 @@ TYPES = "SPAN GENERATION EVENT AGENT TOOL CHAIN RETRIEVER EVALUATOR EMBEDDING GU
 # The smallest that the planner makes of parts of usual size.
 SEGMENT_ROWS = 25_000
 
-# What the queries of a run are for, and how they are told in the server's log.
+# What the queries of a run are for, and how they are told in the server's log. Among those for
+# versions is the one for observations that are called as root spans.
 PURPOSES = {
     "keys": "has(tables, '{database}.events_full')",
     "versions": "has(tables, '{database}.observations') AND query NOT LIKE '%FINAL%'",
@@ -32,7 +31,7 @@ def measure(bench, settings, spread):
         rounds = [
             _round(bench, dataset, arguments) for _ in range(settings.number("REPEATS"))
         ]
-        measurements += [_middle(list(same)) for same in zip(*rounds)]
+        measurements += [runs.median(list(same)) for same in zip(*rounds)]
         datasets.empty_targets(bench.server, dataset)
     return {"measurements": measurements}
 
@@ -139,10 +138,3 @@ def _tell(measurement):
             f"{query['processor_seconds']:6.2f} processor seconds, {query['queries']} queries",
             flush=True,
         )
-
-
-def _middle(measurements):
-    """The measurement in the middle, with the seconds of all."""
-    middle = statistics.median_low(measurement["seconds"] for measurement in measurements)
-    chosen = next(m for m in measurements if m["seconds"] == middle)
-    return chosen | {"seconds_of_all": [m["seconds"] for m in measurements]}

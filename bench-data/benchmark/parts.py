@@ -2,7 +2,6 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ def throughput(bench, settings):
             rounds = [
                 _round(bench, settings, dataset, target) for _ in range(settings.number("REPEATS"))
             ]
-            measurements += [_median(list(same)) for same in zip(*rounds)]
+            measurements += [runs.median(list(same)) for same in zip(*rounds)]
     return {"measurements": measurements}
 
 
@@ -72,13 +71,6 @@ def _require_equal(fingerprints):
     hashes = {result["hash"] for name, result in fingerprints.items() if "no join" not in name}
     if len(counts) > 1 or len(hashes) > 1:
         sys.exit(f"The peers did not write the same events: {json.dumps(fingerprints, indent=4)}")
-
-
-def _median(measurements):
-    """The measurement in the middle, with the seconds of all."""
-    middle = statistics.median_low(measurement["seconds"] for measurement in measurements)
-    chosen = next(m for m in measurements if m["seconds"] == middle)
-    return chosen | {"seconds_of_all": [m["seconds"] for m in measurements]}
 
 
 def traces(bench, settings):

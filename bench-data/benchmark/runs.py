@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -43,6 +44,13 @@ def _measured(bench, name, dataset, target, work):
         result["per_second"] = result["observations"] / result["seconds"]
         print(f"{result['per_second']:>12,.0f} observations/s {result['seconds']:8.1f} s")
     return result
+
+
+def median(measurements):
+    """The measurement in the middle, with the seconds of all."""
+    middle = statistics.median_low(measurement["seconds"] for measurement in measurements)
+    chosen = next(m for m in measurements if m["seconds"] == middle)
+    return chosen | {"seconds_of_all": [m["seconds"] for m in measurements]}
 
 
 def run_statement(bench, dataset, target, name):

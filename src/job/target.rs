@@ -33,7 +33,7 @@ const LIVE_PATH: i64 = 3_600_000_000;
 /// [`Error::Failed`] with what to do.
 pub async fn require_alone(
     session: &Session,
-    target: TableInfo,
+    target: &TableInfo,
     partition: Partition,
 ) -> Result<(), Error> {
     let alone = alone(&session.connection, target, partition);
@@ -42,10 +42,10 @@ pub async fn require_alone(
 
 async fn alone(
     connection: &Connection,
-    target: TableInfo,
+    target: &TableInfo,
     partition: Partition,
 ) -> Result<(), Error> {
-    let others = leftover_inserts::others_are_at_work(connection, &target, partition).await;
+    let others = leftover_inserts::others_are_at_work(connection, target, partition).await;
     let doing = "waiting for the inserts of another run to end failed";
     match others.map_err(|error| Error::failed(doing, error))? {
         false => Ok(()),
@@ -156,7 +156,7 @@ impl Job {
         }
         let keys = self.target_keys();
         if !self.options.dry_run {
-            let (target, partition) = (self.inspected.target.clone(), self.options.partition);
+            let (target, partition) = (&self.inspected.target, self.options.partition);
             let alone = alone(&self.connection, target, partition);
             tokio::select! {
                 alone = alone => alone?,

@@ -65,7 +65,7 @@ pub async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
     begin::require_finished(&options)?;
     let state = StateDir::prepare_repair(&options.state_dir, options.partition, options.dry_run)?;
     if !options.dry_run {
-        job::require_alone(&session, inspected.target.clone(), options.partition).await?;
+        job::require_alone(&session, &inspected.target, options.partition).await?;
     }
     let mut report = Report::begin(&options, &inspected);
     let findings = find(

@@ -30,10 +30,7 @@ impl TraceStore {
     pub fn forget_answers(&self) -> Result<(), StoreError> {
         for (family, has_some) in [(ELSEWHERE, &self.has_elsewhere), (MOVED, &self.has_moved)] {
             has_some.store(false, Ordering::Relaxed);
-            self.database
-                .drop_cf(family)
-                .and_then(|()| self.database.create_cf(family, &self.family_options))
-                .map_err(|error| self.failed(error))?;
+            self.empty_family(family, &self.family_options)?;
         }
         Ok(())
     }

@@ -263,10 +263,7 @@ impl TraceStore {
     /// [`StoreError::Database`] where the store fails.
     pub fn clear_experiments(&self) -> Result<(), StoreError> {
         for name in FAMILIES {
-            self.database
-                .drop_cf(name)
-                .and_then(|()| self.database.create_cf(name, &self.experiment_options))
-                .map_err(|error| self.failed(error))?;
+            self.empty_family(name, &self.experiment_options)?;
         }
         self.notice_experiments()
     }

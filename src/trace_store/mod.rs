@@ -269,6 +269,14 @@ impl TraceStore {
         Ok(!iterator.valid())
     }
 
+    /// Removes all that is in a family.
+    fn empty_family(&self, name: &str, options: &Options) -> Result<(), StoreError> {
+        self.database
+            .drop_cf(name)
+            .and_then(|()| self.database.create_cf(name, options))
+            .map_err(|error| self.failed(error))
+    }
+
     fn failed(&self, error: rocksdb::Error) -> StoreError {
         StoreError::Database {
             path: self.path.clone(),

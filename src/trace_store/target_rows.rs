@@ -293,13 +293,7 @@ impl TraceStore {
     /// [`StoreError::Database`] where the store fails.
     pub fn clear(&self, against: Against) -> Result<(), StoreError> {
         self.not_empty.set(against, false);
-        self.database
-            .drop_cf(against.family())
-            .and_then(|()| {
-                self.database
-                    .create_cf(against.family(), self.options_of(against))
-            })
-            .map_err(|error| self.failed(error))
+        self.empty_family(against.family(), self.options_of(against))
     }
 
     /// The rows under some keys, in the order of `keys`, which may be any.
