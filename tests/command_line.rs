@@ -579,6 +579,7 @@ fn the_report_agrees_with_the_tables() {
             "observations_superseded",
             "left_to_live_rows",
             "root_spans_left_to_live_roots",
+            "root_spans_left_to_observations",
             "items_left_to_live_spans",
             "already_there",
             "left_to_live_path",
