@@ -201,7 +201,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut line = |name: &str, value: String| writeln!(f, "{name:<36}{value}");
+        let mut line = |name: &str, value: String| writeln!(f, "{name:<42}{value}");
         let count = |number: u64| HumanCount(number).to_string();
         let found = &self.found;
         line("Partition", self.partition.clone())?;

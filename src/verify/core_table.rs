@@ -32,6 +32,9 @@ const NEEDED: [&str; 7] = [
 /// Both sides as they are after all merges.
 const AS_MERGED: &str = "SETTINGS final = 1";
 
+/// A live row that is newer may not have come through the view when the other side was read.
+const ON_ITS_WAY: &str = "now64(6) - INTERVAL 1 HOUR";
+
 /// The table that a view fills from the target.
 #[derive(Debug, Clone)]
 pub struct Core {
@@ -213,16 +216,18 @@ impl Statements {
             Side::Source => format!("({}) AS {EVENT}", core.select),
             Side::Target => core.table(),
         };
+        let by_others = self.columns.by_others();
         let values: Vec<String> = core
             .columns
             .iter()
             .map(|column| column.hashed(Origin::Event))
             .collect();
         format!(
-            "SELECT {}, cityHash64({}) AS value_hash, toUInt8({} = 0) AS own FROM {from} WHERE {}",
+            "SELECT {}, cityHash64({}) AS value_hash, toUInt8({by_others} = 0) AS own, \
+             toUInt8({by_others} != 0 AND {EVENT}.event_ts > {ON_ITS_WAY}) AS on_its_way \
+             FROM {from} WHERE {}",
             self.keys(Origin::Event),
             values.join(", "),
-            self.columns.by_others(),
             scope.condition(Origin::Event),
         )
     }
@@ -256,8 +261,9 @@ impl Statements {
             "SELECT key_project AS project, key_trace AS trace_id, key_span AS span_id, \
              key_start AS start, countIf(side = 0) AS made, countIf(side = 1) AS there, \
              max(own) AS own_of_key FROM ({} UNION ALL {}) \
-             GROUP BY project, trace_id, span_id, start HAVING made != there \
-             OR own_of_key != 0 AND sumIf(value_hash, side = 0) != sumIf(value_hash, side = 1) {AS_MERGED}",
+             GROUP BY project, trace_id, span_id, start HAVING max(on_its_way) = 0 AND (made != there \
+             OR own_of_key != 0 AND sumIf(value_hash, side = 0) != sumIf(value_hash, side = 1)) \
+             {AS_MERGED}",
             side(0, Side::Source),
             side(1, Side::Target),
         )

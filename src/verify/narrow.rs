@@ -39,7 +39,7 @@ impl Verification<'_> {
         scope: &Scope,
         different: &BTreeMap<SumsKey, u64>,
     ) -> Result<(), Error> {
-        let scope = self.restricted(scope, different);
+        let scope = self.restricted(pair, scope, different);
         let rows: u64 = different.values().sum();
         let mut groups = match self.report.wrong() < MOST_WRONG {
             true => self.slices(pair, scope, rows).await?,
@@ -83,7 +83,7 @@ impl Verification<'_> {
     }
 
     /// The part of a scope in which the sums differ.
-    fn restricted(&self, scope: &Scope, different: &BTreeMap<SumsKey, u64>) -> Scope {
+    fn restricted(&self, pair: Pair, scope: &Scope, different: &BTreeMap<SumsKey, u64>) -> Scope {
         let mut scope = scope.clone();
         scope
             .projects
@@ -94,7 +94,10 @@ impl Verification<'_> {
             scope.moments = self.calendar.range(&scope.days);
         }
         let classes: HashSet<Class> = different.keys().map(|key| key.2).collect();
-        if let (1, Some(&class)) = (classes.len(), classes.iter().next()) {
+        // The rows of the view's table are all of one class.
+        if let (Pair::SourceAndEvents, 1, Some(&class)) =
+            (pair, classes.len(), classes.iter().next())
+        {
             scope.only_class = Some(class);
         }
         scope
