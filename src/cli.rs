@@ -197,6 +197,11 @@ pub struct SubjectArguments {
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
 
+    /// End where there would be a warning: rows of a table are hidden from the user, a TTL takes rows
+    /// of the month, or a right is missing
+    #[arg(long)]
+    pub strict: bool,
+
     /// Print nothing but errors
     #[arg(long)]
     pub quiet: bool,
@@ -292,4 +297,4 @@ Examples:
   With few resources, and the summary for a program:
     events-backfill --partition 202406 --memory-limit 256MiB --quiet --report summary.json
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 130 or 143 interrupted.";
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 129, 130 or 143 interrupted.";

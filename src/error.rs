@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use crate::clickhouse::RequestError;
 use crate::enrich::EnrichError;
 use crate::native::NativeError;
+use crate::open_files;
+use crate::retry::Hope;
 use crate::trace_store::StoreError;
 
 /// An error that ends the run.
@@ -18,7 +20,7 @@ pub enum Error {
     Failed(String),
     /// Ended by a signal after a clean stop. Exit code 128 + signal.
     Interrupted {
-        /// Number of the signal: 2 (SIGINT) or 15 (SIGTERM).
+        /// Number of the signal: 1 (SIGHUP), 2 (SIGINT) or 15 (SIGTERM).
         signal: u8,
         /// What to do next.
         message: String,
@@ -138,6 +140,16 @@ impl WorkError {
         }
     }
 
+    /// Whether there is use in trying again.
+    pub fn hope(&self) -> Hope {
+        match self {
+            WorkError::Native(NativeError::Corrupt(_) | NativeError::Type { .. }) => {
+                Hope::UnlessRepeated
+            }
+            _ => self.is_passing().into(),
+        }
+    }
+
     /// Whether the same work may succeed later.
     pub fn is_passing(&self) -> bool {
         match self {
@@ -192,6 +204,11 @@ impl WorkError {
             {
                 DISK_FULL
             }
+            WorkError::Store(StoreError::Database { message, .. })
+                if open_files::are_too_many(message) =>
+            {
+                open_files::ADVICE
+            }
             WorkError::File { advice, .. } => advice,
             WorkError::LargeTrace { .. } => ": raise --memory-limit",
             WorkError::InsertFailed { error, .. } if error.is_too_large() => {
@@ -212,6 +229,7 @@ pub fn advice_on_files(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     match error.kind() {
         StorageFull | QuotaExceeded => DISK_FULL,
+        _ if open_files::are_too_many(&error.to_string()) => open_files::ADVICE,
         _ => "",
     }
 }

@@ -1,5 +1,6 @@
 //! `events-backfill`: parse, run, exit code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -7,7 +8,7 @@ use events_backfill::cli::{Arguments, Command, RepairArguments, RunArguments, Su
 use events_backfill::error::Error;
 use events_backfill::options::{Environment, Request};
 use events_backfill::verify::Verdict;
-use events_backfill::{forecast, partitions, repair, status, verify};
+use events_backfill::{forecast, open_files, partitions, repair, status, verify};
 
 /// For RocksDB too. With glibc's allocator the many small blocks that RocksDB caches,
 /// and frees from other threads, leave holes: 774 MiB resident where 440 MiB were meant to be.
@@ -15,10 +16,12 @@ use events_backfill::{forecast, partitions, repair, status, verify};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let arguments = Arguments::parse();
+    match open_files::raise_limit().and_then(|()| run(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            // Nobody may read it any more.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::from(error.exit_code())
         }
     }

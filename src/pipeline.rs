@@ -311,7 +311,7 @@ impl Work {
                 block_rows = fewer;
             } else {
                 let what = format!("{name}: {error}");
-                if !tries.again(error.is_passing(), what).await {
+                if !tries.again(error.hope(), what).await {
                     return Err(Error::Failed(format!(
                         "{name} could not be done{}: {error}{}",
                         tries.in_words(),

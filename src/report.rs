@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::error::{Error, advice_on_files};
 use crate::memory::ByteSize;
+use crate::output_file;
 
 /// Seconds by the clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -126,11 +127,7 @@ impl TraceId {
 /// # Errors
 /// [`Error::Configuration`] where it cannot.
 pub fn require_writable(path: &Path) -> Result<(), Error> {
-    let probe = match path.is_dir() {
-        true => Err(std::io::ErrorKind::IsADirectory.into()),
-        false => tempfile::NamedTempFile::new_in(directory_of(path)).map(drop),
-    };
-    probe.map_err(|error| {
+    output_file::require_writable(path).map_err(|error| {
         Error::Configuration(format!(
             "the report {} cannot be written: {error}; name another file with --report",
             path.display()
@@ -138,24 +135,14 @@ pub fn require_writable(path: &Path) -> Result<(), Error> {
     })
 }
 
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Writes a summary as JSON, whole or not at all.
+/// Writes a summary as JSON, whole or not at all where it is a regular file.
 ///
 /// # Errors
 /// Whatever the file system says.
-pub fn write_json(summary: &impl Serialize, path: &Path) -> std::io::Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(directory_of(path))?;
-    serde_json::to_writer_pretty(&mut file, summary)?;
-    file.write_all(b"\n")?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+fn write_json(summary: &impl Serialize, path: &Path) -> std::io::Result<()> {
+    let mut json = serde_json::to_vec_pretty(summary)?;
+    json.push(b'\n');
+    output_file::write(path, &json)
 }
 
 /// Writes a summary where it is wanted.
@@ -163,13 +150,32 @@ pub fn write_json(summary: &impl Serialize, path: &Path) -> std::io::Result<()> 
 /// # Errors
 /// [`Error::Failed`] where the file system does not let it.
 pub fn publish(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
-    write_json(summary, path).map_err(|error| {
-        Error::Failed(format!(
-            "the report {} cannot be written: {error}{}",
-            path.display(),
-            advice_on_files(&error)
-        ))
-    })
+    write_json(summary, path).map_err(|error| unwritable(path, &error))
+}
+
+/// Keeps a summary in the state directory, whole or not at all, for its owner alone.
+///
+/// # Errors
+/// [`Error::Failed`] where the file system does not let it.
+pub fn keep(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
+    let kept = || {
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(directory)?;
+        serde_json::to_writer_pretty(&mut file, summary)?;
+        file.write_all(b"\n")?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    kept().map_err(|error| unwritable(path, &error))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    Error::Failed(format!(
+        "the report {} cannot be written: {error}{}",
+        path.display(),
+        advice_on_files(error)
+    ))
 }
 
 /// Whether it is one, in the summary.

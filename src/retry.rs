@@ -37,6 +37,7 @@ impl Retries {
         Tries {
             retries: self,
             failures: 0,
+            last: String::new(),
         }
     }
 
@@ -46,10 +47,32 @@ impl Retries {
     }
 }
 
+/// Whether the same work may succeed later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hope {
+    /// It will not.
+    None,
+    /// It may.
+    Passing,
+    /// It may, unless the next try fails in just the same way: an answer was damaged on its way, or
+    /// is not understood.
+    UnlessRepeated,
+}
+
+impl From<bool> for Hope {
+    fn from(is_passing: bool) -> Self {
+        match is_passing {
+            true => Hope::Passing,
+            false => Hope::None,
+        }
+    }
+}
+
 /// The tries of one piece of work.
 pub struct Tries<'a> {
     retries: &'a Retries,
     failures: u32,
+    last: String,
 }
 
 impl Tries<'_> {
@@ -69,8 +92,15 @@ impl Tries<'_> {
     /// After a try that failed: whether there is to be another one. Tells the
     /// operator `what` failed and waits before it says so; not for long where
     /// the run is asked to end, since the next try then ends at once.
-    pub async fn again(&mut self, is_passing: bool, what: impl fmt::Display) -> bool {
+    pub async fn again(&mut self, hope: impl Into<Hope>, what: impl fmt::Display) -> bool {
         self.failures += 1;
+        let what = what.to_string();
+        let is_repeated = what == self.last;
+        let is_passing = match hope.into() {
+            Hope::None => false,
+            Hope::Passing => true,
+            Hope::UnlessRepeated => !is_repeated,
+        };
         if !is_passing || self.failures > self.retries.most {
             return false;
         }
@@ -80,6 +110,7 @@ impl Tries<'_> {
             "{what}; trying again in {:.0} s",
             wait.as_secs_f64().ceil()
         ));
+        self.last = what;
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = self.retries.shutdown.requested() => {}
@@ -113,7 +144,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_passes_is_tried_again_as_often_as_allowed_and_counted() {
-        let shutdown = Shutdown::listen().unwrap();
+        let shutdown = Shutdown::listen(|_| {}).unwrap();
         let retries = Retries::new(2, shutdown, Display::detect(true));
         let mut tries = retries.tries();
         for _ in 0..2 {
@@ -123,5 +154,15 @@ mod tests {
         assert_eq!((tries.failures(), retries.repeated()), (3, 2));
         assert!(!retries.tries().again(false, "it is wrong").await);
         assert_eq!(retries.repeated(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_fails_twice_in_the_same_way_is_not_tried_a_third_time() {
+        let shutdown = Shutdown::listen(|_| {}).unwrap();
+        let retries = Retries::new(8, shutdown, Display::detect(true));
+        let mut tries = retries.tries();
+        assert!(tries.again(Hope::UnlessRepeated, "byte 7 is wrong").await);
+        assert!(tries.again(Hope::UnlessRepeated, "byte 9 is wrong").await);
+        assert!(!tries.again(Hope::UnlessRepeated, "byte 9 is wrong").await);
     }
 }

@@ -1,6 +1,7 @@
-//! Ending when asked to: on the first SIGINT or SIGTERM no new work is begun and
-//! the run ends after a clean checkpoint; on the second one it ends at once.
+//! Ending when asked to: on the first SIGINT, SIGTERM or SIGHUP no new work is begun and the run ends
+//! after a clean checkpoint; on the second one it ends at once.
 
+use nix::libc::SIGHUP;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -11,13 +12,18 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// Listens to the signals from now on.
+    /// Listens to the signals from now on, and tells of the first one at once.
     ///
     /// # Errors
     /// Whatever the operating system says.
-    pub fn listen() -> std::io::Result<Self> {
+    pub fn listen(tell: impl Fn(&'static str) + Send + 'static) -> std::io::Result<Self> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        // The terminal is gone. Not where the program was begun so that it outlives it, by nohup.
+        let mut hang_up = match is_ignored(SIGHUP) {
+            true => None,
+            false => Some(signal(SignalKind::hangup())?),
+        };
         let (sender, requested) = watch::channel(None);
         tokio::spawn(async move {
             let mut first = true;
@@ -25,6 +31,7 @@ impl Shutdown {
                 let number: u8 = tokio::select! {
                     _ = interrupt.recv() => 2,
                     _ = terminate.recv() => 15,
+                    Some(_) = async { hang_up.as_mut()?.recv().await } => 1,
                 };
                 if !first {
                     // The state on disk is valid at any moment.
@@ -32,6 +39,11 @@ impl Shutdown {
                 }
                 first = false;
                 let _ = sender.send(Some(number));
+                tell(match number {
+                    2 => "interrupted (SIGINT)",
+                    15 => "told to end (SIGTERM)",
+                    _ => "the terminal is gone (SIGHUP)",
+                });
             }
         });
         Ok(Self { requested })
@@ -53,4 +65,13 @@ impl Shutdown {
         // Nobody listens to signals any more: it will not be asked.
         std::future::pending().await
     }
+}
+
+/// Whether whoever began the program has it ignore a signal.
+fn is_ignored(signal: i32) -> bool {
+    // The kernel says it as a mask of bits. Only Linux does, and elsewhere nohup is rare.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Database, Outcome, READER, Running, Server, TESTER, Tool, small_month, untouched};
+use support::{Database, Outcome, Running, Server, TESTER, Tool, small_month, untouched};
 
 /// Exit code of mistakes that are found before the work begins.
 const CONFIGURATION: i32 = 2;
@@ -342,37 +342,6 @@ fn a_wrong_password_and_an_unknown_user_are_told() {
             &[user, "CLICKHOUSE_USER", "CLICKHOUSE_PASSWORD"],
         );
     }
-}
-
-#[test]
-fn a_user_who_may_not_insert_is_told_in_the_words_of_the_server() {
-    let tool = june(untouched())
-        .env("CLICKHOUSE_USER", READER.0)
-        .env("CLICKHOUSE_PASSWORD", READER.1);
-    let outcome = tool.run();
-    assert_refused(
-        &outcome,
-        FAILED,
-        &["497", "INSERT", &untouched().name, "events_full"],
-    );
-    assert_empty(untouched(), "events_full");
-    // It is final: trying again would change nothing and take minutes.
-    assert!(outcome.duration < Duration::from_secs(15));
-    let report = tool.report();
-    assert_eq!(report["errors"], 1);
-    assert_eq!(report["events_inserted"], 0);
-    assert_eq!(report["retries"], 0);
-}
-
-#[test]
-fn a_user_who_may_not_insert_can_do_a_dry_run() {
-    let tool = june(untouched())
-        .arg("--dry-run")
-        .env("CLICKHOUSE_USER", READER.0)
-        .env("CLICKHOUSE_PASSWORD", READER.1);
-    tool.run().assert_code(0);
-    assert_eq!(tool.report()["observations_processed"], 6);
-    assert_empty(untouched(), "events_full");
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -954,7 +923,6 @@ fn a_broken_env_file_is_told_without_repeating_it() {
         &b"PARTITION=202406\nCLICKHOUSE_PASSWORD=top secret # words\n"[..],
         b"CLICKHOUSE_PASSWORD='topsecret\n",
         b"CLICKHOUSE_PASSWORD=\"topsecret\nPARTITION=202406\n",
-        b"topsecret\n",
         b"CLICKHOUSE_PASSWORD: topsecret\n",
         b"CLICKHOUSE_PASSWORD=topsecret\xff\n",
     ] {

@@ -307,6 +307,14 @@ fn events_that_only_events_core_lacks() {
 }
 
 #[test]
+fn events_that_only_events_full_lacks() {
+    let database = backfilled("damage_full_missing");
+    delete(&database, &["events_full"], &some_events(&database, "1", 6));
+    // What events_core has of them is right.
+    assert_mended(&database, &[("missing", 6)], 6);
+}
+
+#[test]
 fn root_spans_that_only_events_core_lacks() {
     let database = backfilled("damage_core_roots");
     let events = some_events(&database, OF_TRACE, 4);

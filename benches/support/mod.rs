@@ -86,6 +86,7 @@ fn table(schema: &str, name: &str) -> TableInfo {
         primary_key: String::new(),
         has_views: false,
         keeps_block_numbers: false,
+        engine_full: String::new(),
         columns: statement.lines().filter_map(column).collect(),
     }
 }

@@ -246,10 +246,6 @@ impl CoreView {
             let id = format!("{name}-{share}-{:x}", fastrand::u64(..));
             let settings = [
                 ("query_id", id),
-                ("async_insert", "0".to_owned()),
-                ("optimize_on_insert", "0".to_owned()),
-                ("insert_deduplicate", "0".to_owned()),
-                ("transform_null_in", "0".to_owned()),
                 // Of rows with one key the last one: others may be merged away in the table, and
                 // still be in the target.
                 ("final", "1".to_owned()),

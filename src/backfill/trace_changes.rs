@@ -108,7 +108,7 @@ impl TraceChanges {
                 continue;
             }
             let what = format!("loading the traces that changed: {error}");
-            if !tries.again(error.is_passing(), what).await {
+            if !tries.again(error.hope(), what).await {
                 return Err(Error::Failed(format!(
                     "the traces that changed could not be loaded{}: {error}{}",
                     tries.in_words(),

@@ -19,6 +19,7 @@ use crate::retry::Retries;
 
 use super::error::RequestError;
 use super::insert::BatchBody;
+use super::settings::Settings;
 use super::tls;
 
 /// Bytes of a response that the kernel may hold.
@@ -37,6 +38,9 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
 pub const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Bytes beyond which the server is asked to do that on its disk.
 pub const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
+
+/// What a stream begins with that gzip has packed.
+const GZIP: &[u8] = &[0x1f, 0x8b];
 
 /// A password. Never shown: `Debug` hides it and there is no `Display`.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -99,6 +103,7 @@ pub struct Connection {
     /// For inserts.
     pub(super) http: HttpClient<HttpsConnector<HttpConnector>, BatchBody>,
     pub(super) options: ConnectionOptions,
+    pub(super) settings: Settings,
     retries: Option<Retries>,
 }
 
@@ -141,27 +146,11 @@ impl Connection {
                 Compression::None => ClientCompression::None,
                 Compression::Lz4 => ClientCompression::Lz4,
             });
-        // A limit in the user's profile that ends a query quietly would lose rows:
-        // make every such limit an error.
-        let client = [
-            ("read_overflow_mode", "throw"),
-            ("result_overflow_mode", "throw"),
-            ("timeout_overflow_mode", "throw"),
-            ("sort_overflow_mode", "throw"),
-            ("limit", "0"),
-            ("offset", "0"),
-            // Of LZ4 too. From 3 on, which is the default, it is the slow kind (LZ4HC),
-            // which takes the server five times as long.
-            ("http_zlib_compression_level", "1"),
-        ]
-        .into_iter()
-        .fold(client, |client, (name, value)| {
-            client.with_setting(name, value)
-        });
         Ok(Self {
             client,
             http: insert_builder.build(connector),
             options,
+            settings: Settings::default(),
             retries: None,
         })
     }
@@ -258,11 +247,52 @@ impl Connection {
     }
 
     fn query(&self, sql: &str, settings: &[(&str, String)]) -> Query {
-        settings
+        let of_all = self.settings.all().iter();
+        let query = of_all.fold(self.client.query_raw(sql), |query, &(name, value)| {
+            query.with_setting(name, value)
+        });
+        let settings = settings.iter();
+        settings.fold(query, |query, (name, value)| {
+            query.with_setting(*name, value)
+        })
+    }
+
+    /// The text of a small answer, its columns separated by tabs, of a statement with just these
+    /// settings.
+    pub(super) async fn text(
+        &self,
+        sql: &str,
+        settings: &[(&str, &str)],
+        limit: Duration,
+    ) -> Result<String, RequestError> {
+        // Packed by nobody, so that it can be told if somebody has packed it all the same.
+        let client = self
+            .client
+            .clone()
+            .with_compression(ClientCompression::None);
+        let query = settings
             .iter()
-            .fold(self.client.query_raw(sql), |query, (name, value)| {
-                query.with_setting(*name, value)
-            })
+            .fold(client.query_raw(sql), |query, &(name, value)| {
+                query.with_setting(name, value)
+            });
+        let answer = async {
+            let mut cursor = query.fetch_bytes("TabSeparatedRaw")?;
+            let mut text = Vec::new();
+            while let Some(chunk) = cursor.next().await? {
+                text.extend_from_slice(&chunk);
+            }
+            match text.starts_with(GZIP) {
+                true => Err(RequestError::Compressed),
+                false => Ok(String::from_utf8_lossy(&text).into_owned()),
+            }
+        };
+        match tokio::time::timeout(limit, answer).await {
+            Ok(text) => text,
+            Err(_) => Err(RequestError::TimedOut {
+                doing: "answer",
+                limit,
+            }),
+        }
     }
 
     /// Runs a query and ignores what it yields.

@@ -4,11 +4,13 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use crate::open_files;
+
 /// A request that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// ClickHouse answered with an exception.
-    #[error("ClickHouse answered with error {code}: {message}")]
+    #[error("ClickHouse answered with error {code}: {message}{}", limit_named(*code, message))]
     Exception {
         /// The number in `system.errors`.
         code: u32,
@@ -34,6 +36,29 @@ pub enum RequestError {
         /// How long.
         limit: Duration,
     },
+    /// A setting that the meaning of all statements depends on, which the user's profile holds at
+    /// another value.
+    #[error(
+        "the user's settings profile holds {name} = {value}, and what is read and written here would \
+         be wrong with it: let the profile allow to change it, or set {name} to '{wanted}' there"
+    )]
+    Held {
+        /// Its name.
+        name: &'static str,
+        /// What it is.
+        value: String,
+        /// What it must be.
+        wanted: &'static str,
+    },
+    /// A proxy has packed the answer. Which kind of packing it is, the client does not tell.
+    #[error(
+        "a proxy before ClickHouse compresses its answers (with gzip, for example), which was not asked \
+         for: turn that off for this address"
+    )]
+    Compressed,
+    /// The server's certificate is not accepted.
+    #[error("the server's certificate is not accepted: {0}")]
+    Certificate(String),
     /// An answer that does not mean what it must.
     #[error("{0}")]
     Unexpected(String),
@@ -94,6 +119,19 @@ const REFUSALS: &[u32] = &[
 /// and comes from a type that does not fit.
 const CONVERSION_FAILED: &str = "while converting column";
 
+/// What a limit is called that the profile holds, so that it will be met again: all others are lifted.
+fn limit_named(code: u32, message: &str) -> &'static str {
+    /// TIMEOUT_EXCEEDED
+    const TIMEOUT: u32 = 159;
+    match code == TIMEOUT && message.contains("maximum") {
+        true => {
+            "; max_execution_time of the user's settings profile ends what takes longer, and may not be \
+             lifted: let the profile allow it, or read less at once with a smaller --segment-rows"
+        }
+        false => "",
+    }
+}
+
 fn describe_status(status: Option<u16>) -> String {
     status.map_or_else(String::new, |status| format!(" (HTTP status {status})"))
 }
@@ -103,7 +141,9 @@ impl RequestError {
     pub fn is_passing(&self) -> bool {
         match self {
             RequestError::Exception { code, message } => {
-                PASSING.contains(code) && !message.contains(CONVERSION_FAILED)
+                PASSING.contains(code)
+                    && !message.contains(CONVERSION_FAILED)
+                    && limit_named(*code, message).is_empty()
             }
             // Without a status (the official client does not tell it) it is most
             // likely a proxy's page that says that the server is away.
@@ -111,7 +151,10 @@ impl RequestError {
                 status.is_none_or(|status| matches!(status, 408 | 429 | 500 | 502..=504))
             }
             RequestError::Network(_) | RequestError::TimedOut { .. } => true,
-            RequestError::Unexpected(_) => false,
+            RequestError::Unexpected(_)
+            | RequestError::Held { .. }
+            | RequestError::Compressed
+            | RequestError::Certificate(_) => false,
         }
     }
 
@@ -165,8 +208,38 @@ impl RequestError {
             }
             cause = inner.source();
         }
-        RequestError::Network(words)
+        if open_files::are_too_many(&words) {
+            words.push_str(open_files::ADVICE);
+        }
+        match words.split_once(CERTIFICATE) {
+            Some((_, why)) => RequestError::Certificate(explained(why.trim_start_matches(": "))),
+            None => RequestError::Network(words),
+        }
     }
+}
+
+/// What rustls says where it does not accept a certificate.
+const CERTIFICATE: &str = "invalid peer certificate";
+
+/// What is wrong with a certificate, where rustls has only a word for it.
+fn explained(why: &str) -> String {
+    let meaning = [
+        (
+            "UnknownIssuer",
+            "nobody whom this machine trusts has signed it",
+        ),
+        (
+            "CaUsedAsEndEntity",
+            "it is an authority's own certificate, and not one of a server",
+        ),
+        (
+            "UnsupportedCertVersion",
+            "it is of version 1, and not of version 3",
+        ),
+        ("BadEncoding", "it is damaged, or of version 1"),
+    ];
+    let meaning = meaning.iter().find(|meaning| why.contains(meaning.0));
+    meaning.map_or_else(|| why.to_owned(), |meaning| meaning.1.to_owned())
 }
 
 impl From<clickhouse::error::Error> for RequestError {
@@ -180,6 +253,9 @@ impl From<clickhouse::error::Error> for RequestError {
                     .and_then(|(digits, _)| digits.parse().ok())
                     .filter(|status| (400..600).contains(status));
                 RequestError::from_response(status, None, body)
+            }
+            Error::Decompression(cause) if cause.to_string().contains("`Content-Encoding`") => {
+                RequestError::Compressed
             }
             Error::Network(cause) => RequestError::network(cause.as_ref()),
             // A response that was cut in the middle of a compressed frame, or an

@@ -114,33 +114,14 @@ impl Connection {
 
     fn insert_request(&self, insert: &InsertRequest) -> Result<Request<BatchBody>, RequestError> {
         let mut url = self.options.url.clone();
-        url.query_pairs_mut().clear().extend_pairs([
-            ("query", insert.sql.as_str()),
-            // On by default since 26.1: the answer would come before the rows are written.
-            ("async_insert", "0"),
-            // The server would merge the rows of the insert by themselves, which copies them
-            // all (a fifth of all processor time, measured), for the sake of equal
-            // keys in one insert. Merges and FINAL do that anyway.
-            ("optimize_on_insert", "0"),
-            // Otherwise a column the table does not have is dropped without a word.
-            ("input_format_skip_unknown_fields", "0"),
-            ("input_format_native_allow_types_conversion", "1"),
-            // Rows that a view loses would be lost without a word.
-            ("materialized_views_ignore_errors", "0"),
-            // Columns that are not sent have defaults that look at ones that are.
-            ("input_format_defaults_for_omitted_fields", "1"),
-            // Metadata for a JSON column: texts stay texts, whatever they look like.
-            ("input_format_try_infer_dates", "0"),
-            ("input_format_try_infer_datetimes", "0"),
-            ("type_json_skip_duplicated_paths", "1"),
-            // The keys of what is there guard against a row that is written twice. A replicated
-            // table would drop a batch without a word that equals an earlier one, also after its
-            // rows were deleted.
-            ("insert_deduplicate", "0"),
-            ("query_id", &insert.query_id),
-            // The number of written rows is in a header, so it must be known by then.
-            ("wait_end_of_query", "1"),
-        ]);
+        let mut pairs = url.query_pairs_mut();
+        pairs.clear();
+        pairs.append_pair("query", &insert.sql);
+        pairs.extend_pairs(self.settings.all());
+        pairs.append_pair("query_id", &insert.query_id);
+        // The number of written rows is in a header, so it must be known by then.
+        pairs.append_pair("wait_end_of_query", "1");
+        drop(pairs);
         let body = BatchBody::new(&insert.body);
         let mut request = Request::post(url.as_str())
             .header(
@@ -164,6 +145,9 @@ async fn read_answer(response: Response<Incoming>) -> Result<HeaderMap, RequestE
         .headers
         .get("X-ClickHouse-Exception-Code")
         .and_then(|code| code.to_str().ok()?.parse().ok());
+    if head.headers.contains_key(CONTENT_ENCODING) {
+        return Err(RequestError::Compressed);
+    }
     let body = Limited::new(body, MAX_ANSWER).collect().await;
     if head.status.is_success() && code.is_none() {
         // Rows are only safe once the whole answer, however short, has come.

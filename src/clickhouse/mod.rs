@@ -5,6 +5,7 @@ mod connection;
 mod error;
 mod insert;
 mod schema;
+mod settings;
 mod sizes;
 pub mod sql;
 mod tls;
@@ -15,5 +16,5 @@ pub use connection::{
 };
 pub use error::RequestError;
 pub use insert::InsertRequest;
-pub use schema::{PartitionSize, ServerInfo, TableColumn, TableInfo, now_in_microseconds};
+pub use schema::{PartitionSize, Parts, ServerInfo, TableColumn, TableInfo, now_in_microseconds};
 pub use sizes::{ColumnSizes, Disk, StoredBytes, TableName, TableSize};

@@ -71,6 +71,8 @@ pub struct TableInfo {
     /// Whether each row keeps the number of the block in which it was inserted
     /// (`enable_block_number_column`).
     pub keeps_block_numbers: bool,
+    /// The engine with all clauses of the table: `MergeTree PARTITION BY … ORDER BY … TTL …`.
+    pub engine_full: String,
     /// Its columns in their order.
     pub columns: Vec<TableColumn>,
 }
@@ -103,6 +105,18 @@ pub struct PartitionSize {
     pub parts: u64,
 }
 
+/// Whether a part holds what lightweight updates have changed, and no rows of its own.
+const IS_PATCH: &str = "startsWith(partition_id, 'patch-')";
+
+/// The parts of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Row, Deserialize)]
+pub struct Parts {
+    /// Rows in them.
+    pub rows: u64,
+    /// A hash of their names.
+    names: u64,
+}
+
 #[derive(Row, Deserialize)]
 struct TableRow {
     uuid: String,
@@ -111,6 +125,7 @@ struct TableRow {
     primary_key: String,
     views: u64,
     keeps_block_numbers: u8,
+    engine_full: String,
 }
 
 #[derive(Row, Deserialize)]
@@ -174,7 +189,7 @@ impl Connection {
                 "SELECT toString(uuid) AS uuid, engine, partition_key, primary_key, \
                  length(dependencies_table) AS views, \
                  toUInt8(position(engine_full, 'enable_block_number_column = 1') > 0) \
-                 AS keeps_block_numbers FROM system.tables WHERE {condition}"
+                 AS keeps_block_numbers, engine_full FROM system.tables WHERE {condition}"
             ))
             .await?;
         let Some(table) = tables.into_iter().next() else {
@@ -197,6 +212,7 @@ impl Connection {
             primary_key: table.primary_key,
             has_views: table.views > 0,
             keeps_block_numbers: table.keeps_block_numbers != 0,
+            engine_full: table.engine_full,
             columns,
         }))
     }
@@ -252,6 +268,24 @@ impl Connection {
         )))
     }
 
+    /// What the rows of a table are in.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn parts(&self, table: &TableInfo) -> Result<Parts, RequestError> {
+        let query = format!(
+            "SELECT sum(rows) AS rows, sum(cityHash64(name)) AS names FROM system.parts \
+             WHERE active AND database = {} AND table = {} AND NOT {IS_PATCH}",
+            sql::string(&table.database),
+            sql::string(&table.name)
+        );
+        let parts = self.rows::<Parts>(&query).await?;
+        Ok(parts
+            .into_iter()
+            .next()
+            .unwrap_or(Parts { rows: 0, names: 0 }))
+    }
+
     /// The partitions of a table, oldest first.
     ///
     /// # Errors
@@ -259,7 +293,7 @@ impl Connection {
     pub async fn partitions(&self, table: &TableInfo) -> Result<Vec<PartitionSize>, RequestError> {
         self.rows(&format!(
             "SELECT partition_id, sum(rows) AS rows, count() AS parts FROM system.parts \
-             WHERE active AND database = {} AND table = {} \
+             WHERE active AND database = {} AND table = {} AND NOT {IS_PATCH} \
              GROUP BY partition_id ORDER BY partition_id",
             sql::string(&table.database),
             sql::string(&table.name)

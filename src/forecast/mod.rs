@@ -17,7 +17,7 @@ use crate::inspect::{Inspected, mentions, shares_of_partitions};
 use crate::job::Session;
 use crate::load::{self, TRACE};
 use crate::mapping::Source;
-use crate::options::Options;
+use crate::options::{Intent, Options};
 use crate::plan::{self, Segment};
 use crate::report;
 use crate::state_dir::{PartitionDir, free_bytes};
@@ -62,7 +62,10 @@ pub async fn run(options: Options, as_json: bool) -> Result<Forecast, Error> {
 
 async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
     let retries = &session.retries(options);
-    let mut options = options.clone();
+    let mut options = Options {
+        intent: Intent::Rehearse,
+        ..options.clone()
+    };
     let inspected = session.inspect(&mut options, retries).await?;
     let options = &options;
     if let Some(path) = &options.report {

@@ -127,7 +127,7 @@ impl Job {
                 "looking for {} traces in other months: {error}",
                 question.len()
             );
-            if !tries.again(error.is_passing(), what).await {
+            if !tries.again(error.hope(), what).await {
                 return Err(Error::Failed(format!(
                     "{} traces could not be looked for in other months{}: {error}{}",
                     question.len(),

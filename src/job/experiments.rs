@@ -93,7 +93,7 @@ impl Job {
                 continue;
             }
             let what = format!("finding the spans of dataset run items: {error}");
-            if !tries.again(error.is_passing(), what).await {
+            if !tries.again(error.hope(), what).await {
                 return Err(Error::Failed(format!(
                     "the spans of dataset run items could not be found{}: {error}{}",
                     tries.in_words(),

@@ -51,9 +51,19 @@ impl Session {
     /// # Errors
     /// [`Error`] where the operating system does not let it, or TLS is not set up as it should be.
     pub fn begin(options: &Options) -> Result<Self, Error> {
+        let display = Display::detect(options.quiet);
+        let tell = {
+            let display = display.clone();
+            move |why| {
+                display.note(format_args!(
+                    "{why}: ending when the requests under way are done; a second signal ends it at \
+                     once"
+                ));
+            }
+        };
         Ok(Self {
-            display: Display::detect(options.quiet),
-            shutdown: Shutdown::listen()
+            display,
+            shutdown: Shutdown::listen(tell)
                 .map_err(|error| Error::failed("the program cannot listen to signals", error))?,
             connection: Connection::new(options.connection.clone())
                 .map_err(Error::Configuration)?,
@@ -299,7 +309,7 @@ impl Job {
         let report = self.report(&spent, failed);
         let kept = match self.options.dry_run {
             true => Ok(()),
-            false => report::publish(&report, &self.state.report()),
+            false => report::keep(&report, &self.state.report()),
         };
         // What went wrong first is what the operator must know.
         (report, outcome.and(kept))

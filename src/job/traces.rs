@@ -120,7 +120,7 @@ impl Job {
                 continue;
             }
             let what = format!("loading the traces of {}: {error}", dates(days));
-            if !tries.again(error.is_passing(), what).await {
+            if !tries.again(error.hope(), what).await {
                 return Err(Error::Failed(format!(
                     "the traces of {} could not be loaded{}: {error}{}",
                     dates(days),

@@ -1,12 +1,14 @@
 //! Settings outside of the command line.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::PathBuf;
 
+use super::dotenv;
 use crate::error::Error;
 
 /// The variables that mean something here.
-const VARIABLES: &[&str] = &[
+pub(super) const VARIABLES: &[&str] = &[
     "ALL_PARTITIONS",
     "BATCH_SIZE",
     "CLICKHOUSE_DB",
@@ -49,14 +51,12 @@ impl Environment {
     /// [`Error::Configuration`] where `.env` is there and cannot be read.
     pub fn read() -> Result<Self, Error> {
         let mut variables = HashMap::new();
-        let file = Path::new(".env");
-        if file.exists() {
-            let wrong = |error: dotenvy::Error| Error::Configuration(describe_dotenv(&error));
-            for pair in dotenvy::from_path_iter(file).map_err(wrong)? {
-                let (name, value) = pair.map_err(wrong)?;
-                if VARIABLES.contains(&name.as_str()) {
-                    variables.insert(name, value);
-                }
+        let unreadable = |message| Error::Configuration(message);
+        match std::fs::read(".env") {
+            Ok(content) => variables.extend(dotenv::settings(&content).map_err(unreadable)?),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(unreadable(format!("the file .env cannot be read: {error}")));
             }
         }
         for name in VARIABLES {
@@ -115,17 +115,5 @@ impl Environment {
                 "{name} is '{other}': write true or false"
             ))),
         }
-    }
-}
-
-/// dotenvy's own message repeats the line, which may hold a password.
-fn describe_dotenv(error: &dotenvy::Error) -> String {
-    match error {
-        dotenvy::Error::LineParse(_, position) => format!(
-            "the file .env cannot be understood (near character {position} of a line): each line is \
-             NAME=value, and values with spaces, quotes or # need double quotes around them"
-        ),
-        dotenvy::Error::Io(error) => format!("the file .env cannot be read: {error}"),
-        _ => "the file .env cannot be read".to_owned(),
     }
 }

@@ -2,6 +2,7 @@
 //! and validated. A job takes [`Options`] only, so nothing unchecked is run.
 
 mod choice;
+mod dotenv;
 mod environment;
 mod partition;
 mod until;
@@ -93,6 +94,17 @@ fn selection(arguments: &RunArguments, environment: &Environment) -> Result<Sele
     }
 }
 
+/// What is to become of the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intent {
+    /// It is looked at.
+    Look,
+    /// It is to be written to later: what would be in the way is told.
+    Rehearse,
+    /// It is written to.
+    Write,
+}
+
 /// A validated job for one partition.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -159,6 +171,10 @@ pub struct Options {
     pub report: Option<PathBuf>,
     /// Print nothing but errors.
     pub quiet: bool,
+    /// End where there would be a warning about the tables.
+    pub strict: bool,
+    /// What is to become of the target.
+    pub intent: Intent,
 }
 
 impl Options {
@@ -276,6 +292,11 @@ impl Options {
             allow_duplicates: arguments.allow_duplicates,
             report: subject.report,
             quiet: subject.quiet,
+            strict: subject.strict,
+            intent: match dry_run {
+                true => Intent::Rehearse,
+                false => Intent::Write,
+            },
         })
     }
 }

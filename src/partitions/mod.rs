@@ -52,11 +52,11 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     if ended.was_finished {
         return Ok(());
     }
-    let written = wanted.map_or(Ok(()), |path| report::publish(&ended.report, &path));
     if !quiet {
         // If nobody reads it, the work is done all the same.
         let _ = writeln!(std::io::stdout().lock(), "\n{}", ended.report);
     }
+    let written = wanted.map_or(Ok(()), |path| report::publish(&ended.report, &path));
     // What went wrong first is what the operator must know.
     ended.outcome.and(written)
 }
@@ -84,14 +84,14 @@ async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
     let (entries, outcome) = run.go_through().await;
     session.display.end_partitions();
     let summary = Summary::new(entries, &selected.without_rows, started.elapsed());
-    let written = shared
-        .report
-        .as_ref()
-        .map_or(Ok(()), |path| report::publish(&summary, path));
     if !shared.quiet {
         // If nobody reads it, the work is done all the same.
         let _ = writeln!(std::io::stdout().lock(), "\n{summary}");
     }
+    let written = shared
+        .report
+        .as_ref()
+        .map_or(Ok(()), |path| report::publish(&summary, path));
     outcome.and(written)
 }
 

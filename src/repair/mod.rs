@@ -173,7 +173,7 @@ async fn find(
     report.take(&checkpoint);
     if !options.dry_run {
         // What the checkpoint speaks of must outlast it.
-        crate::report::publish(&found, &found_file(state))?;
+        crate::report::keep(&found, &found_file(state))?;
         store.sync().map_err(store_failed)?;
         checkpoint.write(&state.checkpoint()).map_err(|error| {
             Error::failed(

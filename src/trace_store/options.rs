@@ -1,5 +1,6 @@
 //! The one place where RocksDB is configured, each option with its reason.
 
+use crate::open_files;
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DataBlockIndexType, LogLevel, Options};
 
 /// Bytes of an SST file at which the next one is begun. Filters are built in
@@ -24,7 +25,7 @@ pub(super) fn database() -> Options {
     // Data arrives in ingested files; only the few suspects go through a memtable.
     options.set_max_background_jobs(2);
     // Readers of open files are counted in the block cache; a bound for the handles.
-    options.set_max_open_files(512);
+    options.set_max_open_files(open_files::of_store());
     // The state directory is for the operator: no logs of RocksDB's own beyond errors.
     options.set_log_level(LogLevel::Error);
     options.set_keep_log_file_num(1);

@@ -42,6 +42,7 @@ pub use self::findings::{Findings, FoundRow, Kind, OnlyCounted, Unlisted};
 pub use self::report::{Report, Verdict};
 pub use self::rows::EventKey;
 
+use self::narrow::Missing;
 use self::pieces::{Batch, Calendar, DifferentPieces, Pieces, with_margin};
 use self::rows::{DayStart, EventRows, Number, PieceRows, Sums, Versions, Wanderer, Widths};
 use self::scope::{Class, Scope, Share};
@@ -53,7 +54,7 @@ use crate::clickhouse::Connection;
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::job::Session;
-use crate::options::Options;
+use crate::options::{Intent, Options};
 use crate::progress::{Display, Phase};
 use crate::retry::Retries;
 use crate::trace_store::Day;
@@ -82,6 +83,7 @@ pub async fn run(options: Options) -> Result<Verdict, Error> {
     let mut options = Options {
         // A table that keeps what is written twice may be looked at.
         allow_duplicates: true,
+        intent: Intent::Look,
         ..options
     };
     let inspected = session.inspect(&mut options, &retries).await?;
@@ -141,6 +143,7 @@ struct Verification<'a> {
     wanderers: Vec<Wanderer>,
     superseding: Superseding,
     different: DifferentPieces,
+    missing: Missing,
     /// How many events without an observation were looked for elsewhere.
     looked_for: usize,
     /// Rows of events in the month.
@@ -164,6 +167,7 @@ impl<'a> Verification<'a> {
         let statements = Statements::new(inspected, options);
         let target = &inspected.target;
         let report = Report {
+            expiry: inspected.expiry.clone(),
             partition: options.partition.to_string(),
             target_table: format!("{}.{}", target.database, target.name),
             not_compared: statements.columns.not_compared.clone(),
@@ -195,6 +199,7 @@ impl<'a> Verification<'a> {
             wanderers: Vec::new(),
             superseding: Superseding::default(),
             different: DifferentPieces::new(),
+            missing: Missing::default(),
             looked_for: 0,
             event_rows: 0,
             has_live: false,

@@ -1,6 +1,7 @@
 //! From a batch whose sums differ to the rows that do.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 
 use serde_bytes::ByteBuf;
 
@@ -30,6 +31,26 @@ const MOST_WRONG: u64 = 1_000_000;
 
 /// Events that have no observation in their piece, by trace and span.
 type Strays = BTreeMap<(ByteBuf, ByteBuf), Vec<Stray>>;
+
+/// Which events are missing, as hashes: of at most [`MOST_WRONG`], as no more are looked at one by one.
+#[derive(Debug, Default)]
+pub(super) struct Missing {
+    state: RandomState,
+    hashes: HashSet<u64>,
+}
+
+impl Missing {
+    fn insert(&mut self, key: &EventKey) {
+        if (self.hashes.len() as u64) < MOST_WRONG {
+            self.hashes.insert(self.state.hash_one(key));
+        }
+    }
+
+    /// Whether an event is known to be missing.
+    pub(super) fn has(&self, key: &EventKey) -> bool {
+        self.hashes.contains(&self.state.hash_one(key))
+    }
+}
 
 impl Verification<'_> {
     /// Finds the rows behind sums that differ.
@@ -314,6 +335,9 @@ impl Verification<'_> {
     /// Counts a finding, and hands it on.
     pub(super) fn count_finding(&mut self, key: &EventKey, finding: &Finding) {
         self.report.count(finding.kind);
+        if finding.kind == Kind::Missing {
+            self.missing.insert(key);
+        }
         if !finding.kind.is_wrong() {
             return;
         }

@@ -87,6 +87,8 @@ pub struct Report {
     pub root_spans_left_to_live_roots: u64,
     /// Items of dataset runs that live spans carry, and that are expected on no others.
     pub items_left_to_live_spans: u64,
+    /// What a TTL of the target takes of the month.
+    pub expiry: Option<String>,
     /// Observations and traces that changed after `until`, and whose events are not there yet, or
     /// not as they should be.
     pub left_to_live_path: u64,
@@ -231,6 +233,12 @@ impl Report {
                 "delete by hand what is {to_delete}, since a backfill deletes nothing"
             ));
         }
+        // Whatever is written again, it takes again.
+        advice.extend(
+            self.expiry
+                .iter()
+                .map(|what| format!("first see to {what}")),
+        );
         let advice = advice.join("; ");
         let (rows, are, them) = match self.wrong() {
             1 => ("row", "is", "it"),

@@ -222,7 +222,7 @@ pub struct Details {
 }
 
 /// What tells one event from another.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct EventKey {
     /// The project.
     pub project: ByteBuf,

@@ -172,28 +172,19 @@ impl From<Refusal> for Error {
     }
 }
 
-/// Settings that keep what a statement takes of the server small, and its meaning
-/// what it is here, whatever the user's profile says.
+/// Settings that keep what a statement takes of the server small. Those that its meaning depends on
+/// are the connection's.
 fn settings() -> Vec<(&'static str, String)> {
     [
-        ("enable_analyzer", "1"),
         ("max_threads", "2"),
         ("preferred_block_size_bytes", "1000000"),
         // What would grow with the rows goes to the server's disk from here on.
         ("max_bytes_before_external_group_by", "67108864"),
         ("max_bytes_before_external_sort", "67108864"),
         ("join_algorithm", "hash"),
-        ("join_use_nulls", "0"),
-        ("any_join_distinct_right_table_keys", "0"),
-        ("transform_null_in", "0"),
-        ("group_by_overflow_mode", "throw"),
-        ("join_overflow_mode", "throw"),
-        ("set_overflow_mode", "throw"),
-        ("distinct_overflow_mode", "throw"),
         ("optimize_move_to_prewhere_if_final", "0"),
         ("split_intersecting_parts_ranges_into_layers_final", "0"),
         ("use_query_condition_cache", "0"),
-        ("output_format_json_escape_forward_slashes", "1"),
         // Ids of traces that lie far away are part of the statement.
         ("max_query_size", "268435456"),
         ("max_ast_elements", "10000000"),

@@ -108,6 +108,10 @@ pub struct Options {
     pub config: String,
     /// Elements for the settings profile of all users, for example `<max_threads>1</max_threads>`.
     pub profile: String,
+    /// More settings profiles, each of which has a user of its name without password.
+    pub profiles: Vec<(&'static str, String)>,
+    /// More elements of these users, by the name of the profile: filters of rows, for example.
+    pub of_users: Vec<(&'static str, String)>,
     /// Where the data lies; by default in a temporary directory that goes away with the server.
     pub data: Option<PathBuf>,
     /// The port of the HTTP interface; by default one that is free.
@@ -173,11 +177,11 @@ impl Server {
             .prefix("events-backfill-test-server.")
             .tempdir()
             .expect("a temporary directory can be made");
-        let data = match options.data {
-            Some(data) => data,
+        let data = match &options.data {
+            Some(data) => data.clone(),
             None => directory.path().join("data"),
         };
-        write_configuration(directory.path(), &options.config, &options.profile);
+        write_configuration(directory.path(), &options);
 
         // Another process may take a free port in the moment before the server does.
         let mut attempts = 3;
@@ -442,7 +446,27 @@ fn free_ports<const N: usize>() -> [u16; N] {
 }
 
 /// Writes `config.xml` and `users.xml`.
-fn write_configuration(directory: &Path, config: &str, profile: &str) {
+fn write_configuration(directory: &Path, options: &Options) {
+    let Options {
+        config, profile, ..
+    } = options;
+    let profiles: String = options
+        .profiles
+        .iter()
+        .map(|(name, settings)| format!("<{name}>{settings}</{name}>"))
+        .collect();
+    let users_of_profiles: String = options
+        .profiles
+        .iter()
+        .map(|(name, _)| {
+            let more = options.of_users.iter().filter(|user| user.0 == *name);
+            let more: String = more.map(|user| user.1.as_str()).collect();
+            format!(
+                "<{name}><password></password><networks><ip>::/0</ip></networks>
+                <profile>{name}</profile><quota>default</quota>{more}</{name}>"
+            )
+        })
+        .collect();
     let users = directory.join("users.xml");
     let config = format!(
         "<clickhouse>
@@ -469,9 +493,9 @@ fn write_configuration(directory: &Path, config: &str, profile: &str) {
     };
     let users_xml = format!(
         "<clickhouse>
-            <profiles><default>{profile}</default></profiles>
+            <profiles><default>{profile}</default>{profiles}</profiles>
             <quotas><default/></quotas>
-            <users>{}{}{}{}{}{}</users>
+            <users>{}{}{}{}{}{}{users_of_profiles}</users>
         </clickhouse>",
         user(("default", ""), ""),
         user(TESTER, ""),
@@ -603,6 +627,7 @@ pub struct Tool {
     has_defaults: bool,
     arguments: Vec<OsString>,
     environment: BTreeMap<OsString, OsString>,
+    launcher: Vec<&'static str>,
 }
 
 impl Tool {
@@ -630,6 +655,7 @@ impl Tool {
             has_defaults: false,
             arguments: Vec::new(),
             environment,
+            launcher: Vec::new(),
         }
     }
 
@@ -648,6 +674,12 @@ impl Tool {
     /// Adds arguments.
     pub fn args<A: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = A>) -> Tool {
         self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Has another program start it, which is given it with its arguments.
+    pub fn started_by<const N: usize>(mut self, launcher: [&'static str; N]) -> Tool {
+        self.launcher = launcher.to_vec();
         self
     }
 
@@ -714,7 +746,15 @@ impl Tool {
     /// Starts the program and goes on.
     pub fn spawn(&self) -> Running {
         let started = Instant::now();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_events-backfill"));
+        let program = env!("CARGO_BIN_EXE_events-backfill");
+        let mut command = match self.launcher.split_first() {
+            Some((launcher, arguments)) => {
+                let mut command = Command::new(launcher);
+                command.args(arguments).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
         command
             .args(&self.arguments)
             .env_clear()

@@ -1,6 +1,9 @@
 //! Looks at the server and its tables before anything is done, and says in one
 //! sentence what is missing.
 
+mod access;
+mod expiry;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use clickhouse::Row;
@@ -69,6 +72,8 @@ pub struct Inspected {
     pub trace_bytes: u64,
     /// Uncompressed bytes of all dataset run items, if experiments are wanted.
     pub item_bytes: u64,
+    /// What a TTL of the target takes of the month, as a sentence.
+    pub expiry: Option<String>,
 }
 
 impl Inspected {
@@ -266,12 +271,21 @@ impl Inspector {
         }
         self.probe(&traces, load::TRACE, &load::select_items(&mapping))
             .await?;
+        self.require_insert(&target).await?;
+        let sources: Vec<&TableInfo> = [&observations, &traces]
+            .into_iter()
+            .chain(&dataset_items)
+            .collect();
+        self.look_for_hidden_rows(&sources, &target).await?;
         let partition_id = self.options.partition.to_string();
         let observation_partitions = self.ask(self.connection.partitions(&observations)).await?;
         let trace_partitions = self.ask(self.connection.partitions(&traces)).await?;
         let observation_rows = find_partition(&observation_partitions, &partition_id);
         let trace_rows = find_partition(&trace_partitions, &partition_id);
         require_partition(&self.options, &observation_partitions, &trace_partitions)?;
+        let expiry = self
+            .look_for_expiry(&target, &observations, &observation_rows)
+            .await?;
         let mut stored = mapping.trace_columns();
         stored.extend(["id", "project_id"]);
         let (mut traces_to_load, mut trace_bytes) = (0, 0);
@@ -295,6 +309,7 @@ impl Inspector {
         };
         Ok(Inspected {
             item_bytes,
+            expiry,
             server,
             observations,
             traces,
@@ -334,6 +349,16 @@ impl Inspector {
                 "ClickHouse at {address} does not let user '{user}' in: check CLICKHOUSE_USER and \
                  CLICKHOUSE_PASSWORD"
             ),
+            (_, Some(452 | 164)) => format!(
+                "the settings profile of user '{user}' does not let a setting be changed that is \
+                 needed: {error}"
+            ),
+            (RequestError::Certificate(why), _) => format!(
+                "the certificate of ClickHouse at {address} is not accepted ({why}): name a file with \
+                 the certificates of the authority that signed it in SSL_CERT_FILE, or, if anybody \
+                 may be between you and the server, say --dangerously-accept-invalid-certificates"
+            ),
+            (RequestError::Compressed, _) => error.to_string(),
             (_, Some(497)) => format!("user '{user}' lacks a right: {error}"),
             (RequestError::Network(cause), _) => format!(
                 "ClickHouse at {address} cannot be reached ({cause}): check CLICKHOUSE_URL, and \
@@ -379,7 +404,9 @@ impl Inspector {
         Err(self.describe(&error))
     }
 
-    async fn server(&self) -> Result<ServerInfo, Error> {
+    async fn server(&mut self) -> Result<ServerInfo, Error> {
+        self.require_changeable_settings().await?;
+        self.ask(self.connection.settle_settings()).await?;
         let server = self.ask(self.connection.server_info()).await?;
         let database = &self.options.database;
         if self.ask(self.connection.database_exists(database)).await? {

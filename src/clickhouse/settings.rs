@@ -1,0 +1,422 @@
+//! Every setting that the meaning of a statement depends on, in one place: a user's profile can set
+//! each of them otherwise, and then a statement reads other rows, other values or another format.
+//!
+//! Found by going through `system.settings` of ClickHouse 26.7 (1,490 settings), and asking of each
+//! whether it changes what a SELECT yields, what an INSERT writes, or how either travels. What only
+//! makes a statement faster or slower, or lets the server refuse it, is the operator's to set. The
+//! values are the server's defaults, except where a reason is given.
+//!
+//! A server that does not know a setting does not do what it is about, so it is left out there: 25.12
+//! is the oldest that is supported. One that the profile holds at another value is named.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::connection::Connection;
+use super::error::RequestError;
+use super::sql;
+
+/// What a statement means.
+const MEANING: &[(&str, &str)] = &[
+    // The language. `compatibility` brings back the defaults of an older version.
+    ("dialect", "clickhouse"),
+    ("compatibility", ""),
+    ("enable_analyzer", "1"),
+    (
+        "analyzer_compatibility_apply_final_to_all_joined_tables",
+        "0",
+    ),
+    (
+        "analyzer_compatibility_join_using_top_level_identifier",
+        "0",
+    ),
+    ("analyzer_compatibility_prefer_alias_over_subcolumn", "0"),
+    ("prefer_column_name_to_alias", "0"),
+    ("enable_positional_arguments", "1"),
+    ("enable_global_with_statement", "1"),
+    ("enable_unaligned_array_join", "0"),
+    ("enable_named_columns_in_function_tuple", "0"),
+    ("asterisk_include_materialized_columns", "0"),
+    ("asterisk_include_alias_columns", "0"),
+    ("asterisk_include_virtual_columns", "0"),
+    ("union_default_mode", ""),
+    ("intersect_default_mode", "ALL"),
+    ("except_default_mode", "ALL"),
+    // Joins, groups and values that are not there.
+    ("join_use_nulls", "0"),
+    ("join_default_strictness", "ALL"),
+    ("join_any_take_last_row", "0"),
+    ("any_join_distinct_right_table_keys", "0"),
+    ("single_join_prefer_left_table", "1"),
+    ("group_by_use_nulls", "0"),
+    ("transform_null_in", "0"),
+    ("aggregate_functions_null_for_empty", "0"),
+    ("empty_result_for_aggregation_by_empty_set", "0"),
+    (
+        "empty_result_for_aggregation_by_constant_keys_on_empty_set",
+        "1",
+    ),
+    ("count_distinct_implementation", "uniqExact"),
+    ("short_circuit_function_evaluation", "enable"),
+    ("least_greatest_legacy_null_behavior", "0"),
+    // Times: the zone of a column is its own, or else the server's, by which its partitions and its
+    // sorting key were made.
+    ("session_timezone", ""),
+    ("enable_extended_results_for_datetime_functions", "0"),
+    ("function_date_trunc_return_type_behavior", "0"),
+    ("cast_string_to_date_time_mode", "basic"),
+    ("date_time_overflow_behavior", "ignore"),
+    ("date_time_output_format", "simple"),
+    (
+        "date_time_64_output_format_cut_trailing_zeros_align_to_groups_of_thousands",
+        "0",
+    ),
+    // Values as texts, and as other types.
+    ("cast_keep_nullable", "0"),
+    ("decimal_check_overflow", "1"),
+    ("bool_true_representation", "true"),
+    ("bool_false_representation", "false"),
+    ("output_format_decimal_trailing_zeros", "0"),
+    ("output_format_float_precision", "0"),
+    ("output_format_trim_fixed_string", "0"),
+    ("output_format_json_escape_forward_slashes", "1"),
+    ("output_format_json_map_as_array_of_tuples", "0"),
+    ("output_format_json_named_tuples_as_objects", "1"),
+    ("output_format_json_quote_64bit_floats", "0"),
+    ("output_format_json_quote_64bit_integers", "0"),
+    ("output_format_json_quote_decimals", "0"),
+    ("output_format_json_quote_denormals", "0"),
+    ("output_format_json_skip_null_value_in_named_tuples", "0"),
+    ("output_format_json_validate_utf8", "0"),
+    ("json_type_escape_dots_in_keys", "0"),
+    // Which rows there are.
+    ("final", "0"),
+    ("do_not_merge_across_partitions_select_final", "0"),
+    ("use_skip_indexes_if_final_exact_mode", "1"),
+    ("apply_prewhere_after_final", "0"),
+    ("defer_partition_pruning_after_final", "1"),
+    ("apply_deleted_mask", "1"),
+    ("apply_patch_parts", "1"),
+    ("additional_table_filters", "{}"),
+    ("additional_result_filter", ""),
+    ("limit", "0"),
+    ("offset", "0"),
+    ("extremes", "0"),
+    ("optimize_using_constraints", "0"),
+    ("use_query_cache", "0"),
+    ("inject_random_order_for_select_without_order_by", "0"),
+    ("discard_query_data", "0"),
+    ("partial_result_on_first_cancel", "0"),
+    ("skip_unavailable_shards", "0"),
+    ("enable_parallel_replicas", "0"),
+    ("ignore_cold_parts_seconds", "0"),
+    ("prefer_warmed_unmerged_parts_seconds", "0"),
+    ("force_index_by_date", "0"),
+    ("force_primary_key", "0"),
+    ("force_optimize_projection", "0"),
+    // A limit that ends a statement without a word loses rows.
+    ("read_overflow_mode", "throw"),
+    ("read_overflow_mode_leaf", "throw"),
+    ("result_overflow_mode", "throw"),
+    ("timeout_overflow_mode", "throw"),
+    ("timeout_overflow_mode_leaf", "throw"),
+    ("sort_overflow_mode", "throw"),
+    ("group_by_overflow_mode", "throw"),
+    ("distinct_overflow_mode", "throw"),
+    ("set_overflow_mode", "throw"),
+    ("join_overflow_mode", "throw"),
+    ("transfer_overflow_mode", "throw"),
+    // How it travels.
+    ("output_format_native_encode_types_in_binary_format", "0"),
+    (
+        "output_format_native_use_flattened_dynamic_and_json_serialization",
+        "0",
+    ),
+    ("output_format_native_write_json_as_string", "0"),
+    ("output_format_binary_encode_types_in_binary_format", "0"),
+    ("output_format_binary_write_json_as_string", "0"),
+    ("low_cardinality_allow_in_native_format", "1"),
+    ("http_write_exception_in_output_format", "0"),
+    ("http_wait_end_of_query", "0"),
+    ("send_progress_in_http_headers", "0"),
+    // What an INSERT writes. On by default since 26.1: the answer would come before the rows are
+    // written.
+    ("async_insert", "0"),
+    ("wait_for_async_insert", "1"),
+    // The server would merge the rows of the insert by themselves, which copies them all (a fifth of
+    // all processor time, measured), for the sake of equal keys in one insert. Merges and FINAL do
+    // that anyway.
+    ("optimize_on_insert", "0"),
+    // The keys of what is there guard against a row that is written twice. A replicated table would
+    // drop a batch without a word that equals an earlier one, also after its rows were deleted. From
+    // 26 on, the second and third say it, whatever the first says.
+    ("insert_deduplicate", "0"),
+    ("deduplicate_insert", "disable"),
+    ("deduplicate_insert_select", "disable"),
+    ("deduplicate_blocks_in_dependent_materialized_views", "0"),
+    ("insert_deduplication_token", ""),
+    // Otherwise a column the table does not have is dropped without a word.
+    ("input_format_skip_unknown_fields", "0"),
+    ("input_format_native_allow_types_conversion", "1"),
+    ("input_format_native_decode_types_in_binary_format", "0"),
+    // Columns that are not sent have defaults that look at ones that are.
+    ("input_format_defaults_for_omitted_fields", "1"),
+    ("input_format_force_null_for_omitted_fields", "0"),
+    ("input_format_null_as_default", "1"),
+    ("insert_null_as_default", "1"),
+    ("input_format_allow_errors_num", "0"),
+    ("input_format_allow_errors_ratio", "0"),
+    // Metadata for a JSON column: texts stay texts, whatever they look like.
+    ("input_format_try_infer_dates", "0"),
+    ("input_format_try_infer_datetimes", "0"),
+    ("type_json_skip_duplicated_paths", "1"),
+    ("type_json_skip_invalid_typed_paths", "0"),
+    // Rows that a view loses would be lost without a word.
+    ("materialized_views_ignore_errors", "0"),
+    ("ignore_materialized_views_with_dropped_target_table", "0"),
+    // Into the table itself, where it is spread over several servers, and before the answer.
+    ("insert_distributed_sync", "1"),
+    ("insert_shard_id", "0"),
+];
+
+/// What is better otherwise, and is so where the profile lets us: limits to what a statement may take,
+/// above all, since a run takes long and reads much on purpose, and bounds its memory itself.
+const PREFERENCES: &[(&str, &str)] = &[
+    // Of LZ4 too. From 3 on, which is the default, it is the slow kind (LZ4HC), which takes the
+    // server five times as long.
+    ("http_zlib_compression_level", "1"),
+    ("max_execution_time", "0"),
+    ("max_execution_time_leaf", "0"),
+    ("max_estimated_execution_time", "0"),
+    ("min_execution_speed", "0"),
+    ("min_execution_speed_bytes", "0"),
+    ("max_rows_to_read", "0"),
+    ("max_bytes_to_read", "0"),
+    ("max_rows_to_read_leaf", "0"),
+    ("max_bytes_to_read_leaf", "0"),
+    ("max_result_rows", "0"),
+    ("max_result_bytes", "0"),
+    ("max_rows_to_sort", "0"),
+    ("max_bytes_to_sort", "0"),
+    ("max_rows_to_group_by", "0"),
+    ("max_rows_in_distinct", "0"),
+    ("max_bytes_in_distinct", "0"),
+    ("max_rows_in_set", "0"),
+    ("max_bytes_in_set", "0"),
+    ("max_rows_in_join", "0"),
+    ("max_bytes_in_join", "0"),
+    ("max_columns_to_read", "0"),
+    ("max_temporary_columns", "0"),
+    ("max_temporary_non_const_columns", "0"),
+    ("max_partitions_to_read", "-1"),
+];
+
+/// What the question for the settings themselves depends on. All servers know these.
+const OF_QUESTION: &[(&str, &str)] = &[
+    ("dialect", "clickhouse"),
+    ("limit", "0"),
+    ("offset", "0"),
+    ("additional_table_filters", "{}"),
+    ("additional_result_filter", ""),
+    ("extremes", "0"),
+    ("use_query_cache", "0"),
+    ("http_write_exception_in_output_format", "0"),
+    ("max_columns_to_read", "0"),
+    ("max_rows_to_read", "0"),
+    ("max_result_rows", "0"),
+];
+
+/// Settings that a server says of all that are asked for, at least.
+const FEWEST_KNOWN: usize = 100;
+
+/// READONLY: the user may not change any setting.
+const READONLY: u32 = 164;
+
+/// SETTING_CONSTRAINT_VIOLATION: the profile holds the setting, or bounds it.
+const HELD: u32 = 452;
+
+/// How long the server may take to say what it knows.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The settings of all statements of a connection, once the server has been asked which it knows.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Settings {
+    known: Arc<OnceLock<Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    sent: Vec<(&'static str, &'static str)>,
+}
+
+/// A setting as `system.settings` has it for the user.
+struct Setting {
+    value: String,
+    is_constant: bool,
+    is_bounded: bool,
+}
+
+impl Settings {
+    /// What goes with each statement.
+    pub(super) fn all(&self) -> &[(&'static str, &'static str)] {
+        self.known.get().map_or(&[], |known| &known.sent)
+    }
+
+    /// Whether the server has been asked.
+    pub(super) fn are_known(&self) -> bool {
+        self.known.get().is_some()
+    }
+}
+
+impl Connection {
+    /// Asks which of the settings the server knows and the user may change, so that all statements
+    /// from now on state those that their meaning depends on.
+    ///
+    /// # Errors
+    /// [`RequestError::Held`] where the profile holds one at another value; whatever the request met.
+    pub async fn settle_settings(&self) -> Result<(), RequestError> {
+        if self.settings.are_known() {
+            return Ok(());
+        }
+        let there_are = self.settings_of_user().await?;
+        let mut known = Known { sent: Vec::new() };
+        for &(name, wanted) in MEANING {
+            match there_are.get(name) {
+                None => {}
+                Some(setting) if self.may_be_set(name, wanted, setting).await? => {
+                    known.sent.push((name, wanted));
+                }
+                Some(setting) if setting.value == wanted => {}
+                Some(setting) => {
+                    return Err(RequestError::Held {
+                        name,
+                        value: setting.value.clone(),
+                        wanted,
+                    });
+                }
+            }
+        }
+        for &(name, wanted) in PREFERENCES {
+            match there_are.get(name) {
+                Some(setting) if self.may_be_set(name, wanted, setting).await? => {
+                    known.sent.push((name, wanted));
+                }
+                _ => {}
+            }
+        }
+        // If another task was faster, it has come to the same.
+        let _ = self.settings.known.set(known);
+        Ok(())
+    }
+
+    /// What the server knows of itself.
+    async fn told(&self, question: &str) -> Result<String, RequestError> {
+        match self.text(question, OF_QUESTION, PATIENCE).await {
+            Err(error) if matches!(error.code(), Some(READONLY | HELD)) => {
+                self.text(question, &[], PATIENCE).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn settings_of_user(&self) -> Result<BTreeMap<String, Setting>, RequestError> {
+        let names = MEANING.iter().chain(PREFERENCES);
+        let names: Vec<String> = names.map(|(name, _)| sql::string(name)).collect();
+        // Not by way of a view of the settings that are changed: what a server's default is changes
+        // with its version.
+        let question = format!(
+            "SELECT name, readonly, isNotNull(min) OR isNotNull(max), value FROM system.settings \
+             WHERE name IN ({})",
+            names.join(", ")
+        );
+        let answer = self.told(&question).await?;
+        let settings: BTreeMap<String, Setting> = answer
+            .lines()
+            .map(|line| {
+                let fields: Vec<&str> = line.splitn(4, '\t').collect();
+                let &[name, is_constant, is_bounded, value] = &fields[..] else {
+                    return Err(RequestError::Unexpected(format!(
+                        "asked for its settings, it answered '{}'",
+                        words(line)
+                    )));
+                };
+                let setting = Setting {
+                    value: value.trim_end_matches('\r').to_owned(),
+                    is_constant: is_constant == "1",
+                    is_bounded: matches!(is_bounded, "1" | "true"),
+                };
+                Ok((name.to_owned(), setting))
+            })
+            .collect::<Result<_, RequestError>>()?;
+        match settings.len() < FEWEST_KNOWN {
+            true => Err(RequestError::Unexpected(format!(
+                "asked for its settings, it told only {}",
+                settings.len()
+            ))),
+            false => Ok(settings),
+        }
+    }
+
+    /// What the user's profile has for `readonly`, unless it may write.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn readonly_level(&self) -> Result<Option<u8>, RequestError> {
+        let question = "SELECT value FROM system.settings WHERE name = 'readonly'";
+        let value = self.told(question).await?;
+        let level = value.trim().parse().map_err(|_| {
+            RequestError::Unexpected(format!(
+                "asked for a setting, it answered '{}'",
+                words(&value)
+            ))
+        })?;
+        Ok((level != 0).then_some(level))
+    }
+
+    /// Whether the user may give it that value.
+    async fn may_be_set(
+        &self,
+        name: &'static str,
+        wanted: &'static str,
+        setting: &Setting,
+    ) -> Result<bool, RequestError> {
+        if setting.is_constant || !setting.is_bounded {
+            return Ok(!setting.is_constant);
+        }
+        // How a bound is meant is the server's to say: no limit is 0, which is less than any.
+        match self.text("SELECT 1", &[(name, wanted)], PATIENCE).await {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.code(), Some(HELD | READONLY)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The beginning of an answer that is none, on one line.
+fn words(answer: &str) -> String {
+    let words: Vec<&str> = answer.split_whitespace().collect();
+    words.join(" ").chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_setting_is_stated_twice() {
+        let all = MEANING.iter().chain(PREFERENCES);
+        let names: BTreeSet<&str> = all.clone().map(|setting| setting.0).collect();
+        assert_eq!(names.len(), all.count());
+    }
+
+    /// Proxies take 8 KiB of a request's first line, with the statement of an insert in it.
+    #[test]
+    fn all_settings_together_leave_room_for_a_statement() {
+        let all = MEANING.iter().chain(PREFERENCES);
+        let bytes: usize = all.map(|(name, value)| name.len() + value.len() + 2).sum();
+        assert!(bytes < 5_000, "{bytes}");
+    }
+}

@@ -1,0 +1,208 @@
+//! Rows that the target's TTL takes as soon as they are written.
+
+use super::{Count, Inspector};
+use crate::clickhouse::{PartitionSize, TableInfo, sql};
+use crate::error::Error;
+
+/// Columns of an event that are called otherwise in `observations`.
+const OTHER_NAMES: [(&str, &str); 1] = [("span_id", "id")];
+
+impl Inspector {
+    /// Warns where a TTL of the target, or of a table that its views fill, takes rows of the month;
+    /// gives the sentence.
+    pub(super) async fn look_for_expiry(
+        &mut self,
+        target: &TableInfo,
+        observations: &TableInfo,
+        rows: &PartitionSize,
+    ) -> Result<Option<String>, Error> {
+        let mut tables = vec![target.clone()];
+        for fed in self.ask(self.connection.fed_tables(target)).await? {
+            let table = self.connection.table(&fed.database, &fed.name);
+            tables.extend(self.ask(table).await?);
+        }
+        let mut told = None;
+        for table in tables {
+            for ttl in delete_ttls(&table.engine_full) {
+                let taken = self.rows_taken(&ttl, &table, observations, rows).await;
+                let how_many = match taken {
+                    Some(0) => continue,
+                    Some(taken) => format!("reaches {taken} of its {} rows", rows.rows),
+                    None => "may reach it".to_owned(),
+                };
+                let what = format!(
+                    "the TTL of {}.{} ({}) and partition {}: it {how_many}, which ClickHouse deletes \
+                     when it merges; ALTER TABLE {} REMOVE TTL, or a longer one, keeps them",
+                    table.database,
+                    table.name,
+                    ttl.expression,
+                    self.options.partition,
+                    table.qualified_name(),
+                );
+                self.warn(what.clone())?;
+                told.get_or_insert(what);
+            }
+        }
+        Ok(told)
+    }
+
+    /// How many events of the month it takes, if that can be told from the observations.
+    async fn rows_taken(
+        &self,
+        ttl: &Ttl,
+        table: &TableInfo,
+        observations: &TableInfo,
+        rows: &PartitionSize,
+    ) -> Option<u64> {
+        if rows.rows == 0 {
+            return Some(0);
+        }
+        let columns: Vec<String> = table
+            .columns
+            .iter()
+            .filter_map(|column| {
+                let other = OTHER_NAMES.iter().find(|names| names.0 == column.name);
+                let name = other.map_or(column.name.as_str(), |names| names.1);
+                let source = observations.column(name)?;
+                // Of the type that it has in the table of events.
+                let name = sql::identifier(&source.name);
+                let event = sql::identifier(&column.name);
+                Some(format!(
+                    "CAST(o.{name}, {}) AS {event}",
+                    sql::string(&column.data_type)
+                ))
+            })
+            .collect();
+        let condition = match &ttl.condition {
+            Some(condition) => format!(" AND ({condition})"),
+            None => String::new(),
+        };
+        let query = format!(
+            "SELECT count() AS count FROM (SELECT {} FROM {} AS o WHERE o._partition_id = {}) \
+             WHERE ({}) <= now(){condition}",
+            columns.join(", "),
+            observations.qualified_name(),
+            sql::string(&rows.partition_id),
+            ttl.expression,
+        );
+        // It may look at a column that observations have not.
+        let counted = self.connection.rows::<Count>(&query).await.ok()?;
+        counted.first().map(|row| row.count)
+    }
+}
+
+/// When rows are deleted.
+#[derive(Debug, PartialEq, Eq)]
+struct Ttl {
+    expression: String,
+    condition: Option<String>,
+}
+
+/// The TTLs of a table that delete rows, from its engine as `system.tables` has it:
+/// `MergeTree PARTITION BY … ORDER BY … TTL a, b DELETE WHERE c, d TO VOLUME 'e' SETTINGS …`.
+fn delete_ttls(engine_full: &str) -> Vec<Ttl> {
+    let Some(start) = find_word(engine_full, "TTL") else {
+        return Vec::new();
+    };
+    let clause = &engine_full[start + "TTL".len()..];
+    let end = find_word(clause, "SETTINGS").unwrap_or(clause.len());
+    let elements = divided(&clause[..end]);
+    elements.into_iter().filter_map(ttl).collect()
+}
+
+fn ttl(element: &str) -> Option<Ttl> {
+    for word in ["TO", "RECOMPRESS", "GROUP"] {
+        // Rows are moved, compressed or put together.
+        if find_word(element, word).is_some() {
+            return None;
+        }
+    }
+    let (before, condition) = match find_word(element, "WHERE") {
+        Some(at) => (&element[..at], Some(&element[at + "WHERE".len()..])),
+        None => (element, None),
+    };
+    let expression = match find_word(before, "DELETE") {
+        Some(at) => &before[..at],
+        None => before,
+    };
+    Some(Ttl {
+        expression: expression.trim().to_owned(),
+        condition: condition.map(|condition| condition.trim().to_owned()),
+    })
+}
+
+/// What of a text is outside of quotes and parentheses: places and characters.
+fn outside(text: &str) -> impl Iterator<Item = (usize, char)> {
+    let (mut depth, mut quote, mut is_escaped) = (0_usize, None, false);
+    text.char_indices().filter(move |&(_, c)| {
+        match quote {
+            Some(_) if is_escaped => is_escaped = false,
+            Some(_) if c == '\\' => is_escaped = true,
+            Some(end) if c == end => quote = None,
+            Some(_) => {}
+            None => match c {
+                '\'' | '"' | '`' => quote = Some(c),
+                '(' | '[' => depth += 1,
+                ')' | ']' => depth = depth.saturating_sub(1),
+                _ => return depth == 0,
+            },
+        }
+        false
+    })
+}
+
+fn find_word(text: &str, word: &str) -> Option<usize> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    outside(text).map(|(at, _)| at).find(|&at| {
+        let (before, rest) = text.split_at(at);
+        rest.strip_prefix(word)
+            .is_some_and(|rest| !rest.starts_with(is_part) && !before.ends_with(is_part))
+    })
+}
+
+fn divided(text: &str) -> Vec<&str> {
+    let mut elements = Vec::new();
+    let mut start = 0;
+    for (at, c) in outside(text) {
+        if c == ',' {
+            elements.push(&text[start..at]);
+            start = at + 1;
+        }
+    }
+    elements.push(&text[start..]);
+    elements
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_times_of_deletion_are_read_from_the_engine() {
+        let of = |engine: &str| -> Vec<(String, Option<String>)> {
+            let ttls = delete_ttls(engine).into_iter();
+            ttls.map(|ttl| (ttl.expression, ttl.condition)).collect()
+        };
+        let days = |days: u32| format!("toDateTime(start_time) + toIntervalDay({days})");
+        assert_eq!(
+            of("MergeTree ORDER BY (a, TTL_b) SETTINGS index_granularity = 8192"),
+            []
+        );
+        let one = format!("MergeTree ORDER BY a TTL {} SETTINGS x = 1", days(30));
+        assert_eq!(of(&one), [(days(30), None)]);
+        let many = format!(
+            "ReplacingMergeTree(event_ts, is_deleted) PARTITION BY toYYYYMM(start_time) \
+             ORDER BY a TTL {} TO VOLUME 'cold, TTL', {} DELETE WHERE name = ' SETTINGS, ', \
+             {} RECOMPRESS CODEC(ZSTD(17)), {} DELETE SETTINGS index_granularity = 8192",
+            days(1),
+            days(2),
+            days(3),
+            days(4)
+        );
+        let expected = [
+            (days(2), Some("name = ' SETTINGS, '".to_owned())),
+            (days(4), None),
+        ];
+        assert_eq!(of(&many), expected);
+    }
+}

@@ -1,0 +1,49 @@
+//! How many files and connections the process may have open.
+
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+
+use crate::error::Error;
+
+/// Open files of the store at most.
+const MOST_OF_STORE: rlim_t = 512;
+/// RocksDB needs some whatever there is.
+const FEWEST_OF_STORE: rlim_t = 32;
+/// Who has more than this many has enough for connections, too.
+const OF_ANYTHING_ELSE: rlim_t = 64;
+
+/// What to do where there are too many, to be put behind an error.
+pub const ADVICE: &str = "; raise the limit of open files, for example with `ulimit -n 1024`";
+
+/// Raises the limit as far as the operating system lets a user. Many systems set it low, for the sake
+/// of programs that do not expect a large number.
+///
+/// # Errors
+/// [`Error::Configuration`] where it is too low all the same.
+pub fn raise_limit() -> Result<(), Error> {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return Ok(());
+    };
+    if soft < hard {
+        // If it cannot be raised, what there is may be enough.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(soft, |limits| limits.0);
+    match limit < FEWEST_OF_STORE + OF_ANYTHING_ELSE {
+        true => Err(Error::Configuration(format!(
+            "this process may open only {limit} files at once{ADVICE}"
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// How many of them the store may have.
+pub fn of_store() -> i32 {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(MOST_OF_STORE, |limits| limits.0);
+    let files = limit.saturating_sub(OF_ANYTHING_ELSE);
+    i32::try_from(files.clamp(FEWEST_OF_STORE, MOST_OF_STORE)).unwrap_or(i32::MAX)
+}
+
+/// Whether an error of the operating system says that there are too many.
+pub fn are_too_many(message: &str) -> bool {
+    message.contains("Too many open files") || message.contains("os error 24")
+}

@@ -1,0 +1,273 @@
+//! A file that the user names, to be written at the end of the work: whatever it is. A regular file is
+//! replaced as a whole where that can be done; a device, a pipe, or a file that is mounted somewhere
+//! is written as it is. Links are followed.
+
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{AccessFlags, access};
+
+/// Links that are followed at most: what Linux itself does.
+const MOST_LINKS: usize = 40;
+/// How long a pipe is waited for that nobody reads.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The mode of a new file, before the umask.
+const NEW_MODE: u32 = 0o666;
+
+/// What a path leads to.
+enum Place {
+    /// Nothing yet.
+    New(PathBuf),
+    /// A file that may be replaced, unless it cannot.
+    Regular(PathBuf, Metadata),
+    /// A device, a pipe, or something else that is written as it is.
+    Special(PathBuf),
+    /// A descriptor of this process, such as /dev/stdout: what was written to it before stays.
+    Descriptor(PathBuf),
+}
+
+/// Makes sure, before there is anything to write, that it can be written there.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn require_writable(path: &Path) -> io::Result<()> {
+    match place(path)? {
+        Place::New(path) => tempfile::NamedTempFile::new_in(directory_of(&path)).map(drop),
+        Place::Regular(path, _) => OpenOptions::new().write(true).open(path).map(drop),
+        Place::Special(path) | Place::Descriptor(path) => Ok(access(&path, AccessFlags::W_OK)?),
+    }
+}
+
+/// Writes a file: a regular one whole or not at all, wherever it can be replaced.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match place(path)? {
+        Place::New(path) => {
+            let mode = Permissions::from_mode(NEW_MODE);
+            let mut file = tempfile::Builder::new()
+                .permissions(mode)
+                .tempfile_in(directory_of(&path))?;
+            file.write_all(bytes)?;
+            file.as_file().sync_all()?;
+            file.persist(&path).map_err(|error| error.error)?;
+            Ok(())
+        }
+        Place::Regular(path, before) => match replace(&path, &before, bytes) {
+            Ok(true) => Ok(()),
+            Ok(false) => write_in_place(&path, bytes),
+            Err(error) => Err(error),
+        },
+        Place::Special(path) => {
+            let mut file = open_special(&path)?;
+            file.write_all(bytes)
+        }
+        // Not opened anew, which would begin at its first byte again.
+        Place::Descriptor(path) if path.ends_with("1") => {
+            let mut output = io::stdout().lock();
+            output.write_all(bytes)?;
+            output.flush()
+        }
+        Place::Descriptor(path) if path.ends_with("2") => io::stderr().lock().write_all(bytes),
+        Place::Descriptor(path) => {
+            let mut file = OpenOptions::new().append(true).open(path)?;
+            file.write_all(bytes)
+        }
+    }
+}
+
+/// Follows links, one by one: what they lead to need not be there, and a descriptor is called like
+/// the file that it happens to be.
+fn place(path: &Path) -> io::Result<Place> {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        if is_descriptor(&path) {
+            return Ok(Place::Descriptor(path));
+        }
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_symlink() => {
+                let target = fs::read_link(&path)?;
+                path = directory_of(&path).join(target);
+            }
+            Ok(found) if found.is_dir() => return Err(ErrorKind::IsADirectory.into()),
+            Ok(found) if found.is_file() => return Ok(Place::Regular(path, found)),
+            Ok(_) => return Ok(Place::Special(path)),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Place::New(path)),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("its links lead to each other"))
+}
+
+/// Whether it is `/proc/self/fd/N`.
+fn is_descriptor(path: &Path) -> bool {
+    let descriptors = Path::new("/proc/self/fd").canonicalize();
+    descriptors.is_ok_and(|descriptors| {
+        let directory = directory_of(path).canonicalize();
+        directory.is_ok_and(|directory| directory == descriptors)
+    })
+}
+
+/// Replaces a file by a new one of the same mode and owner. Says whether it could.
+fn replace(path: &Path, before: &Metadata, bytes: &[u8]) -> io::Result<bool> {
+    let mode = Permissions::from_mode(before.mode() & 0o7777);
+    let Ok(mut file) = tempfile::NamedTempFile::new_in(directory_of(path)) else {
+        return Ok(false);
+    };
+    let made = file.as_file().metadata()?;
+    // Another name for the same file would keep what it had, and its owner would lose it.
+    let is_alike = before.nlink() == 1 && (before.uid(), before.gid()) == (made.uid(), made.gid());
+    if !is_alike || file.as_file().set_permissions(mode).is_err() {
+        return Ok(false);
+    }
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    // A file that is mounted cannot be replaced.
+    Ok(file.persist(path).is_ok())
+}
+
+fn write_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Opens what is no regular file. To open a pipe that nobody reads would take for ever.
+fn open_special(path: &Path) -> io::Result<File> {
+    let is_pipe = fs::metadata(path)?.file_type().is_fifo();
+    let started = Instant::now();
+    loop {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        match options.open(path) {
+            Ok(file) => {
+                let flags = OFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GETFL)?);
+                fcntl(&file, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+                return Ok(file);
+            }
+            Err(error) if is_pipe && is_without_reader(&error) => {
+                if started.elapsed() > PATIENCE {
+                    return Err(io::Error::other("it is a pipe that nobody reads"));
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_without_reader(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::errno::Errno::ENXIO as i32)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::symlink;
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn a_new_file_heeds_the_umask_and_an_old_one_keeps_its_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("report");
+        let like_others = directory.path().join("other");
+        fs::write(&like_others, "").unwrap();
+        require_writable(&path).unwrap();
+        assert!(!path.exists());
+        write(&path, b"first").unwrap();
+        assert_eq!(mode(&path), mode(&like_others));
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        write(&path, b"second").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(mode(&path), 0o640);
+    }
+
+    #[test]
+    fn links_are_followed_also_to_what_is_not_there_yet() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (
+            directory.path().join("report"),
+            directory.path().join("link"),
+        );
+        symlink("report", &link).unwrap();
+        for text in ["first", "second"] {
+            require_writable(&link).unwrap();
+            write(&link, text.as_bytes()).unwrap();
+            assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        symlink("circle", directory.path().join("circle")).unwrap();
+        assert!(require_writable(&directory.path().join("circle")).is_err());
+    }
+
+    #[test]
+    fn another_name_of_the_file_has_what_is_written_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (
+            directory.path().join("report"),
+            directory.path().join("other"),
+        );
+        fs::write(&path, "a longer text than the new one").unwrap();
+        fs::hard_link(&path, &other).unwrap();
+        write(&path, b"new").unwrap();
+        assert_eq!(fs::read(&other).unwrap(), b"new");
+    }
+
+    #[test]
+    fn devices_and_pipes_stay_what_they_are() {
+        let null = Path::new("/dev/null");
+        require_writable(null).unwrap();
+        write(null, b"text").unwrap();
+        assert!(fs::metadata(null).unwrap().file_type().is_char_device());
+
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, Mode::from_bits_truncate(0o600)).unwrap();
+        require_writable(&pipe).unwrap();
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || {
+                let mut text = String::new();
+                File::open(pipe).unwrap().read_to_string(&mut text).unwrap();
+                text
+            }
+        });
+        // More than a pipe holds.
+        let text = "x".repeat(300_000);
+        write(&pipe, text.as_bytes()).unwrap();
+        assert_eq!(reader.join().unwrap(), text);
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    }
+
+    #[test]
+    fn what_was_written_to_a_descriptor_before_stays() {
+        use std::os::fd::AsRawFd;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("output");
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"summary\n").unwrap();
+        let descriptor = PathBuf::from(format!("/dev/fd/{}", file.as_raw_fd()));
+        require_writable(&descriptor).unwrap();
+        write(&descriptor, b"report\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "summary\nreport\n");
+    }
+}

@@ -1,0 +1,274 @@
+//! What the user may not do, does not see, or would lose again is told before anything is done.
+
+mod support;
+
+#[path = "support/differential.rs"]
+mod differential;
+
+use std::process;
+use std::sync::OnceLock;
+
+use differential::{ask_number, execute};
+use support::{Database, OPERATOR, Options, READER, SAMPLE_PARTITION, Server, Tool};
+
+/// A server with users who do not see all rows of its databases.
+fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let sees = |number: u32, table: &str, condition: &str| {
+            let database = format!("policy_{}_{number}", process::id());
+            format!(
+                "<databases><{database}><{table}><filter>{condition}</filter></{table}>\
+                 </{database}></databases>"
+            )
+        };
+        let some = "cityHash64(id) % 4 = 0";
+        Server::start(Options {
+            profiles: [
+                "some_observations",
+                "some_traces",
+                "some_events",
+                "some_items",
+            ]
+            .map(|name| (name, String::new()))
+            .into(),
+            of_users: vec![
+                ("some_observations", sees(1, "observations", some)),
+                ("some_traces", sees(1, "traces", some)),
+                ("some_items", sees(1, "dataset_run_items_rmt", some)),
+                (
+                    "some_events",
+                    sees(1, "events_full", "cityHash64(span_id) % 2 = 0"),
+                ),
+            ],
+            ..Options::default()
+        })
+    })
+}
+
+/// The first database of that server, which its policies are about.
+fn month() -> &'static Database<'static> {
+    static MONTH: OnceLock<Database<'static>> = OnceLock::new();
+    MONTH.get_or_init(|| {
+        let database = server().database("policy");
+        database.load_schema();
+        database.load_sample_month(2_000);
+        // Rows that are not there are not hidden.
+        execute(
+            &database,
+            "DELETE FROM observations WHERE cityHash64(id) % 10 = 0",
+        );
+        Tool::new(&database)
+            .args(["--partition", SAMPLE_PARTITION])
+            .run()
+            .assert_code(0);
+        database
+    })
+}
+
+fn tool(command: &[&str], user: &str) -> Tool {
+    Tool::new(month())
+        .args(command.iter().copied())
+        .args(["--partition", SAMPLE_PARTITION])
+        .env("CLICKHOUSE_USER", user)
+}
+
+#[test]
+fn rows_that_the_user_does_not_see_are_told_with_their_number() {
+    let all = ask_number(
+        month(),
+        "SELECT sum(rows) FROM system.parts WHERE active AND database = currentDatabase() \
+         AND table = 'observations'",
+    );
+    let outcome = tool(&["plan"], "some_observations").run();
+    outcome.assert_code(0);
+    let told = format!("of the {all} rows of {}.observations", month().name);
+    outcome.assert_stderr_contains(&told);
+    outcome.assert_stderr_contains("row policy");
+    for (user, table) in [
+        ("some_observations", "observations"),
+        ("some_traces", "traces"),
+        ("some_items", "dataset_run_items_rmt"),
+    ] {
+        for command in [&["plan"][..], &["--dry-run"]] {
+            let with_items = ["--experiments", "--strict"];
+            tool(command, user)
+                .args(with_items)
+                .run()
+                .assert_one_error(2, &[table, "row policy", "--strict"]);
+        }
+    }
+    tool(&["plan"], "default")
+        .arg("--strict")
+        .run()
+        .assert_code(0);
+}
+
+#[test]
+fn nothing_is_written_where_rows_of_the_target_are_hidden() {
+    tool(&["plan"], "some_events")
+        .run()
+        .assert_code(0)
+        .assert_stderr_contains("second time");
+    for command in [&["--restart"][..], &["repair"]] {
+        tool(command, "some_events")
+            .run()
+            .assert_one_error(2, &["events_full", "row policy", "second time"]);
+    }
+}
+
+#[test]
+fn a_right_to_write_that_is_missing_is_told_before_anything_is_loaded() {
+    let (user, password) = READER;
+    let of_user = |command| tool(command, user).env("CLICKHOUSE_PASSWORD", password);
+    for command in [&["plan"][..], &["--dry-run"], &["repair", "--dry-run"]] {
+        let grant = "GRANT INSERT ON";
+        let tool = of_user(command);
+        tool.run().assert_code(0).assert_stderr_contains(grant);
+        tool.arg("--strict").run().assert_one_error(2, &[grant]);
+    }
+    for command in [&["--restart"][..], &["repair"]] {
+        let tool = of_user(command);
+        tool.run().assert_one_error(
+            2,
+            &[
+                "may not write into",
+                "GRANT INSERT ON",
+                "events_full TO reader",
+            ],
+        );
+        assert!(!tool.state_dir().exists(), "{command:?}");
+    }
+    Tool::new(month())
+        .args(["verify", "--partition", SAMPLE_PARTITION])
+        .env("STATE_DIR", "nowhere")
+        .env("CLICKHOUSE_USER", user)
+        .env("CLICKHOUSE_PASSWORD", password)
+        .run()
+        .assert_code(0);
+}
+
+#[test]
+fn the_rights_of_the_readme_are_enough_to_look_at_everything() {
+    let server = Server::start(Options {
+        config: "<access_control_improvements>\
+                 <select_from_system_db_requires_grant>true</select_from_system_db_requires_grant>\
+                 </access_control_improvements>"
+            .to_owned(),
+        ..Options::default()
+    });
+    let database = server.database("granted");
+    database.load_small_month();
+    for command in ["plan", "--dry-run"] {
+        Tool::new(&database)
+            .args([command, "--partition", SAMPLE_PARTITION, "--strict"])
+            .env("CLICKHOUSE_USER", OPERATOR.0)
+            .env("CLICKHOUSE_PASSWORD", OPERATOR.1)
+            .with_defaults()
+            .run()
+            .assert_code(0);
+    }
+}
+
+#[test]
+fn patch_parts_are_no_months() {
+    let database = Server::shared().database("patches");
+    database.load_small_month();
+    for table in ["observations", "traces"] {
+        execute(
+            &database,
+            &format!(
+                "ALTER TABLE {table} MODIFY SETTING enable_block_number_column = 1, \
+                 enable_block_offset_column = 1"
+            ),
+        );
+        execute(&database, &format!("OPTIMIZE TABLE {table} FINAL"));
+        execute(&database, &format!("SYSTEM STOP MERGES {table}"));
+        execute(
+            &database,
+            &format!("UPDATE {table} SET name = 'changed' WHERE project_id = 'project'"),
+        );
+    }
+    let patches = "SELECT count() FROM system.parts WHERE active \
+                   AND database = currentDatabase() AND startsWith(partition_id, 'patch-')";
+    assert!(ask_number(&database, patches) > 0);
+    let outcome = Tool::new(&database)
+        .args(["--all-partitions", "--strict"])
+        .run();
+    outcome.assert_code(0);
+    assert!(!outcome.stderr.contains("patch-"), "{}", outcome.stderr);
+    let changed = ask_number(
+        &database,
+        "SELECT count() FROM observations FINAL WHERE name = 'changed'",
+    );
+    assert!(changed > 0);
+    let written = "SELECT countIf(name = 'changed') FROM events_full FINAL";
+    assert_eq!(ask_number(&database, written), changed);
+    Tool::new(&database)
+        .args(["verify", "--partition", SAMPLE_PARTITION])
+        .env("STATE_DIR", "nowhere")
+        .run()
+        .assert_code(0);
+}
+
+#[test]
+fn rows_that_a_ttl_takes_are_told() {
+    let database = Server::shared().database("expiry");
+    database.load_small_month();
+    let rows = ask_number(
+        &database,
+        "SELECT count() FROM observations WHERE toYYYYMM(start_time) = 202406",
+    );
+    let month = ["--partition", SAMPLE_PARTITION];
+    let plan = |words: &[&str]| {
+        let outcome = Tool::new(&database).arg("plan").args(month).run();
+        outcome.assert_code(0);
+        for word in words {
+            outcome.assert_stderr_contains(word);
+        }
+        outcome.stderr.clone()
+    };
+    for (ttl, reaches) in [
+        ("toDateTime(start_time) + INTERVAL 30 DAY", Some(rows)),
+        ("toDateTime(start_time) + INTERVAL 300 YEAR", None),
+        (
+            "toDateTime(event_ts) + toIntervalDay(1) DELETE WHERE type = 'nothing'",
+            None,
+        ),
+    ] {
+        execute(
+            &database,
+            &format!("ALTER TABLE events_full MODIFY TTL {ttl}"),
+        );
+        match reaches {
+            Some(rows) => {
+                let all = format!("reaches {rows} of its");
+                plan(&["warning", "events_full", "30)", &all]);
+            }
+            None => assert!(!plan(&[]).contains("TTL"), "{ttl}"),
+        }
+    }
+    execute(&database, "ALTER TABLE events_full REMOVE TTL");
+    let of_core = "ALTER TABLE events_core MODIFY TTL toDateTime(start_time) + INTERVAL 1 WEEK";
+    execute(&database, of_core);
+    plan(&["events_core"]);
+    let strict = Tool::new(&database).args(month).arg("--strict");
+    strict
+        .run()
+        .assert_one_error(2, &["TTL", "events_core", "--strict"]);
+
+    execute(&database, "ALTER TABLE events_core REMOVE TTL");
+    execute(
+        &database,
+        "ALTER TABLE events_full MODIFY TTL toDateTime(start_time) + INTERVAL 30 DAY",
+    );
+    let run = Tool::new(&database).args(month).run();
+    run.assert_code(0).assert_stderr_contains("TTL");
+    execute(&database, "OPTIMIZE TABLE events_full FINAL");
+    assert_eq!(ask_number(&database, "SELECT count() FROM events_full"), 0);
+    let verify = Tool::new(&database).arg("verify").args(month);
+    verify
+        .env("STATE_DIR", "nowhere")
+        .run()
+        .assert_one_error(1, &["missing", "first see to the TTL"]);
+}
