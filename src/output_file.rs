@@ -36,7 +36,17 @@ enum Place {
 /// Whatever the file system says.
 pub fn require_writable(path: &Path) -> io::Result<()> {
     match place(path)? {
-        Place::New(path) => tempfile::NamedTempFile::new_in(directory_of(&path)).map(drop),
+        Place::New(path) => {
+            let directory = directory_of(&path);
+            match tempfile::NamedTempFile::new_in(directory) {
+                Ok(_) => Ok(()),
+                Err(_) if !directory.is_dir() => Err(io::Error::new(
+                    ErrorKind::NotFound,
+                    format!("there is no directory {}", directory.display()),
+                )),
+                Err(error) => Err(error),
+            }
+        }
         Place::Regular(path, _) => OpenOptions::new().write(true).open(path).map(drop),
         Place::Special(path) | Place::Descriptor(path) => Ok(access(&path, AccessFlags::W_OK)?),
     }

@@ -167,14 +167,19 @@ pub fn keep(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
         file.persist(path).map_err(|error| error.error)?;
         Ok(())
     };
-    kept().map_err(|error| unwritable(path, &error))
+    kept().map_err(|error: std::io::Error| {
+        Error::Failed(format!(
+            "the report {} cannot be written: {error}{}",
+            path.display(),
+            advice_on_files(&error)
+        ))
+    })
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Error {
     Error::Failed(format!(
-        "the report {} cannot be written: {error}{}",
+        "the report {} cannot be written: {error}; the work itself is done as far as it is said above",
         path.display(),
-        advice_on_files(error)
     ))
 }
 

@@ -29,6 +29,7 @@ fn server() -> &'static Server {
                 "some_traces",
                 "some_events",
                 "some_items",
+                "some_of_nothing",
             ]
             .map(|name| (name, String::new()))
             .into(),
@@ -39,6 +40,10 @@ fn server() -> &'static Server {
                 (
                     "some_events",
                     sees(1, "events_full", "cityHash64(span_id) % 2 = 0"),
+                ),
+                (
+                    "some_of_nothing",
+                    sees(2, "events_full", "cityHash64(span_id) % 2 = 0"),
                 ),
             ],
             ..Options::default()
@@ -115,6 +120,19 @@ fn nothing_is_written_where_rows_of_the_target_are_hidden() {
             .run()
             .assert_one_error(2, &["events_full", "row policy", "second time"]);
     }
+}
+
+#[test]
+fn a_policy_on_an_empty_target_would_keep_rows_from_its_view() {
+    // The second one on this server.
+    month();
+    let database = server().database("policy");
+    database.load_small_month();
+    Tool::new(&database)
+        .args(["--partition", SAMPLE_PARTITION])
+        .env("CLICKHOUSE_USER", "some_of_nothing")
+        .run()
+        .assert_one_error(2, &["row policy", "events_full", "events_core"]);
 }
 
 #[test]
@@ -242,7 +260,7 @@ fn rows_that_a_ttl_takes_are_told() {
         );
         match reaches {
             Some(rows) => {
-                let all = format!("reaches {rows} of its");
+                let all = format!("takes what is made of {rows} of {rows} rows");
                 plan(&["warning", "events_full", "30)", &all]);
             }
             None => assert!(!plan(&[]).contains("TTL"), "{ttl}"),

@@ -154,3 +154,14 @@ fn a_env_file_of_other_programs_is_read_for_what_is_ours() {
     let told = outcome.assert_one_error(2, &["line 8", ".env", "CLICKHOUSE_PASSWORD"]);
     assert!(!told.contains("two words"), "{told}");
 }
+
+#[test]
+fn a_month_that_was_finished_before_is_reported_on_too() {
+    let database = small_month("reported_again");
+    let tool = Tool::new(&database).args(["--partition", SAMPLE_PARTITION]);
+    tool.run().assert_code(0);
+    let events = tool.report()["events_inserted"].clone();
+    fs::remove_file(tool.directory().join("report.json")).unwrap();
+    tool.run().assert_code(0);
+    assert_eq!(tool.report()["events_inserted"], events);
+}

@@ -149,6 +149,20 @@ fn server() -> &'static Server {
                  <constraints><max_execution_time><const/></max_execution_time></constraints>"
                     .to_owned(),
             ),
+            (
+                "few_rows",
+                "<limit>100</limit><constraints><limit><const/></limit></constraints>".to_owned(),
+            ),
+            (
+                "later_rows",
+                "<offset>7</offset><constraints><offset><const/></offset></constraints>".to_owned(),
+            ),
+            (
+                "masked_rows",
+                "<apply_deleted_mask>0</apply_deleted_mask>\
+                 <constraints><apply_deleted_mask><const/></apply_deleted_mask></constraints>"
+                    .to_owned(),
+            ),
             ("only_reads", "<readonly>2</readonly>".to_owned()),
             ("changes_nothing", "<readonly>1</readonly>".to_owned()),
             (
@@ -328,6 +342,15 @@ fn a_setting_that_the_profile_holds_at_another_value_is_named() {
         tool.run()
             .assert_one_error(2, &["join_use_nulls = 1", "settings profile"]);
     }
+    for (user, name) in [
+        ("few_rows", "limit = 100"),
+        ("later_rows", "offset"),
+        ("masked_rows", "apply_deleted_mask = 0"),
+    ] {
+        for tool in [tool(&database, user), verify(&database, user)] {
+            tool.run().assert_one_error(2, &[name, "settings profile"]);
+        }
+    }
     let tool = tool(&database, "held_as_it_must_be");
     tool.run().assert_code(0);
 }
@@ -386,6 +409,21 @@ fn a_limit_of_time_that_cannot_be_lifted_is_named_and_not_met_nine_times() {
         .run();
     outcome.assert_one_error(1, &["max_execution_time", "--segment-rows"]);
     assert!(outcome.duration < Duration::from_secs(40), "{outcome:?}");
+}
+
+#[test]
+fn what_is_repaired_is_merged_whatever_the_profile_holds() {
+    let database = copy("short_repair");
+    tool(&database, "default").run().assert_code(0);
+    execute(
+        &database,
+        "DELETE FROM events_full WHERE cityHash64(span_id) % 40 = 0",
+    );
+    command(&database, "short", "repair")
+        .arg("--optimize")
+        .run()
+        .assert_code(0);
+    verify(&database, "default").run().assert_code(0);
 }
 
 #[test]

@@ -323,16 +323,17 @@ impl Connection {
     async fn settings_of_user(&self) -> Result<BTreeMap<String, Setting>, RequestError> {
         let names = MEANING.iter().chain(PREFERENCES);
         let names: Vec<String> = names.map(|(name, _)| sql::string(name)).collect();
-        // Not by way of a view of the settings that are changed: what a server's default is changes
-        // with its version.
+        // One row, since the profile may hold a limit for rows.
         let question = format!(
-            "SELECT name, readonly, isNotNull(min) OR isNotNull(max), value FROM system.settings \
-             WHERE name IN ({})",
+            "SELECT arrayStringConcat(groupArray(concat(name, '\\t', toString(readonly), '\\t', \
+             toString(toUInt8(isNotNull(min) OR isNotNull(max))), '\\t', value)), '\\n') \
+             FROM system.settings WHERE name IN ({})",
             names.join(", ")
         );
         let answer = self.told(&question).await?;
         let settings: BTreeMap<String, Setting> = answer
             .lines()
+            .filter(|line| !line.is_empty())
             .map(|line| {
                 let fields: Vec<&str> = line.splitn(4, '\t').collect();
                 let &[name, is_constant, is_bounded, value] = &fields[..] else {
@@ -344,17 +345,17 @@ impl Connection {
                 let setting = Setting {
                     value: value.trim_end_matches('\r').to_owned(),
                     is_constant: is_constant == "1",
-                    is_bounded: matches!(is_bounded, "1" | "true"),
+                    is_bounded: is_bounded == "1",
                 };
                 Ok((name.to_owned(), setting))
             })
             .collect::<Result<_, RequestError>>()?;
-        match settings.len() < FEWEST_KNOWN {
-            true => Err(RequestError::Unexpected(format!(
+        match settings.contains_key("limit") && settings.len() > FEWEST_KNOWN {
+            true => Ok(settings),
+            false => Err(RequestError::Unexpected(format!(
                 "asked for its settings, it told only {}",
                 settings.len()
             ))),
-            false => Ok(settings),
         }
     }
 
@@ -365,6 +366,14 @@ impl Connection {
     pub async fn readonly_level(&self) -> Result<Option<u8>, RequestError> {
         let question = "SELECT value FROM system.settings WHERE name = 'readonly'";
         let value = self.told(question).await?;
+        if value.trim().is_empty() {
+            // Whatever is asked, there is no answer.
+            return Err(RequestError::Held {
+                name: "offset or additional_result_filter",
+                value: "…".to_owned(),
+                wanted: "",
+            });
+        }
         let level = value.trim().parse().map_err(|_| {
             RequestError::Unexpected(format!(
                 "asked for a setting, it answered '{}'",

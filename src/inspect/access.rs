@@ -89,6 +89,19 @@ impl Inspector {
     ) -> Result<(), Error> {
         let sources = sources.iter().map(|table| (*table, false));
         for (table, is_target) in sources.chain([(target, true)]) {
+            if is_target
+                && self.options.intent != Intent::Look
+                && self.has_row_policy(table).await?
+            {
+                let user = &self.options.connection.user;
+                self.refuse_to_write(format!(
+                    "a row policy of user '{user}' is about {}.{}: what it hides would be written a \
+                     second time, and kept from events_core, which a view fills; name a user without \
+                     one in CLICKHOUSE_USER",
+                    table.database, table.name
+                ))?;
+                continue;
+            }
             let Some((seen, all)) = self.seen_rows(table).await? else {
                 continue;
             };
@@ -113,6 +126,24 @@ impl Inspector {
             }
         }
         Ok(())
+    }
+
+    /// Whether a row policy of the user is about a table, as far as the user may know of it.
+    async fn has_row_policy(&self, table: &TableInfo) -> Result<bool, Error> {
+        let question = format!(
+            "SELECT count() AS count FROM system.row_policies WHERE database = {} \
+             AND table IN ({}, '', '*') AND NOT has(apply_to_except, currentUser()) AND (apply_to_all \
+             OR hasAny(apply_to_list, arrayConcat([currentUser()], currentRoles())))",
+            sql::string(&table.database),
+            sql::string(&table.name)
+        );
+        match self.connection.rows::<Count>(&question).await {
+            Err(error) if error.code() == Some(ACCESS_DENIED) => Ok(false),
+            policies => {
+                let policies = self.ask(async { policies }).await?;
+                Ok(policies.iter().any(|row| row.count > 0))
+            }
+        }
     }
 
     /// How many rows of a table the user sees, and how many are in its parts; nothing where they

@@ -27,12 +27,13 @@ impl Inspector {
                 let taken = self.rows_taken(&ttl, &table, observations, rows).await;
                 let how_many = match taken {
                     Some(0) => continue,
-                    Some(taken) => format!("reaches {taken} of its {} rows", rows.rows),
-                    None => "may reach it".to_owned(),
+                    Some(taken) => format!("takes what is made of {taken} of {} rows", rows.rows),
+                    None => "may take what is made of it".to_owned(),
                 };
                 let what = format!(
-                    "the TTL of {}.{} ({}) and partition {}: it {how_many}, which ClickHouse deletes \
-                     when it merges; ALTER TABLE {} REMOVE TTL, or a longer one, keeps them",
+                    "the TTL of {}.{} ({}) and partition {}: it {how_many} of observations, which \
+                     ClickHouse deletes when it merges; ALTER TABLE {} REMOVE TTL, or a longer one, \
+                     keeps them",
                     table.database,
                     table.name,
                     ttl.expression,

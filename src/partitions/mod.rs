@@ -49,14 +49,18 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     let state = StateDir::prepare(&options.state_dir, options.partition, options.dry_run)?;
     let quiet = options.quiet;
     let ended = job::run(session, options, inspected, retries, state, started).await?;
+    let write = || {
+        let path = wanted.as_ref();
+        path.map_or(Ok(()), |path| report::publish(&ended.report, path))
+    };
     if ended.was_finished {
-        return Ok(());
+        return write();
     }
     if !quiet {
         // If nobody reads it, the work is done all the same.
         let _ = writeln!(std::io::stdout().lock(), "\n{}", ended.report);
     }
-    let written = wanted.map_or(Ok(()), |path| report::publish(&ended.report, &path));
+    let written = write();
     // What went wrong first is what the operator must know.
     ended.outcome.and(written)
 }

@@ -171,7 +171,6 @@ impl Optimizer {
         );
         let settings = [
             ("optimize_throw_if_noop", "1".to_owned()),
-            ("max_execution_time", "0".to_owned()),
             ("alter_sync", "2".to_owned()),
         ];
         self.connection
