@@ -343,7 +343,7 @@ fn a_setting_that_the_profile_holds_at_another_value_is_named() {
             .assert_one_error(2, &["join_use_nulls = 1", "settings profile"]);
     }
     for (user, name) in [
-        ("few_rows", "limit = 100"),
+        ("few_rows", "limit = a number"),
         ("later_rows", "offset"),
         ("masked_rows", "apply_deleted_mask = 0"),
     ] {

@@ -323,10 +323,12 @@ impl Connection {
     async fn settings_of_user(&self) -> Result<BTreeMap<String, Setting>, RequestError> {
         let names = MEANING.iter().chain(PREFERENCES);
         let names: Vec<String> = names.map(|(name, _)| sql::string(name)).collect();
-        // One row, since the profile may hold a limit for rows.
+        // One row, since the profile may hold a limit for rows; the server has applied that, and does
+        // not know of it any more, besides that there was one.
         let question = format!(
             "SELECT arrayStringConcat(groupArray(concat(name, '\\t', toString(readonly), '\\t', \
-             toString(toUInt8(isNotNull(min) OR isNotNull(max))), '\\t', value)), '\\n') \
+             toString(toUInt8(isNotNull(min) OR isNotNull(max))), '\\t', \
+             if(name IN ('limit', 'offset') AND changed, 'a number', value))), '\\n') \
              FROM system.settings WHERE name IN ({})",
             names.join(", ")
         );
