@@ -158,6 +158,11 @@ fn server() -> &'static Server {
                 "<offset>7</offset><constraints><offset><const/></offset></constraints>".to_owned(),
             ),
             (
+                "more_rows",
+                "<extremes>1</extremes><constraints><extremes><const/></extremes></constraints>"
+                    .to_owned(),
+            ),
+            (
                 "masked_rows",
                 "<apply_deleted_mask>0</apply_deleted_mask>\
                  <constraints><apply_deleted_mask><const/></apply_deleted_mask></constraints>"
@@ -233,7 +238,7 @@ fn verify(database: &Database, user: &str) -> Tool {
 fn events(database: &Database) -> String {
     ask(
         database,
-        "SELECT count(), sum(cityHash64(* EXCEPT (event_bytes))) FROM events_full FINAL",
+        "SELECT count(), sum(cityHash64(toString(tuple(*)))) FROM events_full FINAL",
     )
 }
 
@@ -345,6 +350,7 @@ fn a_setting_that_the_profile_holds_at_another_value_is_named() {
     for (user, name) in [
         ("few_rows", "limit = a number"),
         ("later_rows", "offset"),
+        ("more_rows", "extremes = 1"),
         ("masked_rows", "apply_deleted_mask = 0"),
     ] {
         for tool in [tool(&database, user), verify(&database, user)] {

@@ -376,7 +376,9 @@ impl Connection {
                 wanted: "",
             });
         }
-        let level = value.trim().parse().map_err(|_| {
+        // More lines come with `extremes`.
+        let first = value.lines().next().unwrap_or_default();
+        let level = first.trim().parse().map_err(|_| {
             RequestError::Unexpected(format!(
                 "asked for a setting, it answered '{}'",
                 words(&value)

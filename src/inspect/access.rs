@@ -5,15 +5,13 @@ use std::time::Duration;
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::{Count, Inspector};
+use super::{ACCESS_DENIED, Count, Inspector};
 use crate::clickhouse::{RequestError, TableInfo, sql};
 use crate::error::Error;
 use crate::options::Intent;
 
 /// How often the rows of a table are counted where its parts change meanwhile.
 const MOST_COUNTS: usize = 5;
-/// The user lacks a right.
-const ACCESS_DENIED: u32 = 497;
 /// How long the server may count: it has to read what a row policy looks at.
 const PATIENCE: Duration = Duration::from_secs(300);
 

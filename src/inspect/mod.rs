@@ -24,6 +24,9 @@ const TARGETS: [&str; 2] = ["events_full", "events"];
 /// Table that says which traces belong to dataset runs.
 const DATASET_ITEMS: &str = "dataset_run_items_rmt";
 
+/// The user lacks a right.
+const ACCESS_DENIED: u32 = 497;
+
 /// The id of the only partition of a table that has none.
 const UNPARTITIONED: &str = "all";
 
@@ -359,7 +362,7 @@ impl Inspector {
                  may be between you and the server, say --dangerously-accept-invalid-certificates"
             ),
             (RequestError::Compressed, _) => error.to_string(),
-            (_, Some(497)) => format!("user '{user}' lacks a right: {error}"),
+            (_, Some(ACCESS_DENIED)) => format!("user '{user}' lacks a right: {error}"),
             (RequestError::Network(cause), _) => format!(
                 "ClickHouse at {address} cannot be reached ({cause}): check CLICKHOUSE_URL, and \
                  that it is the port of the HTTP interface"
@@ -384,6 +387,9 @@ impl Inspector {
         let Err(error) = self.connection.check(&select(&items.join(", "))).await else {
             return Ok(());
         };
+        if error.code() == Some(ACCESS_DENIED) {
+            return Err(self.describe(&error));
+        }
         for item in items {
             if let Err(error) = self.connection.check(&select(item)).await {
                 let types: Vec<String> = table
