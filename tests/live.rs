@@ -19,7 +19,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use differential::{Specification, ask, ask_number, assert_equal, execute, keep_versions_apart};
+use differential::{
+    Specification, ask, ask_number, assert_equal, execute, keep_versions_apart, slow_down, speed_up,
+};
 use live::{IS_LIVE, IS_TRACE_ROOT, KEY, Way, as_v4_reads};
 use proxy::{Action, FOREVER, Fault, Place, Proxy};
 use support::{Database, Options, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
@@ -273,18 +275,6 @@ fn interrupt_after_first_event(database: &Database, tool: &Tool) {
     run.terminate();
     run.wait().assert_code(143);
     wait_for_end_of_queries(database);
-}
-
-/// Makes each insert into `events_full` take longer, until the table `brake` is empty.
-fn slow_down(database: &Database) {
-    for statement in [
-        "CREATE TABLE brake (pulled UInt8) ENGINE = MergeTree ORDER BY pulled",
-        "INSERT INTO brake VALUES (1)",
-        "CREATE MATERIALIZED VIEW slowly ENGINE = Null AS \
-             SELECT sleep(if((SELECT count() FROM brake) > 0, 0.8, 0)) AS slept FROM events_full",
-    ] {
-        execute(database, statement);
-    }
 }
 
 // -------------------------------------------------------------------------------------------------
@@ -771,11 +761,13 @@ fn kills() -> u32 {
 }
 
 /// Runs the program, kills it so many times, and resumes it until it is done. It is killed at any
-/// moment, and then a moment after it has written something.
+/// moment, and then a moment after it has written something. Its inserts are slow until then: the
+/// month would be done before most of the kills.
 fn run_with_kills(database: &Database, mut tool: Tool, kills: u32) {
     let seed = fastrand::u64(..);
     let mut random = fastrand::Rng::with_seed(seed);
     let mut in_the_midst = 0;
+    slow_down(database, 0.3);
     for kill in 0..kills {
         tool = with_resume(tool);
         let before = count(database, "events_full");
@@ -798,6 +790,7 @@ fn run_with_kills(database: &Database, mut tool: Tool, kills: u32) {
             in_the_midst += 1;
         }
     }
+    speed_up(database);
     println!("seed {seed}: killed {in_the_midst} times after it had written something");
     assert!(in_the_midst >= kills / 4, "too few kills came in time");
     with_resume(tool).run().assert_code(0);
@@ -841,7 +834,9 @@ fn a_server_killed_at_random_moments_costs_no_event_and_doubles_none() {
     let mut random = fastrand::Rng::with_seed(seed);
     // Now a run outlasts the server's absence, and now it does not.
     let mut tool = tool(&database).env("MAX_RETRIES", "3");
+    slow_down(&database, 0.3);
     let mut run = tool.spawn();
+    let mut in_the_midst = 0;
     for kill in 0..SERVER_KILLS {
         // At any moment, and then a moment after something was written.
         let before = count(&database, "events_full");
@@ -851,9 +846,9 @@ fn a_server_killed_at_random_moments_costs_no_event_and_doubles_none() {
         }
         thread::sleep(Duration::from_millis(random.u64(0..700)));
         if !run.is_running() {
-            println!("the run ended after {kill} kills");
             break;
         }
+        in_the_midst += 1;
         database.server.kill();
         thread::sleep(Duration::from_millis(random.u64(0..1_500)));
         database.server.restart();
@@ -868,6 +863,11 @@ fn a_server_killed_at_random_moments_costs_no_event_and_doubles_none() {
             run = tool.spawn();
         }
     }
+    assert!(
+        in_the_midst >= SERVER_KILLS / 2,
+        "too few kills came in time"
+    );
+    speed_up(&database);
     run_to_the_end(tool, run);
     assert_holds(&database, "history");
 }
@@ -1077,7 +1077,7 @@ fn a_restart_that_failed_before_events_core_had_its_rows_leaves_nothing_old_ther
 #[test]
 fn two_runs_of_a_month_with_different_state_directories_are_not_at_work_at_once() {
     let database = month("two_at_once");
-    slow_down(&database);
+    slow_down(&database, 0.8);
     let first = unhurried_tool(&database);
     let mut run = first.spawn();
     wait_until(&mut run, "the first event", || {
@@ -1086,7 +1086,7 @@ fn two_runs_of_a_month_with_different_state_directories_are_not_at_work_at_once(
     tool(&database)
         .run()
         .assert_one_error(1, &["another events-backfill", "202406"]);
-    execute(&database, "TRUNCATE TABLE brake");
+    speed_up(&database);
     run.wait().assert_code(0);
     assert_holds(&database, "history");
 }
@@ -1199,7 +1199,7 @@ fn assert_changed_after_writing(database: &Database, tool: &Tool) {
 #[test]
 fn a_long_run_notices_that_a_trace_was_unpublished_or_deleted() {
     let database = month("unpublished_meanwhile");
-    slow_down(&database);
+    slow_down(&database, 0.8);
     let tool = unhurried_tool(&database).env("RELOAD_SECONDS", "1");
     let mut run = tool.spawn();
     wait_until(&mut run, "the first event", || {
@@ -1211,7 +1211,7 @@ fn a_long_run_notices_that_a_trace_was_unpublished_or_deleted() {
     remember(&database, "before");
     let left = count(&database, "history") - count(&database, "before");
     assert!(run.is_running() && left > 1_500, "{left} events are left");
-    execute(&database, "TRUNCATE TABLE brake");
+    speed_up(&database);
     run.wait().assert_code(0);
     assert_written_since(&database, "before");
     assert!(reported(&tool, "traces_reloaded") >= count(&database, "changed"));

@@ -9,7 +9,7 @@ mod differential;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use differential::{ask, ask_number, execute};
+use differential::{ask, ask_number, execute, slow_down};
 use support::{Database, Options, SAMPLE_PARTITION, Server, Tool};
 
 /// Profiles with settings that change what a statement means, or ends it.
@@ -390,14 +390,6 @@ fn a_setting_of_a_statement_that_may_not_be_changed_is_named() {
         .assert_one_error(1, &["max_block_size"]);
 }
 
-/// A statement that is slow since what it yields is slow to be written.
-fn slow_down(database: &Database) {
-    execute(
-        database,
-        "CREATE MATERIALIZED VIEW slowly ENGINE = Null AS SELECT sleep(1.5) AS slept FROM events_full",
-    );
-}
-
 #[test]
 fn a_limit_of_time_that_cannot_be_lifted_is_named_and_not_met_nine_times() {
     let database = copy("short");
@@ -407,7 +399,7 @@ fn a_limit_of_time_that_cannot_be_lifted_is_named_and_not_met_nine_times() {
         "INSERT INTO observations SELECT * REPLACE (randomPrintableASCII(20000) AS input) \
          FROM observations FINAL WHERE toYYYYMM(start_time) = 202406",
     );
-    slow_down(&database);
+    slow_down(&database, 1.5);
     let small = ["--batch-size", "100", "--concurrency", "1"];
     let outcome = tool(&database, "short")
         .args(small)
@@ -435,6 +427,6 @@ fn what_is_repaired_is_merged_whatever_the_profile_holds() {
 #[test]
 fn a_limit_of_time_that_can_be_lifted_is() {
     let database = copy("limits_lifted");
-    slow_down(&database);
+    slow_down(&database, 1.5);
     tool(&database, "limits").run().assert_code(0);
 }

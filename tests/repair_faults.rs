@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use differential::{ask_number, execute};
+use differential::{ask_number, execute, slow_down, speed_up};
 use proxy::{Action, Fault, Place, Proxy};
 use repair::{
     BOTH, assert_each_once, assert_equal, backfill_month, backfilled, copy_of, delete,
@@ -203,6 +203,7 @@ fn a_server_killed_at_random_moments_of_a_repair_costs_no_event_and_doubles_none
     let mut random = fastrand::Rng::with_seed(seed);
     // Now a repair outlasts the server's absence, and now it does not.
     let mut tool = slow_repair(&database).env("MAX_RETRIES", "3");
+    slow_down(&database, 0.2);
     let mut running = tool.spawn();
     let mut in_the_midst = 0;
     for kill in 0..SERVER_KILLS {
@@ -228,6 +229,7 @@ fn a_server_killed_at_random_moments_of_a_repair_costs_no_event_and_doubles_none
         in_the_midst >= SERVER_KILLS / 2,
         "too few kills came in time"
     );
+    speed_up(&database);
     let mut outcome = running.wait();
     for _ in 0..5 {
         if outcome.code == Some(0) {

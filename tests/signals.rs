@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use differential::{ask_number, execute};
+use differential::{ask_number, execute, slow_down, speed_up};
 use nix::libc;
 use support::{Database, Running, SAMPLE_PARTITION, Server, Tool};
 
@@ -32,10 +32,7 @@ fn month(name: &str) -> Database<'static> {
             &format!("CREATE TABLE {table} CLONE AS {original}"),
         );
     }
-    execute(
-        &database,
-        "CREATE MATERIALIZED VIEW slowly ENGINE = Null AS SELECT sleep(1) AS slept FROM events_full",
-    );
+    slow_down(&database, 1.0);
     database
 }
 
@@ -58,7 +55,7 @@ fn wait_for_event(running: &mut Running, database: &Database) {
 
 #[track_caller]
 fn assert_goes_on(database: &Database, tool: Tool) {
-    execute(database, "DROP TABLE slowly");
+    speed_up(database);
     tool.arg("--resume").run().assert_code(0);
     let wanted =
         "SELECT uniqExact(project_id, trace_id, id, toDate(start_time)) FROM observations FINAL";
@@ -113,7 +110,7 @@ fn a_second_signal_ends_a_run_at_once() {
 #[test]
 fn a_run_that_nohup_began_outlives_its_terminal() {
     let database = month("nohup");
-    execute(&database, "DROP TABLE slowly");
+    speed_up(&database);
     let small = ["--batch-size", "50", "--concurrency", "1"];
     let tool = Tool::new(&database)
         .args(["--partition", SAMPLE_PARTITION])
@@ -133,7 +130,7 @@ fn a_low_limit_of_open_files_is_raised_or_enough() {
         "ulimit -n 128; exec \"$0\" \"$@\"",
     ] {
         let database = month("open_files");
-        execute(&database, "DROP TABLE slowly");
+        speed_up(&database);
         let tool = Tool::new(&database)
             .args(["--partition", SAMPLE_PARTITION])
             .with_defaults()

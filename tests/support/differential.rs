@@ -35,6 +35,27 @@ pub fn keep_versions_apart(database: &Database, tables: &[&str]) {
     }
 }
 
+/// Makes each insert into `events_full` take so many seconds longer, once its rows are there.
+#[track_caller]
+pub fn slow_down(database: &Database, seconds: f64) {
+    for statement in [
+        "CREATE TABLE brake (pulled UInt8) ENGINE = MergeTree ORDER BY pulled",
+        "INSERT INTO brake VALUES (1)",
+        &format!(
+            "CREATE MATERIALIZED VIEW slowly ENGINE = Null AS \
+             SELECT sleep(if((SELECT count() FROM brake) > 0, {seconds}, 0)) AS slept FROM events_full"
+        ),
+    ] {
+        execute(database, statement);
+    }
+}
+
+/// Ends what [`slow_down`] began.
+#[track_caller]
+pub fn speed_up(database: &Database) {
+    execute(database, "TRUNCATE TABLE brake");
+}
+
 /// Runs a statement that must succeed.
 #[track_caller]
 pub fn execute(database: &Database, sql: &str) {
