@@ -207,7 +207,6 @@ impl TraceSource<'_> {
             question.condition(),
         );
         let settings = [
-            ("max_query_size", (query.len() + 65_536).to_string()),
             ("max_block_size", block_rows.to_string()),
             (
                 "preferred_block_size_bytes",

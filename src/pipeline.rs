@@ -371,14 +371,11 @@ impl Work {
         let (rows, unknown) = match &self.piece {
             Piece::Segment(segment) => {
                 let preferred_bytes = pipeline.budget.preferred_block_bytes;
-                let mut settings = read_settings(block_rows, preferred_bytes).to_vec();
+                let settings = read_settings(block_rows, preferred_bytes);
                 let sql = match &pipeline.wanted {
                     Some(wanted) => wanted.sql(&pipeline.query, segment)?,
                     None => pipeline.query.sql(segment),
                 };
-                if pipeline.wanted.is_some() {
-                    settings.push(("max_query_size", (sql.len() + 65_536).to_string()));
-                }
                 let connection = &pipeline.destination.connection;
                 let stream = connection.stream(&sql, &settings)?;
                 (Rows::Server(Box::new(stream)), pipeline.unknown)

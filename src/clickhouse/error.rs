@@ -39,16 +39,17 @@ pub enum RequestError {
     /// A setting that the meaning of all statements depends on, which the user's profile holds at
     /// another value.
     #[error(
-        "the user's settings profile holds {name} = {value}, and what is read and written here would \
-         be wrong with it: let the profile allow to change it, or set {name} to '{wanted}' there"
+        "the user's settings profile holds {name} = {value}, with which this would fail, or read and \
+         write what is wrong: let the profile allow to change it{}",
+        wanted.map(|wanted| format!(", or set it to '{wanted}' there")).unwrap_or_default()
     )]
     Held {
         /// Its name.
         name: &'static str,
         /// What it is.
         value: String,
-        /// What it must be.
-        wanted: &'static str,
+        /// What it must be, where that is always the same.
+        wanted: Option<&'static str>,
     },
     /// A proxy has packed the answer. Which kind of packing it is, the client does not tell.
     #[error(

@@ -175,6 +175,8 @@ const MEANING: &[(&str, &str)] = &[
     // Rows that a view loses would be lost without a word.
     ("materialized_views_ignore_errors", "0"),
     ("ignore_materialized_views_with_dropped_target_table", "0"),
+    // Ids that are asked for are part of a statement.
+    ("max_query_size", "268435456"),
     // Into the table itself, where it is spread over several servers, and before the answer.
     ("insert_distributed_sync", "1"),
     ("insert_shard_id", "0"),
@@ -212,6 +214,24 @@ const PREFERENCES: &[(&str, &str)] = &[
     ("max_partitions_to_read", "-1"),
 ];
 
+/// What single statements state, with the least and the most: how much is read at once, and what goes
+/// to the server's disk meanwhile.
+const OF_STATEMENTS: &[(&str, &[&str])] = &[
+    ("max_block_size", &["16", "65536"]),
+    ("preferred_block_size_bytes", &["65536", "16777216"]),
+    ("max_bytes_before_external_group_by", &["67108864"]),
+    ("max_bytes_before_external_sort", &["67108864"]),
+    ("use_query_condition_cache", &["0"]),
+    ("optimize_move_to_prewhere_if_final", &["0"]),
+    ("optimize_read_in_order", &["1"]),
+    ("split_intersecting_parts_ranges_into_layers_final", &["0"]),
+    ("join_algorithm", &["hash"]),
+    ("max_threads", &["2"]),
+    ("max_ast_elements", &["10000000"]),
+    ("max_expanded_ast_elements", &["10000000"]),
+    ("cancel_http_readonly_queries_on_client_close", &["1"]),
+];
+
 /// What the question for the settings themselves depends on. All servers know these.
 const OF_QUESTION: &[(&str, &str)] = &[
     ("dialect", "clickhouse"),
@@ -225,6 +245,7 @@ const OF_QUESTION: &[(&str, &str)] = &[
     ("max_columns_to_read", "0"),
     ("max_rows_to_read", "0"),
     ("max_result_rows", "0"),
+    ("max_query_size", "268435456"),
 ];
 
 /// Settings that a server says of all that are asked for, at least.
@@ -235,6 +256,12 @@ const READONLY: u32 = 164;
 
 /// SETTING_CONSTRAINT_VIOLATION: the profile holds the setting, or bounds it.
 const HELD: u32 = 452;
+
+/// QUERY_CACHE_USED_WITH_SYSTEM_TABLE: the profile holds `use_query_cache`.
+const CACHED: u32 = 719;
+
+/// SYNTAX_ERROR, which a statement that is too long is called too.
+const SYNTAX: u32 = 62;
 
 /// How long the server may take to say what it knows.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -288,13 +315,7 @@ impl Connection {
                     known.sent.push((name, wanted));
                 }
                 Some(setting) if setting.value == wanted => {}
-                Some(setting) => {
-                    return Err(RequestError::Held {
-                        name,
-                        value: setting.value.clone(),
-                        wanted,
-                    });
-                }
+                Some(setting) => return Err(held(name, setting, Some(wanted))),
             }
         }
         for &(name, wanted) in PREFERENCES {
@@ -303,6 +324,16 @@ impl Connection {
                     known.sent.push((name, wanted));
                 }
                 _ => {}
+            }
+        }
+        for &(name, values) in OF_STATEMENTS {
+            let Some(setting) = there_are.get(name) else {
+                continue;
+            };
+            for &wanted in values {
+                if !self.may_be_set(name, wanted, setting).await? {
+                    return Err(held(name, setting, None));
+                }
             }
         }
         // If another task was faster, it has come to the same.
@@ -314,15 +345,17 @@ impl Connection {
     async fn told(&self, question: &str) -> Result<String, RequestError> {
         match self.text(question, OF_QUESTION, PATIENCE).await {
             Err(error) if matches!(error.code(), Some(READONLY | HELD)) => {
-                self.text(question, &[], PATIENCE).await
+                let answer = self.text(question, &[], PATIENCE).await;
+                answer.map_err(|error| held_by_question(&error).unwrap_or(error))
             }
             answer => answer,
         }
     }
 
     async fn settings_of_user(&self) -> Result<BTreeMap<String, Setting>, RequestError> {
-        let names = MEANING.iter().chain(PREFERENCES);
-        let names: Vec<String> = names.map(|(name, _)| sql::string(name)).collect();
+        let names = MEANING.iter().chain(PREFERENCES).map(|setting| setting.0);
+        let names = names.chain(OF_STATEMENTS.iter().map(|setting| setting.0));
+        let names: Vec<String> = names.map(sql::string).collect();
         // One row, since the profile may hold a limit for rows; the server has applied that, and does
         // not know of it any more, besides that there was one.
         let question = format!(
@@ -373,7 +406,7 @@ impl Connection {
             return Err(RequestError::Held {
                 name: "offset or additional_result_filter",
                 value: "…".to_owned(),
-                wanted: "",
+                wanted: Some(""),
             });
         }
         // More lines come with `extremes`.
@@ -406,6 +439,32 @@ impl Connection {
     }
 }
 
+/// A setting that the profile holds at what it is.
+fn held(name: &'static str, setting: &Setting, wanted: Option<&'static str>) -> RequestError {
+    RequestError::Held {
+        name,
+        value: setting.value.clone(),
+        wanted,
+    }
+}
+
+/// The setting that the profile holds, where even the question for the settings fails with it.
+fn held_by_question(error: &RequestError) -> Option<RequestError> {
+    let (name, value, wanted) = match error {
+        RequestError::Exception { code: CACHED, .. } => ("use_query_cache", "1", "0"),
+        RequestError::Exception {
+            code: SYNTAX,
+            message,
+        } if message.contains("Max query size") => ("max_query_size", "a low one", "268435456"),
+        _ => return None,
+    };
+    Some(RequestError::Held {
+        name,
+        value: value.to_owned(),
+        wanted: Some(wanted),
+    })
+}
+
 /// The beginning of an answer that is none, on one line.
 fn words(answer: &str) -> String {
     let words: Vec<&str> = answer.split_whitespace().collect();
@@ -420,8 +479,9 @@ mod tests {
 
     #[test]
     fn no_setting_is_stated_twice() {
-        let all = MEANING.iter().chain(PREFERENCES);
-        let names: BTreeSet<&str> = all.clone().map(|setting| setting.0).collect();
+        let all = MEANING.iter().chain(PREFERENCES).map(|setting| setting.0);
+        let all = all.chain(OF_STATEMENTS.iter().map(|setting| setting.0));
+        let names: BTreeSet<&str> = all.clone().collect();
         assert_eq!(names.len(), all.count());
     }
 

@@ -243,7 +243,6 @@ impl ExperimentSource<'_> {
     ) -> Result<(), WorkError> {
         let on_disk = ON_DISK_FROM_BYTES.to_string();
         let settings = [
-            ("max_query_size", (query.len() + 65_536).to_string()),
             ("max_block_size", block_rows.to_string()),
             (
                 "preferred_block_size_bytes",

@@ -186,7 +186,6 @@ fn settings() -> Vec<(&'static str, String)> {
         ("split_intersecting_parts_ranges_into_layers_final", "0"),
         ("use_query_condition_cache", "0"),
         // Ids of traces that lie far away are part of the statement.
-        ("max_query_size", "268435456"),
         ("max_ast_elements", "10000000"),
         ("max_expanded_ast_elements", "10000000"),
         // Who ends this program ends its statements with it.
