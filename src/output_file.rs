@@ -1,6 +1,6 @@
 //! A file that the user names, to be written at the end of the work: whatever it is. A regular file is
 //! replaced as a whole where that can be done; a device, a pipe, or a file that is mounted somewhere
-//! is written as it is. Links are followed.
+//! is written as it is. Links are followed, and `-` is the standard output.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -94,7 +94,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Follows links, one by one: what they lead to need not be there, and a descriptor is called like
 /// the file that it happens to be.
 fn place(path: &Path) -> io::Result<Place> {
-    let mut path = path.to_owned();
+    let mut path = match path == Path::new("-") {
+        true => PathBuf::from("/dev/stdout"),
+        false => path.to_owned(),
+    };
     for _ in 0..MOST_LINKS {
         if is_descriptor(&path) {
             return Ok(Place::Descriptor(path));

@@ -95,7 +95,7 @@ fn a_certificate_that_a_known_authority_has_signed_is_accepted() {
     plan(&other)
         .env("SSL_CERT_FILE", file("authority.pem"))
         .run()
-        .assert_one_error(2, &["certificate", "localhost", "SSL_CERT_FILE", FLAG]);
+        .assert_one_error(2, &["certificate", "localhost", "CLICKHOUSE_URL", FLAG]);
 }
 
 #[test]
@@ -144,6 +144,25 @@ fn a_file_of_authorities_that_is_not_there_or_holds_none_is_named() {
             .run()
             .assert_one_error(2, &["SSL_CERT_FILE", name]);
     }
+    // Whatever else there is.
+    plan(&address)
+        .env("SSL_CERT_FILE", &empty)
+        .env("SSL_CERT_DIR", "/etc/ssl/certs")
+        .run()
+        .assert_one_error(2, &["SSL_CERT_FILE", empty.to_str().unwrap()]);
+    plan(&address)
+        .env("SSL_CERT_FILE", "")
+        .run()
+        .assert_one_error(2, &["SSL_CERT_FILE is empty"]);
+}
+
+#[test]
+fn the_file_of_authorities_can_be_named_in_the_env_file() {
+    let address = https("server.pem", "server.key");
+    let tool = plan(&address);
+    let line = format!("SSL_CERT_FILE={}\n", file("authority.pem"));
+    fs::write(tool.directory().join(".env"), line).unwrap();
+    tool.run().assert_code(0);
 }
 
 /// A proxy that asks the server for what its client has not asked for.

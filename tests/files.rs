@@ -100,8 +100,10 @@ fn a_device_and_a_pipe_stay_what_they_are() {
 #[test]
 fn standard_output_takes_the_report_after_all_else() {
     for (command, field) in COMMANDS {
-        let outcome = tool(command, Path::new("/dev/stdout")).arg("--quiet").run();
-        assert_report(outcome.stdout.as_bytes(), field);
+        for stdout in ["/dev/stdout", "-"] {
+            let outcome = tool(command, Path::new(stdout)).arg("--quiet").run();
+            assert_report(outcome.stdout.as_bytes(), field);
+        }
     }
     let with_summary = tool(&["--dry-run"], Path::new("/dev/stdout")).started_by([
         "sh",

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use events_backfill::clickhouse::{
-    Compression, Connection, ConnectionOptions, Password, TableInfo, sql,
+    Compression, Connection, ConnectionOptions, Password, TableInfo, Trust, sql,
 };
 use events_backfill::mapping::Source;
 use events_backfill::pipeline::read_settings;
@@ -105,7 +105,7 @@ impl<'a> Partition<'a> {
             user: TESTER.0.to_owned(),
             password: Password::new(TESTER.1),
             compression: Compression::None,
-            accept_invalid_certificates: false,
+            trust: Trust::Machine,
         })
         .unwrap();
         let (table, partitions) = runtime.block_on(async {

@@ -104,7 +104,7 @@ impl Recovery {
         doing: &str,
         error: WorkError,
     ) -> Result<(), Error> {
-        let again = tries.again(error.is_passing(), format!("{doing}: {error}"));
+        let again = tries.again(error.hope(), format!("{doing}: {error}"));
         let again = again.await;
         if let Some(signal) = self.keys.shutdown.signal() {
             return Err(Error::interrupted(signal));

@@ -20,7 +20,7 @@ use crate::retry::Retries;
 use super::error::RequestError;
 use super::insert::BatchBody;
 use super::settings::Settings;
-use super::tls;
+use super::tls::{self, Trust};
 
 /// Bytes of a response that the kernel may hold.
 const RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
@@ -38,9 +38,6 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
 pub const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Bytes beyond which the server is asked to do that on its disk.
 pub const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
-
-/// What a stream begins with that gzip has packed.
-const GZIP: &[u8] = &[0x1f, 0x8b];
 
 /// A password. Never shown: `Debug` hides it and there is no `Display`.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -83,8 +80,8 @@ pub struct ConnectionOptions {
     pub password: Password,
     /// Whether to compress.
     pub compression: Compression,
-    /// Do not verify the server's certificate.
-    pub accept_invalid_certificates: bool,
+    /// Whose certificate a server may have.
+    pub trust: Trust,
 }
 
 impl ConnectionOptions {
@@ -121,10 +118,7 @@ impl Connection {
         // and says nothing to the server for a long time when little of it is read.
         tcp.set_recv_buffer_size(Some(RECEIVE_BUFFER));
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        let tls = tls::client_config(
-            options.url.scheme() == "https",
-            options.accept_invalid_certificates,
-        )?;
+        let tls = tls::client_config(options.url.scheme() == "https", &options.trust)?;
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
@@ -265,34 +259,29 @@ impl Connection {
         settings: &[(&str, &str)],
         limit: Duration,
     ) -> Result<String, RequestError> {
-        // Packed by nobody, so that it can be told if somebody has packed it all the same.
-        let client = self
-            .client
-            .clone()
-            .with_compression(ClientCompression::None);
-        let query = settings
-            .iter()
-            .fold(client.query_raw(sql), |query, &(name, value)| {
-                query.with_setting(name, value)
-            });
-        let answer = async {
-            let mut cursor = query.fetch_bytes("TabSeparatedRaw")?;
-            let mut text = Vec::new();
-            while let Some(chunk) = cursor.next().await? {
-                text.extend_from_slice(&chunk);
-            }
-            match text.starts_with(GZIP) {
-                true => Err(RequestError::Compressed),
-                false => Ok(String::from_utf8_lossy(&text).into_owned()),
+        let question = || async {
+            let query = settings
+                .iter()
+                .fold(self.client.query_raw(sql), |query, &(name, value)| {
+                    query.with_setting(name, value)
+                });
+            let answer = async {
+                let mut cursor = query.fetch_bytes("TabSeparatedRaw")?;
+                let mut text = Vec::new();
+                while let Some(chunk) = cursor.next().await? {
+                    text.extend_from_slice(&chunk);
+                }
+                Ok(String::from_utf8_lossy(&text).into_owned())
+            };
+            match tokio::time::timeout(limit, answer).await {
+                Ok(text) => text,
+                Err(_) => Err(RequestError::TimedOut {
+                    doing: "answer",
+                    limit,
+                }),
             }
         };
-        match tokio::time::timeout(limit, answer).await {
-            Ok(text) => text,
-            Err(_) => Err(RequestError::TimedOut {
-                doing: "answer",
-                limit,
-            }),
-        }
+        self.ask(question).await
     }
 
     /// Runs a query and ignores what it yields.

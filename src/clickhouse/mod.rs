@@ -18,3 +18,4 @@ pub use error::RequestError;
 pub use insert::InsertRequest;
 pub use schema::{PartitionSize, Parts, ServerInfo, TableColumn, TableInfo, now_in_microseconds};
 pub use sizes::{ColumnSizes, Disk, StoredBytes, TableName, TableSize};
+pub use tls::Trust;

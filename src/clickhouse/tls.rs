@@ -1,60 +1,95 @@
-//! TLS: verified against the machine's certificate authorities, unless the user
-//! said in so many words that any certificate will do.
+//! TLS: verified against certificate authorities, unless the user said in so many words that any
+//! certificate will do.
 
+use std::env;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
+
+/// A directory with the certificates of authorities; rustls-native-certs reads it by itself, too.
+const DIRECTORY: &str = "SSL_CERT_DIR";
+
+/// Whose signature under a server's certificate counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trust {
+    /// Those whom the machine trusts.
+    Machine,
+    /// Those whose certificates are in this file, and in the directory of `SSL_CERT_DIR`.
+    File(PathBuf),
+    /// Anybody's: the certificate is not verified.
+    Anybody,
+}
 
 /// A client configuration. Certificate authorities are only read when they are
 /// `needed`, so that a plain HTTP address works on a machine without any.
-pub(super) fn client_config(needed: bool, accept_invalid: bool) -> Result<ClientConfig, String> {
+pub(super) fn client_config(needed: bool, trust: &Trust) -> Result<ClientConfig, String> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| format!("TLS cannot be set up: {error}"))?;
-    if accept_invalid {
-        return Ok(builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate(provider)))
-            .with_no_client_auth());
-    }
-    let mut roots = RootCertStore::empty();
-    if needed {
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
-        let mut named = named.into_iter().filter_map(|name| {
-            let value = std::env::var(name).ok()?;
-            let is_wrong = roots.is_empty() || (name == "SSL_CERT_FILE" && !is_readable(&value));
-            is_wrong.then_some((name, value))
-        });
-        if let Some((name, value)) = named.next() {
-            let errors: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
-            return Err(format!(
-                "{name} names {value}, and no certificates of authorities can be read there{}",
-                errors
-                    .first()
-                    .map(|error| format!(" ({error})"))
-                    .unwrap_or_default()
-            ));
+    let roots = match (trust, needed) {
+        (Trust::Anybody, _) => {
+            return Ok(builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate(provider)))
+                .with_no_client_auth());
         }
-        if roots.is_empty() {
-            return Err(
-                "no certificate authorities were found on this machine to verify the \
-                        server with: install the ca-certificates package, or name a file of \
-                        them in SSL_CERT_FILE"
-                    .to_owned(),
-            );
-        }
-    }
+        (_, false) => RootCertStore::empty(),
+        (Trust::Machine, true) => authorities_of_machine()?,
+        (Trust::File(file), true) => authorities_in(file)?,
+    };
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn is_readable(path: &str) -> bool {
-    std::fs::File::open(path).is_ok_and(|mut file| std::io::Read::read(&mut file, &mut [0]).is_ok())
+fn authorities_of_machine() -> Result<RootCertStore, String> {
+    // Empty is as good as not set, but not to the library.
+    let found = match env::var_os("SSL_CERT_FILE").is_some_and(|file| file.is_empty()) {
+        true => return Err("SSL_CERT_FILE is empty: unset it, or name a file".to_owned()),
+        false => load_native_certs(),
+    };
+    let (roots, error) = parsed(found);
+    match (roots.is_empty(), env::var(DIRECTORY)) {
+        (false, _) => Ok(roots),
+        (true, Ok(directory)) => Err(unreadable(DIRECTORY, Path::new(&directory), &error)),
+        (true, Err(_)) => Err(
+            "no certificate authorities were found on this machine to verify the server with: \
+             install the ca-certificates package, or name a file of them in SSL_CERT_FILE"
+                .to_owned(),
+        ),
+    }
+}
+
+fn authorities_in(file: &Path) -> Result<RootCertStore, String> {
+    let (mut roots, error) = parsed(load_certs_from_paths(Some(file), None));
+    if roots.is_empty() {
+        return Err(unreadable("SSL_CERT_FILE", file, &error));
+    }
+    if let Some(directory) = env::var_os(DIRECTORY) {
+        let found = load_certs_from_paths(None, Some(Path::new(&directory)));
+        roots.add_parsable_certificates(found.certs);
+    }
+    Ok(roots)
+}
+
+/// What can be used of what was found, and the first thing that was wrong with it, for a sentence.
+fn parsed(found: CertificateResult) -> (RootCertStore, String) {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    let error = found.errors.first();
+    let error = error.map_or_else(String::new, |error| format!(" ({error})"));
+    (roots, error)
+}
+
+fn unreadable(name: &str, path: &Path, error: &str) -> String {
+    format!(
+        "{name} names {}, and no certificates of authorities can be read there{error}",
+        path.display()
+    )
 }
 
 /// Accepts every certificate, also one that is not understood (of version 1, say), with which the

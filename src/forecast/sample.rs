@@ -334,7 +334,7 @@ impl<'a> Attempts<'a> {
             return Ok(());
         }
         let what = format!("{} for a sample: {error}", self.doing);
-        match self.tries.again(error.is_passing(), what).await {
+        match self.tries.again(error.hope(), what).await {
             true => Ok(()),
             false => Err(given_up(&error, &self.tries.in_words())),
         }

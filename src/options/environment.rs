@@ -31,6 +31,7 @@ pub(super) const VARIABLES: &[&str] = &[
     "RELOAD_SECONDS",
     "ROOT_SPANS",
     "SEGMENT_ROWS",
+    "SSL_CERT_FILE",
     "STATE_DIR",
     "STREAM_BLOCK_SIZE",
     "TARGET_TABLE",

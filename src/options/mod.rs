@@ -14,7 +14,7 @@ use std::time::Duration;
 use url::{Host, Url};
 
 use crate::cli::{Only, RunArguments};
-use crate::clickhouse::{Compression, ConnectionOptions, Password};
+use crate::clickhouse::{Compression, ConnectionOptions, Password, Trust};
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::{Budget, ByteSize};
@@ -381,12 +381,18 @@ impl Settings<'_> {
                 "CLICKHOUSE_USER contains a colon, which cannot be sent over HTTP".to_owned(),
             ));
         }
+        let authorities = self.environment.get("SSL_CERT_FILE");
+        let trust = match (accept_invalid_certificates, authorities) {
+            (true, _) => Trust::Anybody,
+            (false, Some(file)) => Trust::File(file.into()),
+            (false, None) => Trust::Machine,
+        };
         Ok(ConnectionOptions {
             url,
             user,
             password: self.password()?,
             compression,
-            accept_invalid_certificates,
+            trust,
         })
     }
 

@@ -1,7 +1,8 @@
 //! The one place where RocksDB is configured, each option with its reason.
 
-use crate::open_files;
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DataBlockIndexType, LogLevel, Options};
+
+use crate::open_files;
 
 /// Bytes of an SST file at which the next one is begun. Filters are built in
 /// memory per file, so this bounds them.
