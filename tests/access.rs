@@ -29,7 +29,10 @@ fn server() -> &'static Server {
                 "some_traces",
                 "some_events",
                 "some_items",
+                "some_of_core",
                 "some_of_nothing",
+                "blind_to_full",
+                "blind_to_core",
             ]
             .map(|name| (name, String::new()))
             .into(),
@@ -42,13 +45,39 @@ fn server() -> &'static Server {
                     sees(1, "events_full", "cityHash64(span_id) % 2 = 0"),
                 ),
                 (
+                    "some_of_core",
+                    sees(1, "events_core", "cityHash64(span_id) % 2 = 0"),
+                ),
+                (
                     "some_of_nothing",
                     sees(2, "events_full", "cityHash64(span_id) % 2 = 0"),
                 ),
+                ("blind_to_full", sees_all_but("events_full")),
+                ("blind_to_core", sees_all_but("events_core")),
             ],
             ..Options::default()
         })
     })
+}
+
+/// The right to write everything in the first database of that server, and to read all but a table.
+fn sees_all_but(hidden: &str) -> String {
+    let database = format!("policy_{}_1", process::id());
+    let tables = [
+        "observations",
+        "traces",
+        "dataset_run_items_rmt",
+        "events_full",
+        "events_core",
+    ];
+    let seen = tables.iter().filter(|table| **table != hidden);
+    let grants: String = seen
+        .map(|table| format!("<query>GRANT SELECT ON {database}.{table}</query>"))
+        .collect();
+    format!(
+        "<grants><query>GRANT SHOW, INSERT ON {database}.*</query>\
+         <query>GRANT SELECT ON system.*</query>{grants}</grants>"
+    )
 }
 
 /// The first database of that server, which its policies are about.
@@ -123,6 +152,44 @@ fn nothing_is_written_where_rows_of_the_target_are_hidden() {
 }
 
 #[test]
+fn nothing_is_written_where_rows_that_the_view_made_are_hidden() {
+    tool(&["plan"], "some_of_core")
+        .run()
+        .assert_code(0)
+        .assert_stderr_contains("events_core");
+    let rows = || ask_number(month(), "SELECT count() FROM events_core");
+    let before = rows();
+    for command in [&["--restart"][..], &["repair"]] {
+        tool(command, "some_of_core")
+            .run()
+            .assert_one_error(2, &["row policy", "events_core", "second time"]);
+    }
+    assert_eq!(rows(), before);
+}
+
+#[test]
+fn who_does_not_see_all_rows_is_not_told_to_delete_what_is_right() {
+    for user in [
+        "some_observations",
+        "some_traces",
+        "some_events",
+        "some_of_core",
+    ] {
+        let verify = tool(&["verify"], user).env("STATE_DIR", "nowhere");
+        let outcome = verify.run();
+        let told = outcome.assert_one_error(1, &["sees", "verify as one who sees all"]);
+        for advice in ["by hand", "let `events-backfill repair`"] {
+            assert!(!told.contains(advice), "{told}");
+        }
+    }
+    for user in ["some_observations", "some_traces"] {
+        tool(&["repair"], user)
+            .run()
+            .assert_one_error(2, &["sees", "taken for wrong"]);
+    }
+}
+
+#[test]
 fn a_policy_on_an_empty_target_would_keep_rows_from_its_view() {
     // The second one on this server.
     month();
@@ -164,6 +231,28 @@ fn a_right_to_write_that_is_missing_is_told_before_anything_is_loaded() {
         .env("CLICKHOUSE_PASSWORD", password)
         .run()
         .assert_code(0);
+}
+
+#[test]
+fn a_right_to_read_the_events_that_is_missing_is_told_before_anything_is_loaded() {
+    for (user, table) in [
+        ("blind_to_full", "events_full"),
+        ("blind_to_core", "events_core"),
+    ] {
+        let grant = format!("GRANT SELECT ON {}.{table}", month().name);
+        for command in [&["plan"][..], &["--dry-run"]] {
+            let tool = tool(command, user);
+            tool.run().assert_code(0).assert_stderr_contains(&grant);
+            tool.arg("--strict").run().assert_one_error(2, &[&grant]);
+        }
+        for command in [&["--restart"][..], &["repair"]] {
+            let tool = tool(command, user);
+            tool.run().assert_one_error(2, &[&grant]);
+            assert!(!tool.state_dir().exists(), "{command:?}");
+        }
+        let verify = tool(&["verify"], user).env("STATE_DIR", "nowhere");
+        verify.run().assert_code(1).assert_stderr_contains(&grant);
+    }
 }
 
 #[test]
@@ -266,6 +355,14 @@ fn rows_that_a_ttl_takes_are_told() {
             None => assert!(!plan(&[]).contains("TTL"), "{ttl}"),
         }
     }
+    // Of root spans it cannot be told.
+    let outcome = Tool::new(&database)
+        .args(["plan", "--root-spans"])
+        .args(month)
+        .run();
+    outcome
+        .assert_code(0)
+        .assert_stderr_contains("WHERE type = 'nothing') and partition 202406: it may take rows");
     execute(&database, "ALTER TABLE events_full REMOVE TTL");
     let of_core = "ALTER TABLE events_core MODIFY TTL toDateTime(start_time) + INTERVAL 1 WEEK";
     execute(&database, of_core);

@@ -43,28 +43,54 @@ impl Inspector {
         }
     }
 
-    /// Refuses where the user may not write into the target, or into a table that its views fill,
-    /// which is kept right with it.
-    pub(super) async fn require_insert(&mut self, target: &TableInfo) -> Result<(), Error> {
+    /// The target, and the tables that its views fill, which are kept right with it.
+    pub(super) async fn written_tables(&self, target: &TableInfo) -> Result<Vec<TableInfo>, Error> {
+        let mut tables = vec![target.clone()];
+        for fed in self.ask(self.connection.fed_tables(target)).await? {
+            let table = self.connection.table(&fed.database, &fed.name);
+            tables.extend(self.ask(table).await?);
+        }
+        Ok(tables)
+    }
+
+    /// Refuses where the user may not write into one of the tables that are written to.
+    pub(super) async fn require_insert(&mut self, written: &[TableInfo]) -> Result<(), Error> {
         if self.options.intent == Intent::Look {
             return Ok(());
         }
         let user = self.options.connection.user.clone();
-        let mut tables = vec![(target.database.clone(), target.name.clone())];
-        let fed = self.ask(self.connection.fed_tables(target)).await?;
-        tables.extend(fed.into_iter().map(|table| (table.database, table.name)));
-        for (database, name) in tables {
-            let question = format!("CHECK GRANT INSERT ON {}", sql::qualified(&database, &name));
+        for table in written {
+            let question = format!("CHECK GRANT INSERT ON {}", table.qualified_name());
             let granted = match self.connection.rows::<Granted>(&question).await {
                 // A server that cannot be asked says it when there is something to write.
                 Err(RequestError::Exception { .. }) => continue,
                 granted => self.ask(async { granted }).await?,
             };
             if granted.iter().any(|row| row.granted == 0) {
+                let name = format!("{}.{}", table.database, table.name);
                 self.refuse_to_write(format!(
-                    "user '{user}' may not write into {database}.{name}: \
-                     GRANT INSERT ON {database}.{name} TO {user}"
+                    "user '{user}' may not write into {name}: GRANT INSERT ON {name} TO {user}"
                 ))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses where the user may not read one of the tables that are written to: what is there
+    /// already is left out, and what is not there yet is looked for.
+    pub(super) async fn require_select(&mut self, written: &[TableInfo]) -> Result<(), Error> {
+        let user = self.options.connection.user.clone();
+        for table in written.iter().filter(|table| holds_events(table)) {
+            let question = format!("SELECT * FROM {} LIMIT 0", table.qualified_name());
+            match self.connection.check(&question).await {
+                Err(error) if error.code() == Some(ACCESS_DENIED) => {
+                    let name = format!("{}.{}", table.database, table.name);
+                    self.refuse_to_write(format!(
+                        "user '{user}' may not read {name}, so what is there already cannot be told: \
+                         GRANT SELECT ON {name} TO {user}"
+                    ))?;
+                }
+                readable => self.ask(async { readable }).await?,
             }
         }
         Ok(())
@@ -79,22 +105,23 @@ impl Inspector {
     }
 
     /// Notes where the user does not see all rows of a table that is read, or refuses where it is
-    /// the target: what is there already would be written once more.
+    /// written to: what is there already would be written once more. Gives a sentence about the
+    /// rows that are not seen.
     pub(super) async fn look_for_hidden_rows(
         &mut self,
         sources: &[&TableInfo],
-        target: &TableInfo,
-    ) -> Result<(), Error> {
+        written: &[TableInfo],
+    ) -> Result<Option<String>, Error> {
+        let is_to_be_written = self.options.intent != Intent::Look;
+        let mut hidden = None;
         let sources = sources.iter().map(|table| (*table, false));
-        for (table, is_target) in sources.chain([(target, true)]) {
-            if is_target
-                && self.options.intent != Intent::Look
-                && self.has_row_policy(table).await?
-            {
+        let events = written.iter().filter(|table| holds_events(table));
+        for (table, is_written) in sources.chain(events.map(|table| (table, is_to_be_written))) {
+            if is_written && self.has_row_policy(table).await? {
                 let user = &self.options.connection.user;
                 self.refuse_to_write(format!(
                     "a row policy of user '{user}' is about {}.{}: what it hides would be written a \
-                     second time, and kept from events_core, which a view fills; name a user without \
+                     second time, or kept from events_core, which a view fills; name a user without \
                      one in CLICKHOUSE_USER",
                     table.database, table.name
                 ))?;
@@ -111,7 +138,7 @@ impl Inspector {
                  settings profile)",
                 self.options.connection.user, table.database, table.name
             );
-            if is_target && self.options.intent != Intent::Look {
+            if is_written {
                 self.refuse_to_write(format!(
                     "{what}: what it does not see would be written a second time; name a user that \
                      sees all rows in CLICKHOUSE_USER"
@@ -122,8 +149,9 @@ impl Inspector {
                      CLICKHOUSE_USER, unless that is what you want"
                 ))?;
             }
+            hidden.get_or_insert(what);
         }
-        Ok(())
+        Ok(hidden)
     }
 
     /// Whether a row policy of the user is about a table, as far as the user may know of it.
@@ -181,4 +209,9 @@ impl Inspector {
         self.notes.push(format!("warning: {what}"));
         Ok(())
     }
+}
+
+/// Whether a table can be counted, and has an event in each row: a view may fill others, too.
+fn holds_events(table: &TableInfo) -> bool {
+    table.engine.contains("MergeTree") && table.column("span_id").is_some()
 }

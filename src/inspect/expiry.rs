@@ -1,5 +1,7 @@
 //! Rows that the target's TTL takes as soon as they are written.
 
+use std::fmt;
+
 use super::{Count, Inspector};
 use crate::clickhouse::{PartitionSize, TableInfo, sql};
 use crate::error::Error;
@@ -8,35 +10,31 @@ use crate::error::Error;
 const OTHER_NAMES: [(&str, &str); 1] = [("span_id", "id")];
 
 impl Inspector {
-    /// Warns where a TTL of the target, or of a table that its views fill, takes rows of the month;
-    /// gives the sentence.
+    /// Warns where a TTL of one of these tables takes rows of the month; gives the sentence.
     pub(super) async fn look_for_expiry(
         &mut self,
-        target: &TableInfo,
+        written: &[TableInfo],
         observations: &TableInfo,
         rows: &PartitionSize,
     ) -> Result<Option<String>, Error> {
-        let mut tables = vec![target.clone()];
-        for fed in self.ask(self.connection.fed_tables(target)).await? {
-            let table = self.connection.table(&fed.database, &fed.name);
-            tables.extend(self.ask(table).await?);
-        }
         let mut told = None;
-        for table in tables {
+        for table in written {
             for ttl in delete_ttls(&table.engine_full) {
-                let taken = self.rows_taken(&ttl, &table, observations, rows).await;
+                let taken = self.rows_taken(&ttl, table, observations, rows).await;
+                let may_take_roots = self.options.root_spans && ttl.condition.is_some();
                 let how_many = match taken {
-                    Some(0) => continue,
-                    Some(taken) => format!("takes what is made of {taken} of {} rows", rows.rows),
-                    None => "may take what is made of it".to_owned(),
+                    Some(0) if !may_take_roots => continue,
+                    Some(0) | None => "may take rows".to_owned(),
+                    Some(taken) => format!(
+                        "takes what is made of {taken} of {} rows of observations",
+                        rows.rows
+                    ),
                 };
                 let what = format!(
-                    "the TTL of {}.{} ({}) and partition {}: it {how_many} of observations, which \
-                     ClickHouse deletes when it merges; ALTER TABLE {} REMOVE TTL, or a longer one, \
-                     keeps them",
+                    "the TTL of {}.{} ({ttl}) and partition {}: it {how_many}, which ClickHouse deletes \
+                     when it merges; ALTER TABLE {} REMOVE TTL, or a longer one, keeps them",
                     table.database,
                     table.name,
-                    ttl.expression,
                     self.options.partition,
                     table.qualified_name(),
                 );
@@ -97,6 +95,16 @@ impl Inspector {
 struct Ttl {
     expression: String,
     condition: Option<String>,
+}
+
+impl fmt::Display for Ttl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.expression)?;
+        match &self.condition {
+            Some(condition) => write!(f, " WHERE {condition}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The TTLs of a table that delete rows, from its engine as `system.tables` has it:

@@ -24,6 +24,8 @@ const TARGETS: [&str; 2] = ["events_full", "events"];
 /// Table that says which traces belong to dataset runs.
 const DATASET_ITEMS: &str = "dataset_run_items_rmt";
 
+/// What rustls says of a certificate for another server.
+const OTHER_NAME: &str = "not valid for name";
 /// The user lacks a right.
 const ACCESS_DENIED: u32 = 497;
 
@@ -77,6 +79,8 @@ pub struct Inspected {
     pub item_bytes: u64,
     /// What a TTL of the target takes of the month, as a sentence.
     pub expiry: Option<String>,
+    /// Which rows the user does not see, as a sentence.
+    pub hidden: Option<String>,
 }
 
 impl Inspected {
@@ -274,12 +278,14 @@ impl Inspector {
         }
         self.probe(&traces, load::TRACE, &load::select_items(&mapping))
             .await?;
-        self.require_insert(&target).await?;
+        let written = self.written_tables(&target).await?;
+        self.require_insert(&written).await?;
+        self.require_select(&written).await?;
         let sources: Vec<&TableInfo> = [&observations, &traces]
             .into_iter()
             .chain(&dataset_items)
             .collect();
-        self.look_for_hidden_rows(&sources, &target).await?;
+        let hidden = self.look_for_hidden_rows(&sources, &written).await?;
         let partition_id = self.options.partition.to_string();
         let observation_partitions = self.ask(self.connection.partitions(&observations)).await?;
         let trace_partitions = self.ask(self.connection.partitions(&traces)).await?;
@@ -287,7 +293,7 @@ impl Inspector {
         let trace_rows = find_partition(&trace_partitions, &partition_id);
         require_partition(&self.options, &observation_partitions, &trace_partitions)?;
         let expiry = self
-            .look_for_expiry(&target, &observations, &observation_rows)
+            .look_for_expiry(&written, &observations, &observation_rows)
             .await?;
         let mut stored = mapping.trace_columns();
         stored.extend(["id", "project_id"]);
@@ -313,6 +319,7 @@ impl Inspector {
         Ok(Inspected {
             item_bytes,
             expiry,
+            hidden,
             server,
             observations,
             traces,
@@ -355,6 +362,11 @@ impl Inspector {
             (_, Some(452 | 164)) => format!(
                 "the settings profile of user '{user}' does not let a setting be changed that is \
                  needed: {error}"
+            ),
+            (RequestError::Certificate(why), _) if why.contains(OTHER_NAME) => format!(
+                "the certificate of ClickHouse at {address} is for another name ({why}): name the \
+                 server in CLICKHOUSE_URL as its certificate does, or, if anybody may be between you \
+                 and the server, say --dangerously-accept-invalid-certificates"
             ),
             (RequestError::Certificate(why), _) => format!(
                 "the certificate of ClickHouse at {address} is not accepted ({why}): name a file with \

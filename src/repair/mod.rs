@@ -63,6 +63,12 @@ pub async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
     let retries = session.retries(&options);
     let inspected = session.inspect(&mut options, &retries).await?;
     begin::require_finished(&options)?;
+    if let Some(hidden) = inspected.hidden.as_ref().filter(|_| !options.dry_run) {
+        return Err(Error::Configuration(format!(
+            "{hidden}: what is made of rows that are not seen would be taken for wrong; name a user \
+             that sees all rows in CLICKHOUSE_USER"
+        )));
+    }
     let state = StateDir::prepare_repair(&options.state_dir, options.partition, options.dry_run)?;
     if !options.dry_run {
         job::require_alone(&session, &inspected.target, options.partition).await?;

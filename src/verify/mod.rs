@@ -168,6 +168,7 @@ impl<'a> Verification<'a> {
         let target = &inspected.target;
         let report = Report {
             expiry: inspected.expiry.clone(),
+            hidden: inspected.hidden.clone(),
             partition: options.partition.to_string(),
             target_table: format!("{}.{}", target.database, target.name),
             not_compared: statements.columns.not_compared.clone(),

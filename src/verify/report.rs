@@ -89,6 +89,8 @@ pub struct Report {
     pub items_left_to_live_spans: u64,
     /// What a TTL of the target takes of the month.
     pub expiry: Option<String>,
+    /// Which rows the user does not see.
+    pub hidden: Option<String>,
     /// Observations and traces that changed after `until`, and whose events are not there yet, or
     /// not as they should be.
     pub left_to_live_path: u64,
@@ -239,6 +241,12 @@ impl Report {
                 .iter()
                 .map(|what| format!("first see to {what}")),
         );
+        if let Some(hidden) = &self.hidden {
+            // What is made of rows that are not seen is not wrong.
+            advice = vec![format!(
+                "{hidden}: verify as one who sees all, before anything is deleted or repaired"
+            )];
+        }
         let advice = advice.join("; ");
         let (rows, are, them) = match self.wrong() {
             1 => ("row", "is", "it"),
