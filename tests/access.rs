@@ -240,18 +240,16 @@ fn a_right_to_read_the_events_that_is_missing_is_told_before_anything_is_loaded(
         ("blind_to_core", "events_core"),
     ] {
         let grant = format!("GRANT SELECT ON {}.{table}", month().name);
-        for command in [&["plan"][..], &["--dry-run"]] {
-            let tool = tool(command, user);
-            tool.run().assert_code(0).assert_stderr_contains(&grant);
-            tool.arg("--strict").run().assert_one_error(2, &[&grant]);
-        }
-        for command in [&["--restart"][..], &["repair"]] {
+        let plan = tool(&["plan"], user);
+        plan.run().assert_code(0).assert_stderr_contains(&grant);
+        plan.arg("--strict").run().assert_one_error(2, &[&grant]);
+        for command in [&["--dry-run"][..], &["--restart"], &["repair"]] {
             let tool = tool(command, user);
             tool.run().assert_one_error(2, &[&grant]);
             assert!(!tool.state_dir().exists(), "{command:?}");
         }
         let verify = tool(&["verify"], user).env("STATE_DIR", "nowhere");
-        verify.run().assert_code(1).assert_stderr_contains(&grant);
+        verify.run().assert_one_error(2, &[&grant]);
     }
 }
 

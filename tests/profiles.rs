@@ -152,6 +152,7 @@ fn server() -> &'static Server {
             ("short_statements", holds("max_query_size", "1000")),
             ("block", holds("max_block_size", "65409")),
             ("threads", holds("max_threads", "1")),
+            ("little_memory", holds("max_memory_usage", "20000000")),
             (
                 "few_threads",
                 "<max_block_size>100</max_block_size><max_threads>1</max_threads><constraints>\
@@ -389,6 +390,14 @@ fn a_limit_of_time_that_cannot_be_lifted_is_named_and_not_met_nine_times() {
         .run();
     outcome.assert_one_error(1, &["max_execution_time", "--segment-rows"]);
     assert!(outcome.duration < Duration::from_secs(40), "{outcome:?}");
+}
+
+#[test]
+fn a_limit_of_memory_that_is_too_low_is_named() {
+    let database = copy("little_memory");
+    let tool = tool(&database, "little_memory").env("MAX_RETRIES", "1");
+    tool.run()
+        .assert_one_error(1, &["max_memory_usage", "raise it"]);
 }
 
 #[test]

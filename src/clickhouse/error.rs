@@ -120,16 +120,33 @@ const REFUSALS: &[u32] = &[
 /// and comes from a type that does not fit.
 const CONVERSION_FAILED: &str = "while converting column";
 
-/// What a limit is called that the profile holds, so that it will be met again: all others are lifted.
+/// TIMEOUT_EXCEEDED
+const TIMEOUT: u32 = 159;
+/// MEMORY_LIMIT_EXCEEDED
+const MEMORY: u32 = 241;
+
+/// Whether it is a limit of time that the profile holds, so that it will be met again: where it may be
+/// lifted, it is.
+fn is_limit_of_time(code: u32, message: &str) -> bool {
+    code == TIMEOUT && message.contains("maximum")
+}
+
+/// What a limit of the user's settings profile is called, and what to do.
 fn limit_named(code: u32, message: &str) -> &'static str {
-    /// TIMEOUT_EXCEEDED
-    const TIMEOUT: u32 = 159;
-    match code == TIMEOUT && message.contains("maximum") {
-        true => {
+    match code {
+        TIMEOUT if is_limit_of_time(code, message) => {
             "; max_execution_time of the user's settings profile ends what takes longer, and may not be \
              lifted: let the profile allow it, or read less at once with a smaller --segment-rows"
         }
-        false => "",
+        // That of the server, "(total)", is for all that it does.
+        MEMORY if message.contains("Query memory limit") => {
+            "; max_memory_usage of the user's settings profile gives a statement no more memory: raise it"
+        }
+        MEMORY if message.contains("User memory limit") => {
+            "; max_memory_usage_for_user of the user's settings profile gives the user no more memory: \
+             raise it"
+        }
+        _ => "",
     }
 }
 
@@ -144,7 +161,7 @@ impl RequestError {
             RequestError::Exception { code, message } => {
                 PASSING.contains(code)
                     && !message.contains(CONVERSION_FAILED)
-                    && limit_named(*code, message).is_empty()
+                    && !is_limit_of_time(*code, message)
             }
             // Without a status (the official client does not tell it) it is most
             // likely a proxy's page that says that the server is away.

@@ -31,9 +31,8 @@ pub(super) fn settings(content: &[u8]) -> Result<Vec<(String, String)>, String> 
             understood.push('\n');
         } else if let Some(name) = ours {
             return Err(format!(
-                "line {} of the file .env, {name}, cannot be understood: write {name}=value, \
-                 without spaces around the =, and put a value with spaces, quotes, # or $ between \
-                 single quotes, or double quotes",
+                "line {} of the file .env, {name}, cannot be understood: write {name}=value, and put \
+                 a value with spaces, quotes, # or $ between single quotes, or double quotes",
                 number + 1
             ));
         }
@@ -175,7 +174,6 @@ mod tests {
             ("# words\nCLICKHOUSE_PASSWORD=two words", "line 2"),
             ("CLICKHOUSE_PASSWORD='words", "line 1"),
             ("CLICKHOUSE_PASSWORD: words", "line 1"),
-            ("CLICKHOUSE_PASSWORD = words", "without spaces around the ="),
             ("export CLICKHOUSE_PASSWORD words", "line 1"),
             ("CLICKHOUSE_PASSWORD=\"words\nA=\"1\"", "line 1"),
             (
