@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use lz4_flex::frame::{FrameEncoder, FrameInfo};
 
-use crate::buffer_pool::{BufferPool, PooledBuffer};
 use crate::clickhouse::Compression;
 use crate::enrich::EnrichedBlock;
+use crate::memory::buffer_pool::{BufferPool, PooledBuffer};
 
 /// Batches are made in these ways.
 #[derive(Debug, Clone)]

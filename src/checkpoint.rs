@@ -21,9 +21,9 @@ use crate::inspect::Inspected;
 use crate::late::LateCounts;
 use crate::mapping::Source;
 use crate::options::Options;
+use crate::partition::Day;
 use crate::plan::Segment;
 use crate::send::SegmentCounts;
-use crate::trace_store::Day;
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
 /// Increased whenever [`Checkpoint`] changes, or what the trace store holds.

@@ -17,12 +17,13 @@ use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
-use crate::clickhouse::{ON_DISK_FROM_BYTES, TABLE_TIMEOUT, sql};
+use crate::clickhouse::{ON_DISK_FROM_BYTES, TABLE_TIMEOUT, quoting};
 use crate::error::WorkError;
 use crate::load::{TRACE, TraceRows, TraceSource, select_items};
 use crate::native::{Block, BlockReader, StringCursor};
+use crate::partition::Day;
 use crate::shutdown::Shutdown;
-use crate::trace_store::{About, Day, ElsewhereWriter, TraceRecord, TraceStore, key};
+use crate::trace_store::{About, ElsewhereWriter, TraceRecord, TraceStore, key};
 
 /// Bytes of ids that one question asks for. ClickHouse takes about three times as much for
 /// the text of the query and the set it makes of it.
@@ -115,7 +116,7 @@ impl Question {
         projects.sort_unstable();
         projects.dedup();
         let list = |values: &mut dyn Iterator<Item = &[u8]>| {
-            let values: Vec<String> = values.map(sql::string).collect();
+            let values: Vec<String> = values.map(quoting::string).collect();
             values.join(", ")
         };
         let days = self.days.as_ref().map_or_else(String::new, |days| {
@@ -163,7 +164,7 @@ impl TraceSource<'_> {
         last: Option<&Moved>,
     ) -> Result<Vec<Moved>, WorkError> {
         let after = last.map_or_else(String::new, |last| {
-            let (project, id) = (sql::string(&last.project_id), sql::string(&last.id));
+            let (project, id) = (quoting::string(&last.project_id), quoting::string(&last.id));
             format!(
                 " WHERE {TRACE}.project_id > {project} \
                  OR ({TRACE}.project_id = {project} AND {TRACE}.id > {id})"

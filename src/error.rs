@@ -4,10 +4,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::clickhouse::RequestError;
+use crate::clickhouse::retry::Hope;
 use crate::enrich::EnrichError;
+use crate::memory::open_files;
 use crate::native::NativeError;
-use crate::open_files;
-use crate::retry::Hope;
 use crate::trace_store::StoreError;
 
 /// An error that ends the run.

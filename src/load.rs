@@ -10,15 +10,16 @@ use std::ops::RangeInclusive;
 
 use serde_bytes::Bytes as Text;
 
-use crate::buffer_pool::BufferPool;
-use crate::clickhouse::{Connection, TableInfo, sql};
+use crate::clickhouse::{Connection, TableInfo, quoting};
 use crate::error::WorkError;
 use crate::mapping::{Mapping, Source};
 use crate::memory::Budget;
+use crate::memory::buffer_pool::BufferPool;
 use crate::native::{ArrayCursor, Block, BlockReader, FixedCursor, NativeError, StringCursor};
-use crate::options::Partition;
+use crate::partition::Day;
+use crate::partition::Partition;
 use crate::shutdown::Shutdown;
-use crate::trace_store::{Day, DayWriter, SeenTraces, StoreError, TraceRecord, TraceStore, key};
+use crate::trace_store::{DayWriter, SeenTraces, StoreError, TraceRecord, TraceStore, key};
 
 /// Most rows in one block of traces, unless they turn out to be large.
 pub const BLOCK_ROWS: usize = 8_192;
@@ -118,7 +119,7 @@ impl TraceSource<'_> {
              ARRAY JOIN [1] AS one",
             select_items(self.mapping).join(", "),
             self.table.qualified_name(),
-            sql::string(Partition::id_of(*days.start())),
+            quoting::string(Partition::id_of(*days.start())),
             days.start(),
             days.end(),
         )

@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use events_backfill::cli::{Arguments, Command, RepairArguments, RunArguments, SubjectArguments};
 use events_backfill::error::Error;
+use events_backfill::memory::open_files;
 use events_backfill::options::{Environment, Request};
 use events_backfill::verify::Verdict;
-use events_backfill::{forecast, open_files, partitions, repair, status, verify};
+use events_backfill::{forecast, partitions, repair, status, verify};
 
 /// For RocksDB too. With glibc's allocator the many small blocks that RocksDB caches,
 /// and frees from other threads, leave holes: 774 MiB resident where 440 MiB were meant to be.

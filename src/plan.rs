@@ -15,9 +15,9 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::clickhouse::{Connection, RequestError, TableInfo, sql};
+use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::mapping::Source;
-use crate::trace_store::Day;
+use crate::partition::Day;
 
 /// The primary key whose index [`read_groups`] knows how to read.
 const fn primary_key(source: Source) -> &'static str {
@@ -103,16 +103,22 @@ impl Boundary {
 
     fn all_terms(&self, source: Source) -> Vec<(String, String)> {
         let alias = source.alias();
-        let mut terms = vec![(format!("{alias}.project_id"), sql::string(&self.project_id))];
+        let mut terms = vec![(
+            format!("{alias}.project_id"),
+            quoting::string(&self.project_id),
+        )];
         if source == Source::Observations {
-            terms.push((format!("{alias}.type"), sql::string(&self.observation_type)));
+            terms.push((
+                format!("{alias}.type"),
+                quoting::string(&self.observation_type),
+            ));
         }
         terms.push((
             format!("toDate({alias}.{})", source.time_column()),
             format!("toDate({})", self.day),
         ));
         if let Some(id) = &self.id {
-            terms.push((format!("{alias}.id"), sql::string(id)));
+            terms.push((format!("{alias}.id"), quoting::string(id)));
         }
         terms
     }
@@ -170,11 +176,11 @@ impl Segment {
         let from = self
             .from
             .as_ref()
-            .map(|b| format!("{column} >= {}", sql::string(&b.project_id)));
+            .map(|b| format!("{column} >= {}", quoting::string(&b.project_id)));
         let to = self
             .to
             .as_ref()
-            .map(|b| format!("{column} <= {}", sql::string(&b.project_id)));
+            .map(|b| format!("{column} <= {}", quoting::string(&b.project_id)));
         match (from, to) {
             (Some(from), Some(to)) => Some(format!("{from} AND {to}")),
             (from, to) => from.or(to),
@@ -254,15 +260,15 @@ async fn read_groups(
         "SELECT project_id, {observation_type} AS observation_type, \
          `toDate({time})` AS day, sum(rows_in_granule) AS rows \
          FROM mergeTreeIndex({}, {}) WHERE startsWith(part_name, {}) {grouped}",
-        sql::string(&table.database),
-        sql::string(&table.name),
-        sql::string(format!("{id}_")),
+        quoting::string(&table.database),
+        quoting::string(&table.name),
+        quoting::string(format!("{id}_")),
     );
     let from_scan = format!(
         "SELECT project_id, {observation_type} AS observation_type, \
          toDate({time}) AS day, count() AS rows FROM {} WHERE _partition_id = {} {grouped}",
         table.qualified_name(),
-        sql::string(id),
+        quoting::string(id),
     );
     if table.primary_key != primary_key(source) {
         return connection.rows_within(&from_scan, SCAN_TIMEOUT).await;
@@ -325,7 +331,7 @@ async fn sample_ids(
          WHERE {alias}._partition_id = {} AND {}",
         count * SAMPLES_PER_PIECE,
         table.qualified_name(),
-        sql::string(id),
+        quoting::string(id),
         conditions.join(" AND ")
     );
     let sample = connection

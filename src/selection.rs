@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::options::Partition;
+use crate::partition::Partition;
 
 /// Between the first and the last month of a range, both of which are in it.
 const RANGE: &str = "..";

@@ -11,10 +11,10 @@ use tokio::task::JoinHandle;
 
 use crate::backfill::guard::LeftOut;
 use crate::batch::{Batch, BatchLimit, SealedBatch};
+use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, InsertRequest, RequestError};
 use crate::error::WorkError;
 use crate::native::BlockReader;
-use crate::retry::Retries;
 use crate::shutdown::Shutdown;
 
 /// ClickHouse closes a response that nobody reads for 30 s (`http_send_timeout`;

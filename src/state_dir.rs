@@ -14,7 +14,7 @@ use nix::sys::statvfs::statvfs;
 use crate::error::Error;
 use crate::late::LateRows;
 use crate::memory::ByteSize;
-use crate::options::Partition;
+use crate::partition::Partition;
 
 /// Read, write and enter: the owner only.
 const OWNER_ONLY: u32 = 0o700;

@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::ByteSize;
-use crate::options::Partition;
+use crate::partition::Partition;
 use crate::state_dir::{Holder, PartitionDir};
 use crate::trace_store;
 

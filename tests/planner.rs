@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use events_backfill::clickhouse::{
-    Compression, Connection, ConnectionOptions, Password, TableInfo, Trust, sql,
+    Compression, Connection, ConnectionOptions, Password, TableInfo, Trust, quoting,
 };
 use events_backfill::mapping::Source;
 use events_backfill::pipeline::read_settings;
@@ -219,7 +219,7 @@ impl<'a> Partition<'a> {
             "SELECT o.id, o.project_id, CAST(o.type, 'String'), o.start_time, o.name, o.event_ts \
              FROM {} AS o FINAL WHERE o._partition_id = {} AND {}",
             self.table.qualified_name(),
-            sql::string(PARTITION),
+            quoting::string(PARTITION),
             segment.predicate()
         );
         let settings = read_settings(8_192, 4_000_000);

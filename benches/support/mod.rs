@@ -9,7 +9,8 @@ use events_backfill::mapping::{Mapping, Source, Wanted};
 use events_backfill::native::{
     Layout, StringArrayWriter, put_block_header, put_column_header, put_string,
 };
-use events_backfill::trace_store::{Day, DayWriter, SeenTraces, TraceRecord, TraceStore, key};
+use events_backfill::partition::Day;
+use events_backfill::trace_store::{DayWriter, SeenTraces, TraceRecord, TraceStore, key};
 use serde_bytes::Bytes as Text;
 use tempfile::TempDir;
 

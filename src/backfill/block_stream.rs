@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{Connection, NativeStream};
 use crate::error::WorkError;
+use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader};
 use crate::shutdown::Shutdown;
 

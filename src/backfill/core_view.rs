@@ -10,7 +10,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 
 use super::target_keys::{BACKFILL_SOURCES, COLUMNS, Extent, TargetKeys};
-use crate::clickhouse::{Connection, RequestError, TABLE_TIMEOUT, TableInfo, sql};
+use crate::clickhouse::{Connection, RequestError, TABLE_TIMEOUT, TableInfo, quoting};
 
 /// Columns without which a row could not be told from others.
 const KEYS: [&str; 6] = [
@@ -101,8 +101,8 @@ impl CoreView {
                  WHERE engine = 'MaterializedView' AND (database, name) IN \
                  (SELECT arrayJoin(arrayZip(dependencies_database, dependencies_table)) \
                  FROM system.tables WHERE database = {} AND name = {}) ORDER BY database, name",
-                sql::string(&target.database),
-                sql::string(&target.name)
+                quoting::string(&target.database),
+                quoting::string(&target.name)
             ))
             .await?;
         let mut copies = Vec::new();
@@ -117,8 +117,8 @@ impl CoreView {
                 .rows::<Name>(&format!(
                     "SELECT name FROM system.columns WHERE database = {} AND table = {} \
                      ORDER BY position",
-                    sql::string(&view.database),
-                    sql::string(&view.name)
+                    quoting::string(&view.database),
+                    quoting::string(&view.name)
                 ))
                 .await?;
             let fills = |name: &str| table.column(name).is_some_and(|c| c.is_insertable());
@@ -208,7 +208,7 @@ impl CoreView {
         let columns: Vec<String> = self
             .columns
             .iter()
-            .map(|name| sql::identifier(name))
+            .map(|name| quoting::identifier(name))
             .collect();
         let columns = columns.join(", ");
         for share in 0..shares {

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::row_hash::{RowParts, version};
-use crate::buffer_pool::BufferPool;
 use crate::error::WorkError;
 use crate::mapping::{Helper, Mapping, Source};
+use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, DataType, FixedCursor, NativeError, StringCursor};
-use crate::trace_store::{
-    Against, Day, HashKey, Root, RowKey, TargetRow, TraceStore, Version, key,
-};
+use crate::partition::Day;
+use crate::trace_store::{Against, HashKey, Root, RowKey, TargetRow, TraceStore, Version, key};
 
 /// Rows that are not written, by the reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clickhouse::Row;
 use serde::Deserialize;
 
-use crate::clickhouse::{Connection, RequestError, TableInfo, sql};
-use crate::options::Partition;
+use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
+use crate::partition::Partition;
 
 /// How long the server may take to end an insert: it finishes the part that it is writing.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -44,8 +44,8 @@ pub async fn others_are_at_work(
     let query = format!(
         "SELECT query_id FROM system.processes WHERE query_kind = 'Insert' \
          AND startsWith(query_id, {}) AND position(query, {}) > 0",
-        sql::string(prefix_of(partition)),
-        sql::string(format!("{} ", target.qualified_name())),
+        quoting::string(prefix_of(partition)),
+        quoting::string(format!("{} ", target.qualified_name())),
     );
     let started = tokio::time::Instant::now();
     let mut of_before: Option<BTreeSet<String>> = None;
@@ -75,7 +75,7 @@ pub async fn others_are_at_work(
 /// # Errors
 /// [`RequestError`] where the server does not answer, or they do not end.
 pub async fn end(connection: &Connection, prefix: &str) -> Result<(), RequestError> {
-    let is_one = format!("startsWith(query_id, {})", sql::string(prefix));
+    let is_one = format!("startsWith(query_id, {})", quoting::string(prefix));
     let started = tokio::time::Instant::now();
     loop {
         let query = format!("SELECT count() AS count FROM system.processes WHERE {is_one}");

@@ -21,9 +21,9 @@ use tokio::task::block_in_place;
 
 use super::block_stream::{BlockStream, Reading};
 use super::row_hash::{RowColumns, hash_key, microseconds, version_place};
-use crate::buffer_pool::BufferPool;
-use crate::clickhouse::{Connection, TABLE_TIMEOUT, TableInfo, sql};
+use crate::clickhouse::{Connection, TABLE_TIMEOUT, TableInfo, quoting};
 use crate::error::WorkError;
+use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, FixedCursor};
 use crate::shutdown::Shutdown;
 use crate::trace_store::{Against, HashKey, SortedWriter, TraceStore, Version};
@@ -83,7 +83,7 @@ impl VersionScan<'_> {
         let mut earliest = i64::MAX;
         let in_month = format!(
             "{OBSERVATION}._partition_id = {}",
-            sql::string(self.partition_id)
+            quoting::string(self.partition_id)
         );
         self.read(&in_month, |row| {
             if let Some(seen) = &mut seen {
@@ -98,7 +98,7 @@ impl VersionScan<'_> {
         {
             let elsewhere = format!(
                 "{OBSERVATION}._partition_id != {} AND {} >= {earliest}",
-                sql::string(self.partition_id),
+                quoting::string(self.partition_id),
                 microseconds("o.event_ts")
             );
             self.read(&elsewhere, |row| match seen.contains(&row.key) {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use super::leftover_inserts;
 use super::target_keys::{Extent, OwnRows, TargetKeys};
+use crate::clickhouse::retry::{Retries, Tries};
 use crate::error::{Error, WorkError};
+use crate::partition::Day;
 use crate::plan::Segment;
-use crate::retry::{Retries, Tries};
-use crate::trace_store::{Against, Day, TraceStore};
+use crate::trace_store::{Against, TraceStore};
 
 /// Finds out what an attempt has left in the target. Shared by all segments.
 pub struct Recovery {

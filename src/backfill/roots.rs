@@ -10,10 +10,11 @@ use tokio::task::block_in_place;
 
 use super::row_hash::{RowColumns, hash_key};
 use super::target_keys::{COLUMNS, TargetKeys};
-use crate::clickhouse::{ON_DISK_FROM_BYTES, TableInfo, sql};
+use crate::clickhouse::{ON_DISK_FROM_BYTES, TableInfo, quoting};
 use crate::error::WorkError;
 use crate::native::{Block, FixedCursor};
-use crate::trace_store::{Against, Day, HashKey, Root, SortedWriter, TraceStore};
+use crate::partition::Day;
+use crate::trace_store::{Against, HashKey, Root, SortedWriter, TraceStore};
 
 /// What is read.
 pub struct RootScan<'a> {
@@ -59,7 +60,7 @@ impl RootScan<'_> {
              GROUP BY c0, c1 HAVING argMax(o.is_deleted, o.event_ts) = 0 ORDER BY c0, c1 \
              SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
             self.observations.qualified_name(),
-            sql::string(self.partition_id),
+            quoting::string(self.partition_id),
         )
     }
 

@@ -15,17 +15,18 @@ use tokio::task::block_in_place;
 use super::block_stream::{BlockStream, Reading};
 use super::core_view::CoreView;
 use super::row_hash::{KeyParts, RowColumns, microseconds};
-use crate::buffer_pool::BufferPool;
 use crate::clickhouse::{
-    Connection, ON_DISK_FROM_BYTES, RequestError, TABLE_TIMEOUT, TableInfo, sql,
+    Connection, ON_DISK_FROM_BYTES, RequestError, TABLE_TIMEOUT, TableInfo, quoting,
 };
 use crate::error::WorkError;
 use crate::mapping::Source;
+use crate::memory::buffer_pool::BufferPool;
 use crate::native::{FixedCursor, NativeError};
-use crate::options::Partition;
+use crate::partition::Day;
+use crate::partition::Partition;
 use crate::plan::Segment;
 use crate::shutdown::Shutdown;
-use crate::trace_store::{Against, Day, RowKey, SortedWriter, TargetRow, TraceStore};
+use crate::trace_store::{Against, RowKey, SortedWriter, TargetRow, TraceStore};
 
 /// How the target is called in statements.
 const EVENT: &str = "e";
@@ -237,7 +238,7 @@ impl TargetKeys {
             "SELECT max({EVENT}._block_number) AS count FROM {} AS {EVENT} \
              WHERE {EVENT}._partition_id = {}",
             table.qualified_name(),
-            sql::string(self.partition.to_string())
+            quoting::string(self.partition.to_string())
         );
         let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
         let last = rows.await?.iter().map(|row| row.count).max();
@@ -291,7 +292,7 @@ impl TargetKeys {
         match self.is_by_month() {
             true => format!(
                 "{EVENT}._partition_id = {}",
-                sql::string(self.partition.to_string())
+                quoting::string(self.partition.to_string())
             ),
             false => self.days_condition(&self.month_days()),
         }
@@ -302,7 +303,7 @@ impl TargetKeys {
         let start_of = |day: u32| {
             format!(
                 "CAST(concat(toString(toDate({day})), ' 00:00:00'), {})",
-                sql::string(&self.start_type)
+                quoting::string(&self.start_type)
             )
         };
         let (first, last) = (u32::from(*days.start()), u32::from(*days.end()));
@@ -335,7 +336,7 @@ impl TargetKeys {
             if let Some(value) = value {
                 conditions.push(format!(
                     "{EVENT}.{column} {operator} {}",
-                    sql::string(value)
+                    quoting::string(value)
                 ));
             }
         }

@@ -11,7 +11,7 @@ use tokio::task::block_in_place;
 
 use super::block_stream::{BlockStream, Reading};
 use super::row_hash::microseconds;
-use crate::buffer_pool::BufferPool;
+use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{
     Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, now_in_microseconds,
 };
@@ -19,10 +19,11 @@ use crate::error::{Error, WorkError};
 use crate::load::{self, TRACE, TraceRows, select_items};
 use crate::mapping::Mapping;
 use crate::memory::Budget;
+use crate::memory::buffer_pool::BufferPool;
 use crate::native::Block;
-use crate::retry::Retries;
+use crate::partition::Day;
 use crate::shutdown::Shutdown;
-use crate::trace_store::{About, Day, ElsewhereWriter, TraceRecord, TraceStore, key};
+use crate::trace_store::{About, ElsewhereWriter, TraceRecord, TraceStore, key};
 
 /// Versions are read from so long before the last time on, in microseconds: they carry the time
 /// at which Langfuse made them, and reach ClickHouse minutes later.

@@ -15,7 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use url::Url;
 
-use crate::retry::Retries;
+use super::retry::Retries;
 
 use super::error::RequestError;
 use super::insert::BatchBody;

@@ -4,10 +4,11 @@
 mod connection;
 mod error;
 mod insert;
+pub mod quoting;
+pub mod retry;
 mod schema;
 mod settings;
 mod sizes;
-pub mod sql;
 mod tls;
 
 pub use connection::{

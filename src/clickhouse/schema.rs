@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::connection::Connection;
 use super::error::RequestError;
-use super::sql;
+use super::quoting;
 
 /// The server.
 #[derive(Debug, Clone)]
@@ -90,7 +90,7 @@ impl TableInfo {
 
     /// `database.table` for SQL.
     pub fn qualified_name(&self) -> String {
-        sql::qualified(&self.database, &self.name)
+        quoting::qualified(&self.database, &self.name)
     }
 }
 
@@ -161,7 +161,7 @@ impl Connection {
     pub async fn database_exists(&self, database: &str) -> Result<bool, RequestError> {
         let sql = format!(
             "SELECT count() AS count FROM system.databases WHERE name = {}",
-            sql::string(database)
+            quoting::string(database)
         );
         Ok(self
             .rows::<Count>(&sql)
@@ -181,8 +181,8 @@ impl Connection {
     ) -> Result<Option<TableInfo>, RequestError> {
         let condition = format!(
             "database = {} AND name = {}",
-            sql::string(database),
-            sql::string(name)
+            quoting::string(database),
+            quoting::string(name)
         );
         let tables = self
             .rows::<TableRow>(&format!(
@@ -199,8 +199,8 @@ impl Connection {
             .rows::<TableColumn>(&format!(
                 "SELECT name, type AS data_type, default_kind FROM system.columns \
                  WHERE database = {} AND table = {} ORDER BY position",
-                sql::string(database),
-                sql::string(name)
+                quoting::string(database),
+                quoting::string(name)
             ))
             .await?;
         Ok(Some(TableInfo {
@@ -226,8 +226,8 @@ impl Connection {
             "SELECT count() AS count FROM system.tables WHERE (database, name) IN \
              (SELECT arrayJoin(arrayZip(dependencies_database, dependencies_table)) \
              FROM system.tables WHERE database = {} AND name = {})",
-            sql::string(&table.database),
-            sql::string(&table.name)
+            quoting::string(&table.database),
+            quoting::string(&table.name)
         );
         let seen = self.rows::<Count>(&seen).await?;
         Ok(seen.iter().any(|row| row.count > 0))
@@ -243,7 +243,7 @@ impl Connection {
         let view = format!(
             "SELECT database, name FROM system.tables WHERE engine = 'MaterializedView' \
              AND position(replaceAll(create_table_query, '`', ''), {}) > 0",
-            sql::string(format!(" TO {}.{} ", table.database, table.name))
+            quoting::string(format!(" TO {}.{} ", table.database, table.name))
         );
         let source = format!(
             "SELECT database, name FROM system.tables WHERE \
@@ -276,8 +276,8 @@ impl Connection {
         let query = format!(
             "SELECT sum(rows) AS rows, sum(cityHash64(name)) AS names FROM system.parts \
              WHERE active AND database = {} AND table = {} AND NOT {IS_PATCH}",
-            sql::string(&table.database),
-            sql::string(&table.name)
+            quoting::string(&table.database),
+            quoting::string(&table.name)
         );
         let parts = self.rows::<Parts>(&query).await?;
         Ok(parts
@@ -295,8 +295,8 @@ impl Connection {
             "SELECT partition_id, sum(rows) AS rows, count() AS parts FROM system.parts \
              WHERE active AND database = {} AND table = {} AND NOT {IS_PATCH} \
              GROUP BY partition_id ORDER BY partition_id",
-            sql::string(&table.database),
-            sql::string(&table.name)
+            quoting::string(&table.database),
+            quoting::string(&table.name)
         ))
         .await
     }

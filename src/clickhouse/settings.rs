@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::connection::Connection;
 use super::error::RequestError;
-use super::sql;
+use super::quoting;
 
 /// What a statement means.
 const MEANING: &[(&str, &str)] = &[
@@ -355,7 +355,7 @@ impl Connection {
     async fn settings_of_user(&self) -> Result<BTreeMap<String, Setting>, RequestError> {
         let names = MEANING.iter().chain(PREFERENCES).map(|setting| setting.0);
         let names = names.chain(OF_STATEMENTS.iter().map(|setting| setting.0));
-        let names: Vec<String> = names.map(sql::string).collect();
+        let names: Vec<String> = names.map(quoting::string).collect();
         // One row, since the profile may hold a limit for rows; the server has applied that, and does
         // not know of it any more, besides that there was one.
         let question = format!(

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::connection::Connection;
 use super::error::RequestError;
+use super::quoting;
 use super::schema::TableInfo;
-use super::sql;
 
 /// Bytes of something that is stored in a table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -130,9 +130,9 @@ impl Connection {
     ) -> Result<ColumnSizes, RequestError> {
         let partition = format!(
             "active AND database = {} AND table = {} AND partition_id = {}",
-            sql::string(&table.database),
-            sql::string(&table.name),
-            sql::string(partition_id)
+            quoting::string(&table.database),
+            quoting::string(&table.name),
+            quoting::string(partition_id)
         );
         // A compact part, which is a small one, does not know the sizes of its columns.
         let statement = format!(
@@ -166,8 +166,8 @@ impl Connection {
             .rows::<TableSize>(&format!(
                 "SELECT sum(rows) AS rows, sum(bytes_on_disk) AS bytes_on_disk \
                  FROM system.parts WHERE active AND database = {} AND table = {}",
-                sql::string(&table.database),
-                sql::string(&table.name)
+                quoting::string(&table.database),
+                quoting::string(&table.name)
             ))
             .await?;
         Ok(rows.into_iter().next().unwrap_or(TableSize {
@@ -216,8 +216,8 @@ impl Connection {
                  WHERE engine = 'MaterializedView' AND (database, name) IN (\
                  SELECT arrayJoin(arrayZip(dependencies_database, dependencies_table)) \
                  FROM system.tables WHERE database = {} AND name = {})",
-                sql::string(&table.database),
-                sql::string(&table.name)
+                quoting::string(&table.database),
+                quoting::string(&table.name)
             ))
             .await?;
         let targets = definitions.iter().filter_map(|row| target_of(&row.text));
@@ -233,8 +233,8 @@ impl Connection {
             .rows::<Text>(&format!(
                 "SELECT expr AS text FROM system.data_skipping_indices \
                  WHERE database = {} AND table = {} AND type IN ('text', 'full_text', 'inverted')",
-                sql::string(&table.database),
-                sql::string(&table.name)
+                quoting::string(&table.database),
+                quoting::string(&table.name)
             ))
             .await?;
         Ok(expressions.into_iter().map(|row| row.text).collect())
@@ -250,8 +250,8 @@ impl Connection {
              FROM system.disks WHERE name IN (SELECT arrayJoin(disks) FROM \
              system.storage_policies WHERE policy_name IN (SELECT storage_policy FROM \
              system.tables WHERE database = {} AND name = {})) ORDER BY name",
-            sql::string(&table.database),
-            sql::string(&table.name)
+            quoting::string(&table.database),
+            quoting::string(&table.name)
         ))
         .await
     }

@@ -13,13 +13,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_bytes::Bytes as Text;
 
-use crate::buffer_pool::BufferPool;
 use crate::mapping::{Enriched, Helper, Mapping, Source};
+use crate::memory::buffer_pool::BufferPool;
 use crate::native::{
     Block, DataType, FixedCursor, NativeError, NullableStringCursor, StringArrayWriter,
     StringCursor, put_block_header, put_column_header, put_string,
 };
-use crate::trace_store::{Day, Found, FoundItems, StoreError, TraceRecord, TraceStore, key};
+use crate::partition::Day;
+use crate::trace_store::{Found, FoundItems, StoreError, TraceRecord, TraceStore, key};
 
 use experiments::RowItems;
 use metadata::{Appended, MergedRow, put_names, put_values};

@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use tokio::task::block_in_place;
 
-use crate::buffer_pool::BufferPool;
-use crate::clickhouse::{Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, sql};
+use crate::clickhouse::{Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, quoting};
 use crate::error::WorkError;
 use crate::mapping::Source;
+use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader, FixedCursor, StringCursor};
 use crate::shutdown::Shutdown;
 use crate::trace_store::{ExperimentWriter, TraceStore, key};
@@ -117,8 +117,8 @@ impl ExperimentSource<'_> {
             let project = format!("{}.project_id", source.alias());
             let trace = format!("{}.{}", source.alias(), source.trace_column());
             let after = last.map_or_else(String::new, |last| {
-                let last_project = sql::string(&last.project_id);
-                let last_trace = sql::string(&last.trace_id);
+                let last_project = quoting::string(&last.project_id);
+                let last_trace = quoting::string(&last.trace_id);
                 format!(
                     " AND ({project} > {last_project} \
                      OR ({project} = {last_project} AND {trace} > {last_trace}))"
@@ -129,7 +129,7 @@ impl ExperimentSource<'_> {
                  FROM {} AS {alias} WHERE {alias}._partition_id = {} AND {trace} != ''{after} \
                  AND ({project}, {trace}) IN (SELECT i.project_id, i.trace_id FROM {} AS i FINAL)",
                 table.qualified_name(),
-                sql::string(self.partition_id),
+                quoting::string(self.partition_id),
                 self.items.qualified_name(),
                 alias = source.alias(),
             )
@@ -280,7 +280,7 @@ fn key_of(trace: &Trace) -> Vec<u8> {
 /// the id of one of them, and is in the project of another.
 fn condition(alias: &str, trace_column: &str, traces: &[Trace]) -> String {
     let list = |values: Vec<&ByteBuf>| {
-        let values: Vec<String> = values.into_iter().map(sql::string).collect();
+        let values: Vec<String> = values.into_iter().map(quoting::string).collect();
         values.join(", ")
     };
     // They come in the order of their projects.

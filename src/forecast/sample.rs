@@ -12,8 +12,8 @@ use tokio::task::{JoinSet, block_in_place};
 use tokio::time::Instant;
 
 use crate::batch::BatchMaker;
-use crate::buffer_pool::BufferPool;
 use crate::clickhouse::Connection;
+use crate::clickhouse::retry::{Retries, Tries};
 use crate::elsewhere::Question;
 use crate::enrich::{Aside, EnrichError, Enricher, Unknown};
 use crate::error::{Error, WorkError};
@@ -22,13 +22,14 @@ use crate::load::{self, TraceSource};
 use crate::mapping::Helper;
 use crate::mapping::Source;
 use crate::memory::Budget;
+use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader, FixedCursor, NativeError};
 use crate::options::Options;
+use crate::partition::Day;
 use crate::pipeline::read_settings;
 use crate::plan::Segment;
-use crate::retry::{Retries, Tries};
 use crate::shutdown::Shutdown;
-use crate::trace_store::{About, Day, SeenTraces, TraceStore};
+use crate::trace_store::{About, SeenTraces, TraceStore};
 
 /// So many rows tell enough.
 const MOST_ROWS: u64 = 100_000;

@@ -6,7 +6,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 
 use super::{ACCESS_DENIED, Count, Inspector};
-use crate::clickhouse::{RequestError, TableInfo, sql};
+use crate::clickhouse::{RequestError, TableInfo, quoting};
 use crate::error::Error;
 use crate::options::Intent;
 
@@ -165,8 +165,8 @@ impl Inspector {
             "SELECT count() AS count FROM system.row_policies WHERE database = {} \
              AND table IN ({}, '', '*') AND NOT has(apply_to_except, currentUser()) AND (apply_to_all \
              OR hasAny(apply_to_list, arrayConcat([currentUser()], currentRoles())))",
-            sql::string(&table.database),
-            sql::string(&table.name)
+            quoting::string(&table.database),
+            quoting::string(&table.name)
         );
         match self.connection.rows::<Count>(&question).await {
             Err(error) if error.code() == Some(ACCESS_DENIED) => Ok(false),

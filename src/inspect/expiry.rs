@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Count, Inspector};
-use crate::clickhouse::{PartitionSize, TableInfo, sql};
+use crate::clickhouse::{PartitionSize, TableInfo, quoting};
 use crate::error::Error;
 
 /// Columns of an event that are called otherwise in `observations`.
@@ -64,11 +64,11 @@ impl Inspector {
                 let name = other.map_or(column.name.as_str(), |names| names.1);
                 let source = observations.column(name)?;
                 // Of the type that it has in the table of events.
-                let name = sql::identifier(&source.name);
-                let event = sql::identifier(&column.name);
+                let name = quoting::identifier(&source.name);
+                let event = quoting::identifier(&column.name);
                 Some(format!(
                     "CAST(o.{name}, {}) AS {event}",
-                    sql::string(&column.data_type)
+                    quoting::string(&column.data_type)
                 ))
             })
             .collect();
@@ -81,7 +81,7 @@ impl Inspector {
              WHERE ({}) <= now(){condition}",
             columns.join(", "),
             observations.qualified_name(),
-            sql::string(&rows.partition_id),
+            quoting::string(&rows.partition_id),
             ttl.expression,
         );
         // It may look at a column that observations have not.

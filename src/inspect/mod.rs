@@ -9,15 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use clickhouse::Row;
 use serde::Deserialize;
 
-use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, sql};
+use crate::clickhouse::retry::Retries;
+use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, quoting};
 use crate::error::Error;
 use crate::experiments;
 use crate::load;
 use crate::mapping::{Mapping, MappingError, Source, Wanted};
-use crate::options::{Choice, Defaults, Options, Partition};
+use crate::options::{Choice, Defaults, Options};
+use crate::partition::Partition;
 use crate::pipeline::SegmentQuery;
 use crate::plan;
-use crate::retry::Retries;
 
 /// Tables tried in this order when no target is named.
 const TARGETS: [&str; 2] = ["events_full", "events"];
@@ -134,7 +135,7 @@ impl Inspected {
             "SELECT {} FROM {} AS {alias} FINAL ARRAY JOIN [1] AS one WHERE {alias}._partition_id = {}",
             self.mapping_of(source).select_list(),
             partition.table.qualified_name(),
-            sql::string(partition.id),
+            quoting::string(partition.id),
         );
         let excluded_by = self.dataset_items.as_ref();
         let excluded_by = excluded_by.filter(|_| self.excludes_dataset_items);
@@ -688,7 +689,7 @@ fn no_partition(
 
 /// Whether an expression reads that column of the table called `alias`.
 pub fn mentions(expression: &str, alias: &str, column: &str) -> bool {
-    let quoted = format!("{alias}.{}", sql::identifier(column));
+    let quoted = format!("{alias}.{}", quoting::identifier(column));
     let plain = format!("{alias}.{column}");
     expression.contains(&quoted)
         || expression.match_indices(&plain).any(|(start, found)| {

@@ -18,21 +18,22 @@ pub use self::repair::{Mending, mend};
 pub use self::target::{require_alone, target_keys};
 use crate::backfill::trace_changes::TraceChanges;
 use crate::begin::{self, Begin};
-use crate::buffer_pool::BufferPool;
 use crate::checkpoint::{Checkpoint, MadeFor};
 use crate::clickhouse::Connection;
+use crate::clickhouse::retry::Retries;
 use crate::error::{Error, WorkError, advice_on_files};
 use crate::inspect::{Inspected, inspect};
 use crate::mapping::Source;
+use crate::memory::buffer_pool::BufferPool;
 use crate::memory::peak_resident_bytes;
 use crate::options::Options;
+use crate::partition::Day;
 use crate::progress::Display;
 use crate::report::{self, Report, Seconds, TraceId};
-use crate::retry::Retries;
 use crate::send::{Destination, SegmentCounts};
 use crate::shutdown::Shutdown;
 use crate::state_dir::StateDir;
-use crate::trace_store::{Day, StoreError, TraceStore};
+use crate::trace_store::{StoreError, TraceStore};
 
 /// What all jobs of a process share.
 pub struct Session {

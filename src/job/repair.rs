@@ -7,12 +7,12 @@ use std::time::Instant;
 use super::{Job, Session, Spent, store_failed};
 use crate::backfill::target_keys::Extent;
 use crate::checkpoint::Checkpoint;
+use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::mapping::Source;
 use crate::options::Options;
 use crate::report::Report;
-use crate::retry::Retries;
 use crate::state_dir::StateDir;
 use crate::trace_store::{Against, TraceStore, WantedDay};
 

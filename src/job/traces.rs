@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{Job, store_failed};
 use crate::error::Error;
 use crate::load::{self, LoadedDay, TraceSource};
-use crate::options::Partition;
+use crate::partition::Day;
+use crate::partition::Partition;
 use crate::progress::Phase;
-use crate::trace_store::{Day, SeenTraces, TraceStore};
+use crate::trace_store::{SeenTraces, TraceStore};
 
 impl Job {
     pub(super) async fn load_traces(&mut self, store: &TraceStore) -> Result<(), Error> {

@@ -8,7 +8,7 @@
 mod columns;
 mod rules;
 
-use crate::clickhouse::{TableColumn, TableInfo, sql};
+use crate::clickhouse::{TableColumn, TableInfo, quoting};
 use crate::native::{DataType, TypeError};
 
 use columns::EXPERIMENT;
@@ -225,8 +225,8 @@ impl Mapping {
                 format!(
                     "CAST({}, {}) AS {}",
                     column.expression,
-                    sql::string(&column.data_type),
-                    sql::identifier(&column.name)
+                    quoting::string(&column.data_type),
+                    quoting::identifier(&column.name)
                 )
             })
             .collect()
@@ -253,7 +253,10 @@ impl Mapping {
     pub fn insert_columns(&self) -> String {
         let pass_through = self.pass_through.iter().map(|column| column.name.as_str());
         let enriched = self.enriched.iter().map(|column| column.name.as_str());
-        let names: Vec<String> = pass_through.chain(enriched).map(sql::identifier).collect();
+        let names: Vec<String> = pass_through
+            .chain(enriched)
+            .map(quoting::identifier)
+            .collect();
         names.join(", ")
     }
 
@@ -367,7 +370,10 @@ fn apply(
             if parse_type(table, found)?.is_nullable() && !sent.is_nullable() {
                 let instead = match rule.form {
                     Form::ColumnOr(_, literal) => literal.to_owned(),
-                    _ => format!("defaultValueOfTypeName({})", sql::string(sent.to_string())),
+                    _ => format!(
+                        "defaultValueOfTypeName({})",
+                        quoting::string(sent.to_string())
+                    ),
                 };
                 format!("ifNull({value}, {instead})")
             } else {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::clickhouse::sql;
+use crate::clickhouse::quoting;
 
 /// The table whose rows become events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -57,7 +57,7 @@ impl Source {
 
     /// A column of it, as an expression.
     pub(super) fn column(self, name: &str) -> String {
-        format!("{}.{}", self.alias(), sql::identifier(name))
+        format!("{}.{}", self.alias(), quoting::identifier(name))
     }
 
     pub(super) fn rules(self) -> &'static [Rule] {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{DataType, Layout, NativeError, shown};
-use crate::buffer_pool::{BufferPool, PooledBuffer};
+use crate::memory::buffer_pool::{BufferPool, PooledBuffer};
 
 /// More columns than any table here has; a larger number is a sign of garbage.
 const MAX_COLUMNS: u64 = 4_096;

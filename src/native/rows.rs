@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Block, Column, Layout, NativeError, put_block_header, put_column_header};
-use crate::buffer_pool::PooledBuffer;
+use crate::memory::buffer_pool::PooledBuffer;
 
 impl Block {
     /// The rows in `ranges`, which must be ascending, as a block in `buffer`.

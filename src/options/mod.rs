@@ -4,7 +4,6 @@
 mod choice;
 mod dotenv;
 mod environment;
-mod partition;
 mod until;
 
 use std::net::IpAddr;
@@ -18,11 +17,11 @@ use crate::clickhouse::{Compression, ConnectionOptions, Password, Trust};
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::{Budget, ByteSize};
+use crate::partition::Partition;
 use crate::selection::Selection;
 
 pub use choice::{Asked, Choice, Defaults};
 pub use environment::Environment;
-pub use partition::Partition;
 
 /// What was asked for: the same job for each of some partitions.
 #[derive(Debug, Clone)]

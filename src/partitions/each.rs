@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::select;
 use crate::error::Error;
 use crate::job::Session;
-use crate::options::{Options, Partition, Request};
+use crate::options::{Options, Request};
+use crate::partition::Partition;
 use crate::report;
 
 /// How many errors are told.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::memory::{ByteSize, peak_resident_bytes};
-use crate::options::Partition;
+use crate::partition::Partition;
 use crate::report::{
     Report, Seconds, count, dry_run_in_words, seconds, write_lines, write_summary,
 };

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::backfill::core_view::CoreView;
 use crate::backfill::target_keys::TargetKeys;
-use crate::clickhouse::{Connection, RequestError, TableInfo, sql};
+use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::error::Error;
-use crate::options::Partition;
+use crate::partition::Partition;
 use crate::progress::{Display, Phase};
 use crate::shutdown::Shutdown;
 
@@ -167,7 +167,7 @@ impl Optimizer {
         let statement = format!(
             "OPTIMIZE TABLE {} PARTITION ID {} FINAL",
             table.qualified_name(),
-            sql::string(self.partition.to_string())
+            quoting::string(self.partition.to_string())
         );
         let settings = [
             ("optimize_throw_if_noop", "1".to_owned()),
@@ -220,7 +220,7 @@ impl Optimizer {
             "SELECT count() AS merges, sum(rows_read) AS rows_read FROM system.merges \
              WHERE {} AND partition_id = {}",
             is_table(table),
-            sql::string(self.partition.to_string())
+            quoting::string(self.partition.to_string())
         );
         let rows = self.connection.rows::<Merging>(&query).await?;
         Ok(rows.into_iter().next().unwrap_or(Merging {
@@ -234,7 +234,7 @@ impl Optimizer {
             "SELECT sum(rows) AS rows, count() AS parts, toUInt64(min(level)) AS least_level \
              FROM system.parts WHERE active AND {} AND partition_id = {}",
             is_table(table),
-            sql::string(self.partition.to_string())
+            quoting::string(self.partition.to_string())
         );
         let rows = self.connection.rows::<Parts>(&query).await?;
         Ok(rows.into_iter().next().unwrap_or(Parts {
@@ -248,7 +248,7 @@ impl Optimizer {
 fn is_table(table: &TableInfo) -> String {
     format!(
         "database = {} AND table = {}",
-        sql::string(&table.database),
-        sql::string(&table.name)
+        quoting::string(&table.database),
+        quoting::string(&table.name)
     )
 }

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::mapping::Source;
+use crate::partition::Day;
 use crate::plan::{Boundary, Segment};
-use crate::trace_store::{Day, StoreError, TraceStore, WantedDay, WantedRow};
+use crate::trace_store::{StoreError, TraceStore, WantedDay, WantedRow};
 use crate::verify::{Findings, FoundRow, Kind, Unlisted};
 
 /// Rows of a segment: their ids are some hundred kilobytes of a statement.

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::clickhouse::sql;
+use crate::clickhouse::quoting;
 use crate::error::WorkError;
 use crate::mapping::Source;
+use crate::partition::Day;
 use crate::pipeline::SegmentQuery;
 use crate::plan::Segment;
-use crate::trace_store::{Day, TraceStore, WantedRow};
+use crate::trace_store::{TraceStore, WantedRow};
 
 /// The rows that are wanted of each segment.
 pub struct WantedRows {
@@ -52,7 +53,7 @@ impl WantedRows {
         let spans: Vec<String> = rows
             .iter()
             .map(|row| {
-                let texts = [&row.project, &row.trace_id, &row.span_id].map(sql::string);
+                let texts = [&row.project, &row.trace_id, &row.span_id].map(quoting::string);
                 format!("({})", texts.join(", "))
             })
             .collect();
@@ -67,7 +68,7 @@ impl WantedRows {
             kind("o"),
             self.table,
             in_days(source, "w", rows),
-            sql::string(&self.partition_id),
+            quoting::string(&self.partition_id),
             spans.join(", "),
             own = columns("w"),
             kind = kind("w"),
@@ -84,7 +85,7 @@ fn in_days(source: Source, alias: &str, rows: &[WantedRow]) -> String {
             Source::Traces => &row.trace_id,
         };
         let ids = days.entry((&row.project, row.day)).or_default();
-        ids.push(sql::string(id));
+        ids.push(quoting::string(id));
     }
     let days: Vec<String> = days
         .into_iter()
@@ -92,7 +93,7 @@ fn in_days(source: Source, alias: &str, rows: &[WantedRow]) -> String {
             format!(
                 "({alias}.project_id = {} AND toDate({alias}.{}) = toDate({day}) \
                  AND {alias}.id IN ({}))",
-                sql::string(project),
+                quoting::string(project),
                 source.time_column(),
                 ids.join(", ")
             )
@@ -110,7 +111,7 @@ fn whole_days(segment: &Segment) -> String {
     let day = format!("toDate({alias}.{})", source.time_column());
     format!(
         "{alias}.project_id = {} AND {day} >= toDate({}) AND {day} < toDate({})",
-        sql::string(&from.project_id),
+        quoting::string(&from.project_id),
         from.day,
         to.day
     )

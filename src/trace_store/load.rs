@@ -10,7 +10,8 @@ use rocksdb::{IngestExternalFileOptions, SstFileWriter, WriteBatch, WriteOptions
 
 use super::options::{TARGET_FILE_BYTES, TARGET_FILE_ENTRIES};
 use super::record::RecordHead;
-use super::{Day, MOVED, SUSPECTS, StoreError, TraceStore, day_family, key};
+use super::{MOVED, SUSPECTS, StoreError, TraceStore, day_family, key};
+use crate::partition::Day;
 
 /// What the names of files begin with that are not part of the store yet.
 pub(super) const UNFINISHED_PREFIX: &str = "load-";

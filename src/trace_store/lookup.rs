@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::record::RecordHead;
-use super::{Day, ELSEWHERE, KEYS_AT_ONCE, MOVED, StoreError, TraceRecord, TraceStore, day_family};
+use super::{ELSEWHERE, KEYS_AT_ONCE, MOVED, StoreError, TraceRecord, TraceStore, day_family};
+use crate::partition::Day;
 
 /// Bytes that the answers to one question should take at most. Until they are
 /// copied, each pins a block of the cache at least as large as the record.

@@ -27,6 +27,8 @@ use std::sync::{PoisonError, RwLock};
 
 use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options};
 
+use crate::partition::Day;
+
 pub use elsewhere::{About, ElsewhereWriter};
 pub use experiments::{ExperimentWriter, FoundItems, ItemRecord};
 pub use load::{DayWriter, SeenTraces};
@@ -36,9 +38,6 @@ pub use target_rows::{
     Against, HASH_BYTES, HashKey, ROW_KEY_BYTES, Root, RowKey, SortedWriter, TargetRow, Version,
 };
 pub use wanted::{WantedDay, WantedRow};
-
-/// Days since 1970-01-01, as ClickHouse's `Date` counts them.
-pub type Day = u16;
 
 type Database = DBWithThreadMode<MultiThreaded>;
 

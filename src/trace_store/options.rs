@@ -2,7 +2,7 @@
 
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DataBlockIndexType, LogLevel, Options};
 
-use crate::open_files;
+use crate::memory::open_files;
 
 /// Bytes of an SST file at which the next one is begun. Filters are built in
 /// memory per file, so this bounds them.

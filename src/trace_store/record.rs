@@ -7,7 +7,8 @@ use bincode::config::{Configuration, standard};
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
 
-use super::{Day, StoreError};
+use super::StoreError;
+use crate::partition::Day;
 
 /// The attributes of one version of a trace. Text is bytes, since ClickHouse
 /// strings need not be UTF-8; null is stored as empty, as events have it.

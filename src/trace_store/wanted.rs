@@ -3,7 +3,8 @@
 
 use rocksdb::IteratorMode;
 
-use super::{Day, StoreError, TraceStore};
+use super::{StoreError, TraceStore};
+use crate::partition::Day;
 
 /// The family they are in.
 pub(super) const FAMILY: &str = "wanted";

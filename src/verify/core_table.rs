@@ -15,7 +15,7 @@ use super::rows::EventKey;
 use super::scope::{Scope, between};
 use super::server::Refusal;
 use super::sql::{Side, Statements};
-use crate::clickhouse::{TableInfo, sql};
+use crate::clickhouse::{TableInfo, quoting};
 use crate::error::Error;
 use crate::native::DataType;
 
@@ -122,7 +122,7 @@ impl Verification<'_> {
             }
             self.statements.core = Some(Core {
                 select: view.select,
-                name: sql::qualified(&view.database, &view.name),
+                name: quoting::qualified(&view.database, &view.name),
                 label,
                 columns,
             });
@@ -135,8 +135,8 @@ impl Verification<'_> {
         let sql = format!(
             "SELECT name, type AS data_type, default_kind FROM system.columns \
              WHERE database = {} AND table = {} ORDER BY position",
-            sql::string(database),
-            sql::string(table)
+            quoting::string(database),
+            quoting::string(table)
         );
         self.server.rows("the columns of the view", &sql).await
     }
@@ -192,8 +192,8 @@ fn views_of(target: &TableInfo) -> String {
          FROM system.tables WHERE database = {} AND name = {}) \
          AND position(replaceAll(v.create_table_query, '`', ''), \
          concat(' TO ', d.database, '.', d.name, ' ')) > 0 ORDER BY view_database, view_name",
-        sql::string(&target.database),
-        sql::string(&target.name)
+        quoting::string(&target.database),
+        quoting::string(&target.name)
     )
 }
 

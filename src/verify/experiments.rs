@@ -346,8 +346,8 @@ impl Statements {
     fn item_traces(&self, month: (i64, i64), last: Option<&ItemTrace>) -> String {
         let names = Names::of(Origin::Event);
         let after = last.map_or_else(String::new, |last| {
-            let project = crate::clickhouse::sql::string(&last.project);
-            let trace = crate::clickhouse::sql::string(&last.trace_id);
+            let project = crate::clickhouse::quoting::string(&last.project);
+            let trace = crate::clickhouse::quoting::string(&last.trace_id);
             format!(" AND (project > {project} OR project = {project} AND trace_id > {trace})")
         });
         format!(

@@ -7,7 +7,7 @@ use serde_bytes::ByteBuf;
 
 use super::rows::{EventKey, SideRow, SpanRow};
 use crate::mapping::Source;
-use crate::trace_store::Day;
+use crate::partition::Day;
 
 /// What is done with each row that is wrong, as it is found.
 pub trait Findings {

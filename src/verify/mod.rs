@@ -51,13 +51,13 @@ use self::sql::{Pair, Side, Statements};
 use self::traces::find_far_traces;
 use self::versions::{MOST_VERSIONS, Superseding};
 use crate::clickhouse::Connection;
+use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::job::Session;
 use crate::options::{Intent, Options};
+use crate::partition::Day;
 use crate::progress::{Display, Phase};
-use crate::retry::Retries;
-use crate::trace_store::Day;
 
 /// What changed in the last hour is left to Langfuse, unless the user says another moment: in
 /// microseconds.

@@ -1,7 +1,7 @@
 //! The columns that come from the observation alone, in SQL.
 
 use super::columns::{EVENT, OBSERVATION, Origin};
-use crate::clickhouse::sql;
+use crate::clickhouse::quoting;
 use crate::load::TRACE;
 use crate::native::DataType;
 
@@ -30,7 +30,7 @@ impl OwnColumn {
             Origin::Trace => self.of_root_span(),
             Origin::Event => event_column(&self.name),
         };
-        let data_type = sql::string(self.data_type.to_string());
+        let data_type = quoting::string(self.data_type.to_string());
         format!("CAST({expression}, {data_type})")
     }
 
@@ -56,7 +56,7 @@ impl OwnColumn {
             | "event_ts") => format!("{TRACE}.{name}"),
             _ => format!(
                 "defaultValueOfTypeName({})",
-                sql::string(self.data_type.to_string())
+                quoting::string(self.data_type.to_string())
             ),
         }
     }
@@ -82,7 +82,7 @@ pub fn metadata_of(table: &str) -> (String, String) {
 
 /// A column of the event.
 pub fn event_column(name: &str) -> String {
-    format!("{EVENT}.{}", sql::identifier(name))
+    format!("{EVENT}.{}", quoting::identifier(name))
 }
 
 /// The arguments of `cityHash64` for a value, such that different values have
@@ -91,7 +91,7 @@ fn hash_arguments(value: &str, data_type: &DataType) -> String {
     match data_type {
         DataType::Nullable(inner) if is_plain(inner) => format!(
             "isNull({value}), ifNull({value}, defaultValueOfTypeName({}))",
-            sql::string(inner.to_string())
+            quoting::string(inner.to_string())
         ),
         _ if is_plain(data_type) => value.to_owned(),
         // Its bytes tell everything apart, and take longer to make.

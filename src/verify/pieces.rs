@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde_bytes::ByteBuf;
 
-use crate::trace_store::Day;
+use crate::partition::Day;
 
 /// Rows that are compared at once, unless a single piece has more. So many can
 /// be compared one by one in little memory.

@@ -4,7 +4,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
-use crate::trace_store::Day;
+use crate::partition::Day;
 
 /// A count of rows of one project and day.
 #[derive(Debug, Row, Deserialize)]

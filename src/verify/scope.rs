@@ -7,9 +7,9 @@ use serde_bytes::ByteBuf;
 
 use super::columns::{EVENT, OBSERVATION, Origin};
 use super::pieces::Batch;
-use crate::clickhouse::sql;
+use crate::clickhouse::quoting;
 use crate::load::TRACE;
-use crate::trace_store::Day;
+use crate::partition::Day;
 
 /// Which rows a statement is about.
 #[derive(Debug, Clone)]
@@ -314,9 +314,9 @@ pub fn between(column: &str, (from, to): (i64, i64)) -> String {
 /// and the indexes are used.
 pub fn one_of(column: &str, values: &[ByteBuf]) -> String {
     if let [value] = values {
-        return format!("{column} = {}", sql::string(value));
+        return format!("{column} = {}", quoting::string(value));
     }
-    let values: Vec<String> = values.iter().map(sql::string).collect();
+    let values: Vec<String> = values.iter().map(quoting::string).collect();
     format!("{column} IN ({})", values.join(", "))
 }
 

@@ -9,8 +9,8 @@ use clickhouse::{RowOwned, RowRead};
 use super::rows::Widths;
 use super::scope::Share;
 use crate::clickhouse::Connection;
+use crate::clickhouse::retry::Retries;
 use crate::error::Error;
-use crate::retry::Retries;
 
 /// How long a statement may take. It reads a batch on both sides, or the ids of
 /// all traces.

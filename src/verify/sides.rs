@@ -7,7 +7,7 @@ use serde_bytes::ByteBuf;
 use super::columns::{EVENT, OBSERVATION, Origin, Texts};
 use super::scope::{Class, Names, Scope, between, on_days, one_of};
 use super::sql::{Side, Statements};
-use crate::clickhouse::sql;
+use crate::clickhouse::quoting;
 use crate::load::TRACE;
 
 /// Columns that expected and actual rows have.
@@ -147,7 +147,7 @@ impl Statements {
             observation.project,
             observation.trace,
             self.observations,
-            sql::string(&self.partition_id),
+            quoting::string(&self.partition_id),
             one_of(&observation.project, &scope.projects),
             between(&observation.moment, scope.moments_around()),
             scope.share.condition(&observation.trace),
@@ -356,7 +356,7 @@ impl Statements {
     pub(super) fn event_day(&self) -> String {
         format!(
             "toUInt16(toDate(CAST({EVENT}.start_time, {})))",
-            sql::string(&self.start_type)
+            quoting::string(&self.start_type)
         )
     }
 
@@ -365,7 +365,7 @@ impl Statements {
         let partition = match origin {
             Origin::Observation => format!(
                 "{OBSERVATION}._partition_id = {} AND ",
-                sql::string(&self.partition_id)
+                quoting::string(&self.partition_id)
             ),
             _ => String::new(),
         };

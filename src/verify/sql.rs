@@ -9,11 +9,11 @@ use super::core_table::Core;
 use super::rows::EventKey;
 use super::scope::{Class, Names, Scope, between, hash, on_days, one_of};
 use super::sides::microseconds;
-use crate::clickhouse::{TableInfo, sql};
+use crate::clickhouse::{TableInfo, quoting};
 use crate::inspect::Inspected;
 use crate::load::TRACE;
 use crate::options::Options;
-use crate::trace_store::Day;
+use crate::partition::Day;
 
 /// How the partitions of a table are made that never share a key.
 const BY_MONTH: &str = "toYYYYMM(start_time)";
@@ -80,13 +80,13 @@ impl Statements {
         let parts_of = |table: &TableInfo, by_month: bool| {
             let mut condition = format!(
                 "database = {} AND table = {}",
-                sql::string(&table.database),
-                sql::string(&table.name)
+                quoting::string(&table.database),
+                quoting::string(&table.name)
             );
             if by_month {
                 condition.push_str(&format!(
                     " AND partition_id = {}",
-                    sql::string(&partition_id)
+                    quoting::string(&partition_id)
                 ));
             }
             condition
@@ -150,7 +150,7 @@ impl Statements {
     pub fn day_starts(&self, days: &RangeInclusive<Day>) -> String {
         let of_day = format!(
             "CAST(concat(toString(toDate(toUInt16(day))), ' 00:00:00'), {})",
-            sql::string(&self.start_type)
+            quoting::string(&self.start_type)
         );
         format!(
             "SELECT toUnixTimestamp64Milli(CAST({of_day}, 'DateTime64(3)')) AS start \
@@ -167,7 +167,7 @@ impl Statements {
              toUInt16(toDate({OBSERVATION}.start_time)) AS day, count() AS row_count \
              FROM {} AS {OBSERVATION} WHERE {OBSERVATION}._partition_id = {} GROUP BY project, day",
             self.observations,
-            sql::string(&self.partition_id)
+            quoting::string(&self.partition_id)
         )
     }
 
@@ -376,7 +376,7 @@ impl Statements {
             sources.push(format!(
                 "{} WHERE key_span = {} AND key_start = {}",
                 rows(format!("({})", self.root_spans_of(scope, &trace, &items))),
-                sql::string(&key.span_id),
+                quoting::string(&key.span_id),
                 key.start
             ));
         }
@@ -392,11 +392,11 @@ fn is_row(origin: Origin, key: &EventKey) -> String {
     format!(
         "{} = {} AND {} = {} AND {} = {} AND {} = {}",
         names.project,
-        sql::string(&key.project),
+        quoting::string(&key.project),
         names.trace,
-        sql::string(&key.trace_id),
+        quoting::string(&key.trace_id),
         names.span,
-        sql::string(&key.span_id),
+        quoting::string(&key.span_id),
         microseconds(&names.moment),
         key.start
     )

@@ -12,7 +12,7 @@ use super::rows::{Counted, KeyRow};
 use super::scope::{Names, between, one_of};
 use super::sides::{microseconds, text};
 use super::sql::Statements;
-use crate::clickhouse::sql;
+use crate::clickhouse::quoting;
 use crate::error::Error;
 
 /// Rows whose keys are grouped with one statement. What does not fit in memory goes to the
@@ -209,7 +209,7 @@ impl Statements {
             observation.project,
             observation.trace,
             self.observations,
-            sql::string(&self.partition_id),
+            quoting::string(&self.partition_id),
             observation.is_root(),
             in_month(around),
             self.is_live_root(),

@@ -11,8 +11,8 @@ use super::rows::{ProjectHash, Versions};
 use super::scope::{Scope, Share, Superseded, hash, observation_hash, version_hash};
 use super::sql::Statements;
 use super::traces::IDS_PER_STATEMENT;
-use crate::clickhouse::sql;
-use crate::trace_store::Day;
+use crate::clickhouse::quoting;
+use crate::partition::Day;
 
 /// Observations of several versions that are held at once, at forty bytes each. Where a month
 /// has more of them, it is compared share by share.
@@ -70,7 +70,7 @@ impl Statements {
             "SELECT {project} AS project, cityHash64(project) AS hash FROM {} AS {OBSERVATION} \
              WHERE {OBSERVATION}._partition_id = {} GROUP BY project",
             self.observations,
-            sql::string(&self.partition_id)
+            quoting::string(&self.partition_id)
         )
     }
 
@@ -106,7 +106,7 @@ impl Statements {
             hash(&trace),
             observation_hash(),
             version_hash(),
-            sql::string(&self.partition_id),
+            quoting::string(&self.partition_id),
             share.condition(&trace),
             month.start(),
             month.end(),

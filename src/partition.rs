@@ -1,9 +1,10 @@
-//! A month, which is a partition of every table.
+//! A month, which is a partition of every table, and its days.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::trace_store::Day;
+/// Days since 1970-01-01, as ClickHouse's `Date` counts them.
+pub type Day = u16;
 
 /// The range of ClickHouse's Date type, in which days are counted.
 const YEARS: std::ops::RangeInclusive<i32> = 1970..=2148;

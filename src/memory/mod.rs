@@ -1,9 +1,12 @@
 //! Memory is a budget: `--memory-limit` divided among everything that grows.
 
+pub mod buffer_pool;
+pub mod open_files;
+
 use std::fmt;
 use std::str::FromStr;
 
-use crate::buffer_pool::BufferPool;
+use self::buffer_pool::BufferPool;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
