@@ -4,10 +4,13 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use events_backfill::cli::{Arguments, Command, RepairArguments, RunArguments, SubjectArguments};
+use events_backfill::cli::Environment;
+use events_backfill::cli::arguments::{
+    Arguments, Command, RepairArguments, RunArguments, SubjectArguments,
+};
+use events_backfill::cli::options::Request;
 use events_backfill::error::Error;
 use events_backfill::memory::open_files;
-use events_backfill::options::{Environment, Request};
 use events_backfill::verify::Verdict;
 use events_backfill::{forecast, partitions, repair, status, verify};
 

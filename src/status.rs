@@ -10,12 +10,12 @@ use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::ByteSize;
 use crate::partition::Partition;
-use crate::state_dir::{Holder, PartitionDir};
+use crate::state::checkpoint::{Checkpoint, CheckpointError};
+use crate::state::directory::{Holder, PartitionDir};
 use crate::trace_store;
 
 /// Prints how far the runs in the state directory `root` are, as a table or as JSON.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::state_dir::PartitionDir;
+use crate::state::directory::PartitionDir;
 
 /// What was measured for less long, in seconds, says little of hours.
 const LONG_ENOUGH: f64 = 10.0;

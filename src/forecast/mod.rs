@@ -9,18 +9,18 @@ mod time;
 
 use std::io::Write;
 
-use crate::begin;
-use crate::checkpoint::Checkpoint;
+use crate::cli::options::{Intent, Options};
 use crate::clickhouse::{ColumnSizes, Connection, RequestError, TableInfo, TableName, TableSize};
 use crate::error::Error;
 use crate::inspect::{Inspected, mentions, shares_of_partitions};
 use crate::job::Session;
 use crate::load::{self, TRACE};
 use crate::mapping::Source;
-use crate::options::{Intent, Options};
 use crate::plan::{self, Segment};
-use crate::report;
-use crate::state_dir::{PartitionDir, free_bytes};
+use crate::state::checkpoint::Checkpoint;
+use crate::state::directory::{PartitionDir, free_bytes};
+use crate::state::report;
+use crate::state::resume;
 
 use disk::{Growth, RootSpanSources, Sources, Table};
 use sample::Sampler;
@@ -387,7 +387,7 @@ impl Forecaster<'_> {
             )),
             Ok(Some(checkpoint)) => Some(format!(
                 "{place} holds an unfinished run, with {}: a run would need --resume or --restart",
-                begin::progress(&checkpoint)
+                resume::progress(&checkpoint)
             )),
             Err(error) => Some(format!(
                 "the checkpoint in {place} cannot be used: {error}; a run would need --restart"

@@ -12,6 +12,7 @@ use tokio::task::{JoinSet, block_in_place};
 use tokio::time::Instant;
 
 use crate::batch::BatchMaker;
+use crate::cli::options::Options;
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::{Retries, Tries};
 use crate::elsewhere::Question;
@@ -24,7 +25,6 @@ use crate::mapping::Source;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader, FixedCursor, NativeError};
-use crate::options::Options;
 use crate::partition::Day;
 use crate::pipeline::read_settings;
 use crate::plan::Segment;

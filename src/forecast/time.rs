@@ -6,9 +6,9 @@ use serde::Serialize;
 use super::earlier::Earlier;
 use super::sample::Sample;
 use super::summary::RootSpans;
+use crate::cli::options::Options;
 use crate::inspect::Inspected;
 use crate::memory::ByteSize;
-use crate::options::Options;
 
 /// Bytes of events, uncompressed, that a server takes in a second: what two cores did with
 /// `events_full` and its text indexes (measured: 45,690 events of 1.35 KB per second

@@ -6,9 +6,9 @@ use clickhouse::Row;
 use serde::Deserialize;
 
 use super::{ACCESS_DENIED, Count, Inspector};
+use crate::cli::options::Intent;
 use crate::clickhouse::{RequestError, TableInfo, quoting};
 use crate::error::Error;
-use crate::options::Intent;
 
 /// How often the rows of a table are counted where its parts change meanwhile.
 const MOST_COUNTS: usize = 5;

@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use clickhouse::Row;
 use serde::Deserialize;
 
+use crate::cli::options::{Choice, Defaults, Options};
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, quoting};
 use crate::error::Error;
 use crate::experiments;
 use crate::load;
 use crate::mapping::{Mapping, MappingError, Source, Wanted};
-use crate::options::{Choice, Defaults, Options};
 use crate::partition::Partition;
 use crate::pipeline::SegmentQuery;
 use crate::plan;

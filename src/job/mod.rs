@@ -17,8 +17,7 @@ use indicatif::HumanCount;
 pub use self::repair::{Mending, mend};
 pub use self::target::{require_alone, target_keys};
 use crate::backfill::trace_changes::TraceChanges;
-use crate::begin::{self, Begin};
-use crate::checkpoint::{Checkpoint, MadeFor};
+use crate::cli::options::Options;
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
 use crate::error::{Error, WorkError, advice_on_files};
@@ -26,13 +25,14 @@ use crate::inspect::{Inspected, inspect};
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::memory::peak_resident_bytes;
-use crate::options::Options;
 use crate::partition::Day;
 use crate::progress::Display;
-use crate::report::{self, Report, Seconds, TraceId};
 use crate::send::{Destination, SegmentCounts};
 use crate::shutdown::Shutdown;
-use crate::state_dir::StateDir;
+use crate::state::checkpoint::{Checkpoint, MadeFor};
+use crate::state::directory::StateDir;
+use crate::state::report::{self, Report, Seconds, TraceId};
+use crate::state::resume::{self, Begin};
 use crate::trace_store::{StoreError, TraceStore};
 
 /// What all jobs of a process share.
@@ -173,17 +173,17 @@ pub async fn run(
     let display = session.display.clone();
     let made_for = MadeFor::new(&options, &inspected);
     let stored = Checkpoint::read(&state.checkpoint());
-    let begin = begin::decide(stored, &made_for, state.path(), &options)?;
+    let begin = resume::decide(stored, &made_for, state.path(), &options)?;
     let (checkpoint, resumed) = match begin {
         Begin::Over(checkpoint) => {
-            display.note(begin::over(&checkpoint, state.path()));
+            display.note(resume::over(&checkpoint, state.path()));
             (*checkpoint, false)
         }
         Begin::Continue(checkpoint) => {
             describe(&options, &inspected, &display);
             display.note(format_args!(
                 "going on with {}",
-                begin::progress(&checkpoint)
+                resume::progress(&checkpoint)
             ));
             (*checkpoint, true)
         }
@@ -494,7 +494,7 @@ impl Job {
         }
         let way_on = format!(
             "; {} so far: continue with --resume",
-            begin::progress(&self.checkpoint)
+            resume::progress(&self.checkpoint)
         );
         match error {
             Error::Failed(message) => Error::Failed(message + &way_on),

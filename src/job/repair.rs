@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use super::{Job, Session, Spent, store_failed};
 use crate::backfill::target_keys::Extent;
-use crate::checkpoint::Checkpoint;
+use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::mapping::Source;
-use crate::options::Options;
-use crate::report::Report;
-use crate::state_dir::StateDir;
+use crate::state::checkpoint::Checkpoint;
+use crate::state::directory::StateDir;
+use crate::state::report::Report;
 use crate::trace_store::{Against, TraceStore, WantedDay};
 
 /// With more days of projects, all projects of a day are looked at together.

@@ -14,11 +14,11 @@ use crate::backfill::recovery::Recovery;
 use crate::backfill::roots::RootScan;
 use crate::backfill::target_keys::{Extent, OwnRows, TargetKeys, TargetState};
 use crate::backfill::trace_changes::TraceChanges;
+use crate::cli::options::Options;
 use crate::clickhouse::{Connection, TableInfo};
 use crate::error::{Error, WorkError};
 use crate::inspect::Inspected;
 use crate::mapping::Source;
-use crate::options::Options;
 use crate::partition::Partition;
 use crate::progress::Phase;
 use crate::shutdown::Shutdown;
@@ -195,7 +195,7 @@ impl Job {
             };
             self.display.note(format_args!(
                 "rows that changed after {} are left to Langfuse{why} (--until sets another time)",
-                crate::report::moment(until)
+                crate::state::report::moment(until)
             ));
         }
     }

@@ -5,11 +5,11 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::select;
+use crate::cli::options::{Options, Request};
 use crate::error::Error;
 use crate::job::Session;
-use crate::options::{Options, Request};
 use crate::partition::Partition;
-use crate::report;
+use crate::state::report;
 
 /// How many errors are told.
 const ERRORS_TOLD: usize = 5;

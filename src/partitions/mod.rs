@@ -13,16 +13,16 @@ use std::time::Instant;
 
 pub use self::each::each;
 use self::summary::{Entry, State, Summary};
-use crate::begin;
-use crate::checkpoint::{Checkpoint, MadeFor};
+use crate::cli::options::{Options, Request};
+use crate::cli::selection::{Selected, in_words};
 use crate::error::Error;
 use crate::inspect::{Months, months};
 use crate::job::{self, Ended, Session};
-use crate::options::{Options, Request};
 use crate::partition::Partition;
-use crate::report::{self, Report};
-use crate::selection::{Selected, in_words};
-use crate::state_dir::{PartitionDir, StateDir};
+use crate::state::checkpoint::{Checkpoint, MadeFor};
+use crate::state::directory::{PartitionDir, StateDir};
+use crate::state::report::{self, Report};
+use crate::state::resume;
 
 /// Backfills the partitions that were asked for and prints the summary.
 ///
@@ -41,7 +41,7 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     let retries = session.retries(&options);
     let directory = PartitionDir::new(&options.state_dir, options.partition, options.dry_run);
     let stored = Checkpoint::read(&directory.checkpoint());
-    options.experiments_so_far = begin::experiments_so_far(&stored, &options);
+    options.experiments_so_far = resume::experiments_so_far(&stored, &options);
     let inspected = session.inspect(&mut options, &retries).await?;
     let wanted = options.report.clone();
     if let Some(path) = &wanted {
@@ -169,9 +169,9 @@ async fn prepare(
         let is_there = !matches!(stored, Ok(None));
         has_state |= is_there;
         options.resume &= is_there;
-        options.experiments_so_far = begin::experiments_so_far(&stored, &options);
+        options.experiments_so_far = resume::experiments_so_far(&stored, &options);
         options.settle(inspected.defaults);
-        begin::decide(stored, &made_for(&options), state.path(), &options)?;
+        resume::decide(stored, &made_for(&options), state.path(), &options)?;
         prepared.push_back(Prepared {
             rows: months.rows.get(&partition).copied().unwrap_or(0),
             options,

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::cli::selection::in_words;
 use crate::memory::{ByteSize, peak_resident_bytes};
 use crate::partition::Partition;
-use crate::report::{
+use crate::state::report::{
     Report, Seconds, count, dry_run_in_words, seconds, write_lines, write_summary,
 };
-use crate::selection::in_words;
 
 /// What became of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

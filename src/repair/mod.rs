@@ -23,15 +23,15 @@ use self::optimize::Optimizer;
 use self::pieces::Keeper;
 use self::report::{Found, Report};
 pub use self::statement::WantedRows;
-use crate::begin;
-use crate::checkpoint::{Checkpoint, MadeFor};
+use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;
 use crate::error::{Error, WorkError};
 use crate::inspect::Inspected;
 use crate::job::{self, Mending, Session};
 use crate::memory::peak_resident_bytes;
-use crate::options::Options;
-use crate::state_dir::StateDir;
+use crate::state::checkpoint::{Checkpoint, MadeFor};
+use crate::state::directory::StateDir;
+use crate::state::resume;
 use crate::trace_store::{StoreError, TraceStore};
 use crate::verify;
 
@@ -57,12 +57,12 @@ pub async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
         ));
     }
     if let Some(path) = &options.report {
-        crate::report::require_writable(path)?;
+        crate::state::report::require_writable(path)?;
     }
     let session = Session::begin(&options)?;
     let retries = session.retries(&options);
     let inspected = session.inspect(&mut options, &retries).await?;
-    begin::require_finished(&options)?;
+    resume::require_finished(&options)?;
     if let Some(hidden) = inspected.hidden.as_ref().filter(|_| !options.dry_run) {
         return Err(Error::Configuration(format!(
             "{hidden}: what is made of rows that are not seen would be taken for wrong; name a user \
@@ -145,7 +145,7 @@ async fn find(
     {
         session.display.note(format_args!(
             "going on with {}",
-            begin::progress(&findings.checkpoint)
+            resume::progress(&findings.checkpoint)
         ));
         report.resumed = true;
         report.take(&findings.checkpoint);
@@ -179,7 +179,7 @@ async fn find(
     report.take(&checkpoint);
     if !options.dry_run {
         // What the checkpoint speaks of must outlast it.
-        crate::report::keep(&found, &found_file(state))?;
+        crate::state::report::keep(&found, &found_file(state))?;
         store.sync().map_err(store_failed)?;
         checkpoint.write(&state.checkpoint()).map_err(|error| {
             Error::failed(
@@ -263,7 +263,7 @@ fn publish(report: &Report, options: &Options) -> Result<(), Error> {
         let _ = writeln!(std::io::stdout().lock(), "\n{report}");
     }
     let path = options.report.as_ref();
-    path.map_or(Ok(()), |path| crate::report::publish(report, path))
+    path.map_or(Ok(()), |path| crate::state::report::publish(report, path))
 }
 
 fn found_file(state: &StateDir) -> PathBuf {

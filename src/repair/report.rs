@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::optimize::Optimized;
 use super::pieces::Wanted;
-use crate::checkpoint::Checkpoint;
+use crate::cli::options::Options;
 use crate::inspect::Inspected;
-use crate::options::Options;
+use crate::state::checkpoint::Checkpoint;
 
 /// What was wrong before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +126,7 @@ impl Report {
     }
 
     /// Adds what was written.
-    pub fn add(&mut self, mended: &crate::report::Report) {
+    pub fn add(&mut self, mended: &crate::state::report::Report) {
         self.rows_written = mended.events_inserted + mended.root_spans_inserted.unwrap_or(0);
         self.rows_there_meanwhile = mended.left_to_live_rows + mended.already_there;
         self.segments_done = mended.segments_done;

@@ -50,12 +50,12 @@ use self::server::{Refusal, Server};
 use self::sql::{Pair, Side, Statements};
 use self::traces::find_far_traces;
 use self::versions::{MOST_VERSIONS, Superseding};
+use crate::cli::options::{Intent, Options};
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::job::Session;
-use crate::options::{Intent, Options};
 use crate::partition::Day;
 use crate::progress::{Display, Phase};
 
@@ -71,7 +71,7 @@ const LEFT_TO_LANGFUSE: i64 = 3_600_000_000;
 pub async fn run(options: Options) -> Result<Verdict, Error> {
     let session = Session::begin(&options)?;
     if let Some(path) = &options.report {
-        crate::report::require_writable(path)?;
+        crate::state::report::require_writable(path)?;
     }
     let retries = session.retries(&options);
     if !options.observations {
@@ -129,7 +129,7 @@ fn publish(report: &Report, options: &Options) -> Result<(), Error> {
     options
         .report
         .as_ref()
-        .map_or(Ok(()), |path| crate::report::publish(report, path))
+        .map_or(Ok(()), |path| crate::state::report::publish(report, path))
 }
 
 /// What is known while the month is compared.

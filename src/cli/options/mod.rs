@@ -2,8 +2,6 @@
 //! and validated. A job takes [`Options`] only, so nothing unchecked is run.
 
 mod choice;
-mod dotenv;
-mod environment;
 mod until;
 
 use std::net::IpAddr;
@@ -12,16 +10,16 @@ use std::time::Duration;
 
 use url::{Host, Url};
 
-use crate::cli::{Only, RunArguments};
+use super::Environment;
+use super::arguments::{Only, RunArguments};
+use super::selection::Selection;
 use crate::clickhouse::{Compression, ConnectionOptions, Password, Trust};
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::{Budget, ByteSize};
 use crate::partition::Partition;
-use crate::selection::Selection;
 
 pub use choice::{Asked, Choice, Defaults};
-pub use environment::Environment;
 
 /// What was asked for: the same job for each of some partitions.
 #[derive(Debug, Clone)]
@@ -447,8 +445,8 @@ fn is_loopback(url: &Url) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::arguments::Arguments;
     use super::*;
-    use crate::cli::Arguments;
     use clap::Parser;
 
     fn options(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Options, Error> {

@@ -6,10 +6,10 @@ use std::path::Path;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, MadeFor};
+use super::checkpoint::{Checkpoint, CheckpointError, MadeFor};
+use super::directory::PartitionDir;
+use crate::cli::options::Options;
 use crate::error::Error;
-use crate::options::Options;
-use crate::state_dir::PartitionDir;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What may be on, off, or left to what suits the tables.
 
-use super::Environment;
+use crate::cli::Environment;
 use crate::error::Error;
 
 /// What the user says of something.

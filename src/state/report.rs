@@ -7,9 +7,9 @@ use std::path::Path;
 use indicatif::HumanCount;
 use serde::Serialize;
 
+use super::output_file;
 use crate::error::{Error, advice_on_files};
 use crate::memory::ByteSize;
-use crate::output_file;
 
 /// Seconds by the clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]

@@ -15,12 +15,12 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::backfill::target_keys::TargetState;
+use crate::cli::options::Options;
 use crate::clickhouse::TableInfo;
 use crate::experiments::ExperimentCounts;
 use crate::inspect::Inspected;
 use crate::late::LateCounts;
 use crate::mapping::Source;
-use crate::options::Options;
 use crate::partition::Day;
 use crate::plan::Segment;
 use crate::send::SegmentCounts;

@@ -1,0 +1,10 @@
+//! What the user asks for: the words of the command line, the environment and `.env`, what they mean,
+//! and which months they are about.
+
+pub mod arguments;
+mod dotenv;
+mod environment;
+pub mod options;
+pub mod selection;
+
+pub use environment::Environment;
