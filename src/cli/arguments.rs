@@ -280,6 +280,7 @@ Further settings, from the environment or .env only:
   CLICKHOUSE_USER           [default: default]
   CLICKHOUSE_PASSWORD       or CLICKHOUSE_PASSWORD_FILE, a file that holds it
   CLICKHOUSE_DB             database of the Langfuse tables [default: default]
+  SSL_CERT_FILE             certificates of authorities [default: those of the machine]
   STREAM_BLOCK_SIZE         most rows in one block that is read [default: 8192]
   RELOAD_SECONDS            how often traces that changed are loaded again [default: 900]
   MAX_RETRIES               tries after a passing error, per batch or segment [default: 8]
