@@ -17,7 +17,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod backfill;
 pub mod batch;
 pub mod cli;
 pub mod clickhouse;
@@ -26,6 +25,7 @@ pub mod enrich;
 pub mod error;
 pub mod experiments;
 pub mod forecast;
+pub mod guard;
 pub mod inspect;
 pub mod job;
 mod json;

@@ -14,12 +14,12 @@ use tokio::task::JoinSet;
 use bytes::Bytes;
 use tokio::task::block_in_place;
 
-use crate::backfill::guard::{Guard, LeftOut};
-use crate::backfill::recovery::Recovery;
 use crate::batch::{Batch, BatchMaker};
 use crate::clickhouse::{NativeStream, RequestError};
 use crate::enrich::{Aside, EnrichError, EnrichedBlock, Enricher, Unknown};
 use crate::error::{Error, WorkError};
+use crate::guard::guard::{Guard, LeftOut};
+use crate::guard::recovery::Recovery;
 use crate::late::{LateCounts, LateReader, LateRows, LateWriter};
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;

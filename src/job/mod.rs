@@ -16,11 +16,11 @@ use indicatif::HumanCount;
 
 pub use self::repair::{Mending, mend};
 pub use self::target::{require_alone, target_keys};
-use crate::backfill::trace_changes::TraceChanges;
 use crate::cli::options::Options;
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
 use crate::error::{Error, WorkError, advice_on_files};
+use crate::guard::trace_changes::TraceChanges;
 use crate::inspect::{Inspected, inspect};
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Job, Session, Spent, store_failed};
-use crate::backfill::target_keys::Extent;
 use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
+use crate::guard::target_keys::Extent;
 use crate::inspect::Inspected;
 use crate::mapping::Source;
 use crate::state::checkpoint::Checkpoint;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::Job;
-use crate::backfill::guard::Guard;
 use crate::batch::{BatchLimit, BatchMaker};
 use crate::clickhouse::Compression;
 use crate::enrich::{Enricher, Unknown};
 use crate::error::Error;
+use crate::guard::guard::Guard;
 use crate::late::LateRows;
 use crate::mapping::Source;
 use crate::memory;

@@ -14,10 +14,10 @@ use bincode::config::{Config, standard};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::backfill::target_keys::TargetState;
 use crate::cli::options::Options;
 use crate::clickhouse::TableInfo;
 use crate::experiments::ExperimentCounts;
+use crate::guard::target_keys::TargetState;
 use crate::inspect::Inspected;
 use crate::late::LateCounts;
 use crate::mapping::Source;
