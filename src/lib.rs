@@ -17,30 +17,21 @@
 
 #![forbid(unsafe_code)]
 
-pub mod batch;
+pub mod backfill;
 pub mod cli;
 pub mod clickhouse;
-pub mod elsewhere;
 pub mod enrich;
 pub mod error;
-pub mod experiments;
 pub mod forecast;
-pub mod guard;
 pub mod inspect;
-pub mod job;
 mod json;
-pub mod late;
-pub mod load;
 pub mod mapping;
 pub mod memory;
 pub mod native;
 pub mod partition;
 pub mod partitions;
-pub mod pipeline;
-pub mod plan;
 pub mod progress;
 pub mod repair;
-pub mod send;
 pub mod shutdown;
 pub mod state;
 pub mod status;

@@ -9,12 +9,12 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use events_backfill::backfill::pipeline::read_settings;
 use events_backfill::clickhouse::{
     Compression, Connection, ConnectionOptions, Password, TableInfo, Trust, quoting,
 };
+use events_backfill::inspect::segments::{self, Segment};
 use events_backfill::mapping::Source;
-use events_backfill::pipeline::read_settings;
-use events_backfill::plan::{self, Segment};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use support::{Database, Options, Server, TESTER, Tool, repository_file};
@@ -139,14 +139,14 @@ impl<'a> Partition<'a> {
     /// A plan as for another number of parts. With none of them segments may be as small as one
     /// likes, which is how a few rows come to many segments.
     fn plan_as_if_in(&self, parts: u64, segment_rows: u64) -> Vec<Segment> {
-        let partition = plan::Partition {
+        let partition = segments::Partition {
             source: Source::Observations,
             table: &self.table,
             id: PARTITION,
             parts,
         };
         let partitions = [partition];
-        let planning = plan::make(&self.connection, &partitions, segment_rows);
+        let planning = segments::make(&self.connection, &partitions, segment_rows);
         let segments = self.runtime.block_on(planning).unwrap();
         for (number, segment) in segments.iter().enumerate() {
             assert_eq!(segment.number as usize, number);

@@ -9,14 +9,14 @@ mod time;
 
 use std::io::Write;
 
+use crate::backfill::Session;
+use crate::backfill::load::versions::{self, TRACE};
 use crate::cli::options::{Intent, Options};
 use crate::clickhouse::{ColumnSizes, Connection, RequestError, TableInfo, TableName, TableSize};
 use crate::error::Error;
+use crate::inspect::segments::{self, Segment};
 use crate::inspect::{Inspected, mentions, shares_of_partitions};
-use crate::job::Session;
-use crate::load::{self, TRACE};
 use crate::mapping::Source;
-use crate::plan::{self, Segment};
 use crate::state::checkpoint::Checkpoint;
 use crate::state::directory::{PartitionDir, free_bytes};
 use crate::state::report;
@@ -74,7 +74,7 @@ async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
     let connection = session.connection.with_retries(retries);
     let sources = options.sources().into_iter();
     let partitions: Vec<_> = sources.map(|source| inspected.partition(source)).collect();
-    let segments = plan::make(&connection, &partitions, options.segment_rows)
+    let segments = segments::make(&connection, &partitions, options.segment_rows)
         .await
         .map_err(|error| Error::failed("the partition cannot be divided into segments", error))?;
     let sampler = Sampler {
@@ -213,7 +213,7 @@ impl Forecaster<'_> {
             };
         }
         sources.root_spans = self.root_span_sources(&partition_id).await?;
-        let items = load::select_items(&inspected.mapping);
+        let items = versions::select_items(&inspected.mapping);
         let attributes = inspected.mapping.trace_columns();
         for (partition_id, share) in shares_of_partitions(self.options) {
             let sizes = self.column_sizes(&inspected.traces, &partition_id).await?;

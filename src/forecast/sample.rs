@@ -11,23 +11,23 @@ use serde::Serialize;
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::Instant;
 
-use crate::batch::BatchMaker;
+use crate::backfill::load::versions::{self, TraceSource};
+use crate::backfill::pipeline::batch::BatchMaker;
+use crate::backfill::pipeline::read_settings;
+use crate::backfill::remote_lookup::query::Question;
 use crate::cli::options::Options;
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::{Retries, Tries};
-use crate::elsewhere::Question;
 use crate::enrich::{Aside, EnrichError, Enricher, Unknown};
 use crate::error::{Error, WorkError};
 use crate::inspect::Inspected;
-use crate::load::{self, TraceSource};
+use crate::inspect::segments::Segment;
 use crate::mapping::Helper;
 use crate::mapping::Source;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader, FixedCursor, NativeError};
 use crate::partition::Day;
-use crate::pipeline::read_settings;
-use crate::plan::Segment;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{About, SeenTraces, TraceStore};
 
@@ -148,7 +148,7 @@ impl Sampler<'_> {
         }
         let days = self.options.partition.days_with_margin(0);
         let source = self.trace_source();
-        let mut attempts = Attempts::new(self.retries, "loading traces", load::BLOCK_ROWS);
+        let mut attempts = Attempts::new(self.retries, "loading traces", versions::BLOCK_ROWS);
         loop {
             let mut seen = SeenTraces::new(MOST_ROWS, self.options.budget.seen_bytes);
             let rows = AtomicU64::new(0);
@@ -238,7 +238,8 @@ impl Sampler<'_> {
             // A trace begins when its first observation does, or a little earlier.
             let question = question.on_days(first.saturating_sub(1)..=*last);
             let source = self.trace_source();
-            let mut attempts = Attempts::new(self.retries, "looking for traces", load::BLOCK_ROWS);
+            let mut attempts =
+                Attempts::new(self.retries, "looking for traces", versions::BLOCK_ROWS);
             let (about, shutdown) = (About::Missing, self.shutdown);
             while let Err(error) = source
                 .ask(&question, about, store, attempts.block_rows, shutdown)

@@ -3,22 +3,22 @@
 
 mod access;
 mod expiry;
+pub mod segments;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use clickhouse::Row;
 use serde::Deserialize;
 
+use crate::backfill::experiments::items;
+use crate::backfill::load::versions;
+use crate::backfill::pipeline::SegmentQuery;
 use crate::cli::options::{Choice, Defaults, Options};
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, quoting};
 use crate::error::Error;
-use crate::experiments;
-use crate::load;
 use crate::mapping::{Mapping, MappingError, Source, Wanted};
 use crate::partition::Partition;
-use crate::pipeline::SegmentQuery;
-use crate::plan;
 
 /// Tables tried in this order when no target is named.
 const TARGETS: [&str; 2] = ["events_full", "events"];
@@ -112,12 +112,12 @@ impl Inspected {
     }
 
     /// The partition of a source.
-    pub fn partition(&self, source: Source) -> plan::Partition<'_> {
+    pub fn partition(&self, source: Source) -> segments::Partition<'_> {
         let (table, rows) = match source {
             Source::Observations => (&self.observations, &self.observation_rows),
             Source::Traces => (&self.traces, &self.trace_rows),
         };
-        plan::Partition {
+        segments::Partition {
             source,
             table,
             id: &rows.partition_id,
@@ -277,7 +277,7 @@ impl Inspector {
             self.probe(table, mapping.source.alias(), &mapping.select_items())
                 .await?;
         }
-        self.probe(&traces, load::TRACE, &load::select_items(&mapping))
+        self.probe(&traces, versions::TRACE, &versions::select_items(&mapping))
             .await?;
         let written = self.written_tables(&target).await?;
         self.require_insert(&written).await?;
@@ -579,7 +579,7 @@ impl Inspector {
             )));
         };
         let select = match self.options.experiments {
-            true => format!("{} LIMIT 0", experiments::items_query(&table, "1")),
+            true => format!("{} LIMIT 0", items::query(&table, "1")),
             false => format!(
                 "SELECT project_id, trace_id FROM {} FINAL LIMIT 0",
                 table.qualified_name()

@@ -5,9 +5,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::select;
+use crate::backfill::Session;
 use crate::cli::options::{Options, Request};
 use crate::error::Error;
-use crate::job::Session;
 use crate::partition::Partition;
 use crate::state::report;
 

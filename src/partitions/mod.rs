@@ -13,11 +13,11 @@ use std::time::Instant;
 
 pub use self::each::each;
 use self::summary::{Entry, State, Summary};
+use crate::backfill::{self, Ended, Session};
 use crate::cli::options::{Options, Request};
 use crate::cli::selection::{Selected, in_words};
 use crate::error::Error;
 use crate::inspect::{Months, months};
-use crate::job::{self, Ended, Session};
 use crate::partition::Partition;
 use crate::state::checkpoint::{Checkpoint, MadeFor};
 use crate::state::directory::{PartitionDir, StateDir};
@@ -49,7 +49,7 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     }
     let state = StateDir::prepare(&options.state_dir, options.partition, options.dry_run)?;
     let quiet = options.quiet;
-    let ended = job::run(session, options, inspected, retries, state, started).await?;
+    let ended = backfill::run(session, options, inspected, retries, state, started).await?;
     let write = || {
         let path = wanted.as_ref();
         path.map_or(Ok(()), |path| report::publish(&ended.report, path))
@@ -282,7 +282,7 @@ impl Run<'_> {
             }
         };
         let options = job.options;
-        job::run(session, options, inspected, retries, job.state, started)
+        backfill::run(session, options, inspected, retries, job.state, started)
             .await
             .map_err(|error| (error, Next::Go))
     }

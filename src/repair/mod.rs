@@ -2,7 +2,7 @@
 //! merge what stands more than once, where that is wanted.
 //!
 //! ```text
-//!  verify::examine ──▶ keeper ──▶ rows on disk ──▶ segments ──▶ job::mend (read, enrich, insert)
+//!  verify::examine ──▶ keeper ──▶ rows on disk ──▶ segments ──▶ backfill::mend (read, enrich, insert)
 //!                                                                   │
 //!                                       what events_core lacks ◀────┘──▶ optimize
 //! ```
@@ -23,11 +23,11 @@ use self::optimize::Optimizer;
 use self::pieces::Keeper;
 use self::report::{Found, Report};
 pub use self::statement::WantedRows;
+use crate::backfill::{self, Mending, Session};
 use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;
 use crate::error::{Error, WorkError};
 use crate::inspect::Inspected;
-use crate::job::{self, Mending, Session};
 use crate::memory::peak_resident_bytes;
 use crate::state::checkpoint::{Checkpoint, MadeFor};
 use crate::state::directory::StateDir;
@@ -71,7 +71,7 @@ pub async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
     }
     let state = StateDir::prepare_repair(&options.state_dir, options.partition, options.dry_run)?;
     if !options.dry_run {
-        job::require_alone(&session, &inspected.target, options.partition).await?;
+        backfill::require_alone(&session, &inspected.target, options.partition).await?;
     }
     let mut report = Report::begin(&options, &inspected);
     let findings = find(
@@ -96,7 +96,7 @@ pub async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
                 shutdown: session.shutdown.clone(),
                 target: inspected.target.clone(),
                 partition: options.partition,
-                keys: job::target_keys(
+                keys: backfill::target_keys(
                     session.connection.clone(),
                     &session.shutdown,
                     &inspected,
@@ -152,7 +152,7 @@ async fn find(
         return Ok(findings);
     }
     state.clear()?;
-    let (run_id, now) = (job::new_run_id(), job::seconds_since_1970());
+    let (run_id, now) = (backfill::new_run_id(), backfill::seconds_since_1970());
     let cache_bytes = options.budget.cache_bytes;
     let store = TraceStore::create(&state.trace_store(), cache_bytes, &run_id);
     let store = Arc::new(store.map_err(store_failed)?);
@@ -243,7 +243,7 @@ async fn mend(
     report: &mut Report,
 ) -> Result<(), Error> {
     let directory = mending.state.path().to_owned();
-    let (mended, outcome) = job::mend(session, mending).await;
+    let (mended, outcome) = backfill::mend(session, mending).await;
     report.add(&mended);
     outcome?;
     // All of it is done: nothing is left to go on with.

@@ -7,10 +7,10 @@ use clickhouse::Row;
 use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
+use crate::backfill::guard::core_view::CoreView;
+use crate::backfill::guard::target_keys::TargetKeys;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::error::Error;
-use crate::guard::core_view::CoreView;
-use crate::guard::target_keys::TargetKeys;
 use crate::partition::Partition;
 use crate::progress::{Display, Phase};
 use crate::shutdown::Shutdown;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::inspect::segments::{Boundary, Segment};
 use crate::mapping::Source;
 use crate::partition::Day;
-use crate::plan::{Boundary, Segment};
 use crate::trace_store::{StoreError, TraceStore, WantedDay, WantedRow};
 use crate::verify::{Findings, FoundRow, Kind, Unlisted};
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::backfill::pipeline::SegmentQuery;
 use crate::clickhouse::quoting;
 use crate::error::WorkError;
+use crate::inspect::segments::Segment;
 use crate::mapping::Source;
 use crate::partition::Day;
-use crate::pipeline::SegmentQuery;
-use crate::plan::Segment;
 use crate::trace_store::{TraceStore, WantedRow};
 
 /// The rows that are wanted of each segment.

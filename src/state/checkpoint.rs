@@ -14,16 +14,16 @@ use bincode::config::{Config, standard};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::backfill::experiments::find::ExperimentCounts;
+use crate::backfill::guard::target_keys::TargetState;
+use crate::backfill::pipeline::send::SegmentCounts;
+use crate::backfill::remote_lookup::deferred_rows::LateCounts;
 use crate::cli::options::Options;
 use crate::clickhouse::TableInfo;
-use crate::experiments::ExperimentCounts;
-use crate::guard::target_keys::TargetState;
 use crate::inspect::Inspected;
-use crate::late::LateCounts;
+use crate::inspect::segments::Segment;
 use crate::mapping::Source;
 use crate::partition::Day;
-use crate::plan::Segment;
-use crate::send::SegmentCounts;
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
 /// Increased whenever [`Checkpoint`] changes, or what the trace store holds.

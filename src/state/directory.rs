@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 
+use crate::backfill::remote_lookup::deferred_rows::LateRows;
 use crate::error::Error;
-use crate::late::LateRows;
 use crate::memory::ByteSize;
 use crate::partition::Partition;
 

@@ -50,12 +50,12 @@ use self::server::{Refusal, Server};
 use self::sql::{Pair, Side, Statements};
 use self::traces::find_far_traces;
 use self::versions::{MOST_VERSIONS, Superseding};
+use crate::backfill::Session;
 use crate::cli::options::{Intent, Options};
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::Inspected;
-use crate::job::Session;
 use crate::partition::Day;
 use crate::progress::{Display, Phase};
 

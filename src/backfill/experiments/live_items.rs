@@ -3,10 +3,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Trace, condition};
+use super::traces::{Trace, condition};
+use crate::backfill::guard::target_keys::BACKFILL_SOURCES;
 use crate::clickhouse::TableInfo;
 use crate::error::WorkError;
-use crate::guard::target_keys::BACKFILL_SOURCES;
 use crate::native::{Block, StringCursor};
 use crate::trace_store::key;
 

@@ -17,9 +17,9 @@ use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
+use crate::backfill::load::versions::{TRACE, TraceRows, TraceSource, select_items};
 use crate::clickhouse::{ON_DISK_FROM_BYTES, TABLE_TIMEOUT, quoting};
 use crate::error::WorkError;
-use crate::load::{TRACE, TraceRows, TraceSource, select_items};
 use crate::native::{Block, BlockReader, StringCursor};
 use crate::partition::Day;
 use crate::shutdown::Shutdown;

@@ -1,12 +1,15 @@
 //! The first phase: traces into the store.
 
+pub mod trace_changes;
+pub mod versions;
+
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use self::versions::{LoadedDay, TraceSource};
 use super::{Job, store_failed};
 use crate::error::Error;
-use crate::load::{self, LoadedDay, TraceSource};
 use crate::partition::Day;
 use crate::partition::Partition;
 use crate::progress::Phase;
@@ -26,7 +29,7 @@ impl Job {
             let shutdown = self.shutdown.clone();
             let stop = || shutdown.signal().is_some();
             tokio::task::block_in_place(|| seen.remember(store, &stop)).map_err(store_failed)?;
-            let mut block_rows = load::BLOCK_ROWS;
+            let mut block_rows = versions::BLOCK_ROWS;
             for days in self.days_to_load(expected) {
                 let loaded = self
                     .load_days(store, &days, &mut block_rows, &mut seen, &phase)
@@ -57,7 +60,7 @@ impl Job {
     fn days_to_load(&self, rows: u64) -> Vec<RangeInclusive<Day>> {
         let margin = self.options.trace_margin_days;
         let days = self.options.partition.days_with_margin(margin);
-        let together = load::days_per_query(rows, days.len());
+        let together = versions::days_per_query(rows, days.len());
         let missing = |day: &Day| !self.checkpoint.days.contains_key(day);
         let missing: Vec<Day> = days.filter(missing).collect();
         // A query reads one partition.

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
-use crate::batch::{Batch, BatchLimit, SealedBatch};
+use super::batch::{Batch, BatchLimit, SealedBatch};
+use crate::backfill::guard::LeftOut;
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, InsertRequest, RequestError};
 use crate::error::WorkError;
-use crate::guard::guard::LeftOut;
 use crate::native::BlockReader;
 use crate::shutdown::Shutdown;
 

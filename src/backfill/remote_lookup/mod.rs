@@ -1,14 +1,17 @@
 //! Traces that were not loaded: found one by one, wherever they are.
 
+pub mod deferred_rows;
+pub mod query;
+
 use tokio::task::block_in_place;
 
+use self::query::{Answer, Question};
+use super::load::versions;
+use super::pipeline::Pipeline;
 use super::{Job, work_failed};
-use crate::elsewhere::{Answer, Question};
 use crate::error::Error;
-use crate::load;
 use crate::mapping::Source;
 use crate::native::BlockReader;
-use crate::pipeline::Pipeline;
 use crate::trace_store::{About, TraceStore};
 
 /// Traces that are nowhere, and are listed in the report.
@@ -108,7 +111,7 @@ impl Job {
         store: &TraceStore,
     ) -> Result<Answer, Error> {
         let mut tries = self.retries.tries();
-        let mut block_rows = load::BLOCK_ROWS;
+        let mut block_rows = versions::BLOCK_ROWS;
         let source = self.trace_source();
         loop {
             let asked = source.ask(question, about, store, block_rows, &self.shutdown);

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_bytes::Bytes as Text;
 
-use super::{LiveItems, Pointer, Pointers};
+use super::live_items::LiveItems;
+use super::pointers::{Pointer, Pointers};
 use crate::clickhouse::TableInfo;
 use crate::error::WorkError;
 use crate::native::{ArrayCursor, Block, FixedCursor, NativeError, StringCursor};

@@ -7,6 +7,9 @@
 //! of it fails in a way that may pass, it is read again, and what the target has of it by then
 //! is not sent again.
 
+pub mod batch;
+pub mod send;
+
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -14,20 +17,20 @@ use tokio::task::JoinSet;
 use bytes::Bytes;
 use tokio::task::block_in_place;
 
-use crate::batch::{Batch, BatchMaker};
+use self::batch::{Batch, BatchMaker};
+use self::send::{Arriving, Destination, SegmentCounts, Sender, Sip};
+use super::guard::recovery::Recovery;
+use super::guard::{Guard, LeftOut};
+use super::remote_lookup::deferred_rows::{LateCounts, LateReader, LateRows, LateWriter};
 use crate::clickhouse::{NativeStream, RequestError};
 use crate::enrich::{Aside, EnrichError, EnrichedBlock, Enricher, Unknown};
 use crate::error::{Error, WorkError};
-use crate::guard::guard::{Guard, LeftOut};
-use crate::guard::recovery::Recovery;
-use crate::late::{LateCounts, LateReader, LateRows, LateWriter};
+use crate::inspect::segments::Segment;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader, NativeError};
-use crate::plan::Segment;
 use crate::progress::Phase;
 use crate::repair::WantedRows;
-use crate::send::{Arriving, Destination, SegmentCounts, Sender, Sip};
 
 /// What all segments share.
 pub struct Pipeline {

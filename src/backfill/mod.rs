@@ -1,11 +1,14 @@
 //! The whole job for one partition, once it is inspected: plan, load traces, stream, report.
 
-mod elsewhere;
-mod experiments;
-mod repair;
+pub mod block_stream;
+pub mod experiments;
+pub mod guard;
+pub mod load;
+mod mend;
+pub mod pipeline;
+pub mod remote_lookup;
 mod stream;
 mod target;
-mod traces;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -14,20 +17,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
-pub use self::repair::{Mending, mend};
+use self::load::trace_changes::TraceChanges;
+pub use self::mend::{Mending, mend};
+use self::pipeline::send::{Destination, SegmentCounts};
 pub use self::target::{require_alone, target_keys};
 use crate::cli::options::Options;
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
 use crate::error::{Error, WorkError, advice_on_files};
-use crate::guard::trace_changes::TraceChanges;
 use crate::inspect::{Inspected, inspect};
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::memory::peak_resident_bytes;
 use crate::partition::Day;
 use crate::progress::Display;
-use crate::send::{Destination, SegmentCounts};
 use crate::shutdown::Shutdown;
 use crate::state::checkpoint::{Checkpoint, MadeFor};
 use crate::state::directory::StateDir;

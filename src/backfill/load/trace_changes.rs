@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use tokio::task::block_in_place;
 
-use super::block_stream::{BlockStream, Reading};
-use super::row_hash::microseconds;
+use super::versions::{self, TRACE, TraceRows, select_items};
+use crate::backfill::block_stream::{BlockStream, Reading};
+use crate::backfill::guard::row_hash::microseconds;
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{
     Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, now_in_microseconds,
 };
 use crate::error::{Error, WorkError};
-use crate::load::{self, TRACE, TraceRows, select_items};
 use crate::mapping::Mapping;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
@@ -92,7 +92,7 @@ impl TraceChanges {
     pub async fn reload(&self) -> Result<(), Error> {
         let now = now_in_microseconds() + self.clock_ahead;
         let mut tries = self.retries.tries();
-        let mut block_rows = load::BLOCK_ROWS;
+        let mut block_rows = versions::BLOCK_ROWS;
         loop {
             let error = match self.reload_once(block_rows).await {
                 Ok(()) => {

@@ -1,13 +1,21 @@
 //! Which rows of a block are to be written: not those of which another version counts, not
 //! those that the target has already, and not those that Langfuse itself is about to write.
 
+pub mod core_view;
+pub mod leftover_inserts;
+pub mod observation_versions;
+pub mod recovery;
+pub mod roots;
+pub mod row_hash;
+pub mod target_keys;
+
 use std::collections::BTreeMap;
 use std::ops::{AddAssign, Range};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::row_hash::{RowParts, version};
+use self::row_hash::{RowParts, version};
 use crate::error::WorkError;
 use crate::mapping::{Helper, Mapping, Source};
 use crate::memory::buffer_pool::BufferPool;

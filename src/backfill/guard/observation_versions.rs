@@ -19,8 +19,8 @@ use std::path::Path;
 use fastbloom::BloomFilter;
 use tokio::task::block_in_place;
 
-use super::block_stream::{BlockStream, Reading};
 use super::row_hash::{RowColumns, hash_key, microseconds, version_place};
+use crate::backfill::block_stream::{BlockStream, Reading};
 use crate::clickhouse::{Connection, TABLE_TIMEOUT, TableInfo, quoting};
 use crate::error::WorkError;
 use crate::memory::buffer_pool::BufferPool;

@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use indicatif::HumanCount;
 
+use super::guard::core_view::{CoreView, Whose};
+use super::guard::leftover_inserts;
+use super::guard::observation_versions::VersionScan;
+use super::guard::recovery::Recovery;
+use super::guard::roots::RootScan;
+use super::guard::target_keys::{Extent, OwnRows, TargetKeys, TargetState};
+use super::load::trace_changes::TraceChanges;
 use super::{Job, Session, work_failed};
 use crate::cli::options::Options;
 use crate::clickhouse::{Connection, TableInfo};
 use crate::error::{Error, WorkError};
-use crate::guard::core_view::{CoreView, Whose};
-use crate::guard::leftover_inserts;
-use crate::guard::observation_versions::VersionScan;
-use crate::guard::recovery::Recovery;
-use crate::guard::roots::RootScan;
-use crate::guard::target_keys::{Extent, OwnRows, TargetKeys, TargetState};
-use crate::guard::trace_changes::TraceChanges;
 use crate::inspect::Inspected;
 use crate::mapping::Source;
 use crate::partition::Partition;
@@ -349,7 +349,7 @@ impl Job {
             read_until: self.server_time(self.checkpoint.started_at).into(),
             has_written: (!self.checkpoint.done.is_empty() || !self.checkpoint.begun.is_empty())
                 .into(),
-            counts: crate::guard::trace_changes::ChangeCounts::default(),
+            counts: super::load::trace_changes::ChangeCounts::default(),
         };
         changes.counts.reloaded.store(
             self.checkpoint.traces_reloaded,

@@ -6,28 +6,23 @@
 //! an item and a row in the partition, then their items, then the ids and parents of
 //! all their spans, in whatever month these are.
 
-mod items;
-mod live_items;
-mod tree;
-
 use std::collections::BTreeMap;
 
-use clickhouse::Row;
 use serde::{Deserialize, Serialize};
-use serde_bytes::ByteBuf;
 use tokio::task::block_in_place;
 
+use super::items;
+use super::live_items::{self, LiveItems};
+use super::pointers::Pointers;
+use super::traces::{Trace, condition, key_of};
+use super::tree::Spans;
 use crate::clickhouse::{Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, quoting};
 use crate::error::WorkError;
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader, FixedCursor, StringCursor};
 use crate::shutdown::Shutdown;
-use crate::trace_store::{ExperimentWriter, TraceStore, key};
-
-pub use items::query as items_query;
-use live_items::LiveItems;
-use tree::Spans;
+use crate::trace_store::{ExperimentWriter, TraceStore};
 
 /// Traces that are worked on at a time: the ids of the partition, all items of their projects and
 /// the ids of all observations are read for each lot. The ids make a statement of 3 MiB, and what
@@ -58,15 +53,6 @@ pub struct ExperimentSource<'a> {
     pub shutdown: &'a Shutdown,
 }
 
-/// A trace that has an item.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Row)]
-pub struct Trace {
-    /// `project_id`
-    pub project_id: ByteBuf,
-    /// `id`
-    pub trace_id: ByteBuf,
-}
-
 /// What was found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExperimentCounts {
@@ -87,23 +73,6 @@ impl std::ops::AddAssign for ExperimentCounts {
         self.spans += other.spans;
         self.items_left_to_live_spans += other.items_left_to_live_spans;
     }
-}
-
-/// The item that each span of a trace belongs to which an item points at: the id of the span
-/// and the key of the item.
-type Pointers = BTreeMap<Vec<u8>, Pointer>;
-
-/// An item that points at a span. The greatest counts.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Pointer {
-    /// When it was created, in microseconds since 1970: of several items the latest counts.
-    created_at: i64,
-    /// `id`: of several that were created at once, the greatest counts.
-    id: Vec<u8>,
-    /// Its key in the store.
-    item: Vec<u8>,
-    /// Whether live spans carry it: then what lies below has no item of ours.
-    is_left: bool,
 }
 
 impl ExperimentSource<'_> {
@@ -268,28 +237,4 @@ impl ExperimentSource<'_> {
         }
         Ok(reader.finish()?)
     }
-}
-
-fn key_of(trace: &Trace) -> Vec<u8> {
-    let mut encoded = Vec::new();
-    key::encode(&mut encoded, &trace.project_id, &trace.trace_id);
-    encoded
-}
-
-/// A condition on a table's columns of project and trace. It may let a trace through that has
-/// the id of one of them, and is in the project of another.
-fn condition(alias: &str, trace_column: &str, traces: &[Trace]) -> String {
-    let list = |values: Vec<&ByteBuf>| {
-        let values: Vec<String> = values.into_iter().map(quoting::string).collect();
-        values.join(", ")
-    };
-    // They come in the order of their projects.
-    let mut projects: Vec<&ByteBuf> = traces.iter().map(|trace| &trace.project_id).collect();
-    projects.dedup();
-    let ids = traces.iter().map(|trace| &trace.trace_id).collect();
-    format!(
-        "{alias}.project_id IN ({}) AND {alias}.{trace_column} IN ({})",
-        list(projects),
-        list(ids)
-    )
 }

@@ -9,8 +9,8 @@ use super::leftover_inserts;
 use super::target_keys::{Extent, OwnRows, TargetKeys};
 use crate::clickhouse::retry::{Retries, Tries};
 use crate::error::{Error, WorkError};
+use crate::inspect::segments::Segment;
 use crate::partition::Day;
-use crate::plan::Segment;
 use crate::trace_store::{Against, TraceStore};
 
 /// Finds out what an attempt has left in the target. Shared by all segments.

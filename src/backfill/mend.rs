@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::guard::target_keys::Extent;
 use super::{Job, Session, Spent, store_failed};
 use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
-use crate::guard::target_keys::Extent;
 use crate::inspect::Inspected;
 use crate::mapping::Source;
 use crate::state::checkpoint::Checkpoint;

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{ExperimentCounts, Pointers};
+use super::find::ExperimentCounts;
+use super::pointers::Pointers;
 use crate::error::WorkError;
 use crate::trace_store::{ExperimentWriter, key};
 
@@ -161,7 +162,7 @@ fn owners<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::Pointer;
+    use super::super::pointers::Pointer;
     use super::*;
     use proptest::prelude::*;
 

@@ -4,19 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use super::Job;
-use crate::batch::{BatchLimit, BatchMaker};
+use super::guard::Guard;
+use super::pipeline::batch::{BatchLimit, BatchMaker};
+use super::pipeline::send::Destination;
+use super::pipeline::{self, Done, Journal, Piece, Pipeline};
+use super::remote_lookup::deferred_rows::LateRows;
 use crate::clickhouse::Compression;
 use crate::enrich::{Enricher, Unknown};
 use crate::error::Error;
-use crate::guard::guard::Guard;
-use crate::late::LateRows;
+use crate::inspect::segments;
 use crate::mapping::Source;
 use crate::memory;
-use crate::pipeline::{self, Done, Journal, Piece, Pipeline};
-use crate::plan;
 use crate::progress::Phase;
 use crate::repair::WantedRows;
-use crate::send::Destination;
 use crate::trace_store::TraceStore;
 
 /// When observations of so many bytes wait for their traces, these are looked for before
@@ -129,7 +129,7 @@ impl Job {
         let partitions: Vec<_> = sources
             .map(|source| self.inspected.partition(source))
             .collect();
-        let plan = plan::make(&self.connection, &partitions, self.options.segment_rows);
+        let plan = segments::make(&self.connection, &partitions, self.options.segment_rows);
         let segments = tokio::select! {
             segments = plan => segments.map_err(|error| {
                 Error::failed("the partition cannot be divided into segments", error)

@@ -1,11 +1,19 @@
 //! Between the phases: which spans belong to an item of a dataset run.
 
+pub mod find;
+pub mod items;
+mod live_items;
+mod pointers;
+pub mod traces;
+mod tree;
+
 use indicatif::HumanCount;
 
+use self::find::{ExperimentCounts, ExperimentSource};
+use self::traces::Trace;
+use super::load::versions;
 use super::{Job, store_failed, work_failed};
 use crate::error::Error;
-use crate::experiments::{ExperimentCounts, ExperimentSource, Trace};
-use crate::load;
 use crate::mapping::Source;
 use crate::trace_store::TraceStore;
 
@@ -78,7 +86,7 @@ impl Job {
         store: &TraceStore,
     ) -> Result<ExperimentCounts, Error> {
         let mut tries = self.retries.tries();
-        let mut block_rows = load::BLOCK_ROWS;
+        let mut block_rows = versions::BLOCK_ROWS;
         let source = self.experiment_source()?;
         loop {
             let error = match source.keep(traces, block_rows, store).await {

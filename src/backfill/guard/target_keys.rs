@@ -12,19 +12,19 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use tokio::task::block_in_place;
 
-use super::block_stream::{BlockStream, Reading};
 use super::core_view::CoreView;
 use super::row_hash::{KeyParts, RowColumns, microseconds};
+use crate::backfill::block_stream::{BlockStream, Reading};
 use crate::clickhouse::{
     Connection, ON_DISK_FROM_BYTES, RequestError, TABLE_TIMEOUT, TableInfo, quoting,
 };
 use crate::error::WorkError;
+use crate::inspect::segments::Segment;
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{FixedCursor, NativeError};
 use crate::partition::Day;
 use crate::partition::Partition;
-use crate::plan::Segment;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{Against, RowKey, SortedWriter, TargetRow, TraceStore};
 
@@ -489,7 +489,7 @@ impl Keys<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Boundary;
+    use crate::inspect::segments::Boundary;
 
     fn boundary(project: &str, kind: &str, day: Day, id: Option<&str>) -> Option<Boundary> {
         Some(Boundary {

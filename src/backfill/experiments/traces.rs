@@ -1,0 +1,42 @@
+//! Traces that have an item, some at a time.
+
+use clickhouse::Row;
+use serde::Deserialize;
+use serde_bytes::ByteBuf;
+
+use crate::clickhouse::quoting;
+use crate::trace_store::key;
+
+/// A trace that has an item.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Row)]
+pub struct Trace {
+    /// `project_id`
+    pub project_id: ByteBuf,
+    /// `id`
+    pub trace_id: ByteBuf,
+}
+
+/// Its key in the store.
+pub(super) fn key_of(trace: &Trace) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    key::encode(&mut encoded, &trace.project_id, &trace.trace_id);
+    encoded
+}
+
+/// A condition on a table's columns of project and trace. It may let a trace through that has
+/// the id of one of them, and is in the project of another.
+pub(super) fn condition(alias: &str, trace_column: &str, traces: &[Trace]) -> String {
+    let list = |values: Vec<&ByteBuf>| {
+        let values: Vec<String> = values.into_iter().map(quoting::string).collect();
+        values.join(", ")
+    };
+    // They come in the order of their projects.
+    let mut projects: Vec<&ByteBuf> = traces.iter().map(|trace| &trace.project_id).collect();
+    projects.dedup();
+    let ids = traces.iter().map(|trace| &trace.trace_id).collect();
+    format!(
+        "{alias}.project_id IN ({}) AND {alias}.{trace_column} IN ({})",
+        list(projects),
+        list(ids)
+    )
+}
