@@ -9,10 +9,11 @@ use events_backfill::cli::arguments::{
     Arguments, Command, RepairArguments, RunArguments, SubjectArguments,
 };
 use events_backfill::cli::options::Request;
+use events_backfill::commands::{each_partition, run, status};
 use events_backfill::error::Error;
 use events_backfill::memory::open_files;
 use events_backfill::verify::Verdict;
-use events_backfill::{forecast, partitions, repair, status, verify};
+use events_backfill::{plan, repair, verify};
 
 /// For RocksDB too. With glibc's allocator the many small blocks that RocksDB caches,
 /// and frees from other threads, leave holes: 774 MiB resident where 440 MiB were meant to be.
@@ -21,7 +22,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match open_files::raise_limit().and_then(|()| run(arguments)) {
+    match open_files::raise_limit().and_then(|()| carry_out(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody may read it any more.
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), Error> {
+fn carry_out(arguments: Arguments) -> Result<(), Error> {
     let environment = Environment::read()?;
     let subject = |subject: SubjectArguments| {
         let arguments = RunArguments {
@@ -41,19 +42,19 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         Request::new(arguments, &environment)
     };
     match arguments.command {
-        None => block_on(partitions::run(Request::new(arguments.run, &environment)?)),
+        None => block_on(run::run(Request::new(arguments.run, &environment)?)),
         Some(Command::Verify(arguments)) => {
             let prove = async |options| match verify::run(options).await? {
                 Verdict::Equal => Ok(()),
                 Verdict::Different(sentence) => Err(Error::Failed(sentence)),
             };
-            block_on(partitions::each(subject(arguments.subject)?, prove))
+            block_on(each_partition::each(subject(arguments.subject)?, prove))
         }
         Some(Command::Repair(arguments)) => {
             let optimize = arguments.optimize;
             let request = Request::new(of_repair(arguments), &environment)?;
             let mend = async |options| repair::run(options, optimize).await;
-            block_on(partitions::each(request, mend))
+            block_on(each_partition::each(request, mend))
         }
         Some(Command::Plan(arguments)) => {
             let request = Request::new(arguments.run, &environment)?;
@@ -63,8 +64,8 @@ fn run(arguments: Arguments) -> Result<(), Error> {
                         .to_owned(),
                 ));
             }
-            let plan = async |options| forecast::run(options, arguments.json).await.map(drop);
-            block_on(partitions::each(request, plan))
+            let foresee = async |options| plan::run(options, arguments.json).await.map(drop);
+            block_on(each_partition::each(request, foresee))
         }
         Some(Command::Status(arguments)) => {
             let directory = environment.state_dir(arguments.state_dir);

@@ -16,8 +16,8 @@ use differential::{Specification, ask, ask_number, assert_equal, execute, keep_v
 use events_backfill::cli::Environment;
 use events_backfill::cli::arguments::Arguments;
 use events_backfill::cli::options::Request;
+use events_backfill::commands::each_partition;
 use events_backfill::error::Error;
-use events_backfill::partitions;
 use serde_json::Value;
 use support::{Database, Outcome, Running, Server, Tool, repository_file};
 
@@ -531,7 +531,7 @@ fn what_only_looks_goes_through_all_of_them_and_tells_which_failed() {
         .enable_all()
         .build()
         .unwrap();
-    let outcome = runtime.block_on(partitions::each(request, look));
+    let outcome = runtime.block_on(each_partition::each(request, look));
     let error = outcome.unwrap_err();
     assert_eq!(error.exit_code(), 1);
     assert_eq!(

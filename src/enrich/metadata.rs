@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use serde_bytes::Bytes as Text;
 
+use super::json;
 use super::{Enricher, RowTraces, TAGS_KEY};
-use crate::json;
 use crate::mapping::Helper;
 use crate::native::{ArrayCursor, Block, NativeError, StringArrayWriter, StringCursor, put_string};
 use crate::trace_store::TraceRecord;

@@ -3,7 +3,8 @@
 //! The pass-through columns are not touched: they are one slice of the block
 //! that arrived. Only the columns the trace has a part in are built.
 
-mod experiments;
+mod item_columns;
+mod json;
 mod metadata;
 
 use std::collections::HashMap;
@@ -22,7 +23,7 @@ use crate::native::{
 use crate::partition::Day;
 use crate::trace_store::{Found, FoundItems, StoreError, TraceRecord, TraceStore, key};
 
-use experiments::RowItems;
+use item_columns::RowItems;
 use metadata::{Appended, MergedRow, put_names, put_values};
 
 /// Key under which tags go into the metadata of a target without a column for them.

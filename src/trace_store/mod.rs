@@ -10,13 +10,13 @@
 //! ([`TraceStore::settle_moved_traces`]) and kept in a family of its own, so
 //! that a look-up can stop at the first day that answers.
 
-mod elsewhere;
-mod experiments;
+mod items;
 pub mod key;
 mod load;
 mod lookup;
 mod options;
 mod record;
+mod remote;
 mod target_rows;
 mod wanted;
 
@@ -29,11 +29,11 @@ use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options};
 
 use crate::partition::Day;
 
-pub use elsewhere::{About, ElsewhereWriter};
-pub use experiments::{ExperimentWriter, FoundItems, ItemRecord};
+pub use items::{ExperimentWriter, FoundItems, ItemRecord};
 pub use load::{DayWriter, SeenTraces};
 pub use lookup::{Found, TraceVersion};
 pub use record::TraceRecord;
+pub use remote::{About, ElsewhereWriter};
 pub use target_rows::{
     Against, HASH_BYTES, HashKey, ROW_KEY_BYTES, Root, RowKey, SortedWriter, TargetRow, Version,
 };
@@ -121,7 +121,7 @@ impl TraceStore {
         // A directory without a CURRENT file is no database yet; listing would fail.
         let mut families =
             BTreeSet::from([SUSPECTS, MOVED, ELSEWHERE, wanted::FAMILY].map(str::to_owned));
-        families.extend(experiments::FAMILIES.map(str::to_owned));
+        families.extend(items::FAMILIES.map(str::to_owned));
         families.extend(Against::ALL.map(|against| against.family().to_owned()));
         if path.join("CURRENT").exists() {
             families.extend(Database::list_cf(&database_options, path).map_err(failed)?);
@@ -131,7 +131,7 @@ impl TraceStore {
             .filter_map(|name| name.strip_prefix(DAY_PREFIX)?.parse().ok())
             .collect();
         let descriptors = families.into_iter().map(|name| {
-            let is_of_experiments = experiments::FAMILIES.contains(&name.as_str());
+            let is_of_experiments = items::FAMILIES.contains(&name.as_str());
             let options = match Against::of_family(&name) {
                 Some(against) if against.is_walked() => &walked_options,
                 None if is_of_experiments => &experiment_options,

@@ -6,7 +6,7 @@
 //! time, from the specification of the tables and independent of `enrich.rs`:
 //! whoever proves something by itself proves nothing.
 
-use super::own::{OwnColumn, event_column, metadata_of, table_of};
+use super::observation_columns::{OwnColumn, event_column, metadata_of, table_of};
 use crate::backfill::load::versions::TRACE;
 use crate::clickhouse::TableInfo;
 use crate::mapping::{Enriched, Mapping, Source};

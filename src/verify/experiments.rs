@@ -12,13 +12,13 @@ use serde_bytes::ByteBuf;
 
 use super::Verification;
 use super::columns::{EVENT, OBSERVATION, Origin};
+use super::event_rows::{microseconds, text};
 use super::examples::Example;
 use super::findings::{Finding, Kind};
 use super::report::EXAMPLES;
 use super::rows::{EventKey, KeyRow, Number};
 use super::scope::{Names, between, one_of};
-use super::sides::{microseconds, text};
-use super::sql::Statements;
+use super::statements::Statements;
 use crate::error::Error;
 
 /// Traces whose items are looked at together.

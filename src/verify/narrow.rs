@@ -12,7 +12,7 @@ use super::report::EXAMPLES;
 use super::rows::{Details, EventKey, FoundObservation, Id, SpanRow};
 use super::scope::{Class, Scope};
 use super::server::Refusal;
-use super::sql::{Pair, Side};
+use super::statements::{Pair, Side};
 use super::traces::IDS_PER_STATEMENT;
 use super::{SumsKey, Verification, different_sums};
 use crate::error::Error;

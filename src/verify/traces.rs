@@ -9,7 +9,7 @@ use serde_bytes::ByteBuf;
 use super::rows::{Id, Place, Wanderer};
 use super::scope::Scope;
 use super::server::{Refusal, Server};
-use super::sql::Statements;
+use super::statements::Statements;
 
 /// Ids in one statement: about two megabytes of them.
 pub const IDS_PER_STATEMENT: usize = 50_000;

@@ -5,13 +5,13 @@ use serde_bytes::ByteBuf;
 
 use super::Verification;
 use super::columns::{EVENT, OBSERVATION, Origin};
+use super::event_rows::{microseconds, text};
 use super::examples::Example;
 use super::findings::{Finding, Kind};
 use super::report::EXAMPLES;
 use super::rows::{Counted, KeyRow};
 use super::scope::{Names, between, one_of};
-use super::sides::{microseconds, text};
-use super::sql::Statements;
+use super::statements::Statements;
 use crate::clickhouse::quoting;
 use crate::error::Error;
 

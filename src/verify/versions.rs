@@ -9,7 +9,7 @@ use serde_bytes::ByteBuf;
 use super::columns::OBSERVATION;
 use super::rows::{ProjectHash, Versions};
 use super::scope::{Scope, Share, Superseded, hash, observation_hash, version_hash};
-use super::sql::Statements;
+use super::statements::Statements;
 use super::traces::IDS_PER_STATEMENT;
 use crate::clickhouse::quoting;
 use crate::partition::Day;

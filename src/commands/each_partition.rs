@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::select;
+use super::run::select;
 use crate::backfill::Session;
 use crate::cli::options::{Options, Request};
 use crate::error::Error;

@@ -3,7 +3,7 @@
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use super::earlier::Earlier;
+use super::earlier_runs::Earlier;
 use super::sample::Sample;
 use super::summary::RootSpans;
 use crate::cli::options::Options;

@@ -6,9 +6,9 @@ use serde_bytes::ByteBuf;
 
 use super::columns::{Columns, EVENT, OBSERVATION, Origin, Texts};
 use super::core_table::Core;
+use super::event_rows::microseconds;
 use super::rows::EventKey;
 use super::scope::{Class, Names, Scope, between, hash, on_days, one_of};
-use super::sides::microseconds;
 use crate::backfill::load::versions::TRACE;
 use crate::cli::options::Options;
 use crate::clickhouse::{TableInfo, quoting};

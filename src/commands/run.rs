@@ -4,15 +4,11 @@
 //! beforehand is found out before the first is begun: which months there are, that no
 //! other process works on any of them, and what their state directories hold.
 
-mod each;
-mod summary;
-
 use std::collections::VecDeque;
 use std::io::Write;
 use std::time::Instant;
 
-pub use self::each::each;
-use self::summary::{Entry, State, Summary};
+use super::run_summary::{Entry, State, Summary};
 use crate::backfill::{self, Ended, Session};
 use crate::cli::options::{Options, Request};
 use crate::cli::selection::{Selected, in_words};
@@ -101,7 +97,10 @@ async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
 }
 
 /// Which months there are, and which of them were asked for.
-async fn select(session: &Session, request: &Request) -> Result<(Months, Selected), Error> {
+pub(super) async fn select(
+    session: &Session,
+    request: &Request,
+) -> Result<(Months, Selected), Error> {
     let shared = request.shared();
     let retries = session.retries(shared);
     let months = session

@@ -2,7 +2,7 @@
 //! nor in the state directory.
 
 mod disk;
-mod earlier;
+mod earlier_runs;
 mod sample;
 mod summary;
 mod time;
@@ -150,7 +150,7 @@ impl Forecaster<'_> {
             &sample,
             write_bytes,
             root_spans.as_ref(),
-            earlier::longest(&options.state_dir, &target_table),
+            earlier_runs::longest(&options.state_dir, &target_table),
         );
         let warnings = [trace_store.warning(), server_disk.warning()];
         Ok(Forecast {

@@ -6,7 +6,7 @@ use serde_bytes::ByteBuf;
 
 use super::columns::{EVENT, OBSERVATION, Origin, Texts};
 use super::scope::{Class, Names, Scope, between, on_days, one_of};
-use super::sql::{Side, Statements};
+use super::statements::{Side, Statements};
 use crate::backfill::load::versions::TRACE;
 use crate::clickhouse::quoting;
 
