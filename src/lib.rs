@@ -31,6 +31,7 @@ pub mod partition;
 pub mod plan;
 pub mod progress;
 pub mod repair;
+pub mod session;
 pub mod shutdown;
 pub mod state;
 pub mod trace_store;

@@ -9,11 +9,11 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use events_backfill::backfill::pipeline::read_settings;
 use events_backfill::clickhouse::{
     Compression, Connection, ConnectionOptions, Password, TableInfo, Trust, quoting,
 };
 use events_backfill::inspect::segments::{self, Segment};
+use events_backfill::inspect::statements::read_settings;
 use events_backfill::mapping::Source;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};

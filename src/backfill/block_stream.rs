@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::error::WorkError;
 use crate::clickhouse::{Connection, NativeStream};
-use crate::error::WorkError;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader};
 use crate::shutdown::Shutdown;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::guard::target_keys::Extent;
-use super::{Job, Session, Spent, store_failed};
+use super::{Job, Spent, store_failed};
 use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::mapping::Source;
+use crate::session::Session;
 use crate::state::checkpoint::Checkpoint;
 use crate::state::directory::StateDir;
 use crate::state::report::Report;

@@ -1,6 +1,7 @@
 //! The whole job for one partition, once it is inspected: plan, load traces, stream, report.
 
 pub mod block_stream;
+pub mod error;
 pub mod experiments;
 pub mod guard;
 pub mod load;
@@ -9,145 +10,38 @@ pub mod pipeline;
 pub mod remote_lookup;
 mod stream;
 mod target;
+pub mod wanted_rows;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
+use self::error::WorkError;
 use self::load::trace_changes::TraceChanges;
 pub use self::mend::{Mending, mend};
-use self::pipeline::send::{Destination, SegmentCounts};
+use self::pipeline::send::Destination;
 pub use self::target::{require_alone, target_keys};
 use crate::cli::options::Options;
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
-use crate::error::{Error, WorkError, advice_on_files};
-use crate::inspect::{Inspected, inspect};
+use crate::error::Error;
+use crate::inspect::Inspected;
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::memory::peak_resident_bytes;
 use crate::partition::Day;
 use crate::progress::Display;
+use crate::session::Session;
 use crate::shutdown::Shutdown;
 use crate::state::checkpoint::{Checkpoint, MadeFor};
+use crate::state::counts::SegmentCounts;
 use crate::state::directory::StateDir;
+use crate::state::files::advice_on_files;
 use crate::state::report::{self, Report, Seconds, TraceId};
 use crate::state::resume::{self, Begin};
 use crate::trace_store::{StoreError, TraceStore};
-
-/// What all jobs of a process share.
-pub struct Session {
-    /// The way to ClickHouse; what it asks is asked once.
-    pub connection: Connection,
-    /// Where progress is shown.
-    pub display: Display,
-    /// Whether the process has been asked to end.
-    pub shutdown: Shutdown,
-}
-
-impl Session {
-    /// Listens to signals from now on, and makes the connection ready. Of the options, the
-    /// partition plays no part.
-    ///
-    /// # Errors
-    /// [`Error`] where the operating system does not let it, or TLS is not set up as it should be.
-    pub fn begin(options: &Options) -> Result<Self, Error> {
-        let display = Display::detect(options.quiet);
-        let tell = {
-            let display = display.clone();
-            move |why| {
-                display.note(format_args!(
-                    "{why}: ending when the requests under way are done; a second signal ends it at \
-                     once"
-                ));
-            }
-        };
-        Ok(Self {
-            display,
-            shutdown: Shutdown::listen(tell)
-                .map_err(|error| Error::failed("the program cannot listen to signals", error))?,
-            connection: Connection::new(options.connection.clone())
-                .map_err(Error::Configuration)?,
-        })
-    }
-
-    /// The tries of one job.
-    pub fn retries(&self, options: &Options) -> Retries {
-        Retries::new(
-            options.max_retries,
-            self.shutdown.clone(),
-            self.display.clone(),
-        )
-    }
-
-    /// Looks at server, tables and partition, and settles what the options leave to them; an
-    /// address that is wrong is told at once.
-    ///
-    /// # Errors
-    /// [`Error::Configuration`] with what is wrong, or [`Error::Interrupted`].
-    pub async fn inspect(
-        &self,
-        options: &mut Options,
-        retries: &Retries,
-    ) -> Result<Inspected, Error> {
-        self.inspect_by(&self.connection, options, retries).await
-    }
-
-    /// Looks at them when the server has answered before: it may be away for a moment.
-    ///
-    /// # Errors
-    /// See [`Session::inspect`].
-    pub async fn inspect_again(
-        &self,
-        options: &mut Options,
-        retries: &Retries,
-    ) -> Result<Inspected, Error> {
-        let connection = self.connection.with_retries(retries);
-        self.inspect_by(&connection, options, retries).await
-    }
-
-    async fn inspect_by(
-        &self,
-        connection: &Connection,
-        options: &mut Options,
-        retries: &Retries,
-    ) -> Result<Inspected, Error> {
-        let inspected = self
-            .unless_interrupted(inspect(connection, options, retries))
-            .await?;
-        for note in &inspected.notes {
-            self.tell_once(note);
-        }
-        Ok(inspected)
-    }
-
-    /// Prints what is the same for all partitions once for each process: a proof has a session for
-    /// each of its partitions.
-    fn tell_once(&self, note: &str) {
-        static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-        let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.insert(note.to_owned()) {
-            self.display.note(note);
-        }
-    }
-
-    /// Does something that leaves nothing half done, until it is asked to end.
-    ///
-    /// # Errors
-    /// Those of the work, or [`Error::Interrupted`].
-    pub async fn unless_interrupted<T>(
-        &self,
-        work: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
-        tokio::select! {
-            outcome = work => outcome,
-            signal = self.shutdown.requested() => Err(Error::interrupted(signal)),
-        }
-    }
-}
 
 /// How a job ended.
 #[derive(Debug)]

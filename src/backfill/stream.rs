@@ -8,7 +8,8 @@ use super::guard::Guard;
 use super::pipeline::batch::{BatchLimit, BatchMaker};
 use super::pipeline::send::Destination;
 use super::pipeline::{self, Done, Journal, Piece, Pipeline};
-use super::remote_lookup::deferred_rows::LateRows;
+use super::remote_lookup::deferred_rows::DeferredRows;
+use super::wanted_rows::WantedRows;
 use crate::clickhouse::Compression;
 use crate::enrich::{Enricher, Unknown};
 use crate::error::Error;
@@ -16,7 +17,6 @@ use crate::inspect::segments;
 use crate::mapping::Source;
 use crate::memory;
 use crate::progress::Phase;
-use crate::repair::WantedRows;
 use crate::trace_store::TraceStore;
 
 /// When observations of so many bytes wait for their traces, these are looked for before
@@ -194,7 +194,7 @@ impl Job {
                 compression: self.connection.compression(),
                 pool: budget.pool(),
             },
-            late: self.state.late_rows(),
+            late: DeferredRows::new(self.state.deferred_rows()),
             unknown: match (source, self.options.remote_lookup) {
                 (Source::Observations, false) => Unknown::WithoutTrace,
                 // What is missing arrived after the traces were loaded.
@@ -248,7 +248,7 @@ impl Journal for SegmentJournal<'_> {
 /// The same of what segments have left for later.
 struct LateJournal<'a> {
     job: &'a mut Job,
-    late: LateRows,
+    late: DeferredRows,
 }
 
 impl Journal for LateJournal<'_> {

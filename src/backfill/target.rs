@@ -6,22 +6,25 @@ use std::sync::Arc;
 
 use indicatif::HumanCount;
 
+use super::error::WorkError;
 use super::guard::core_view::{CoreView, Whose};
 use super::guard::leftover_inserts;
 use super::guard::observation_versions::VersionScan;
 use super::guard::recovery::Recovery;
 use super::guard::roots::RootScan;
-use super::guard::target_keys::{Extent, OwnRows, TargetKeys, TargetState};
+use super::guard::target_keys::{Extent, TargetKeys};
 use super::load::trace_changes::TraceChanges;
-use super::{Job, Session, work_failed};
+use super::{Job, work_failed};
 use crate::cli::options::Options;
 use crate::clickhouse::{Connection, TableInfo};
-use crate::error::{Error, WorkError};
+use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::mapping::Source;
 use crate::partition::Partition;
 use crate::progress::Phase;
+use crate::session::Session;
 use crate::shutdown::Shutdown;
+use crate::state::counts::{OwnRows, TargetState};
 use crate::trace_store::{Against, TraceStore};
 
 /// So long before a run began, in microseconds, rows may have changed that Langfuse has not

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::progress::Display;
 use crate::shutdown::Shutdown;
 
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -16,18 +15,22 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 pub struct Retries {
     most: u32,
     shutdown: Shutdown,
-    display: Display,
+    tell: Arc<dyn Fn(fmt::Arguments<'_>) + Send + Sync>,
     repeated: Arc<AtomicU64>,
 }
 
 impl Retries {
     /// Up to `most` tries after the first one of each piece of work; the
-    /// operator is told of each.
-    pub fn new(most: u32, shutdown: Shutdown, display: Display) -> Self {
+    /// operator is told of each by `tell`.
+    pub fn new(
+        most: u32,
+        shutdown: Shutdown,
+        tell: impl Fn(fmt::Arguments<'_>) + Send + Sync + 'static,
+    ) -> Self {
         Self {
             most,
             shutdown,
-            display,
+            tell: Arc::new(tell),
             repeated: Arc::default(),
         }
     }
@@ -106,7 +109,7 @@ impl Tries<'_> {
         }
         self.retries.repeated.fetch_add(1, Ordering::Relaxed);
         let wait = wait_after(self.failures);
-        self.retries.display.note(format_args!(
+        (self.retries.tell)(format_args!(
             "{what}; trying again in {:.0} s",
             wait.as_secs_f64().ceil()
         ));
@@ -145,7 +148,7 @@ mod tests {
     #[tokio::test]
     async fn what_passes_is_tried_again_as_often_as_allowed_and_counted() {
         let shutdown = Shutdown::listen(|_| {}).unwrap();
-        let retries = Retries::new(2, shutdown, Display::detect(true));
+        let retries = Retries::new(2, shutdown, |_| {});
         let mut tries = retries.tries();
         for _ in 0..2 {
             assert!(tries.again(true, "it failed").await);
@@ -159,7 +162,7 @@ mod tests {
     #[tokio::test]
     async fn what_fails_twice_in_the_same_way_is_not_tried_a_third_time() {
         let shutdown = Shutdown::listen(|_| {}).unwrap();
-        let retries = Retries::new(8, shutdown, Display::detect(true));
+        let retries = Retries::new(8, shutdown, |_| {});
         let mut tries = retries.tries();
         assert!(tries.again(Hope::UnlessRepeated, "byte 7 is wrong").await);
         assert!(tries.again(Hope::UnlessRepeated, "byte 9 is wrong").await);

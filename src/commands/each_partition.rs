@@ -5,10 +5,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::run::select;
-use crate::backfill::Session;
 use crate::cli::options::{Options, Request};
 use crate::error::Error;
 use crate::partition::Partition;
+use crate::session::Session;
 use crate::state::report;
 
 /// How many errors are told.

@@ -9,12 +9,13 @@ use std::io::Write;
 use std::time::Instant;
 
 use super::run_summary::{Entry, State, Summary};
-use crate::backfill::{self, Ended, Session};
+use crate::backfill::{self, Ended};
 use crate::cli::options::{Options, Request};
 use crate::cli::selection::{Selected, in_words};
 use crate::error::Error;
 use crate::inspect::{Months, months};
 use crate::partition::Partition;
+use crate::session::Session;
 use crate::state::checkpoint::{Checkpoint, MadeFor};
 use crate::state::directory::{PartitionDir, StateDir};
 use crate::state::report::{self, Report};

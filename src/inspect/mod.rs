@@ -4,15 +4,15 @@
 mod access;
 mod expiry;
 pub mod segments;
+pub mod statements;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use clickhouse::Row;
 use serde::Deserialize;
 
-use crate::backfill::experiments::items;
-use crate::backfill::load::versions;
-use crate::backfill::pipeline::SegmentQuery;
+use self::statements::SegmentQuery;
+use self::statements::{TRACE, items_query, select_items};
 use crate::cli::options::{Choice, Defaults, Options};
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, quoting};
@@ -277,8 +277,7 @@ impl Inspector {
             self.probe(table, mapping.source.alias(), &mapping.select_items())
                 .await?;
         }
-        self.probe(&traces, versions::TRACE, &versions::select_items(&mapping))
-            .await?;
+        self.probe(&traces, TRACE, &select_items(&mapping)).await?;
         let written = self.written_tables(&target).await?;
         self.require_insert(&written).await?;
         self.require_select(&written).await?;
@@ -579,7 +578,7 @@ impl Inspector {
             )));
         };
         let select = match self.options.experiments {
-            true => format!("{} LIMIT 0", items::query(&table, "1")),
+            true => format!("{} LIMIT 0", items_query(&table, "1")),
             false => format!(
                 "SELECT project_id, trace_id FROM {} FINAL LIMIT 0",
                 table.qualified_name()

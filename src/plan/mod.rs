@@ -9,14 +9,15 @@ mod time;
 
 use std::io::Write;
 
-use crate::backfill::Session;
-use crate::backfill::load::versions::{self, TRACE};
 use crate::cli::options::{Intent, Options};
 use crate::clickhouse::{ColumnSizes, Connection, RequestError, TableInfo, TableName, TableSize};
 use crate::error::Error;
 use crate::inspect::segments::{self, Segment};
+use crate::inspect::statements::TRACE;
+use crate::inspect::statements::select_items;
 use crate::inspect::{Inspected, mentions, shares_of_partitions};
 use crate::mapping::Source;
+use crate::session::Session;
 use crate::state::checkpoint::Checkpoint;
 use crate::state::directory::{PartitionDir, free_bytes};
 use crate::state::report;
@@ -213,7 +214,7 @@ impl Forecaster<'_> {
             };
         }
         sources.root_spans = self.root_span_sources(&partition_id).await?;
-        let items = versions::select_items(&inspected.mapping);
+        let items = select_items(&inspected.mapping);
         let attributes = inspected.mapping.trace_columns();
         for (partition_id, share) in shares_of_partitions(self.options) {
             let sizes = self.column_sizes(&inspected.traces, &partition_id).await?;

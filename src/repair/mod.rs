@@ -10,7 +10,6 @@
 mod optimize;
 mod pieces;
 mod report;
-mod statement;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -22,13 +21,15 @@ use indicatif::HumanCount;
 use self::optimize::Optimizer;
 use self::pieces::Keeper;
 use self::report::{Found, Report};
-pub use self::statement::WantedRows;
-use crate::backfill::{self, Mending, Session};
+use crate::backfill::error::WorkError;
+pub use crate::backfill::wanted_rows::WantedRows;
+use crate::backfill::{self, Mending};
 use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;
-use crate::error::{Error, WorkError};
+use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::memory::peak_resident_bytes;
+use crate::session::Session;
 use crate::state::checkpoint::{Checkpoint, MadeFor};
 use crate::state::directory::StateDir;
 use crate::state::resume;

@@ -14,10 +14,7 @@ use bincode::config::{Config, standard};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::backfill::experiments::find::ExperimentCounts;
-use crate::backfill::guard::target_keys::TargetState;
-use crate::backfill::pipeline::send::SegmentCounts;
-use crate::backfill::remote_lookup::deferred_rows::LateCounts;
+use super::counts::{DeferredCounts, ExperimentCounts, SegmentCounts, TargetState};
 use crate::cli::options::Options;
 use crate::clickhouse::TableInfo;
 use crate::inspect::Inspected;
@@ -67,7 +64,7 @@ pub struct Checkpoint {
     /// Segments that are done, but for what they left for later.
     pub done: BTreeMap<u32, SegmentCounts>,
     /// What segments left for later, and is not done yet.
-    pub late: BTreeMap<u32, LateCounts>,
+    pub late: BTreeMap<u32, DeferredCounts>,
     /// What segments left for later, and is done.
     pub late_done: BTreeMap<u32, SegmentCounts>,
     /// What became of the traces that were asked for one by one.

@@ -11,7 +11,6 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 
-use crate::backfill::remote_lookup::deferred_rows::LateRows;
 use crate::error::Error;
 use crate::memory::ByteSize;
 use crate::partition::Partition;
@@ -315,8 +314,8 @@ impl StateDir {
     }
 
     /// Where observations wait whose trace is not known.
-    pub fn late_rows(&self) -> LateRows {
-        LateRows::new(self.path().join("late"))
+    pub fn deferred_rows(&self) -> PathBuf {
+        self.path().join("late")
     }
 
     /// Where the trace store is.
@@ -329,9 +328,7 @@ impl StateDir {
     /// # Errors
     /// [`Error::Failed`] where the file system does not let it.
     pub fn remove_work_files(&self) -> Result<(), Error> {
-        self.late_rows()
-            .remove_all()
-            .map_err(|error| Error::Failed(error.to_string()))?;
+        remove(&self.deferred_rows(), "the directory of rows that wait")?;
         self.remove_trace_store()
     }
 
@@ -340,14 +337,7 @@ impl StateDir {
     /// # Errors
     /// [`Error::Failed`] where the file system does not let it.
     pub fn remove_trace_store(&self) -> Result<(), Error> {
-        let store = self.trace_store();
-        match std::fs::remove_dir_all(&store) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::failed(
-                format!("the trace store {} cannot be removed", store.display()),
-                error,
-            )),
-            _ => Ok(()),
-        }
+        remove(&self.trace_store(), "the trace store")
     }
 
     /// Makes sure that the disk has room for a store of about `needed` bytes.
@@ -411,6 +401,17 @@ fn lock(directory: &PartitionDir) -> Result<Flock<File>, Error> {
         .and_then(|()| lock.write_all(holder.as_bytes()))
         .map_err(wrong)?;
     Ok(lock)
+}
+
+/// Removes a directory with all that is in it, if it is there.
+fn remove(directory: &Path, what: &str) -> Result<(), Error> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::failed(
+            format!("{what} {} cannot be removed", directory.display()),
+            error,
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 //! and the report.
 
 pub mod checkpoint;
+pub mod counts;
 pub(crate) mod directory;
+pub mod files;
 mod output_file;
 pub mod report;
 pub mod resume;

@@ -7,8 +7,9 @@ use std::path::Path;
 use indicatif::HumanCount;
 use serde::Serialize;
 
+use super::files::advice_on_files;
 use super::output_file;
-use crate::error::{Error, advice_on_files};
+use crate::error::Error;
 use crate::memory::ByteSize;
 
 /// Seconds by the clock.

@@ -7,8 +7,8 @@
 //! whoever proves something by itself proves nothing.
 
 use super::observation_columns::{OwnColumn, event_column, metadata_of, table_of};
-use crate::backfill::load::versions::TRACE;
 use crate::clickhouse::TableInfo;
+use crate::inspect::statements::TRACE;
 use crate::mapping::{Enriched, Mapping, Source};
 use crate::native::DataType;
 

@@ -7,8 +7,8 @@ use serde_bytes::ByteBuf;
 use super::columns::{EVENT, OBSERVATION, Origin, Texts};
 use super::scope::{Class, Names, Scope, between, on_days, one_of};
 use super::statements::{Side, Statements};
-use crate::backfill::load::versions::TRACE;
 use crate::clickhouse::quoting;
+use crate::inspect::statements::TRACE;
 
 /// Columns that expected and actual rows have.
 const ROW: &str = "key_project, key_trace, key_span, key_start, key_event_ts, key_day, class, \

@@ -50,7 +50,6 @@ use self::server::{Refusal, Server};
 use self::statements::{Pair, Side, Statements};
 use self::traces::find_far_traces;
 use self::versions::{MOST_VERSIONS, Superseding};
-use crate::backfill::Session;
 use crate::cli::options::{Intent, Options};
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
@@ -58,6 +57,7 @@ use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::partition::Day;
 use crate::progress::{Display, Phase};
+use crate::session::Session;
 
 /// What changed in the last hour is left to Langfuse, unless the user says another moment: in
 /// microseconds.

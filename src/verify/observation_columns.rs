@@ -1,8 +1,8 @@
 //! The columns that come from the observation alone, in SQL.
 
 use super::columns::{EVENT, OBSERVATION, Origin};
-use crate::backfill::load::versions::TRACE;
 use crate::clickhouse::quoting;
+use crate::inspect::statements::TRACE;
 use crate::native::DataType;
 
 /// A column that comes from the observation alone, or for a root span from the

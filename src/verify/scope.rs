@@ -7,8 +7,8 @@ use serde_bytes::ByteBuf;
 
 use super::columns::{EVENT, OBSERVATION, Origin};
 use super::pieces::Batch;
-use crate::backfill::load::versions::TRACE;
 use crate::clickhouse::quoting;
+use crate::inspect::statements::TRACE;
 use crate::partition::Day;
 
 /// Which rows a statement is about.

@@ -9,10 +9,10 @@ use super::core_table::Core;
 use super::event_rows::microseconds;
 use super::rows::EventKey;
 use super::scope::{Class, Names, Scope, between, hash, on_days, one_of};
-use crate::backfill::load::versions::TRACE;
 use crate::cli::options::Options;
 use crate::clickhouse::{TableInfo, quoting};
 use crate::inspect::Inspected;
+use crate::inspect::statements::TRACE;
 use crate::partition::Day;
 
 /// How the partitions of a table are made that never share a key.

@@ -8,7 +8,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use crate::inspect::statements::items_query;
+use crate::state::counts::ExperimentCounts;
 use tokio::task::block_in_place;
 
 use super::items;
@@ -16,8 +17,8 @@ use super::live_items::{self, LiveItems};
 use super::pointers::Pointers;
 use super::traces::{Trace, condition, key_of};
 use super::tree::Spans;
+use crate::backfill::error::WorkError;
 use crate::clickhouse::{Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, quoting};
-use crate::error::WorkError;
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader, FixedCursor, StringCursor};
@@ -51,28 +52,6 @@ pub struct ExperimentSource<'a> {
     pub pool: BufferPool,
     /// Whether to end.
     pub shutdown: &'a Shutdown,
-}
-
-/// What was found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExperimentCounts {
-    /// Traces that have an item.
-    pub traces: u64,
-    /// Items, all those that point into these traces.
-    pub items: u64,
-    /// Spans that belong to one, in whatever partition; the root spans of traces count.
-    pub spans: u64,
-    /// Items that live spans carry, so that no other span does.
-    pub items_left_to_live_spans: u64,
-}
-
-impl std::ops::AddAssign for ExperimentCounts {
-    fn add_assign(&mut self, other: Self) {
-        self.traces += other.traces;
-        self.items += other.items;
-        self.spans += other.spans;
-        self.items_left_to_live_spans += other.items_left_to_live_spans;
-    }
 }
 
 impl ExperimentSource<'_> {
@@ -136,7 +115,7 @@ impl ExperimentSource<'_> {
         let mut counts = ExperimentCounts::default();
         let live = self.live_items(traces, block_rows).await?;
         let condition = condition("i", "trace_id", traces);
-        let query = items::query(self.items, &condition);
+        let query = items_query(self.items, &condition);
         self.for_each_block(&query, block_rows, |block| {
             counts.items += items::take(block, &mut pointers, &live, &mut writer)?;
             Ok(())

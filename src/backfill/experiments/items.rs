@@ -6,62 +6,10 @@ use serde_bytes::Bytes as Text;
 
 use super::live_items::LiveItems;
 use super::pointers::{Pointer, Pointers};
-use crate::clickhouse::TableInfo;
-use crate::error::WorkError;
+use crate::backfill::error::WorkError;
+use crate::inspect::statements::{ITEM_ARRAYS, ITEM_COLUMNS, ITEM_TEXTS};
 use crate::native::{ArrayCursor, Block, FixedCursor, NativeError, StringCursor};
 use crate::trace_store::{ExperimentWriter, ItemRecord, key};
-
-/// What is read of an item, as text that is never null.
-const TEXTS: [&str; 10] = [
-    "i.project_id",
-    "i.trace_id",
-    "i.observation_id",
-    "i.id",
-    "i.dataset_run_id",
-    "i.dataset_run_name",
-    "i.dataset_run_description",
-    "i.dataset_id",
-    "i.dataset_item_id",
-    "i.dataset_item_expected_output",
-];
-/// What is read of it as arrays of text.
-const ARRAYS: [&str; 4] = [
-    "mapKeys(i.dataset_run_metadata)",
-    "mapValues(i.dataset_run_metadata)",
-    "mapKeys(i.dataset_item_metadata)",
-    "mapValues(i.dataset_item_metadata)",
-];
-/// Columns of the result: these, and three for the times.
-const COLUMNS: usize = TEXTS.len() + ARRAYS.len() + 3;
-
-/// The latest versions of the items for which `condition` on the table `i` is true.
-pub fn query(table: &TableInfo, condition: &str) -> String {
-    let texts = TEXTS.map(|column| format!("CAST(ifNull({column}, ''), 'String')"));
-    let arrays = ARRAYS.map(|expression| format!("CAST({expression}, 'Array(String)')"));
-    let version = match table.column("dataset_item_version") {
-        Some(_) => "CAST(i.dataset_item_version, 'Nullable(DateTime64(6))')",
-        // Older deployments have no versions of items.
-        None => "CAST(NULL, 'Nullable(DateTime64(6))')",
-    };
-    let times = [
-        "CAST(i.created_at, 'DateTime64(6)')".to_owned(),
-        format!("CAST(isNull({version}), 'UInt8')"),
-        format!("CAST(ifNull({version}, toDateTime64(0, 6)), 'DateTime64(6)')"),
-    ];
-    let items: Vec<String> = texts
-        .into_iter()
-        .chain(arrays)
-        .chain(times)
-        .enumerate()
-        .map(|(number, expression)| format!("{expression} AS c{number}"))
-        .collect();
-    // The ARRAY JOIN changes no row. It divides blocks to max_block_size, which FINAL does not.
-    format!(
-        "SELECT {} FROM {} AS i FINAL ARRAY JOIN [1] AS one WHERE {condition}",
-        items.join(", "),
-        table.qualified_name(),
-    )
-}
 
 /// Puts the items of a block into the store, unless live spans carry them, and among the pointers of
 /// their traces. Gives their number.
@@ -71,21 +19,21 @@ pub(super) fn take(
     live: &LiveItems,
     writer: &mut ExperimentWriter<'_>,
 ) -> Result<u64, WorkError> {
-    if block.columns.len() != COLUMNS {
+    if block.columns.len() != ITEM_COLUMNS {
         return Err(NativeError::corrupt(format!(
-            "{} columns arrived where {COLUMNS} were asked for",
+            "{} columns arrived where {ITEM_COLUMNS} were asked for",
             block.columns.len()
         ))
         .into());
     }
     let mut texts: [_; 10] = std::array::from_fn(|index| StringCursor::new(block.values(index)));
     let mut arrays = Vec::new();
-    for index in 0..ARRAYS.len() {
-        let values = block.values(TEXTS.len() + index);
+    for index in 0..ITEM_ARRAYS.len() {
+        let values = block.values(ITEM_TEXTS.len() + index);
         let (lengths, elements) = ArrayCursor::new(values, block.rows)?;
         arrays.push((lengths, StringCursor::new(elements)));
     }
-    let first_time = TEXTS.len() + ARRAYS.len();
+    let first_time = ITEM_TEXTS.len() + ITEM_ARRAYS.len();
     let mut created_at = FixedCursor::<8>::new(block.values(first_time));
     let mut has_no_version = FixedCursor::<1>::new(block.values(first_time + 1));
     let mut version = FixedCursor::<8>::new(block.values(first_time + 2));

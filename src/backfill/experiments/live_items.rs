@@ -4,9 +4,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::traces::{Trace, condition};
+use crate::backfill::error::WorkError;
 use crate::backfill::guard::target_keys::BACKFILL_SOURCES;
 use crate::clickhouse::TableInfo;
-use crate::error::WorkError;
 use crate::native::{Block, StringCursor};
 use crate::trace_store::key;
 

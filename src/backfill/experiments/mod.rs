@@ -9,12 +9,13 @@ mod tree;
 
 use indicatif::HumanCount;
 
-use self::find::{ExperimentCounts, ExperimentSource};
+use self::find::ExperimentSource;
 use self::traces::Trace;
 use super::load::versions;
 use super::{Job, store_failed, work_failed};
 use crate::error::Error;
 use crate::mapping::Source;
+use crate::state::counts::ExperimentCounts;
 use crate::trace_store::TraceStore;
 
 impl Job {

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::find::ExperimentCounts;
 use super::pointers::Pointers;
-use crate::error::WorkError;
+use crate::backfill::error::WorkError;
+use crate::state::counts::ExperimentCounts;
 use crate::trace_store::{ExperimentWriter, key};
 
 /// Bytes that a span takes besides its ids, about.

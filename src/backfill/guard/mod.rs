@@ -10,53 +10,17 @@ pub mod row_hash;
 pub mod target_keys;
 
 use std::collections::BTreeMap;
-use std::ops::{AddAssign, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use self::row_hash::{RowParts, version};
-use crate::error::WorkError;
+use super::error::WorkError;
 use crate::mapping::{Helper, Mapping, Source};
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, DataType, FixedCursor, NativeError, StringCursor};
 use crate::partition::Day;
+use crate::state::counts::LeftOut;
 use crate::trace_store::{Against, HashKey, Root, RowKey, TargetRow, TraceStore, Version, key};
-
-/// Rows that are not written, by the reason.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeftOut {
-    /// Another version of the observation counts, or it is deleted.
-    pub superseded: u64,
-    /// A live row of the target is as new.
-    pub live: u64,
-    /// A backfill's row is as new, and was there before the run.
-    pub already_there: u64,
-    /// This run has written the row, in an attempt that did not end well.
-    pub written_before: u64,
-    /// The trace has a live root.
-    pub live_root: u64,
-    /// An observation is called as the trace's root span.
-    pub root_observation: u64,
-    /// It changed so late that Langfuse is about to write it.
-    pub live_path: u64,
-    /// None of those: rows that are written beside an older version, which stands there until
-    /// ClickHouse merges the two.
-    pub beside_older: u64,
-}
-
-impl AddAssign for LeftOut {
-    fn add_assign(&mut self, other: Self) {
-        self.superseded += other.superseded;
-        self.live += other.live;
-        self.already_there += other.already_there;
-        self.written_before += other.written_before;
-        self.live_root += other.live_root;
-        self.root_observation += other.root_observation;
-        self.live_path += other.live_path;
-        self.beside_older += other.beside_older;
-    }
-}
 
 /// Where the columns are that tell a row from all others, and which version it is.
 #[derive(Debug, Clone)]

@@ -21,8 +21,8 @@ use tokio::task::block_in_place;
 
 use super::row_hash::{RowColumns, hash_key, microseconds, version_place};
 use crate::backfill::block_stream::{BlockStream, Reading};
+use crate::backfill::error::WorkError;
 use crate::clickhouse::{Connection, TABLE_TIMEOUT, TableInfo, quoting};
-use crate::error::WorkError;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, FixedCursor};
 use crate::shutdown::Shutdown;

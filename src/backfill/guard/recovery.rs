@@ -6,11 +6,13 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::leftover_inserts;
-use super::target_keys::{Extent, OwnRows, TargetKeys};
+use super::target_keys::{Extent, TargetKeys};
+use crate::backfill::error::WorkError;
 use crate::clickhouse::retry::{Retries, Tries};
-use crate::error::{Error, WorkError};
+use crate::error::Error;
 use crate::inspect::segments::Segment;
 use crate::partition::Day;
+use crate::state::counts::OwnRows;
 use crate::trace_store::{Against, TraceStore};
 
 /// Finds out what an attempt has left in the target. Shared by all segments.

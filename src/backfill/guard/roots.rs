@@ -10,8 +10,8 @@ use tokio::task::block_in_place;
 
 use super::row_hash::{RowColumns, hash_key};
 use super::target_keys::{COLUMNS, TargetKeys};
+use crate::backfill::error::WorkError;
 use crate::clickhouse::{ON_DISK_FROM_BYTES, TableInfo, quoting};
-use crate::error::WorkError;
 use crate::native::{Block, FixedCursor};
 use crate::partition::Day;
 use crate::trace_store::{Against, HashKey, Root, SortedWriter, TraceStore};

@@ -8,17 +8,17 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use clickhouse::Row;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_bytes::ByteBuf;
 use tokio::task::block_in_place;
 
 use super::core_view::CoreView;
 use super::row_hash::{KeyParts, RowColumns, microseconds};
 use crate::backfill::block_stream::{BlockStream, Reading};
+use crate::backfill::error::WorkError;
 use crate::clickhouse::{
     Connection, ON_DISK_FROM_BYTES, RequestError, TABLE_TIMEOUT, TableInfo, quoting,
 };
-use crate::error::WorkError;
 use crate::inspect::segments::Segment;
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
@@ -26,6 +26,7 @@ use crate::native::{FixedCursor, NativeError};
 use crate::partition::Day;
 use crate::partition::Partition;
 use crate::shutdown::Shutdown;
+use crate::state::counts::{OwnRows, TargetState};
 use crate::trace_store::{Against, RowKey, SortedWriter, TargetRow, TraceStore};
 
 /// How the target is called in statements.
@@ -39,44 +40,12 @@ const BLOCK_ROWS: u64 = 32_768;
 /// The partition key of a target whose partitions are months.
 const BY_MONTH: &str = "toYYYYMM(start_time)";
 
-/// What the target was like when the run began.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TargetState {
-    /// Rows in the month.
-    pub rows: u64,
-    /// Whether it has rows at all that something else than a backfill wrote.
-    pub has_live_rows: bool,
-    /// Rows that changed later, in microseconds since 1970, are left to Langfuse.
-    pub until: Option<i64>,
-    /// What becomes of a backfill's rows that are there.
-    pub own_rows: OwnRows,
-    /// The last block of each table that a view fills, where all are written again and the table
-    /// keeps the numbers of blocks.
-    pub view_blocks: BTreeMap<String, u64>,
-    /// Whether the keys of the rows that were there are in the store.
-    pub keys_loaded: bool,
-}
-
-/// What becomes of the rows in the target that a backfill wrote.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OwnRows {
-    /// They are not written again.
-    #[default]
-    Keep,
-    /// Those that this run has written are not written again: the ones in later blocks.
-    KeepAfterBlock(u64),
-    /// They are written again, since nothing tells old ones from new ones.
-    Rewrite,
-}
-
-impl OwnRows {
-    /// The condition for the rows that count as there, besides live ones.
-    fn condition(self) -> Option<String> {
-        match self {
-            OwnRows::Keep => None,
-            OwnRows::KeepAfterBlock(block) => Some(format!("{EVENT}._block_number > {block}")),
-            OwnRows::Rewrite => Some("0".to_owned()),
-        }
+/// The condition for the rows of a backfill that count as there.
+fn counts_as_there(own_rows: OwnRows) -> Option<String> {
+    match own_rows {
+        OwnRows::Keep => None,
+        OwnRows::KeepAfterBlock(block) => Some(format!("{EVENT}._block_number > {block}")),
+        OwnRows::Rewrite => Some("0".to_owned()),
     }
 }
 
@@ -366,7 +335,7 @@ impl TargetKeys {
         against: Against,
         store: &TraceStore,
     ) -> Result<u64, WorkError> {
-        let also = own_rows.condition().map_or_else(String::new, |condition| {
+        let also = counts_as_there(own_rows).map_or_else(String::new, |condition| {
             format!(" AND ({} OR {condition})", self.is_live())
         });
         let key = COLUMNS.row_key("e.start_time");

@@ -9,14 +9,17 @@ use std::time::Duration;
 
 use tokio::task::block_in_place;
 
-use super::versions::{self, TRACE, TraceRows, select_items};
+use super::versions::{self, TraceRows};
 use crate::backfill::block_stream::{BlockStream, Reading};
+use crate::backfill::error::WorkError;
 use crate::backfill::guard::row_hash::microseconds;
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{
     Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, now_in_microseconds,
 };
-use crate::error::{Error, WorkError};
+use crate::error::Error;
+use crate::inspect::statements::TRACE;
+use crate::inspect::statements::select_items;
 use crate::mapping::Mapping;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;

@@ -10,9 +10,10 @@ use std::ops::RangeInclusive;
 
 use serde_bytes::Bytes as Text;
 
+use crate::backfill::error::WorkError;
 use crate::clickhouse::{Connection, TableInfo, quoting};
-use crate::error::WorkError;
-use crate::mapping::{Mapping, Source};
+use crate::inspect::statements::{ATTRIBUTES, KEYS, TRACE, select_items};
+use crate::mapping::Mapping;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{ArrayCursor, Block, BlockReader, FixedCursor, NativeError, StringCursor};
@@ -125,76 +126,6 @@ impl TraceSource<'_> {
         )
     }
 }
-
-/// How the traces table is called inside the SELECT.
-pub const TRACE: &str = Source::Traces.alias();
-
-/// Columns of the SELECT list before the attributes.
-const KEYS: usize = 5;
-
-/// The items of the SELECT list: the keys, then [`ATTRIBUTES`] in their order.
-pub fn select_items(mapping: &Mapping) -> Vec<String> {
-    let wanted = mapping.trace_columns();
-    let keys: [&str; KEYS] = [
-        "CAST(t.project_id, 'String')",
-        "CAST(t.id, 'String')",
-        "CAST(toDate(t.timestamp), 'UInt16')",
-        "CAST(t.event_ts, 'DateTime64(6)')",
-        "CAST(t.is_deleted, 'UInt8')",
-    ];
-    let attributes = ATTRIBUTES.iter().map(|attribute| {
-        let expression = match wanted.contains(&attribute.column) {
-            true => attribute.expression,
-            false => attribute.otherwise,
-        };
-        format!("CAST({expression}, '{}')", attribute.data_type)
-    });
-    let expressions = keys.iter().map(|&key| key.to_owned()).chain(attributes);
-    expressions
-        .enumerate()
-        .map(|(index, expression)| format!("{expression} AS c{index}"))
-        .collect()
-}
-
-/// Something that events take from a trace.
-struct Attribute {
-    /// The column of `traces` it comes from.
-    column: &'static str,
-    /// The type in which it is read.
-    data_type: &'static str,
-    /// What it is read as.
-    expression: &'static str,
-    /// What is read where nothing is taken from that column.
-    otherwise: &'static str,
-}
-
-const fn attribute(
-    column: &'static str,
-    data_type: &'static str,
-    expression: &'static str,
-    otherwise: &'static str,
-) -> Attribute {
-    Attribute {
-        column,
-        data_type,
-        expression,
-        otherwise,
-    }
-}
-
-/// The attributes in the order of the query, which [`TraceRows`] relies on.
-const ATTRIBUTES: [Attribute; 10] = [
-    attribute("public", "UInt8", "t.public", "0"),
-    attribute("bookmarked", "UInt8", "t.bookmarked", "0"),
-    attribute("name", "String", "ifNull(t.name, '')", "''"),
-    attribute("user_id", "String", "ifNull(t.user_id, '')", "''"),
-    attribute("session_id", "String", "ifNull(t.session_id, '')", "''"),
-    attribute("release", "String", "ifNull(t.release, '')", "''"),
-    attribute("version", "String", "ifNull(t.version, '')", "''"),
-    attribute("tags", "Array(String)", "t.tags", "[]"),
-    attribute("metadata", "Array(String)", "mapKeys(t.metadata)", "[]"),
-    attribute("metadata", "Array(String)", "mapValues(t.metadata)", "[]"),
-];
 
 /// Keeps the latest version of each trace on each day. Versions of one trace come
 /// one after the other, perhaps in different blocks.

@@ -18,19 +18,22 @@ use bytes::Bytes;
 use tokio::task::block_in_place;
 
 use self::batch::{Batch, BatchMaker};
-use self::send::{Arriving, Destination, SegmentCounts, Sender, Sip};
+use self::send::{Arriving, Destination, Sender, Sip};
+use super::error::WorkError;
+use super::guard::Guard;
 use super::guard::recovery::Recovery;
-use super::guard::{Guard, LeftOut};
-use super::remote_lookup::deferred_rows::{LateCounts, LateReader, LateRows, LateWriter};
+use super::remote_lookup::deferred_rows::{DeferredReader, DeferredRows, DeferredWriter};
+use super::wanted_rows::WantedRows;
 use crate::clickhouse::{NativeStream, RequestError};
 use crate::enrich::{Aside, EnrichError, EnrichedBlock, Enricher, Unknown};
-use crate::error::{Error, WorkError};
+use crate::error::Error;
 use crate::inspect::segments::Segment;
+use crate::inspect::statements::{SegmentQuery, read_settings};
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader, NativeError};
 use crate::progress::Phase;
-use crate::repair::WantedRows;
+use crate::state::counts::{DeferredCounts, LeftOut, SegmentCounts};
 
 /// What all segments share.
 pub struct Pipeline {
@@ -53,7 +56,7 @@ pub struct Pipeline {
     /// Makes batches.
     pub batches: BatchMaker,
     /// Where observations wait whose trace is not known.
-    pub late: LateRows,
+    pub late: DeferredRows,
     /// Whether they do, when they come from the server.
     pub unknown: Unknown,
     /// Most rows in one insert.
@@ -62,61 +65,6 @@ pub struct Pipeline {
     pub block_rows: usize,
     /// Segments at once.
     pub concurrency: usize,
-}
-
-/// How the rows of a segment are asked for.
-pub struct SegmentQuery {
-    /// `SELECT … FROM … FINAL … WHERE …`, to which the segment's condition is added.
-    pub select: String,
-    /// Table whose traces are left out, quoted, if any are.
-    pub excluded_by: Option<String>,
-}
-
-impl SegmentQuery {
-    /// The statement that reads a segment.
-    pub fn sql(&self, segment: &Segment) -> String {
-        let all = format!("{} AND {}", self.select, segment.predicate());
-        all + &self.exclusion(segment)
-    }
-
-    /// The condition for the rows that are left out.
-    pub fn exclusion(&self, segment: &Segment) -> String {
-        let mut sql = String::new();
-        if let Some(table) = &self.excluded_by {
-            let projects = segment
-                .project_condition("i.project_id")
-                .map_or_else(String::new, |condition| format!(" WHERE {condition}"));
-            let (alias, trace) = (segment.source.alias(), segment.source.trace_column());
-            sql.push_str(&format!(
-                " AND ({alias}.project_id, {alias}.{trace}) NOT IN \
-                 (SELECT i.project_id, i.trace_id FROM {table} AS i FINAL{projects})"
-            ));
-        }
-        sql
-    }
-}
-
-/// The settings with which a segment is read, in blocks of at most `block_rows`
-/// rows and about `block_bytes` bytes.
-pub fn read_settings(block_rows: usize, block_bytes: usize) -> [(&'static str, String); 6] {
-    [
-        ("max_block_size", block_rows.to_string()),
-        ("preferred_block_size_bytes", block_bytes.to_string()),
-        // With it, blocks are whole granules: the setting before is not heeded.
-        ("use_query_condition_cache", "0".to_owned()),
-        // Deleted rows must be seen by FINAL before a condition hides them.
-        ("optimize_move_to_prewhere_if_final", "0".to_owned()),
-        // Otherwise every thread's layer reads a granule of every part again.
-        (
-            "split_intersecting_parts_ranges_into_layers_final",
-            "0".to_owned(),
-        ),
-        // A key never lies in two partitions, so none has to be compared across them.
-        (
-            "do_not_merge_across_partitions_select_final",
-            "1".to_owned(),
-        ),
-    ]
 }
 
 /// A piece of work.
@@ -129,7 +77,7 @@ pub enum Piece {
         /// The segment.
         segment: Segment,
         /// How much that is.
-        counts: LateCounts,
+        counts: DeferredCounts,
     },
 }
 
@@ -169,7 +117,7 @@ pub struct Done {
     /// What became events.
     pub counts: SegmentCounts,
     /// What is left for later.
-    pub late: LateCounts,
+    pub late: DeferredCounts,
     /// Whether an attempt failed that had sent something.
     pub was_repeated: bool,
 }
@@ -409,7 +357,7 @@ impl Work {
 /// Where the blocks of a piece come from.
 enum Rows {
     Server(Box<NativeStream>),
-    File(LateReader),
+    File(DeferredReader),
 }
 
 impl Sip for Rows {
@@ -427,7 +375,7 @@ struct Try<'a> {
     phase: &'a Phase,
     rows: Rows,
     unknown: Unknown,
-    late: LateWriter,
+    late: DeferredWriter,
     reader: BlockReader,
     /// Blocks that have come and are not enriched yet.
     waiting: Vec<Block>,

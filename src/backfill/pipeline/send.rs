@@ -6,16 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use super::batch::{Batch, BatchLimit, SealedBatch};
-use crate::backfill::guard::LeftOut;
+use crate::backfill::error::WorkError;
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, InsertRequest, RequestError};
-use crate::error::WorkError;
 use crate::native::BlockReader;
 use crate::shutdown::Shutdown;
+use crate::state::counts::SegmentCounts;
 
 /// ClickHouse closes a response that nobody reads for 30 s (`http_send_timeout`;
 /// giving another value with the query is not honoured: measured on 26.7). So
@@ -50,34 +49,6 @@ pub struct Destination {
     pub shutdown: Shutdown,
     /// Time spent waiting for inserts, summed over all segments.
     pub insert_nanoseconds: AtomicU64,
-}
-
-/// What one segment came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SegmentCounts {
-    /// Observations enriched, or traces that have a root span.
-    pub observations: u64,
-    /// Rows acknowledged, those of attempts that did not end well included.
-    pub inserted: u64,
-    /// Observations whose trace was not found.
-    pub without_trace: u64,
-    /// Spans that belong to an experiment.
-    pub in_experiments: u64,
-    /// Versions of traces that do not count, and have no root span.
-    pub superseded: u64,
-    /// Rows that are not written.
-    pub left_out: LeftOut,
-}
-
-impl std::ops::AddAssign for SegmentCounts {
-    fn add_assign(&mut self, other: Self) {
-        self.observations += other.observations;
-        self.inserted += other.inserted;
-        self.without_trace += other.without_trace;
-        self.in_experiments += other.in_experiments;
-        self.superseded += other.superseded;
-        self.left_out += other.left_out;
-    }
 }
 
 /// Something that gives bytes, a little at a time.

@@ -10,27 +10,17 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
-use crate::error::WorkError;
+use crate::backfill::error::WorkError;
 use crate::native::Block;
-
-/// What a segment has left for later.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LateCounts {
-    /// Observations.
-    pub rows: u64,
-    /// Size of the file, in bytes.
-    pub bytes: u64,
-}
+use crate::state::counts::DeferredCounts;
 
 /// The directory of all such files.
 #[derive(Debug, Clone)]
-pub struct LateRows {
+pub struct DeferredRows {
     directory: PathBuf,
 }
 
-impl LateRows {
+impl DeferredRows {
     /// The files in `directory`, which need not be there.
     pub fn new(directory: PathBuf) -> Self {
         Self { directory }
@@ -41,12 +31,12 @@ impl LateRows {
     }
 
     /// A writer of the file of a segment, which it replaces.
-    pub fn writer(&self, segment: u32) -> LateWriter {
-        LateWriter {
+    pub fn writer(&self, segment: u32) -> DeferredWriter {
+        DeferredWriter {
             directory: self.directory.clone(),
             path: self.path(segment),
             file: None,
-            counts: LateCounts::default(),
+            counts: DeferredCounts::default(),
         }
     }
 
@@ -54,7 +44,7 @@ impl LateRows {
     ///
     /// # Errors
     /// [`WorkError::File`] where it cannot be read, or is not what was written.
-    pub fn reader(&self, segment: u32, bytes: u64) -> Result<LateReader, WorkError> {
+    pub fn reader(&self, segment: u32, bytes: u64) -> Result<DeferredReader, WorkError> {
         let path = self.path(segment);
         let open = || {
             let file = File::open(&path)?;
@@ -70,7 +60,7 @@ impl LateRows {
             message: error.to_string(),
             advice: "; --restart discards the run and starts over",
         })?;
-        Ok(LateReader { path, file })
+        Ok(DeferredReader { path, file })
     }
 
     /// Removes the file of a segment.
@@ -78,30 +68,17 @@ impl LateRows {
         // What cannot be removed now is removed with the whole directory.
         let _ = std::fs::remove_file(self.path(segment));
     }
-
-    /// Removes all files.
-    ///
-    /// # Errors
-    /// [`WorkError::File`] where the file system does not let it.
-    pub fn remove_all(&self) -> Result<(), WorkError> {
-        match std::fs::remove_dir_all(&self.directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(WorkError::file(&self.directory, &error))
-            }
-            _ => Ok(()),
-        }
-    }
 }
 
 /// Writes the file of a segment. If there are no such rows there is no file.
-pub struct LateWriter {
+pub struct DeferredWriter {
     directory: PathBuf,
     path: PathBuf,
     file: Option<tempfile::NamedTempFile>,
-    counts: LateCounts,
+    counts: DeferredCounts,
 }
 
-impl LateWriter {
+impl DeferredWriter {
     /// Adds a block.
     ///
     /// # Errors
@@ -129,7 +106,7 @@ impl LateWriter {
     ///
     /// # Errors
     /// [`WorkError::File`] where the disk is full.
-    pub fn finish(self) -> Result<LateCounts, WorkError> {
+    pub fn finish(self) -> Result<DeferredCounts, WorkError> {
         let Some(file) = self.file else {
             return Ok(self.counts);
         };
@@ -146,7 +123,7 @@ fn keep(file: tempfile::NamedTempFile, path: &Path, directory: &Path) -> std::io
 }
 
 /// Reads the file of a segment.
-pub struct LateReader {
+pub struct DeferredReader {
     path: PathBuf,
     file: File,
 }
@@ -154,7 +131,7 @@ pub struct LateReader {
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-impl LateReader {
+impl DeferredReader {
     /// The next bytes, or `None` at the end.
     ///
     /// # Errors

@@ -17,9 +17,11 @@ use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
-use crate::backfill::load::versions::{TRACE, TraceRows, TraceSource, select_items};
+use crate::backfill::error::WorkError;
+use crate::backfill::load::versions::{TraceRows, TraceSource};
 use crate::clickhouse::{ON_DISK_FROM_BYTES, TABLE_TIMEOUT, quoting};
-use crate::error::WorkError;
+use crate::inspect::statements::TRACE;
+use crate::inspect::statements::select_items;
 use crate::native::{Block, BlockReader, StringCursor};
 use crate::partition::Day;
 use crate::shutdown::Shutdown;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::backfill::pipeline::SegmentQuery;
+use super::error::WorkError;
 use crate::clickhouse::quoting;
-use crate::error::WorkError;
 use crate::inspect::segments::Segment;
+use crate::inspect::statements::SegmentQuery;
 use crate::mapping::Source;
 use crate::partition::Day;
 use crate::trace_store::{TraceStore, WantedRow};

@@ -1,0 +1,164 @@
+//! Why a piece of work did not come off, and whether there is use in trying again.
+
+use std::path::{Path, PathBuf};
+
+use crate::clickhouse::RequestError;
+use crate::clickhouse::retry::Hope;
+use crate::enrich::EnrichError;
+use crate::memory::{ByteSize, open_files};
+use crate::native::NativeError;
+use crate::state::files::{DISK_FULL, advice_on_files};
+use crate::trace_store::StoreError;
+
+/// Why reading, enriching or writing some rows did not work, before it is
+/// decided whether to try again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WorkError {
+    /// The server or the way to it.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// A batch was sent as often as it may be.
+    #[error("an insert failed, tried {failures} times: {error}")]
+    InsertGivenUp {
+        /// The last error.
+        error: RequestError,
+        /// How often the batch was sent.
+        failures: u32,
+    },
+    /// An insert failed, and a part of its rows may be there.
+    #[error("an insert failed: {error}")]
+    InsertFailed {
+        /// What the server, or the way to it, said.
+        error: RequestError,
+        /// Whether it was a single block, which cannot be divided.
+        is_single_block: bool,
+    },
+    /// What the server sent.
+    #[error(transparent)]
+    Native(#[from] NativeError),
+    /// The trace store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file in the state directory.
+    #[error("the file {} cannot be used: {message}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The system's words.
+        message: String,
+        /// What to do about it, if there is something.
+        advice: &'static str,
+    },
+    /// The spans of a trace do not fit into memory together.
+    #[error("trace {trace} of project {project} has spans of more than {} of ids", ByteSize(*limit as u64))]
+    LargeTrace {
+        /// `project_id`
+        project: String,
+        /// `id`
+        trace: String,
+        /// Bytes that all its ids may take.
+        limit: usize,
+    },
+    /// The run was asked to end.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl WorkError {
+    /// A file that cannot be used.
+    pub fn file(path: &Path, error: &std::io::Error) -> Self {
+        WorkError::File {
+            path: path.to_owned(),
+            message: error.to_string(),
+            advice: advice_on_files(error),
+        }
+    }
+
+    /// Whether there is use in trying again.
+    pub fn hope(&self) -> Hope {
+        match self {
+            WorkError::Native(NativeError::Corrupt(_) | NativeError::Type { .. }) => {
+                Hope::UnlessRepeated
+            }
+            _ => self.is_passing().into(),
+        }
+    }
+
+    /// Whether the same work may succeed later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            WorkError::Request(error) => error.is_passing(),
+            // Later batches are smaller.
+            WorkError::InsertFailed {
+                error,
+                is_single_block,
+            } => error.is_passing() || (error.is_too_large() && !is_single_block),
+            // A response that was cut or garbled on its way is sent again. A type that is
+            // not known is garbled too: every column was asked for in a type that is.
+            WorkError::Native(
+                NativeError::Truncated { .. } | NativeError::Corrupt(_) | NativeError::Type { .. },
+            ) => true,
+            WorkError::InsertGivenUp { .. }
+            | WorkError::Native(_)
+            | WorkError::Store(_)
+            | WorkError::File { .. }
+            | WorkError::LargeTrace { .. }
+            | WorkError::Interrupted => false,
+        }
+    }
+}
+
+/// By how much fewer rows per block are asked for when a block was too large.
+const SMALLER_BLOCKS: usize = 8;
+
+impl WorkError {
+    /// How many rows to ask for in a block after one of up to `block_rows` was
+    /// too large; `None` where the error is another, or rows cannot be fewer.
+    pub fn smaller_blocks(&self, block_rows: usize) -> Option<usize> {
+        let rows = match self {
+            WorkError::Native(NativeError::TooLarge { rows, .. }) => *rows,
+            WorkError::InsertFailed {
+                error,
+                is_single_block: true,
+            } if error.is_too_large() => block_rows,
+            _ => return None,
+        };
+        let rows = rows.min(block_rows);
+        (rows > 1).then(|| (rows / SMALLER_BLOCKS).max(1))
+    }
+
+    /// What to do about it, if there is something, to be put behind the error.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            WorkError::Native(NativeError::TooLarge { rows: 1, .. }) => {
+                ": a single row is larger than that; raise --memory-limit or lower --concurrency"
+            }
+            WorkError::Store(StoreError::Database { message, .. })
+                if message.contains("No space left") =>
+            {
+                DISK_FULL
+            }
+            WorkError::Store(StoreError::Database { message, .. })
+                if open_files::are_too_many(message) =>
+            {
+                open_files::ADVICE
+            }
+            WorkError::File { advice, .. } => advice,
+            WorkError::LargeTrace { .. } => ": raise --memory-limit",
+            WorkError::InsertFailed { error, .. } if error.is_too_large() => {
+                ": even a single row is too large for the server, or for a proxy before it; raise \
+                 its limit"
+            }
+            _ => "",
+        }
+    }
+}
+
+impl From<EnrichError> for WorkError {
+    fn from(error: EnrichError) -> Self {
+        match error {
+            EnrichError::Native(error) => WorkError::Native(error),
+            EnrichError::Store(error) => WorkError::Store(error),
+        }
+    }
+}

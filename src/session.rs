@@ -1,0 +1,121 @@
+//! The connection, the display and the signals: one of each for a process.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use crate::cli::options::Options;
+use crate::clickhouse::Connection;
+use crate::clickhouse::retry::Retries;
+use crate::error::Error;
+use crate::inspect::{Inspected, inspect};
+use crate::progress::Display;
+use crate::shutdown::Shutdown;
+
+/// What all jobs of a process share.
+pub struct Session {
+    /// The way to ClickHouse; what it asks is asked once.
+    pub connection: Connection,
+    /// Where progress is shown.
+    pub display: Display,
+    /// Whether the process has been asked to end.
+    pub shutdown: Shutdown,
+}
+
+impl Session {
+    /// Listens to signals from now on, and makes the connection ready. Of the options, the
+    /// partition plays no part.
+    ///
+    /// # Errors
+    /// [`Error`] where the operating system does not let it, or TLS is not set up as it should be.
+    pub fn begin(options: &Options) -> Result<Self, Error> {
+        let display = Display::detect(options.quiet);
+        let tell = {
+            let display = display.clone();
+            move |why| {
+                display.note(format_args!(
+                    "{why}: ending when the requests under way are done; a second signal ends it at \
+                     once"
+                ));
+            }
+        };
+        Ok(Self {
+            display,
+            shutdown: Shutdown::listen(tell)
+                .map_err(|error| Error::failed("the program cannot listen to signals", error))?,
+            connection: Connection::new(options.connection.clone())
+                .map_err(Error::Configuration)?,
+        })
+    }
+
+    /// The tries of one job.
+    pub fn retries(&self, options: &Options) -> Retries {
+        let display = self.display.clone();
+        let tell = move |what: std::fmt::Arguments<'_>| display.note(what);
+        Retries::new(options.max_retries, self.shutdown.clone(), tell)
+    }
+
+    /// Looks at server, tables and partition, and settles what the options leave to them; an
+    /// address that is wrong is told at once.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] with what is wrong, or [`Error::Interrupted`].
+    pub async fn inspect(
+        &self,
+        options: &mut Options,
+        retries: &Retries,
+    ) -> Result<Inspected, Error> {
+        self.inspect_by(&self.connection, options, retries).await
+    }
+
+    /// Looks at them when the server has answered before: it may be away for a moment.
+    ///
+    /// # Errors
+    /// See [`Session::inspect`].
+    pub async fn inspect_again(
+        &self,
+        options: &mut Options,
+        retries: &Retries,
+    ) -> Result<Inspected, Error> {
+        let connection = self.connection.with_retries(retries);
+        self.inspect_by(&connection, options, retries).await
+    }
+
+    async fn inspect_by(
+        &self,
+        connection: &Connection,
+        options: &mut Options,
+        retries: &Retries,
+    ) -> Result<Inspected, Error> {
+        let inspected = self
+            .unless_interrupted(inspect(connection, options, retries))
+            .await?;
+        for note in &inspected.notes {
+            self.tell_once(note);
+        }
+        Ok(inspected)
+    }
+
+    /// Prints what is the same for all partitions once for each process: a proof has a session for
+    /// each of its partitions.
+    fn tell_once(&self, note: &str) {
+        static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+        let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.insert(note.to_owned()) {
+            self.display.note(note);
+        }
+    }
+
+    /// Does something that leaves nothing half done, until it is asked to end.
+    ///
+    /// # Errors
+    /// Those of the work, or [`Error::Interrupted`].
+    pub async fn unless_interrupted<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            outcome = work => outcome,
+            signal = self.shutdown.requested() => Err(Error::interrupted(signal)),
+        }
+    }
+}
