@@ -5,7 +5,7 @@
 //! decided here: dotenvy takes a quote in the middle of somebody else's value for the beginning of a
 //! text that goes on to the next quote, with all lines between.
 
-use super::environment::VARIABLES;
+use super::variables::VARIABLES;
 
 /// Settings of ours, in their order, of the text of a `.env` file.
 ///

@@ -6,5 +6,6 @@ mod dotenv;
 mod environment;
 pub mod options;
 pub mod selection;
+mod variables;
 
 pub use environment::Environment;

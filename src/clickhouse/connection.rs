@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use clickhouse::Compression as ClientCompression;
 use clickhouse::query::{BytesCursor, Query};
 use clickhouse::{Client, RowOwned, RowRead};
@@ -13,14 +11,14 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use url::Url;
 
 use super::retry::Retries;
 
+use super::body::BatchBody;
 use super::error::RequestError;
-use super::insert::BatchBody;
+use super::options::{Compression, ConnectionOptions};
 use super::settings::Settings;
-use super::tls::{self, Trust};
+use super::tls;
 
 /// Bytes of a response that the kernel may hold.
 const RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
@@ -38,60 +36,6 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
 pub const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Bytes beyond which the server is asked to do that on its disk.
 pub const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
-
-/// A password. Never shown: `Debug` hides it and there is no `Display`.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Password(String);
-
-impl Password {
-    /// Wraps a password.
-    pub fn new(password: impl Into<String>) -> Self {
-        Self(password.into())
-    }
-
-    pub(crate) fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Password {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Password(…)")
-    }
-}
-
-/// Whether what travels is compressed with LZ4.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// Bytes as they are: half the processor time, five times the bytes.
-    None,
-    /// LZ4 in both directions.
-    Lz4,
-}
-
-/// Where ClickHouse is, and who asks.
-#[derive(Debug, Clone)]
-pub struct ConnectionOptions {
-    /// HTTP or HTTPS address.
-    pub url: Url,
-    /// User name.
-    pub user: String,
-    /// Password.
-    pub password: Password,
-    /// Whether to compress.
-    pub compression: Compression,
-    /// Whose certificate a server may have.
-    pub trust: Trust,
-}
-
-impl ConnectionOptions {
-    /// The `Authorization` header. ClickHouse's own headers would do for most
-    /// passwords, but cannot hold one that is not ASCII.
-    pub(super) fn authorization(&self) -> String {
-        let credentials = format!("{}:{}", self.user, self.password.reveal());
-        format!("Basic {}", BASE64_STANDARD.encode(credentials))
-    }
-}
 
 /// Connects to one ClickHouse server. Cheap to clone; connections are pooled.
 #[derive(Clone)]

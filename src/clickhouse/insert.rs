@@ -5,25 +5,21 @@
 //! equal rows sent" is what guards against a row being lost silently. So a
 //! batch is posted with the HTTP client underneath.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, USER_AGENT};
 use hyper::{Request, Response};
 
-use super::connection::{Compression, Connection};
+use super::body::BatchBody;
+use super::connection::Connection;
 use super::error::RequestError;
+use super::options::Compression;
 
 /// How long the server may take to accept and write one batch.
 const INSERT_TIMEOUT: Duration = Duration::from_secs(900);
-/// Bytes handed to the HTTP client at once.
-const FRAME_BYTES: usize = 256 * 1024;
 /// Bytes of an answer that are read; an exception text is far shorter.
 const MAX_ANSWER: usize = 64 * 1024;
 
@@ -41,50 +37,6 @@ pub struct InsertRequest {
     /// Whether the target has materialized views; the rows they write are
     /// counted with the target's own.
     pub has_views: bool,
-}
-
-/// The pieces of a batch as an HTTP body, sent without being joined.
-pub(super) struct BatchBody {
-    pieces: VecDeque<Bytes>,
-    remaining: u64,
-}
-
-impl BatchBody {
-    fn new(pieces: &[Bytes]) -> Self {
-        Self {
-            pieces: pieces.iter().filter(|p| !p.is_empty()).cloned().collect(),
-            remaining: pieces.iter().map(|piece| piece.len() as u64).sum(),
-        }
-    }
-}
-
-impl Body for BatchBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(piece) = self.pieces.front_mut() else {
-            return Poll::Ready(None);
-        };
-        // The HTTP client may copy a frame into its own buffer, whatever its size.
-        let frame = piece.split_to(piece.len().min(FRAME_BYTES));
-        if piece.is_empty() {
-            self.pieces.pop_front();
-        }
-        self.remaining -= frame.len() as u64;
-        Poll::Ready(Some(Ok(Frame::data(frame))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining)
-    }
 }
 
 impl Connection {

@@ -1,6 +1,6 @@
 //! The columns of a SELECT, and those that enriching appends.
 
-use super::Source;
+use super::rules::Source;
 use crate::native::DataType;
 
 /// What the trace has a part in, and how it is built.

@@ -4,7 +4,7 @@
 //! out of bytes means that more rows were asked for than the block has; that is
 //! an error like any other, not a panic.
 
-use super::NativeError;
+use super::error::NativeError;
 
 fn exhausted() -> NativeError {
     NativeError::corrupt("a column ends before its last row")
@@ -152,7 +152,7 @@ impl<'a> ArrayCursor<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{StringArrayWriter, put_string};
+    use super::super::writer::{StringArrayWriter, put_string};
     use super::*;
 
     #[test]

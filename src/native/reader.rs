@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{DataType, Layout, NativeError, shown};
+use super::error::NativeError;
+use super::types::{DataType, Layout, shown};
 use crate::memory::buffer_pool::{BufferPool, PooledBuffer};
 
 /// More columns than any table here has; a larger number is a sign of garbage.

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Block, Column, Layout, NativeError, put_block_header, put_column_header};
+use super::error::NativeError;
+use super::reader::{Block, Column};
+use super::types::Layout;
+use super::writer::{put_block_header, put_column_header};
 use crate::memory::buffer_pool::PooledBuffer;
 
 impl Block {
@@ -117,7 +120,7 @@ fn take_strings(
 }
 
 fn skip_strings(rest: &mut &[u8], count: usize) -> Result<(), NativeError> {
-    let mut cursor = super::StringCursor::new(rest);
+    let mut cursor = super::column::StringCursor::new(rest);
     let skipped = cursor.next_encoded(count)?.len();
     *rest = &rest[skipped..];
     Ok(())

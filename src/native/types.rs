@@ -142,9 +142,9 @@ impl DataType {
     pub fn layout(&self) -> Result<Layout, TypeError> {
         Ok(match self {
             DataType::Scalar { name, arguments } => scalar_layout(name, arguments.as_deref())
-                .ok_or_else(|| TypeError::Unsupported(super::shown(&self.to_string())))?,
+                .ok_or_else(|| TypeError::Unsupported(shown(&self.to_string())))?,
             DataType::LowCardinality(_) => {
-                return Err(TypeError::Unsupported(super::shown(&self.to_string())));
+                return Err(TypeError::Unsupported(shown(&self.to_string())));
             }
             DataType::Nullable(inner) => Layout::Nullable(Box::new(inner.layout()?)),
             DataType::Array(inner) => Layout::Array(Box::new(inner.layout()?)),
@@ -152,7 +152,7 @@ impl DataType {
                 Layout::Map(Box::new(key.layout()?), Box::new(value.layout()?))
             }
             DataType::Tuple(elements) if elements.is_empty() => {
-                return Err(TypeError::Unsupported(super::shown(&self.to_string())));
+                return Err(TypeError::Unsupported(shown(&self.to_string())));
             }
             DataType::Tuple(elements) => Layout::Tuple(
                 elements
@@ -238,7 +238,7 @@ impl<'a> Parser<'a> {
 
     fn syntax_error(&self) -> TypeError {
         TypeError::Syntax {
-            text: super::shown(self.text),
+            text: shown(self.text),
             position: self.position,
         }
     }
@@ -388,6 +388,18 @@ impl<'a> Parser<'a> {
             }
         }
         Err(self.syntax_error())
+    }
+}
+
+/// Most characters of a name or type that a message shows: what is garbled may
+/// be any part of the data, and as long.
+const SHOWN: usize = 100;
+
+/// The beginning of a text that may be garbled, for a message.
+pub(super) fn shown(text: &str) -> String {
+    match text.char_indices().nth(SHOWN) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
     }
 }
 

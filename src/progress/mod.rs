@@ -2,6 +2,7 @@
 //! ten seconds elsewhere, nothing with `--quiet`. All of it on standard error.
 
 mod overall;
+mod style;
 
 use std::collections::HashSet;
 use std::io::{IsTerminal, Write};
@@ -14,20 +15,10 @@ use indicatif::{
 };
 
 use self::overall::Overall;
+use self::style::Style;
 
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-
-/// How progress is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Style {
-    /// Bars.
-    Terminal,
-    /// A line now and then.
-    Lines,
-    /// Nothing.
-    Quiet,
-}
 
 /// Where progress is shown. Cheap to clone.
 #[derive(Debug, Clone)]

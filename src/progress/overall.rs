@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 
-use super::Style;
+use super::style::Style;
 
 /// Progress over several partitions, of which one is worked on. In rows of what becomes events.
 #[derive(Debug)]

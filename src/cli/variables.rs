@@ -1,0 +1,33 @@
+//! The names of the environment's variables, and of those in `.env`.
+
+/// The variables that mean something here.
+pub(super) const VARIABLES: &[&str] = &[
+    "ALL_PARTITIONS",
+    "BATCH_SIZE",
+    "CLICKHOUSE_DB",
+    "CLICKHOUSE_PASSWORD",
+    "CLICKHOUSE_PASSWORD_FILE",
+    "CLICKHOUSE_URL",
+    "CLICKHOUSE_USER",
+    "COMPRESSION",
+    "CONCURRENCY",
+    "DRY_RUN",
+    "EXCLUDE_DATASET_ITEMS",
+    "EXPERIMENTS",
+    "MAX_RETRIES",
+    "MEMORY_LIMIT",
+    "NO_EXPERIMENTS",
+    "NO_REMOTE_LOOKUP",
+    "NO_ROOT_SPANS",
+    "NO_TRACE_METADATA",
+    "PARTITION",
+    "RELOAD_SECONDS",
+    "ROOT_SPANS",
+    "SEGMENT_ROWS",
+    "SSL_CERT_FILE",
+    "STATE_DIR",
+    "STREAM_BLOCK_SIZE",
+    "TARGET_TABLE",
+    "TRACE_MARGIN_DAYS",
+    "UNTIL",
+];

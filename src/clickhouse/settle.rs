@@ -1,0 +1,225 @@
+//! Which settings go with each statement: those that the server knows and the user may set.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::connection::Connection;
+use super::error::RequestError;
+use super::quoting;
+use super::settings::{Known, MEANING, OF_STATEMENTS, PREFERENCES};
+
+/// What the question for the settings themselves depends on. All servers know these.
+const OF_QUESTION: &[(&str, &str)] = &[
+    ("dialect", "clickhouse"),
+    ("limit", "0"),
+    ("offset", "0"),
+    ("additional_table_filters", "{}"),
+    ("additional_result_filter", ""),
+    ("extremes", "0"),
+    ("use_query_cache", "0"),
+    ("http_write_exception_in_output_format", "0"),
+    ("max_columns_to_read", "0"),
+    ("max_rows_to_read", "0"),
+    ("max_result_rows", "0"),
+    ("max_query_size", "268435456"),
+];
+
+/// Settings that a server says of all that are asked for, at least.
+const FEWEST_KNOWN: usize = 100;
+
+/// READONLY: the user may not change any setting.
+const READONLY: u32 = 164;
+
+/// SETTING_CONSTRAINT_VIOLATION: the profile holds the setting, or bounds it.
+const HELD: u32 = 452;
+
+/// QUERY_CACHE_USED_WITH_SYSTEM_TABLE: the profile holds `use_query_cache`.
+const CACHED: u32 = 719;
+
+/// SYNTAX_ERROR, which a statement that is too long is called too.
+const SYNTAX: u32 = 62;
+
+/// How long the server may take to say what it knows.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A setting as `system.settings` has it for the user.
+struct Setting {
+    value: String,
+    is_constant: bool,
+    is_bounded: bool,
+}
+
+impl Connection {
+    /// Asks which of the settings the server knows and the user may change, so that all statements
+    /// from now on state those that their meaning depends on.
+    ///
+    /// # Errors
+    /// [`RequestError::Held`] where the profile holds one at another value; whatever the request met.
+    pub async fn settle_settings(&self) -> Result<(), RequestError> {
+        if self.settings.are_known() {
+            return Ok(());
+        }
+        let there_are = self.settings_of_user().await?;
+        let mut known = Known { sent: Vec::new() };
+        for &(name, wanted) in MEANING {
+            match there_are.get(name) {
+                None => {}
+                Some(setting) if self.may_be_set(name, wanted, setting).await? => {
+                    known.sent.push((name, wanted));
+                }
+                Some(setting) if setting.value == wanted => {}
+                Some(setting) => return Err(held(name, setting, Some(wanted))),
+            }
+        }
+        for &(name, wanted) in PREFERENCES {
+            match there_are.get(name) {
+                Some(setting) if self.may_be_set(name, wanted, setting).await? => {
+                    known.sent.push((name, wanted));
+                }
+                _ => {}
+            }
+        }
+        for &(name, values) in OF_STATEMENTS {
+            let Some(setting) = there_are.get(name) else {
+                continue;
+            };
+            for &wanted in values {
+                if !self.may_be_set(name, wanted, setting).await? {
+                    return Err(held(name, setting, None));
+                }
+            }
+        }
+        // If another task was faster, it has come to the same.
+        let _ = self.settings.known.set(known);
+        Ok(())
+    }
+
+    /// What the server knows of itself.
+    async fn told(&self, question: &str) -> Result<String, RequestError> {
+        match self.text(question, OF_QUESTION, PATIENCE).await {
+            Err(error) if matches!(error.code(), Some(READONLY | HELD)) => {
+                let answer = self.text(question, &[], PATIENCE).await;
+                answer.map_err(|error| held_by_question(&error).unwrap_or(error))
+            }
+            answer => answer,
+        }
+    }
+
+    async fn settings_of_user(&self) -> Result<BTreeMap<String, Setting>, RequestError> {
+        let names = MEANING.iter().chain(PREFERENCES).map(|setting| setting.0);
+        let names = names.chain(OF_STATEMENTS.iter().map(|setting| setting.0));
+        let names: Vec<String> = names.map(quoting::string).collect();
+        // One row, since the profile may hold a limit for rows; the server has applied that, and does
+        // not know of it any more, besides that there was one.
+        let question = format!(
+            "SELECT arrayStringConcat(groupArray(concat(name, '\\t', toString(readonly), '\\t', \
+             toString(toUInt8(isNotNull(min) OR isNotNull(max))), '\\t', \
+             if(name IN ('limit', 'offset') AND changed, 'a number', value))), '\\n') \
+             FROM system.settings WHERE name IN ({})",
+            names.join(", ")
+        );
+        let answer = self.told(&question).await?;
+        let settings: BTreeMap<String, Setting> = answer
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(|line| {
+                let fields: Vec<&str> = line.splitn(4, '\t').collect();
+                let &[name, is_constant, is_bounded, value] = &fields[..] else {
+                    return Err(RequestError::Unexpected(format!(
+                        "asked for its settings, it answered '{}'",
+                        words(line)
+                    )));
+                };
+                let setting = Setting {
+                    value: value.trim_end_matches('\r').to_owned(),
+                    is_constant: is_constant == "1",
+                    is_bounded: is_bounded == "1",
+                };
+                Ok((name.to_owned(), setting))
+            })
+            .collect::<Result<_, RequestError>>()?;
+        match settings.contains_key("limit") && settings.len() > FEWEST_KNOWN {
+            true => Ok(settings),
+            false => Err(RequestError::Unexpected(format!(
+                "asked for its settings, it told only {}",
+                settings.len()
+            ))),
+        }
+    }
+
+    /// What the user's profile has for `readonly`, unless it may write.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub async fn readonly_level(&self) -> Result<Option<u8>, RequestError> {
+        let question = "SELECT value FROM system.settings WHERE name = 'readonly'";
+        let value = self.told(question).await?;
+        if value.trim().is_empty() {
+            // Whatever is asked, there is no answer.
+            return Err(RequestError::Held {
+                name: "offset or additional_result_filter",
+                value: "…".to_owned(),
+                wanted: Some(""),
+            });
+        }
+        // More lines come with `extremes`.
+        let first = value.lines().next().unwrap_or_default();
+        let level = first.trim().parse().map_err(|_| {
+            RequestError::Unexpected(format!(
+                "asked for a setting, it answered '{}'",
+                words(&value)
+            ))
+        })?;
+        Ok((level != 0).then_some(level))
+    }
+
+    /// Whether the user may give it that value.
+    async fn may_be_set(
+        &self,
+        name: &'static str,
+        wanted: &'static str,
+        setting: &Setting,
+    ) -> Result<bool, RequestError> {
+        if setting.is_constant || !setting.is_bounded {
+            return Ok(!setting.is_constant);
+        }
+        // How a bound is meant is the server's to say: no limit is 0, which is less than any.
+        match self.text("SELECT 1", &[(name, wanted)], PATIENCE).await {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.code(), Some(HELD | READONLY)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A setting that the profile holds at what it is.
+fn held(name: &'static str, setting: &Setting, wanted: Option<&'static str>) -> RequestError {
+    RequestError::Held {
+        name,
+        value: setting.value.clone(),
+        wanted,
+    }
+}
+
+/// The setting that the profile holds, where even the question for the settings fails with it.
+fn held_by_question(error: &RequestError) -> Option<RequestError> {
+    let (name, value, wanted) = match error {
+        RequestError::Exception { code: CACHED, .. } => ("use_query_cache", "1", "0"),
+        RequestError::Exception {
+            code: SYNTAX,
+            message,
+        } if message.contains("Max query size") => ("max_query_size", "a low one", "268435456"),
+        _ => return None,
+    };
+    Some(RequestError::Held {
+        name,
+        value: value.to_owned(),
+        wanted: Some(wanted),
+    })
+}
+
+/// The beginning of an answer that is none, on one line.
+fn words(answer: &str) -> String {
+    let words: Vec<&str> = answer.split_whitespace().collect();
+    words.join(" ").chars().take(60).collect()
+}
