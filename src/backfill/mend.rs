@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::guard::target_keys::Extent;
+use super::guard::target::Extent;
 use super::{Job, Spent, store_failed};
 use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;

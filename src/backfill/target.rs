@@ -12,7 +12,7 @@ use super::guard::leftover_inserts;
 use super::guard::observation_versions::VersionScan;
 use super::guard::recovery::Recovery;
 use super::guard::roots::RootScan;
-use super::guard::target_keys::{Extent, TargetKeys};
+use super::guard::target::{Extent, Target};
 use super::load::trace_changes::TraceChanges;
 use super::{Job, work_failed};
 use crate::cli::options::Options;
@@ -67,10 +67,10 @@ pub fn target_keys(
     shutdown: &Shutdown,
     inspected: &Inspected,
     options: &Options,
-) -> TargetKeys {
-    TargetKeys {
+) -> Target {
+    Target {
         connection,
-        target: inspected.target.clone(),
+        table: inspected.target.clone(),
         start_type: inspected.start_type(),
         partition: options.partition,
         max_block_bytes: options.budget.max_block_bytes,
@@ -95,9 +95,9 @@ impl Job {
         microseconds.saturating_add(self.inspected.server.clock_ahead)
     }
 
-    pub(super) fn target_keys(&self) -> Arc<TargetKeys> {
+    pub(super) fn target_keys(&self) -> Arc<Target> {
         let connection = self.connection.clone();
-        Arc::new(TargetKeys {
+        Arc::new(Target {
             pool: self.pool.clone(),
             ..target_keys(connection, &self.shutdown, &self.inspected, &self.options)
         })
@@ -416,7 +416,7 @@ impl Job {
 
     async fn level_once(
         &self,
-        keys: &TargetKeys,
+        keys: &Target,
         extents: &BTreeSet<Extent>,
         prefix: &str,
     ) -> Result<(), WorkError> {

@@ -8,7 +8,7 @@ use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
 use crate::backfill::guard::core_view::CoreView;
-use crate::backfill::guard::target_keys::TargetKeys;
+use crate::backfill::guard::target::Target;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::error::Error;
 use crate::partition::Partition;
@@ -39,7 +39,7 @@ pub struct Optimizer {
     /// The month.
     pub partition: Partition,
     /// What counts the rows that are left to merge.
-    pub keys: TargetKeys,
+    pub keys: Target,
 }
 
 /// What became of a table.

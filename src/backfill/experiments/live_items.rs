@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::traces::{Trace, condition};
 use crate::backfill::error::WorkError;
-use crate::backfill::guard::target_keys::BACKFILL_SOURCES;
+use crate::backfill::guard::target::BACKFILL_SOURCES;
 use crate::clickhouse::TableInfo;
 use crate::native::{Block, StringCursor};
 use crate::trace_store::key;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::target_keys::{BACKFILL_SOURCES, COLUMNS, Extent, TargetKeys};
+use super::target::{BACKFILL_SOURCES, COLUMNS, Extent, Target};
 use crate::clickhouse::{Connection, RequestError, TABLE_TIMEOUT, TableInfo, quoting};
 
 /// Columns without which a row could not be told from others.
@@ -87,7 +87,7 @@ struct Sums {
 }
 
 impl CoreView {
-    /// The views that copy the rows of `target` into tables with the same keys.
+    /// The views that copy the rows of `target` into tables with the same target.
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer.
@@ -141,18 +141,18 @@ impl CoreView {
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer.
-    pub async fn is_level(&self, keys: &TargetKeys, extent: &Extent) -> Result<bool, RequestError> {
+    pub async fn is_level(&self, target: &Target, extent: &Extent) -> Result<bool, RequestError> {
         let of = async |table: &TableInfo| {
             let query = format!(
                 "SELECT count() AS rows, sum({}) AS hashes FROM {} AS e WHERE {}",
                 COLUMNS.hash("e.start_time"),
                 table.qualified_name(),
-                keys.column_condition(extent)
+                target.column_condition(extent)
             );
-            let rows = keys.connection.rows_within::<Sums>(&query, TABLE_TIMEOUT);
+            let rows = target.connection.rows_within::<Sums>(&query, TABLE_TIMEOUT);
             rows.await
         };
-        Ok(of(&keys.target).await? == of(&self.table).await?)
+        Ok(of(&target.table).await? == of(&self.table).await?)
     }
 
     /// Gives the table what it lacks of some rows that the target has. `name` is the
@@ -162,12 +162,12 @@ impl CoreView {
     /// [`RequestError`] where the server does not answer; the same can be done again.
     pub async fn level(
         &self,
-        keys: &TargetKeys,
+        target: &Target,
         extent: &Extent,
         whose: Whose,
         name: &str,
     ) -> Result<(), RequestError> {
-        self.copy(keys, extent, &Lacking::Keys, whose, name).await
+        self.copy(target, extent, &Lacking::Keys, whose, name).await
     }
 
     /// Gives the table what a backfill has written into the target after one block, and the table
@@ -178,30 +178,30 @@ impl CoreView {
     /// [`RequestError`] where the server does not answer; the same can be done again.
     pub async fn copy_again(
         &self,
-        keys: &TargetKeys,
+        target: &Target,
         extent: &Extent,
         (of_target, of_table): (u64, Option<u64>),
         name: &str,
     ) -> Result<(), RequestError> {
         let lacking = Lacking::Since(of_target, of_table);
-        self.copy(keys, extent, &lacking, Whose::Backfills, name)
+        self.copy(target, extent, &lacking, Whose::Backfills, name)
             .await
     }
 
     async fn copy(
         &self,
-        keys: &TargetKeys,
+        target: &Target,
         extent: &Extent,
         lacking: &Lacking,
         whose: Whose,
         name: &str,
     ) -> Result<(), RequestError> {
-        let condition = keys.column_condition(extent);
+        let condition = target.column_condition(extent);
         let count = format!(
             "SELECT count() AS rows, toUInt64(0) AS hashes FROM {} AS e WHERE {condition}",
             self.table.qualified_name()
         );
-        let rows = keys.connection.rows_within::<Sums>(&count, TABLE_TIMEOUT);
+        let rows = target.connection.rows_within::<Sums>(&count, TABLE_TIMEOUT);
         let rows: u64 = rows.await?.iter().map(|sums| sums.rows).sum();
         let shares = rows / KEYS_PER_STATEMENT + 1;
         let hash = COLUMNS.hash("e.start_time");
@@ -233,7 +233,7 @@ impl CoreView {
                         let has = written(&self.table, block);
                         format!(" AND ({hash}, e.event_ts) NOT IN {has}")
                     });
-                    format!("IN {}{has_them}", written(&keys.target, *of_target))
+                    format!("IN {}{has_them}", written(&target.table, *of_target))
                 }
             };
             let statement = format!(
@@ -250,7 +250,8 @@ impl CoreView {
                 // still be in the target.
                 ("final", "1".to_owned()),
             ];
-            keys.connection
+            target
+                .connection
                 .execute(&statement, &settings, PATIENCE)
                 .await?;
         }

@@ -7,7 +7,8 @@ pub mod observation_versions;
 pub mod recovery;
 pub mod roots;
 pub mod row_hash;
-pub mod target_keys;
+pub mod target;
+mod target_keys;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::leftover_inserts;
-use super::target_keys::{Extent, TargetKeys};
+use super::target::{Extent, Target};
 use crate::backfill::error::WorkError;
 use crate::clickhouse::retry::{Retries, Tries};
 use crate::error::Error;
@@ -18,7 +18,7 @@ use crate::trace_store::{Against, TraceStore};
 /// Finds out what an attempt has left in the target. Shared by all segments.
 pub struct Recovery {
     /// Reads what the target has.
-    pub keys: Arc<TargetKeys>,
+    pub keys: Arc<Target>,
     /// Where that is kept.
     pub store: Arc<TraceStore>,
     /// Which of a backfill's rows count as there.

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use tokio::task::block_in_place;
 
 use super::row_hash::{RowColumns, hash_key};
-use super::target_keys::{COLUMNS, TargetKeys};
+use super::target::{COLUMNS, Target};
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{ON_DISK_FROM_BYTES, TableInfo, quoting};
 use crate::native::{Block, FixedCursor};
@@ -19,7 +19,7 @@ use crate::trace_store::{Against, HashKey, Root, SortedWriter, TraceStore};
 /// What is read.
 pub struct RootScan<'a> {
     /// The way to the target, and to everything else on that server.
-    pub keys: &'a TargetKeys,
+    pub keys: &'a Target,
     /// `observations`
     pub observations: &'a TableInfo,
     /// The month, `YYYYMM`.
@@ -72,7 +72,7 @@ impl RootScan<'_> {
              CAST({check}, 'UInt32') AS c1 FROM {} AS e \
              WHERE {} AND {} AND e.parent_span_id = '' AND e.is_deleted = 0 \
              AND e.span_id != concat('t-', e.trace_id)) ORDER BY c0, c1",
-            self.keys.target.qualified_name(),
+            self.keys.table.qualified_name(),
             self.keys.days_condition(days),
             self.keys.is_live(),
         )

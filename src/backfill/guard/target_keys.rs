@@ -9,36 +9,23 @@ use std::ops::RangeInclusive;
 
 use clickhouse::Row;
 use serde::Deserialize;
-use serde_bytes::ByteBuf;
 use tokio::task::block_in_place;
 
 use super::core_view::CoreView;
-use super::row_hash::{KeyParts, RowColumns, microseconds};
+use super::row_hash::{KeyParts, microseconds};
+use super::target::{BY_MONTH, COLUMNS, EVENT, Extent, Target};
 use crate::backfill::block_stream::{BlockStream, Reading};
 use crate::backfill::error::WorkError;
-use crate::clickhouse::{
-    Connection, ON_DISK_FROM_BYTES, RequestError, TABLE_TIMEOUT, TableInfo, quoting,
-};
-use crate::inspect::segments::Segment;
-use crate::mapping::Source;
-use crate::memory::buffer_pool::BufferPool;
+use crate::clickhouse::{ON_DISK_FROM_BYTES, RequestError, TABLE_TIMEOUT, TableInfo, quoting};
 use crate::native::{FixedCursor, NativeError};
 use crate::partition::Day;
-use crate::partition::Partition;
-use crate::shutdown::Shutdown;
 use crate::state::counts::{OwnRows, TargetState};
 use crate::trace_store::{Against, RowKey, SortedWriter, TargetRow, TraceStore};
 
-/// How the target is called in statements.
-const EVENT: &str = "e";
-/// Values of `source` of the rows that backfills write; all others are live.
-pub const BACKFILL_SOURCES: &str = "'ingestion-api-backfill', 'otel-backfill'";
 /// Rows of the target whose keys one statement sorts, about.
 const ROWS_PER_QUERY: u64 = 4_000_000;
 /// Most rows in one block of keys, of 31 bytes each.
 const BLOCK_ROWS: u64 = 32_768;
-/// The partition key of a target whose partitions are months.
-const BY_MONTH: &str = "toYYYYMM(start_time)";
 
 /// The condition for the rows of a backfill that count as there.
 fn counts_as_there(own_rows: OwnRows) -> Option<String> {
@@ -49,95 +36,12 @@ fn counts_as_there(own_rows: OwnRows) -> Option<String> {
     }
 }
 
-/// A part of the target: days of some projects.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Extent {
-    /// The first and the last project, if there are such.
-    projects: (Option<ByteBuf>, Option<ByteBuf>),
-    /// The days.
-    days: (Day, Day),
-    /// The first span and the one behind the last, if it is a part of one day.
-    spans: (Option<ByteBuf>, Option<ByteBuf>),
-}
-
-impl Extent {
-    /// All projects on some days.
-    pub fn of_days(days: RangeInclusive<Day>) -> Self {
-        Self {
-            projects: (None, None),
-            days: (*days.start(), *days.end()),
-            spans: (None, None),
-        }
-    }
-
-    /// A project on some days.
-    pub fn of_project(project: &[u8], days: RangeInclusive<Day>) -> Self {
-        let project = Some(ByteBuf::from(project));
-        Self {
-            projects: (project.clone(), project),
-            ..Self::of_days(days)
-        }
-    }
-
-    /// All spans of its days: what tells apart parts of a day is not in the target's sort key.
-    pub fn of_whole_days(self) -> Self {
-        Self {
-            spans: (None, None),
-            ..self
-        }
-    }
-
-    /// Where the events of a segment are, in a month of these days.
-    pub fn of_segment(segment: &Segment, month: &RangeInclusive<Day>) -> Self {
-        let (from, to) = (segment.from.as_ref(), segment.to.as_ref());
-        let mut extent = Self {
-            projects: (
-                from.map(|from| from.project_id.clone()),
-                to.map(|to| to.project_id.clone()),
-            ),
-            ..Self::of_days(month.clone())
-        };
-        if let (Some(from), Some(to)) = (from, to)
-            && (&from.project_id, &from.observation_type) == (&to.project_id, &to.observation_type)
-        {
-            // Without an id the end lies before its day.
-            let last = match to.id {
-                Some(_) => to.day,
-                None => to.day.saturating_sub(1),
-            };
-            extent.days = (from.day, last.max(from.day));
-            if from.day == to.day && segment.source == Source::Observations {
-                extent.spans = (from.id.clone(), to.id.clone());
-            }
-        }
-        extent
-    }
-}
-
-/// Reads what the target has. Everything is its own, so that segments can share it.
-pub struct TargetKeys {
-    /// The server.
-    pub connection: Connection,
-    /// The target.
-    pub target: TableInfo,
-    /// Type of `observations.start_time`, by whose time zone days are told.
-    pub start_type: String,
-    /// The month.
-    pub partition: Partition,
-    /// Most bytes of a block.
-    pub max_block_bytes: usize,
-    /// Buffers of blocks.
-    pub pool: BufferPool,
-    /// Whether to end.
-    pub shutdown: Shutdown,
-}
-
 #[derive(Row, Deserialize)]
 struct Count {
     count: u64,
 }
 
-impl TargetKeys {
+impl Target {
     /// What the target is like. `until` is for the rows that change while there are live ones, and
     /// `rewrite` says whether a backfill's rows are to be written again.
     ///
@@ -147,7 +51,7 @@ impl TargetKeys {
         let rows = self.count(&self.month_condition()).await?;
         let has_live_rows = self.has_live_rows().await?;
         let own_rows = match rewrite && rows > 0 {
-            true => match self.last_block(&self.target).await? {
+            true => match self.last_block(&self.table).await? {
                 Some(block) => OwnRows::KeepAfterBlock(block),
                 None => OwnRows::Rewrite,
             },
@@ -155,7 +59,7 @@ impl TargetKeys {
         };
         let mut view_blocks = BTreeMap::new();
         if let OwnRows::KeepAfterBlock(_) = own_rows {
-            for view in CoreView::all(&self.connection, &self.target).await? {
+            for view in CoreView::all(&self.connection, &self.table).await? {
                 if let Some(block) = self.last_block(&view.table).await? {
                     view_blocks.insert(view.table.qualified_name(), block);
                 }
@@ -174,7 +78,7 @@ impl TargetKeys {
     async fn count(&self, condition: &str) -> Result<u64, RequestError> {
         let query = format!(
             "SELECT count() AS count FROM {} AS {EVENT} WHERE {condition}",
-            self.target.qualified_name()
+            self.table.qualified_name()
         );
         let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
         Ok(rows.await?.iter().map(|row| row.count).sum())
@@ -185,12 +89,12 @@ impl TargetKeys {
     /// # Errors
     /// [`RequestError`] where the server does not answer.
     pub async fn has_live_rows(&self) -> Result<bool, RequestError> {
-        if self.target.column("source").is_none() {
+        if self.table.column("source").is_none() {
             return Ok(false);
         }
         let query = format!(
             "SELECT count() AS count FROM (SELECT 1 FROM {} AS {EVENT} WHERE {} LIMIT 1)",
-            self.target.qualified_name(),
+            self.table.qualified_name(),
             self.is_live()
         );
         let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
@@ -220,8 +124,8 @@ impl TargetKeys {
     /// # Errors
     /// [`RequestError`] where the server does not answer.
     pub async fn rows_to_merge(&self) -> Result<u64, RequestError> {
-        let mut most = self.rows_to_merge_in(&self.target).await?;
-        for view in CoreView::all(&self.connection, &self.target).await? {
+        let mut most = self.rows_to_merge_in(&self.table).await?;
+        for view in CoreView::all(&self.connection, &self.table).await? {
             most = most.max(self.rows_to_merge_in(&view.table).await?);
         }
         Ok(most)
@@ -239,77 +143,6 @@ impl TargetKeys {
         );
         let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
         Ok(rows.await?.iter().map(|row| row.count).sum())
-    }
-
-    fn is_by_month(&self) -> bool {
-        self.target.partition_key == BY_MONTH
-    }
-
-    /// The condition for the rows that something else than a backfill wrote.
-    pub(super) fn is_live(&self) -> String {
-        match self.target.column("source") {
-            Some(_) => format!("{EVENT}.source NOT IN ({BACKFILL_SOURCES})"),
-            None => "0".to_owned(),
-        }
-    }
-
-    fn month_days(&self) -> RangeInclusive<Day> {
-        self.partition.days_with_margin(0)
-    }
-
-    fn month_condition(&self) -> String {
-        match self.is_by_month() {
-            true => format!(
-                "{EVENT}._partition_id = {}",
-                quoting::string(self.partition.to_string())
-            ),
-            false => self.days_condition(&self.month_days()),
-        }
-    }
-
-    /// The condition for rows that start on some days.
-    pub fn days_condition(&self, days: &RangeInclusive<Day>) -> String {
-        let start_of = |day: u32| {
-            format!(
-                "CAST(concat(toString(toDate({day})), ' 00:00:00'), {})",
-                quoting::string(&self.start_type)
-            )
-        };
-        let (first, last) = (u32::from(*days.start()), u32::from(*days.end()));
-        format!(
-            "{EVENT}.start_time >= {} AND {EVENT}.start_time < {}",
-            start_of(first),
-            start_of(last + 1)
-        )
-    }
-
-    /// The condition for the rows of an extent of the target.
-    fn condition(&self, extent: &Extent) -> String {
-        let of_columns = self.column_condition(extent);
-        match self.is_by_month() {
-            true => format!("{} AND {of_columns}", self.month_condition()),
-            false => of_columns,
-        }
-    }
-
-    /// The same without virtual columns, for a table or subquery that is called `e`.
-    pub fn column_condition(&self, extent: &Extent) -> String {
-        let mut conditions = vec![self.days_condition(&(extent.days.0..=extent.days.1))];
-        let bounds = [
-            ("project_id", ">=", &extent.projects.0),
-            ("project_id", "<=", &extent.projects.1),
-            ("span_id", ">=", &extent.spans.0),
-            ("span_id", "<", &extent.spans.1),
-        ];
-        for (column, operator, value) in bounds {
-            if let Some(value) = value {
-                conditions.push(format!(
-                    "{EVENT}.{column} {operator} {}",
-                    quoting::string(value)
-                ));
-            }
-        }
-        conditions.join(" AND ")
     }
 
     /// The days of the month, as many together as one statement should sort, where the month has
@@ -347,7 +180,7 @@ impl TargetKeys {
              ORDER BY c0, c1, c2, c3",
             microseconds("e.event_ts"),
             self.is_live(),
-            self.target.qualified_name(),
+            self.table.qualified_name(),
             self.condition(extent),
         );
         let mut keys = Keys {
@@ -385,13 +218,6 @@ impl TargetKeys {
         Ok(())
     }
 }
-
-/// The columns of a table or subquery of events that is called `e`.
-pub(super) const COLUMNS: RowColumns<'static> = RowColumns {
-    project: "e.project_id",
-    trace: "e.trace_id",
-    span: "e.span_id",
-};
 
 /// Keys that arrive in their order. Of several rows with one key the latest counts.
 struct Keys<'a> {
@@ -452,53 +278,5 @@ impl Keys<'_> {
     fn finish(mut self) -> Result<u64, WorkError> {
         self.write()?;
         Ok(self.writer.finish()?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::inspect::segments::Boundary;
-
-    fn boundary(project: &str, kind: &str, day: Day, id: Option<&str>) -> Option<Boundary> {
-        Some(Boundary {
-            project_id: ByteBuf::from(project),
-            observation_type: ByteBuf::from(kind),
-            day,
-            id: id.map(ByteBuf::from),
-        })
-    }
-
-    fn extent(from: Option<Boundary>, to: Option<Boundary>) -> Extent {
-        let segment = Segment {
-            number: 0,
-            source: Source::Observations,
-            from,
-            to,
-            rows: 0,
-        };
-        Extent::of_segment(&segment, &(10..=40))
-    }
-
-    #[test]
-    fn a_segment_lies_on_its_own_days_only_within_one_type_of_a_project() {
-        let days = |from, to| extent(from, to).days;
-        let begin = boundary("p", "A", 12, None);
-        assert_eq!(days(begin.clone(), boundary("p", "A", 15, None)), (12, 14));
-        assert_eq!(
-            days(begin.clone(), boundary("p", "A", 15, Some("x"))),
-            (12, 15)
-        );
-        assert_eq!(days(begin.clone(), boundary("p", "B", 15, None)), (10, 40));
-        assert_eq!(days(begin, None), (10, 40));
-        assert_eq!(days(None, None), (10, 40));
-        let part = extent(
-            boundary("p", "A", 12, Some("c")),
-            boundary("p", "A", 12, Some("d")),
-        );
-        assert_eq!(
-            part.spans,
-            (Some(ByteBuf::from("c")), Some(ByteBuf::from("d")))
-        );
     }
 }
