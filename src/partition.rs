@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Days since 1970-01-01, as ClickHouse's `Date` counts them.
 pub type Day = u16;
@@ -91,6 +92,14 @@ impl FromStr for Partition {
         }
         Ok(Self { year, month })
     }
+}
+
+/// Seconds since 1970.
+pub fn seconds_since_1970() -> u64 {
+    let since_1970 = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    since_1970.as_secs()
 }
 
 #[cfg(test)]

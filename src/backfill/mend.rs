@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::guard::target::Extent;
-use super::{Job, Spent, store_failed};
+use super::job::{Job, Spent, store_failed};
 use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;

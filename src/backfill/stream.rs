@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use super::Job;
 use super::guard::Guard;
+use super::job::Job;
 use super::pipeline::batch::{BatchLimit, BatchMaker};
 use super::pipeline::send::Destination;
 use super::pipeline::{self, Done, Journal, Piece, Pipeline};

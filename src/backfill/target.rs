@@ -13,14 +13,15 @@ use super::guard::observation_versions::VersionScan;
 use super::guard::recovery::Recovery;
 use super::guard::roots::RootScan;
 use super::guard::target::{Extent, Target};
+use super::job::{Job, work_failed};
 use super::load::trace_changes::TraceChanges;
-use super::{Job, work_failed};
 use crate::cli::options::Options;
 use crate::clickhouse::{Connection, TableInfo};
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::mapping::Source;
 use crate::partition::Partition;
+use crate::partition::seconds_since_1970;
 use crate::progress::Phase;
 use crate::session::Session;
 use crate::shutdown::Shutdown;
@@ -222,7 +223,7 @@ impl Job {
         if !has_live_rows {
             return Ok(());
         }
-        let default = self.server_time(super::seconds_since_1970()) - LIVE_PATH;
+        let default = self.server_time(seconds_since_1970()) - LIVE_PATH;
         let target = TargetState {
             has_live_rows,
             until: self.options.until.or(target.until).or(Some(default)),

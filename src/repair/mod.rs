@@ -22,15 +22,15 @@ use self::optimize::Optimizer;
 use self::pieces::Keeper;
 use self::report::{Found, Report};
 use crate::backfill::error::WorkError;
-pub use crate::backfill::wanted_rows::WantedRows;
 use crate::backfill::{self, Mending};
 use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::memory::peak_resident_bytes;
+use crate::partition::seconds_since_1970;
 use crate::session::Session;
-use crate::state::checkpoint::{Checkpoint, MadeFor};
+use crate::state::checkpoint::{Checkpoint, MadeFor, new_run_id};
 use crate::state::directory::StateDir;
 use crate::state::resume;
 use crate::trace_store::{StoreError, TraceStore};
@@ -153,7 +153,7 @@ async fn find(
         return Ok(findings);
     }
     state.clear()?;
-    let (run_id, now) = (backfill::new_run_id(), backfill::seconds_since_1970());
+    let (run_id, now) = (new_run_id(), seconds_since_1970());
     let cache_bytes = options.budget.cache_bytes;
     let store = TraceStore::create(&state.trace_store(), cache_bytes, &run_id);
     let store = Arc::new(store.map_err(store_failed)?);

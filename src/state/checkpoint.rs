@@ -20,7 +20,7 @@ use crate::clickhouse::TableInfo;
 use crate::inspect::Inspected;
 use crate::inspect::segments::Segment;
 use crate::mapping::Source;
-use crate::partition::Day;
+use crate::partition::{Day, seconds_since_1970};
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
 /// Increased whenever [`Checkpoint`] changes, or what the trace store holds.
@@ -376,6 +376,11 @@ fn checksum(described: &[u8], payload: &[u8]) -> u32 {
     hasher.update(described);
     hasher.update(payload);
     hasher.finalize()
+}
+
+/// A name no other run has.
+pub fn new_run_id() -> String {
+    format!("{:x}-{:x}", seconds_since_1970(), fastrand::u64(..))
 }
 
 #[cfg(test)]

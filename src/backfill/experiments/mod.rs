@@ -11,8 +11,8 @@ use indicatif::HumanCount;
 
 use self::find::ExperimentSource;
 use self::traces::Trace;
+use super::job::{Job, store_failed, work_failed};
 use super::load::versions;
-use super::{Job, store_failed, work_failed};
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::state::counts::ExperimentCounts;

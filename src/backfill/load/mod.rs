@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::versions::{LoadedDay, TraceSource};
-use super::{Job, store_failed};
+use super::job::{Job, store_failed};
 use crate::error::Error;
 use crate::partition::Day;
 use crate::partition::Partition;

@@ -6,9 +6,9 @@ pub mod query;
 use tokio::task::block_in_place;
 
 use self::query::{Answer, Question};
+use super::job::{Job, work_failed};
 use super::load::versions;
 use super::pipeline::Pipeline;
-use super::{Job, work_failed};
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::native::BlockReader;
