@@ -18,7 +18,7 @@ use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::memory::peak_resident_bytes;
 use crate::partition::{Day, seconds_since_1970};
-use crate::progress::Display;
+use crate::progress::{Display, words};
 use crate::session::Session;
 use crate::shutdown::Shutdown;
 use crate::state::checkpoint::{Checkpoint, MadeFor, new_run_id};
@@ -433,7 +433,7 @@ impl Job {
             left_to_live_path: observations.left_out.live_path + root_spans.left_out.live_path,
             until: target_state
                 .and_then(|target| target.until)
-                .map(report::moment),
+                .map(words::moment),
             traces_reloaded: reloaded,
             traces_changed_after_writing: changed,
             rows_to_merge: self.rows_to_merge,

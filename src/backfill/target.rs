@@ -23,6 +23,7 @@ use crate::mapping::Source;
 use crate::partition::Partition;
 use crate::partition::seconds_since_1970;
 use crate::progress::Phase;
+use crate::progress::words::moment;
 use crate::session::Session;
 use crate::shutdown::Shutdown;
 use crate::state::counts::{OwnRows, TargetState};
@@ -199,7 +200,7 @@ impl Job {
             };
             self.display.note(format_args!(
                 "rows that changed after {} are left to Langfuse{why} (--until sets another time)",
-                crate::state::report::moment(until)
+                moment(until)
             ));
         }
     }

@@ -15,6 +15,7 @@ use crate::cli::selection::{Selected, in_words};
 use crate::error::Error;
 use crate::inspect::{Months, months};
 use crate::partition::Partition;
+use crate::progress::words::{count, seconds};
 use crate::session::Session;
 use crate::state::checkpoint::{Checkpoint, MadeFor};
 use crate::state::directory::{PartitionDir, StateDir};
@@ -316,8 +317,8 @@ impl Run<'_> {
             false => {
                 self.session.display.note(format_args!(
                     "partition {partition} is done: {} events in {}",
-                    report::count(report.all_events()),
-                    report::seconds(report.seconds.total)
+                    count(report.all_events()),
+                    seconds(report.seconds.total)
                 ));
                 State::Done
             }

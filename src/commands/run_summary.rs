@@ -8,9 +8,10 @@ use serde::Serialize;
 use crate::cli::selection::in_words;
 use crate::memory::{ByteSize, peak_resident_bytes};
 use crate::partition::Partition;
-use crate::state::report::{
-    Report, Seconds, count, dry_run_in_words, seconds, write_lines, write_summary,
-};
+use crate::progress::words::count;
+use crate::progress::words::seconds;
+use crate::progress::words::write_lines;
+use crate::state::report::{Report, Seconds, dry_run_in_words, write_summary};
 
 /// What became of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -19,6 +19,17 @@ const TEXT_INDEX: f64 = 0.5;
 /// What the other indexes, the marks and the columns that only events have add.
 const OTHERS: f64 = 0.1;
 
+/// The root spans that are to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RootSpans {
+    /// Traces of the month, versions that are not merged yet included.
+    pub rows: u64,
+    /// Segments of the plan.
+    pub segments: u64,
+    /// Bytes of the columns that are read.
+    pub bytes: StoredBytes,
+}
+
 /// What the events will be made of.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sources {

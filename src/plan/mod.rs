@@ -23,10 +23,10 @@ use crate::state::directory::{PartitionDir, free_bytes};
 use crate::state::report;
 use crate::state::resume;
 
-use disk::{Growth, RootSpanSources, Sources, Table};
+use disk::{Growth, RootSpanSources, RootSpans, Sources, Table};
 use sample::Sampler;
 pub use summary::Forecast;
-use summary::{RootSpans, ServerRoom, TableToRead, TraceStoreRoom};
+use summary::{ServerRoom, TableToRead, TraceStoreRoom};
 use time::Time;
 
 /// Columns of the observations that FINAL compares.

@@ -5,11 +5,12 @@ use std::fmt;
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use super::disk::Growth;
+use super::disk::{Growth, RootSpans};
 use super::sample::Sample;
-use super::time::{self, Time};
+use super::time::Time;
 use crate::clickhouse::StoredBytes;
 use crate::memory::ByteSize;
+use crate::progress::words::{about, plural};
 
 /// What is to be read of one table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -19,17 +20,6 @@ pub struct TableToRead {
     /// Parts of the partition.
     pub parts: u64,
     /// Bytes of the columns that are read; of small parts, of all columns.
-    pub bytes: StoredBytes,
-}
-
-/// The root spans that are to be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct RootSpans {
-    /// Traces of the month, versions that are not merged yet included.
-    pub rows: u64,
-    /// Segments of the plan.
-    pub segments: u64,
-    /// Bytes of the columns that are read.
     pub bytes: StoredBytes,
 }
 
@@ -148,13 +138,6 @@ fn bytes_in_words(bytes: StoredBytes) -> String {
     format!("{compressed} on the server's disk, {uncompressed} uncompressed")
 }
 
-fn plural(count: u64, word: &str) -> String {
-    match count {
-        1 => format!("1 {word}"),
-        count => format!("{} {word}s", HumanCount(count)),
-    }
-}
-
 impl Forecast {
     fn rows(&self) -> Vec<(String, String)> {
         let traces = match self.trace_margin_days {
@@ -243,7 +226,7 @@ impl Forecast {
         }
         rows.push(("Time (an estimate)".to_owned(), self.time_in_words()));
         rows.extend(self.time.steps.iter().map(|step| {
-            let seconds = step.seconds.map_or("not known".to_owned(), time::in_words);
+            let seconds = step.seconds.map_or("not known".to_owned(), about);
             let name = format!("  {}", step.name);
             (name, format!("{seconds} ({})", step.basis))
         }));
@@ -254,7 +237,7 @@ impl Forecast {
         self.time
             .total_seconds
             .map_or("not known".to_owned(), |total| {
-                format!("about {}", time::in_words(total))
+                format!("about {}", about(total))
             })
     }
 }

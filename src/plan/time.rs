@@ -3,9 +3,9 @@
 use indicatif::HumanCount;
 use serde::Serialize;
 
+use super::disk::RootSpans;
 use super::earlier_runs::Earlier;
 use super::sample::Sample;
-use super::summary::RootSpans;
 use crate::cli::options::Options;
 use crate::inspect::Inspected;
 use crate::memory::ByteSize;
@@ -160,45 +160,4 @@ fn as_earlier(earlier: &Earlier, rows: u64) -> Step {
 
 fn rate(rows: u64, seconds: f64) -> HumanCount {
     HumanCount((rows as f64 / seconds.max(1e-9)) as u64)
-}
-
-/// A time in words, as exact as an estimate is.
-pub fn in_words(seconds: f64) -> String {
-    const MINUTE: u64 = 60;
-    const HOUR: u64 = 60 * MINUTE;
-    let plural = |count: u64, unit: &str| match count {
-        1 => format!("1 {unit}"),
-        count => format!("{count} {unit}s"),
-    };
-    match seconds.ceil() as u64 {
-        0 | 1 => "a second".to_owned(),
-        seconds if seconds < 2 * MINUTE => plural(seconds, "second"),
-        seconds if seconds < 2 * HOUR => plural(seconds.div_ceil(MINUTE), "minute"),
-        seconds => {
-            let minutes = seconds.div_ceil(MINUTE);
-            format!(
-                "{} {}",
-                plural(minutes / 60, "hour"),
-                plural(minutes % 60, "minute")
-            )
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_told_as_exactly_as_they_are_known() {
-        for (seconds, words) in [
-            (0.01, "a second"),
-            (90.0, "90 seconds"),
-            (125.0, "3 minutes"),
-            (7_199.0, "120 minutes"),
-            (7_260.0, "2 hours 1 minute"),
-        ] {
-            assert_eq!(in_words(seconds), words);
-        }
-    }
 }

@@ -3,6 +3,7 @@
 
 mod overall;
 mod style;
+pub mod words;
 
 use std::collections::HashSet;
 use std::io::{IsTerminal, Write};

@@ -4,13 +4,13 @@ use std::fmt;
 use std::io::Write;
 use std::path::Path;
 
-use indicatif::HumanCount;
 use serde::Serialize;
 
 use super::files::advice_on_files;
 use super::output_file;
 use crate::error::Error;
 use crate::memory::ByteSize;
+use crate::progress::words::{count, seconds, write_lines};
 
 /// Seconds by the clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -190,35 +190,6 @@ pub(crate) fn dry_run_in_words(dry_run: bool) -> String {
         true => "yes: nothing was inserted".to_owned(),
         false => "no".to_owned(),
     }
-}
-
-/// A duration in the summary.
-pub(crate) fn seconds(number: f64) -> String {
-    format!("{number:.1} s")
-}
-
-/// A moment in microseconds since 1970, in UTC.
-pub(crate) fn moment(microseconds: i64) -> String {
-    use time::format_description::well_known::Rfc3339;
-    time::OffsetDateTime::from_unix_timestamp(microseconds.div_euclid(1_000_000))
-        .ok()
-        .and_then(|moment| moment.format(&Rfc3339).ok())
-        .unwrap_or_else(|| format!("microsecond {microseconds}"))
-}
-
-/// A number in the summary.
-pub(crate) fn count(number: u64) -> String {
-    HumanCount(number).to_string()
-}
-
-/// The lines of the summary, each a name and a value.
-pub(crate) fn write_lines(
-    f: &mut fmt::Formatter<'_>,
-    lines: impl IntoIterator<Item = (&'static str, String)>,
-) -> fmt::Result {
-    lines
-        .into_iter()
-        .try_for_each(|(name, value)| writeln!(f, "{name:<28}{value}"))
 }
 
 /// The lines of a summary, and behind the number of events those that are only written where

@@ -1,0 +1,83 @@
+//! Words for people: numbers, times and moments, and the lines of a summary.
+
+use std::fmt;
+
+use indicatif::HumanCount;
+
+/// A duration in the summary.
+pub fn seconds(number: f64) -> String {
+    format!("{number:.1} s")
+}
+
+/// A moment in microseconds since 1970, in UTC.
+pub fn moment(microseconds: i64) -> String {
+    use time::format_description::well_known::Rfc3339;
+    time::OffsetDateTime::from_unix_timestamp(microseconds.div_euclid(1_000_000))
+        .ok()
+        .and_then(|moment| moment.format(&Rfc3339).ok())
+        .unwrap_or_else(|| format!("microsecond {microseconds}"))
+}
+
+/// A number in the summary.
+pub fn count(number: u64) -> String {
+    HumanCount(number).to_string()
+}
+
+/// The lines of the summary, each a name and a value.
+pub fn write_lines(
+    f: &mut fmt::Formatter<'_>,
+    lines: impl IntoIterator<Item = (&'static str, String)>,
+) -> fmt::Result {
+    lines
+        .into_iter()
+        .try_for_each(|(name, value)| writeln!(f, "{name:<28}{value}"))
+}
+
+/// A number of things.
+pub fn plural(count: u64, word: &str) -> String {
+    match count {
+        1 => format!("1 {word}"),
+        count => format!("{} {word}s", HumanCount(count)),
+    }
+}
+
+/// A time in words, as exact as an estimate is.
+pub fn about(seconds: f64) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    let plural = |count: u64, unit: &str| match count {
+        1 => format!("1 {unit}"),
+        count => format!("{count} {unit}s"),
+    };
+    match seconds.ceil() as u64 {
+        0 | 1 => "a second".to_owned(),
+        seconds if seconds < 2 * MINUTE => plural(seconds, "second"),
+        seconds if seconds < 2 * HOUR => plural(seconds.div_ceil(MINUTE), "minute"),
+        seconds => {
+            let minutes = seconds.div_ceil(MINUTE);
+            format!(
+                "{} {}",
+                plural(minutes / 60, "hour"),
+                plural(minutes % 60, "minute")
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_exactly_as_they_are_known() {
+        for (seconds, words) in [
+            (0.01, "a second"),
+            (90.0, "90 seconds"),
+            (125.0, "3 minutes"),
+            (7_199.0, "120 minutes"),
+            (7_260.0, "2 hours 1 minute"),
+        ] {
+            assert_eq!(about(seconds), words);
+        }
+    }
+}
