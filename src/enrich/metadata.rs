@@ -5,55 +5,48 @@ use std::collections::HashSet;
 use serde_bytes::Bytes as Text;
 
 use super::json;
-use super::{Enricher, RowTraces, TAGS_KEY};
-use crate::mapping::Helper;
-use crate::native::{ArrayCursor, Block, NativeError, StringArrayWriter, StringCursor, put_string};
+use super::row_traces::RowTraces;
+use crate::mapping::Mapping;
+use crate::native::{ArrayCursor, NativeError, StringArrayWriter, StringCursor, put_string};
 use crate::trace_store::TraceRecord;
 
-impl Enricher {
-    /// For each row the observation's pairs, then the trace's whose key the
-    /// observation lacks, then the tags if they have no column of their own.
-    pub(super) fn merge_metadata<'a>(
-        &self,
-        block: &'a Block,
-        traces: &RowTraces<'a, 'a>,
-    ) -> Result<Vec<MergedRow<'a, 'a>>, NativeError> {
-        if self.mapping.helper_index(Helper::MetadataNames).is_none() {
-            return Ok(Vec::new());
-        }
-        let mut own = OwnMetadata::new(
-            self.helper(block, Helper::MetadataNames)?,
-            self.helper(block, Helper::MetadataValues)?,
-            block.rows,
-        )?;
-        let mut own_names: Vec<&[u8]> = Vec::new();
-        let mut merged = Vec::with_capacity(block.rows);
-        for trace in traces.iter() {
-            let mut row = own.next_row(&mut own_names)?;
-            if let Some(trace) = trace {
-                if self.mapping.trace_metadata {
-                    row.from_trace = Kept::pairs_not_in(&trace.metadata, &own_names);
-                }
-                row.tags = self.tags_pair(trace, &row.from_trace, &own_names);
-            }
-            merged.push(row);
-        }
-        Ok(merged)
-    }
+/// Key under which tags go into the metadata of a target without a column for them.
+pub const TAGS_KEY: &[u8] = b"trace_tags";
 
-    fn tags_pair(
-        &self,
-        trace: &TraceRecord<'_>,
-        kept: &Kept<'_, '_>,
-        own_names: &[&[u8]],
-    ) -> Option<Vec<u8>> {
-        if !self.mapping.tags_in_metadata || trace.tags.is_empty() {
-            return None;
+/// For each row the observation's pairs, of which `names` and `values` are encoded arrays, then the
+/// trace's whose key the observation lacks, then the tags if they have no column of their own.
+pub(super) fn merge<'a>(
+    mapping: &Mapping,
+    names: &'a [u8],
+    values: &'a [u8],
+    rows: usize,
+    traces: &RowTraces<'a, 'a>,
+) -> Result<Vec<MergedRow<'a, 'a>>, NativeError> {
+    let mut own = OwnMetadata::new(names, values, rows)?;
+    let mut own_names: Vec<&[u8]> = Vec::new();
+    let mut merged = Vec::with_capacity(rows);
+    for trace in traces.iter() {
+        let mut row = own.next_row(&mut own_names)?;
+        if let Some(trace) = trace {
+            if mapping.trace_metadata {
+                row.from_trace = Kept::pairs_not_in(&trace.metadata, &own_names);
+            }
+            if mapping.tags_in_metadata {
+                row.tags = tags_pair(trace, &row.from_trace, &own_names);
+            }
         }
-        let is_taken =
-            own_names.contains(&TAGS_KEY) || kept.iter().any(|(name, _)| name == TAGS_KEY);
-        (!is_taken).then(|| json::array(trace.tags.iter().map(|tag| tag.as_ref())))
+        merged.push(row);
     }
+    Ok(merged)
+}
+
+/// The tags as the value of a pair, unless there is one with their key already.
+fn tags_pair(trace: &TraceRecord<'_>, kept: &Kept<'_, '_>, own_names: &[&[u8]]) -> Option<Vec<u8>> {
+    if trace.tags.is_empty() {
+        return None;
+    }
+    let is_taken = own_names.contains(&TAGS_KEY) || kept.iter().any(|(name, _)| name == TAGS_KEY);
+    (!is_taken).then(|| json::array(trace.tags.iter().map(|tag| tag.as_ref())))
 }
 
 type Pair<'r> = (&'r Text, &'r Text);

@@ -3,31 +3,32 @@
 //! The pass-through columns are not touched: they are one slice of the block
 //! that arrived. Only the columns the trace has a part in are built.
 
+mod disposition;
 mod item_columns;
 mod json;
+mod keys;
 mod metadata;
+mod row_traces;
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde_bytes::Bytes as Text;
 
 use crate::mapping::{Enriched, Helper, Mapping, Source};
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{
-    Block, DataType, FixedCursor, NativeError, NullableStringCursor, StringArrayWriter,
-    StringCursor, put_block_header, put_column_header, put_string,
+    Block, DataType, FixedCursor, NativeError, NullableStringCursor, StringCursor,
+    put_block_header, put_column_header, put_string,
 };
 use crate::partition::Day;
 use crate::trace_store::{Found, FoundItems, StoreError, TraceRecord, TraceStore, key};
 
+use disposition::{Disposition, Rows, divide, take};
 use item_columns::RowItems;
+use keys::{Keys, Slots};
 use metadata::{Appended, MergedRow, put_names, put_values};
-
-/// Key under which tags go into the metadata of a target without a column for them.
-pub const TAGS_KEY: &[u8] = b"trace_tags";
+use row_traces::RowTraces;
 
 /// Why a block could not be enriched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -142,8 +143,8 @@ impl Enricher {
         let records = (0..unique.len()).map(|index| found.record(index));
         let records = records.collect::<Result<Vec<_>, _>>()?;
         let items = found_items.records()?;
-        let fates = self.fates(blocks, unknown, &slots, &records, &found)?;
-        let kept = self.put_aside(blocks, &fates, aside)?;
+        let dispositions = self.dispositions(blocks, unknown, &slots, &records, &found)?;
+        let kept = self.put_aside(blocks, &dispositions, aside)?;
         let held = found.held_bytes() + found_items.held_bytes();
         let mut room = max_bytes.saturating_sub(held);
         let mut enriched = Vec::with_capacity(blocks.len());
@@ -169,7 +170,7 @@ impl Enricher {
     fn put_aside(
         &self,
         blocks: &mut Vec<Block>,
-        fates: &[Fate],
+        dispositions: &[Disposition],
         aside: &mut Aside,
     ) -> Result<Vec<Rows>, NativeError> {
         // The pool's buffers are larger than most blocks: the copies would hold more memory than
@@ -179,13 +180,14 @@ impl Enricher {
         let mut left = Vec::with_capacity(blocks.len());
         let mut first = 0;
         for block in blocks.drain(..) {
-            let fates = &fates[first..first + block.rows];
+            let dispositions = &dispositions[first..first + block.rows];
             let among_all = |range: &Range<usize>| range.start + first..range.end + first;
-            let (in_time, late) = divide(fates);
+            let (in_time, late) = divide(dispositions);
             let rows = in_time.iter().map(among_all).collect();
             first += block.rows;
-            let is_superseded = |fate: &&Fate| **fate == Fate::Superseded;
-            aside.superseded += fates.iter().filter(is_superseded).count();
+            let is_superseded =
+                |disposition: &&Disposition| **disposition == Disposition::Superseded;
+            aside.superseded += dispositions.iter().filter(is_superseded).count();
             if !late.is_empty() {
                 aside.late.push(block.take_rows(&late, exact.take())?);
             }
@@ -213,7 +215,14 @@ impl Enricher {
         if traces.attribute_bytes() + items.attribute_bytes() > max_bytes {
             return Ok(None);
         }
-        let merged = self.merge_metadata(block, traces)?;
+        let merged = match self.mapping.helper_index(Helper::MetadataNames) {
+            None => Vec::new(),
+            Some(_) => {
+                let helpers = [Helper::MetadataNames, Helper::MetadataValues];
+                let [names, values] = helpers.map(|helper| self.helper(block, helper));
+                metadata::merge(&self.mapping, names?, values?, block.rows, traces)?
+            }
+        };
         let mut appended = self.pool.take();
         for column in &self.mapping.enriched {
             put_column_header(&mut appended, &column.name, &column.sent_type);
@@ -323,52 +332,52 @@ impl Enricher {
     }
 
     /// What becomes of each row of all blocks.
-    fn fates(
+    fn dispositions(
         &self,
         blocks: &[Block],
         unknown: Unknown,
         slots: &Slots,
         records: &[Option<TraceRecord<'_>>],
         found: &Found,
-    ) -> Result<Vec<Fate>, EnrichError> {
+    ) -> Result<Vec<Disposition>, EnrichError> {
         let wait = |otherwise| match unknown {
-            Unknown::Late => Fate::Late,
+            Unknown::Late => Disposition::Late,
             Unknown::WithoutTrace => otherwise,
         };
         let of_row = slots.of_row.iter().map(|&slot| slot as usize);
         if self.mapping.source == Source::Observations {
-            let fates: Vec<Fate> = (0..records.len())
+            let dispositions: Vec<Disposition> = (0..records.len())
                 .map(|slot| match slots.has_id[slot] && !found.is_known(slot) {
-                    true => wait(Fate::Event),
-                    false => Fate::Event,
+                    true => wait(Disposition::Event),
+                    false => Disposition::Event,
                 })
                 .collect();
-            return Ok(of_row.map(|slot| fates[slot]).collect());
+            return Ok(of_row.map(|slot| dispositions[slot]).collect());
         }
         let known = (0..records.len()).map(|slot| found.event_ts(slot));
         let known: Vec<Option<i64>> = known.collect::<Result<_, _>>()?;
-        let mut fates = Vec::with_capacity(slots.of_row.len());
+        let mut dispositions = Vec::with_capacity(slots.of_row.len());
         let mut rows = of_row.zip(&slots.days);
         for block in blocks {
             let mut versions = FixedCursor::<8>::new(self.helper(block, Helper::EventTs)?);
             for (slot, &day) in rows.by_ref().take(block.rows) {
                 let event_ts = i64::from_le_bytes(versions.next_value()?);
                 let counts = records[slot].as_ref().is_some_and(|r| r.day == day);
-                fates.push(match (known[slot], counts) {
-                    (None, _) => wait(Fate::Superseded),
+                dispositions.push(match (known[slot], counts) {
+                    (None, _) => wait(Disposition::Superseded),
                     // The row was written after its trace was loaded. Without a record by the
                     // time it was asked for again, it is not there any more.
                     (Some(known), _) if known < event_ts => wait(match &records[slot] {
-                        Some(_) => Fate::Event,
-                        None => Fate::Superseded,
+                        Some(_) => Disposition::Event,
+                        None => Disposition::Superseded,
                     }),
-                    (Some(_), true) => Fate::Event,
+                    (Some(_), true) => Disposition::Event,
                     // Another version counts, or the trace is deleted.
-                    (Some(_), false) => Fate::Superseded,
+                    (Some(_), false) => Disposition::Superseded,
                 });
             }
         }
-        Ok(fates)
+        Ok(dispositions)
     }
 
     /// Appends the values of one column to `out`.
@@ -448,140 +457,5 @@ impl Enricher {
             ));
         }
         Ok(())
-    }
-}
-
-/// An upper bound for the bytes one row takes from its trace.
-fn attribute_bytes(record: &TraceRecord<'_>) -> usize {
-    let tags: usize = record.tags.iter().map(|tag| tag.len() + 4).sum();
-    let texts = [
-        record.name,
-        record.user_id,
-        record.session_id,
-        record.release,
-        record.version,
-    ];
-    let texts: usize = texts.iter().map(|text| text.len()).sum();
-    record.metadata_bytes() + tags + texts
-}
-
-/// The keys of the rows of all blocks, one after the other.
-struct Keys {
-    bytes: Vec<u8>,
-    /// The day of each row, and where its key ends.
-    of_row: Vec<(Day, usize)>,
-}
-
-/// Which of the distinct traces each row of all blocks belongs to.
-struct Slots {
-    of_row: Vec<u32>,
-    days: Vec<Day>,
-    /// Whether each of the distinct traces has an id that is not empty.
-    has_id: Vec<bool>,
-}
-
-impl Keys {
-    /// The distinct traces, each with the day of its first row.
-    fn distinct(&self) -> (Slots, Vec<(Day, &[u8])>) {
-        let mut unique: Vec<(Day, &[u8])> = Vec::new();
-        let mut has_id = Vec::new();
-        let mut slot_of_key: HashMap<&[u8], u32> = HashMap::new();
-        let mut of_row = Vec::with_capacity(self.of_row.len());
-        let mut start = 0;
-        for &(day, end) in &self.of_row {
-            let key = &self.bytes[start..end];
-            start = end;
-            let slot = *slot_of_key.entry(key).or_insert_with(|| {
-                unique.push((day, key));
-                has_id.push(key::has_trace_id(key));
-                unique.len() as u32 - 1
-            });
-            of_row.push(slot);
-        }
-        let slots = Slots {
-            of_row,
-            days: self.of_row.iter().map(|&(day, _)| day).collect(),
-            has_id,
-        };
-        (slots, unique)
-    }
-}
-
-/// What becomes of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// An event.
-    Event,
-    /// It waits for its trace.
-    Late,
-    /// Nothing: another version of it counts, or it is deleted.
-    Superseded,
-}
-
-/// Ranges of rows.
-type Rows = Vec<Range<usize>>;
-
-/// The rows that become events now, and those that wait.
-fn divide(fates: &[Fate]) -> (Rows, Rows) {
-    let (mut in_time, mut late) = (Rows::new(), Rows::new());
-    for (row, fate) in fates.iter().enumerate() {
-        let rows = match fate {
-            Fate::Event => &mut in_time,
-            Fate::Late => &mut late,
-            Fate::Superseded => continue,
-        };
-        match rows.last_mut() {
-            Some(last) if last.end == row => last.end += 1,
-            _ => rows.push(row..row + 1),
-        }
-    }
-    (in_time, late)
-}
-
-/// The values of some rows; of none, where there are none of any.
-fn take<T: Clone>(values: &[T], rows: &[Range<usize>]) -> Vec<T> {
-    let ranges = rows.iter().filter_map(|range| values.get(range.clone()));
-    ranges.flatten().cloned().collect()
-}
-
-/// The trace of each row.
-struct RowTraces<'a, 'r> {
-    of_row: Vec<u32>,
-    records: &'a [Option<TraceRecord<'r>>],
-}
-
-impl<'a, 'r> RowTraces<'a, 'r> {
-    fn iter(&self) -> impl Iterator<Item = Option<&'a TraceRecord<'r>>> + use<'_, 'a, 'r> {
-        let records = self.records;
-        self.of_row
-            .iter()
-            .map(move |&slot| records[slot as usize].as_ref())
-    }
-
-    /// An upper bound for the bytes that all rows take from their traces.
-    fn attribute_bytes(&self) -> usize {
-        let of_record: Vec<usize> = self
-            .records
-            .iter()
-            .map(|record| record.as_ref().map_or(0, attribute_bytes))
-            .collect();
-        let slots = self.of_row.iter();
-        slots.map(|&slot| of_record[slot as usize]).sum()
-    }
-
-    fn put_strings(&self, out: &mut Vec<u8>, attribute: impl Fn(&TraceRecord<'r>) -> &'r Text) {
-        for trace in self.iter() {
-            put_string(out, trace.map_or(&b""[..], |trace| attribute(trace)));
-        }
-    }
-
-    fn put_tags(&self, out: &mut Vec<u8>) {
-        let mut column = StringArrayWriter::new(out, self.of_row.len());
-        for trace in self.iter() {
-            for tag in trace.iter().flat_map(|trace| &trace.tags) {
-                column.push_element(tag);
-            }
-            column.end_row();
-        }
     }
 }

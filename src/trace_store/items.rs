@@ -11,17 +11,10 @@ use rocksdb::WriteBatch;
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
 
+use super::error::StoreError;
+use super::families::{ITEMS, KEYS_AT_ONCE, OF_ITEMS, SPANS, TRACES};
 use super::record::{decode, encode};
-use super::{KEYS_AT_ONCE, StoreError, TraceStore};
-
-/// Traces that have an item.
-const TRACES: &str = "experiment-traces";
-/// The item of each span that has one.
-const SPANS: &str = "experiment-spans";
-/// What is known of each item.
-const ITEMS: &str = "experiment-items";
-/// All of them.
-pub(super) const FAMILIES: [&str; 3] = [TRACES, SPANS, ITEMS];
+use super::store::TraceStore;
 
 /// Bytes that are gathered before they are written.
 const BATCH_BYTES: usize = 1 << 20;
@@ -262,7 +255,7 @@ impl TraceStore {
     /// # Errors
     /// [`StoreError::Database`] where the store fails.
     pub fn clear_experiments(&self) -> Result<(), StoreError> {
-        for name in FAMILIES {
+        for name in OF_ITEMS {
             self.empty_family(name, &self.experiment_options)?;
         }
         self.notice_experiments()

@@ -8,19 +8,13 @@ use std::sync::atomic::Ordering;
 use fastbloom::BloomFilter;
 use rocksdb::{IngestExternalFileOptions, SstFileWriter, WriteBatch, WriteOptions};
 
+use super::error::StoreError;
+use super::families::{MOVED, SUSPECTS, UNFINISHED_PREFIX, day_family};
+use super::key;
 use super::options::{TARGET_FILE_BYTES, TARGET_FILE_ENTRIES};
 use super::record::RecordHead;
-use super::{MOVED, SUSPECTS, StoreError, TraceStore, day_family, key};
+use super::store::TraceStore;
 use crate::partition::Day;
-
-/// What the names of files begin with that are not part of the store yet.
-pub(super) const UNFINISHED_PREFIX: &str = "load-";
-
-/// Whether a file is one that [`DayWriter`] had not finished.
-pub(super) fn is_unfinished(name: &std::ffi::OsStr) -> bool {
-    name.as_encoded_bytes()
-        .starts_with(UNFINISHED_PREFIX.as_bytes())
-}
 
 /// Bits per trace of the filter over all traces seen so far: 1 % false suspects.
 const SEEN_BITS: usize = 10;

@@ -3,8 +3,11 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+use super::error::StoreError;
+use super::families::{ELSEWHERE, KEYS_AT_ONCE, MOVED, day_family};
 use super::record::RecordHead;
-use super::{ELSEWHERE, KEYS_AT_ONCE, MOVED, StoreError, TraceRecord, TraceStore, day_family};
+use super::record::TraceRecord;
+use super::store::TraceStore;
 use crate::partition::Day;
 
 /// Bytes that the answers to one question should take at most. Until they are

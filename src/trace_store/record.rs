@@ -7,7 +7,7 @@ use bincode::config::{Configuration, standard};
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes;
 
-use super::StoreError;
+use super::error::StoreError;
 use crate::partition::Day;
 
 /// The attributes of one version of a trace. Text is bytes, since ClickHouse

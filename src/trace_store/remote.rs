@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 
 use rocksdb::WriteBatch;
 
-use super::{ELSEWHERE, MOVED, StoreError, TraceStore};
+use super::error::StoreError;
+use super::families::{ELSEWHERE, MOVED};
+use super::store::TraceStore;
 
 /// Bytes that are gathered before they are written.
 const BATCH_BYTES: usize = 1 << 20;

@@ -7,13 +7,14 @@
 //! walked, since a segment's rows are neighbours in them; the others are asked point by point.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use rocksdb::{DBRawIteratorWithThreadMode, IngestExternalFileOptions, SstFileWriter};
 
-use super::load::UNFINISHED_PREFIX;
+use super::error::StoreError;
+use super::families::{Against, KEYS_AT_ONCE, UNFINISHED_PREFIX};
 use super::options::TARGET_FILE_BYTES;
-use super::{Database, KEYS_AT_ONCE, StoreError, TraceStore};
+use super::store::{Database, TraceStore};
 
 /// Bytes of the key of a row of the target.
 pub const ROW_KEY_BYTES: usize = 22;
@@ -24,59 +25,6 @@ pub const HASH_BYTES: usize = 12;
 pub type RowKey = [u8; ROW_KEY_BYTES];
 /// The key of an observation or a trace.
 pub type HashKey = [u8; HASH_BYTES];
-
-/// A family of what rows are held against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Against {
-    /// Rows that stood in the target before the run: [`RowKey`] → [`TargetRow`].
-    RowsBefore,
-    /// Rows that were found in the target after the run had begun to write: the same.
-    RowsSince,
-    /// Latest versions: [`HashKey`] → [`Version`].
-    Versions,
-    /// Traces that need no root of ours: [`HashKey`] → [`Root`].
-    Roots,
-}
-
-impl Against {
-    /// All of them, in the order of their numbers.
-    pub(super) const ALL: [Against; 4] = [
-        Against::RowsBefore,
-        Against::RowsSince,
-        Against::Versions,
-        Against::Roots,
-    ];
-
-    /// Name of the column family.
-    pub(super) const fn family(self) -> &'static str {
-        match self {
-            Against::RowsBefore => "target-rows-before",
-            Against::RowsSince => "target-rows-since",
-            Against::Versions => "observation-versions",
-            Against::Roots => "roots",
-        }
-    }
-
-    /// Whether it is walked, and needs no filter.
-    pub(super) const fn is_walked(self) -> bool {
-        matches!(self, Against::RowsBefore | Against::RowsSince)
-    }
-
-    /// The one whose column family has that name.
-    pub(super) fn of_family(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|one| one.family() == name)
-    }
-}
-
-/// Which families have something in them, so that the others are not asked.
-#[derive(Debug, Default)]
-pub(super) struct NotEmpty([AtomicBool; Against::ALL.len()]);
-
-impl NotEmpty {
-    pub(super) fn set(&self, against: Against, has_some: bool) {
-        self.0[against as usize].store(has_some, Ordering::Relaxed);
-    }
-}
 
 /// A row of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,11 +3,10 @@
 
 use rocksdb::IteratorMode;
 
-use super::{StoreError, TraceStore};
+use super::error::StoreError;
+use super::families::WANTED;
+use super::store::TraceStore;
 use crate::partition::Day;
-
-/// The family they are in.
-pub(super) const FAMILY: &str = "wanted";
 
 /// What a key is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +149,7 @@ impl TraceStore {
     pub fn rows_of_piece(&self, number: u32) -> Result<Option<Vec<WantedRow>>, StoreError> {
         let mut key = vec![PIECE];
         key.extend(number.to_be_bytes());
-        let family = self.family(FAMILY)?;
+        let family = self.family(WANTED)?;
         let value = self.database.get_cf(&family, &key);
         let Some(value) = value.map_err(|error| self.failed(error))? else {
             return Ok(None);
@@ -205,7 +204,7 @@ impl TraceStore {
     }
 
     fn put_wanted(&self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        let put = self.database.put_cf(&self.family(FAMILY)?, key, value);
+        let put = self.database.put_cf(&self.family(WANTED)?, key, value);
         put.map_err(|error| self.failed(error))
     }
 
@@ -215,7 +214,7 @@ impl TraceStore {
         from: &[u8],
         mut take: impl FnMut(&[u8]) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
-        let family = self.family(FAMILY)?;
+        let family = self.family(WANTED)?;
         let mode = IteratorMode::From(from, rocksdb::Direction::Forward);
         for item in self.database.iterator_cf(&family, mode) {
             let (key, _) = item.map_err(|error| self.failed(error))?;

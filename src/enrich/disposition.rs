@@ -1,0 +1,40 @@
+//! Which rows become events, and which do not, or not now.
+
+use std::ops::Range;
+
+/// What becomes of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Disposition {
+    /// An event.
+    Event,
+    /// It waits for its trace.
+    Late,
+    /// Nothing: another version of it counts, or it is deleted.
+    Superseded,
+}
+
+/// Ranges of rows.
+pub(super) type Rows = Vec<Range<usize>>;
+
+/// The rows that become events now, and those that wait.
+pub(super) fn divide(dispositions: &[Disposition]) -> (Rows, Rows) {
+    let (mut in_time, mut late) = (Rows::new(), Rows::new());
+    for (row, disposition) in dispositions.iter().enumerate() {
+        let rows = match disposition {
+            Disposition::Event => &mut in_time,
+            Disposition::Late => &mut late,
+            Disposition::Superseded => continue,
+        };
+        match rows.last_mut() {
+            Some(last) if last.end == row => last.end += 1,
+            _ => rows.push(row..row + 1),
+        }
+    }
+    (in_time, late)
+}
+
+/// The values of some rows; of none, where there are none of any.
+pub(super) fn take<T: Clone>(values: &[T], rows: &[Range<usize>]) -> Vec<T> {
+    let ranges = rows.iter().filter_map(|range| values.get(range.clone()));
+    ranges.flatten().cloned().collect()
+}

@@ -1,0 +1,68 @@
+//! What the rows of a block take from their traces.
+
+use serde_bytes::Bytes as Text;
+
+use crate::native::{StringArrayWriter, put_string};
+use crate::trace_store::TraceRecord;
+
+/// The trace of each row.
+pub(super) struct RowTraces<'a, 'r> {
+    pub(super) of_row: Vec<u32>,
+    pub(super) records: &'a [Option<TraceRecord<'r>>],
+}
+
+impl<'a, 'r> RowTraces<'a, 'r> {
+    pub(super) fn iter(
+        &self,
+    ) -> impl Iterator<Item = Option<&'a TraceRecord<'r>>> + use<'_, 'a, 'r> {
+        let records = self.records;
+        self.of_row
+            .iter()
+            .map(move |&slot| records[slot as usize].as_ref())
+    }
+
+    /// An upper bound for the bytes that all rows take from their traces.
+    pub(super) fn attribute_bytes(&self) -> usize {
+        let of_record: Vec<usize> = self
+            .records
+            .iter()
+            .map(|record| record.as_ref().map_or(0, attribute_bytes))
+            .collect();
+        let slots = self.of_row.iter();
+        slots.map(|&slot| of_record[slot as usize]).sum()
+    }
+
+    pub(super) fn put_strings(
+        &self,
+        out: &mut Vec<u8>,
+        attribute: impl Fn(&TraceRecord<'r>) -> &'r Text,
+    ) {
+        for trace in self.iter() {
+            put_string(out, trace.map_or(&b""[..], |trace| attribute(trace)));
+        }
+    }
+
+    pub(super) fn put_tags(&self, out: &mut Vec<u8>) {
+        let mut column = StringArrayWriter::new(out, self.of_row.len());
+        for trace in self.iter() {
+            for tag in trace.iter().flat_map(|trace| &trace.tags) {
+                column.push_element(tag);
+            }
+            column.end_row();
+        }
+    }
+}
+
+/// An upper bound for the bytes one row takes from its trace.
+fn attribute_bytes(record: &TraceRecord<'_>) -> usize {
+    let tags: usize = record.tags.iter().map(|tag| tag.len() + 4).sum();
+    let texts = [
+        record.name,
+        record.user_id,
+        record.session_id,
+        record.release,
+        record.version,
+    ];
+    let texts: usize = texts.iter().map(|text| text.len()).sum();
+    record.metadata_bytes() + tags + texts
+}

@@ -1,0 +1,234 @@
+//! The store itself: its column families, opened, made or opened again.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options};
+
+use super::error::StoreError;
+use super::families::{
+    Against, DAY_PREFIX, ELSEWHERE, MOVED, NotEmpty, OF_ITEMS, SUSPECTS, WANTED, day_family,
+    is_unfinished,
+};
+use super::options;
+use crate::partition::Day;
+
+pub(super) type Database = DBWithThreadMode<MultiThreaded>;
+
+/// Key, in the default family, of the name of the run that made the store.
+const RUN_KEY: &[u8] = b"run";
+
+/// The trace store of one partition.
+pub struct TraceStore {
+    pub(super) path: PathBuf,
+    pub(super) database: Database,
+    pub(super) family_options: Options,
+    pub(super) experiment_options: Options,
+    pub(super) walked_options: Options,
+    pub(super) days: RwLock<BTreeSet<Day>>,
+    pub(super) has_moved: AtomicBool,
+    pub(super) has_elsewhere: AtomicBool,
+    pub(super) has_experiments: AtomicBool,
+    pub(super) not_empty: NotEmpty,
+}
+
+impl TraceStore {
+    /// Opens the store in `path`, or makes a new one there, with a block cache
+    /// of `cache_bytes`, in which indexes and filters count too.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the directory cannot be used or is damaged.
+    pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
+        let failed = |error: rocksdb::Error| StoreError::Database {
+            path: path.to_owned(),
+            message: error.into_string(),
+        };
+        let database_options = options::database();
+        let family_options = options::family(cache_bytes);
+        let experiment_options = options::compacted(&family_options);
+        let walked_options = options::walked(cache_bytes);
+        // A directory without a CURRENT file is no database yet; listing would fail.
+        let mut families = BTreeSet::from([SUSPECTS, MOVED, ELSEWHERE, WANTED].map(str::to_owned));
+        families.extend(OF_ITEMS.map(str::to_owned));
+        families.extend(Against::ALL.map(|against| against.family().to_owned()));
+        if path.join("CURRENT").exists() {
+            families.extend(Database::list_cf(&database_options, path).map_err(failed)?);
+        }
+        let days = families
+            .iter()
+            .filter_map(|name| name.strip_prefix(DAY_PREFIX)?.parse().ok())
+            .collect();
+        let descriptors = families.into_iter().map(|name| {
+            let is_of_experiments = OF_ITEMS.contains(&name.as_str());
+            let options = match Against::of_family(&name) {
+                Some(against) if against.is_walked() => &walked_options,
+                None if is_of_experiments => &experiment_options,
+                _ => &family_options,
+            };
+            ColumnFamilyDescriptor::new(name, options.clone())
+        });
+        let database =
+            Database::open_cf_descriptors(&database_options, path, descriptors).map_err(failed)?;
+        let store = Self {
+            path: path.to_owned(),
+            database,
+            family_options,
+            experiment_options,
+            walked_options,
+            days: RwLock::new(days),
+            has_moved: AtomicBool::new(false),
+            has_elsewhere: AtomicBool::new(false),
+            has_experiments: AtomicBool::new(false),
+            not_empty: NotEmpty::default(),
+        };
+        for (name, has_some) in [(MOVED, &store.has_moved), (ELSEWHERE, &store.has_elsewhere)] {
+            has_some.store(!store.family_is_empty(name)?, Ordering::Relaxed);
+        }
+        store.notice_experiments()?;
+        for against in Against::ALL {
+            store.notice(against)?;
+        }
+        Ok(store)
+    }
+
+    /// Makes a new store that bears the name of its run.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] where the directory cannot be used.
+    pub fn create(path: &Path, cache_bytes: usize, run_id: &str) -> Result<Self, StoreError> {
+        let store = Self::open(path, cache_bytes)?;
+        store
+            .database
+            .put(RUN_KEY, run_id)
+            .map_err(|error| store.failed(error))?;
+        Ok(store)
+    }
+
+    /// Opens the store of a run again, of which `days` are known to be loaded.
+    /// What else is in it was not finished, and is removed.
+    ///
+    /// # Errors
+    /// [`StoreError`] where it is damaged, or is not that store.
+    pub fn reopen(
+        path: &Path,
+        cache_bytes: usize,
+        run_id: &str,
+        days: &[Day],
+    ) -> Result<Self, StoreError> {
+        let mismatch = |message: String| StoreError::Mismatch {
+            path: path.to_owned(),
+            message,
+        };
+        match path.join("CURRENT").try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Err(mismatch("there is no store".to_owned())),
+            Err(error) => {
+                return Err(StoreError::Database {
+                    path: path.to_owned(),
+                    message: error.to_string(),
+                });
+            }
+        }
+        remove_unfinished_files(path);
+        let store = Self::open(path, cache_bytes)?;
+        let made_by = store
+            .database
+            .get(RUN_KEY)
+            .map_err(|error| store.failed(error))?;
+        if made_by.as_deref() != Some(run_id.as_bytes()) {
+            return Err(mismatch("it was made by another run".to_owned()));
+        }
+        let in_store = store.days();
+        if let Some(day) = days.iter().find(|day| !in_store.contains(day)) {
+            return Err(mismatch(format!("day {day} is missing")));
+        }
+        for day in in_store.iter().filter(|day| !days.contains(day)) {
+            store.remove_day(*day)?;
+        }
+        Ok(store)
+    }
+
+    pub(super) fn remove_day(&self, day: Day) -> Result<(), StoreError> {
+        self.database
+            .drop_cf(&day_family(day))
+            .map_err(|error| self.failed(error))?;
+        self.days
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&day);
+        Ok(())
+    }
+
+    /// Bytes that the store takes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        disk_bytes(&self.path)
+    }
+
+    /// The days that are loaded, in order.
+    pub fn days(&self) -> Vec<Day> {
+        let days = self.days.read().unwrap_or_else(PoisonError::into_inner);
+        days.iter().copied().collect()
+    }
+
+    pub(super) fn options_of(&self, against: Against) -> &Options {
+        match against.is_walked() {
+            true => &self.walked_options,
+            false => &self.family_options,
+        }
+    }
+
+    pub(super) fn family(
+        &self,
+        name: &str,
+    ) -> Result<std::sync::Arc<rocksdb::BoundColumnFamily<'_>>, StoreError> {
+        self.database
+            .cf_handle(name)
+            .ok_or_else(|| StoreError::Database {
+                path: self.path.clone(),
+                message: format!("column family {name} is missing"),
+            })
+    }
+
+    pub(super) fn family_is_empty(&self, name: &str) -> Result<bool, StoreError> {
+        let mut iterator = self.database.raw_iterator_cf(&self.family(name)?);
+        iterator.seek_to_first();
+        iterator.status().map_err(|error| self.failed(error))?;
+        Ok(!iterator.valid())
+    }
+
+    /// Removes all that is in a family.
+    pub(super) fn empty_family(&self, name: &str, options: &Options) -> Result<(), StoreError> {
+        self.database
+            .drop_cf(name)
+            .and_then(|()| self.database.create_cf(name, options))
+            .map_err(|error| self.failed(error))
+    }
+
+    pub(super) fn failed(&self, error: rocksdb::Error) -> StoreError {
+        StoreError::Database {
+            path: self.path.clone(),
+            message: error.into_string(),
+        }
+    }
+}
+
+/// Bytes that the store in `path` takes on disk, whether somebody has it open or
+/// not; 0 where there is none.
+pub fn disk_bytes(path: &Path) -> u64 {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum()
+}
+
+/// Removes what a load that was killed left behind.
+fn remove_unfinished_files(path: &Path) {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| is_unfinished(&entry.file_name())) {
+        // What cannot be removed now is removed with the whole store.
+        let _ = std::fs::remove_file(entry.path());
+    }
+}
