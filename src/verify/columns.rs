@@ -6,17 +6,12 @@
 //! time, from the specification of the tables and independent of `enrich.rs`:
 //! whoever proves something by itself proves nothing.
 
-use super::observation_columns::{OwnColumn, event_column, metadata_of, table_of};
+use super::observation_columns::OwnColumn;
+use super::origin::{EVENT, Origin, event_column, metadata_of, table_of};
 use crate::clickhouse::TableInfo;
 use crate::inspect::statements::TRACE;
-use crate::mapping::{Enriched, Mapping, Source};
+use crate::mapping::{Enriched, Mapping};
 use crate::native::DataType;
-
-/// How the observations are called inside statements.
-pub const OBSERVATION: &str = Source::Observations.alias();
-
-/// How the events table is called in the statements.
-pub const EVENT: &str = "e";
 
 /// How texts that the trace has a part in stand in a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,17 +39,6 @@ impl Texts {
             Texts::Plain => expression.to_owned(),
         }
     }
-}
-
-/// What a row is read from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// An observation, which becomes an event with the help of its trace.
-    Observation,
-    /// A trace, which becomes its root span.
-    Trace,
-    /// An event.
-    Event,
 }
 
 /// A column that the trace has a part in.

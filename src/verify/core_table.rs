@@ -5,16 +5,17 @@ use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
-use super::Verification;
-use super::columns::{EVENT, Origin};
+use super::events_core::Core;
 use super::examples::Example;
 use super::findings::{Finding, Kind};
 use super::observation_columns::OwnColumn;
+use super::origin::{EVENT, Origin};
 use super::report::EXAMPLES;
 use super::rows::EventKey;
 use super::scope::{Scope, between};
 use super::server::Refusal;
 use super::statements::{Side, Statements};
+use super::verification::Verification;
 use crate::clickhouse::{TableInfo, quoting};
 use crate::error::Error;
 use crate::native::DataType;
@@ -34,25 +35,6 @@ const AS_MERGED: &str = "SETTINGS final = 1";
 
 /// A live row that is newer may not have come through the view when the other side was read.
 const ON_ITS_WAY: &str = "now64(6) - INTERVAL 1 HOUR";
-
-/// The table that a view fills from the target.
-#[derive(Debug, Clone)]
-pub struct Core {
-    /// What the view selects of the target.
-    select: String,
-    /// The table, quoted.
-    name: String,
-    /// `database.table`
-    pub label: String,
-    columns: Vec<OwnColumn>,
-}
-
-impl Core {
-    /// The table, as statements name it that read all its rows.
-    pub fn table(&self) -> String {
-        format!("{} AS {EVENT}", self.name)
-    }
-}
 
 /// A view and the table that it writes to.
 #[derive(Debug, Row, Deserialize)]

@@ -4,7 +4,8 @@
 
 use serde_bytes::ByteBuf;
 
-use super::columns::{EVENT, OBSERVATION, Origin, Texts};
+use super::columns::Texts;
+use super::origin::{EVENT, OBSERVATION, Origin, listed, microseconds, text};
 use super::scope::{Class, Names, Scope, between, on_days, one_of};
 use super::statements::{Side, Statements};
 use crate::clickhouse::quoting;
@@ -393,19 +394,4 @@ impl Statements {
                 )
             })
     }
-}
-
-pub(super) fn text(column: &str) -> String {
-    format!("CAST({column}, 'String')")
-}
-
-pub(super) fn microseconds(moment: &str) -> String {
-    format!("toUnixTimestamp64Micro(CAST({moment}, 'DateTime64(6)'))")
-}
-
-pub(super) fn listed(items: &[(&'static str, String)]) -> String {
-    items
-        .iter()
-        .map(|(name, expression)| format!(", {expression} AS {name}"))
-        .collect()
 }

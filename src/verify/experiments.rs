@@ -10,15 +10,14 @@ use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
-use super::Verification;
-use super::columns::{EVENT, OBSERVATION, Origin};
-use super::event_rows::{microseconds, text};
 use super::examples::Example;
 use super::findings::{Finding, Kind};
+use super::origin::{EVENT, OBSERVATION, Origin, microseconds, text};
 use super::report::EXAMPLES;
 use super::rows::{EventKey, KeyRow, Number};
 use super::scope::{Names, between, one_of};
 use super::statements::Statements;
+use super::verification::Verification;
 use crate::error::Error;
 
 /// Traces whose items are looked at together.

@@ -1,20 +1,21 @@
 //! From a batch whose sums differ to the rows that do.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
 
 use serde_bytes::ByteBuf;
 
 use super::examples::Example;
 use super::findings::{Finding, FoundRow, Kind, Place, Stray, Unlisted, elsewhere, judge};
+use super::missing::MOST_WRONG;
 use super::pieces::BATCH_ROWS;
 use super::report::EXAMPLES;
 use super::rows::{Details, EventKey, FoundObservation, Id, SpanRow};
 use super::scope::{Class, Scope};
 use super::server::Refusal;
 use super::statements::{Pair, Side};
+use super::sums::{SumsKey, different_sums};
 use super::traces::IDS_PER_STATEMENT;
-use super::{SumsKey, Verification, different_sums};
+use super::verification::Verification;
 use crate::error::Error;
 use crate::mapping::Source;
 
@@ -25,32 +26,9 @@ const MOST_SLICES: u64 = 10_000;
 /// Events without an observation that are looked for elsewhere. What of more of
 /// them is doubled is counted as extra, which is as wrong.
 const MOST_LOOKED_FOR: usize = 200_000;
-/// Once so many rows are wrong, no more are looked at one by one: it takes a reading of
-/// the piece for each [`BATCH_ROWS`] of them.
-const MOST_WRONG: u64 = 1_000_000;
 
 /// Events that have no observation in their piece, by trace and span.
 type Strays = BTreeMap<(ByteBuf, ByteBuf), Vec<Stray>>;
-
-/// Which events are missing, as hashes: of at most [`MOST_WRONG`], as no more are looked at one by one.
-#[derive(Debug, Default)]
-pub(super) struct Missing {
-    state: RandomState,
-    hashes: HashSet<u64>,
-}
-
-impl Missing {
-    fn insert(&mut self, key: &EventKey) {
-        if (self.hashes.len() as u64) < MOST_WRONG {
-            self.hashes.insert(self.state.hash_one(key));
-        }
-    }
-
-    /// Whether an event is known to be missing.
-    pub(super) fn has(&self, key: &EventKey) -> bool {
-        self.hashes.contains(&self.state.hash_one(key))
-    }
-}
 
 impl Verification<'_> {
     /// Finds the rows behind sums that differ.

@@ -1,6 +1,6 @@
 //! The columns that come from the observation alone, in SQL.
 
-use super::columns::{EVENT, OBSERVATION, Origin};
+use super::origin::{Origin, event_column, metadata_of};
 use crate::clickhouse::quoting;
 use crate::inspect::statements::TRACE;
 use crate::native::DataType;
@@ -60,29 +60,6 @@ impl OwnColumn {
             ),
         }
     }
-}
-
-/// How the statements call what a row is read from.
-pub fn table_of(origin: Origin) -> &'static str {
-    match origin {
-        Origin::Observation => OBSERVATION,
-        Origin::Trace => TRACE,
-        Origin::Event => EVENT,
-    }
-}
-
-/// Names and values of a row's metadata. Of `Map(LowCardinality(String), …)` the
-/// keys have to be cast, or an empty one is not found.
-pub fn metadata_of(table: &str) -> (String, String) {
-    (
-        format!("CAST(mapKeys({table}.metadata), 'Array(String)')"),
-        format!("CAST(mapValues({table}.metadata), 'Array(String)')"),
-    )
-}
-
-/// A column of the event.
-pub fn event_column(name: &str) -> String {
-    format!("{EVENT}.{}", quoting::identifier(name))
 }
 
 /// The arguments of `cityHash64` for a value, such that different values have

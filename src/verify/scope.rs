@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde_bytes::ByteBuf;
 
-use super::columns::{EVENT, OBSERVATION, Origin};
+use super::origin::{EVENT, OBSERVATION, Origin};
 use super::pieces::Batch;
 use crate::clickhouse::quoting;
 use crate::inspect::statements::TRACE;

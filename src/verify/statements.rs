@@ -4,9 +4,9 @@ use std::ops::RangeInclusive;
 
 use serde_bytes::ByteBuf;
 
-use super::columns::{Columns, EVENT, OBSERVATION, Origin, Texts};
-use super::core_table::Core;
-use super::event_rows::microseconds;
+use super::columns::{Columns, Texts};
+use super::events_core::Core;
+use super::origin::{EVENT, OBSERVATION, Origin, microseconds};
 use super::rows::EventKey;
 use super::scope::{Class, Names, Scope, between, hash, on_days, one_of};
 use crate::cli::options::Options;

@@ -3,15 +3,14 @@
 
 use serde_bytes::ByteBuf;
 
-use super::Verification;
-use super::columns::{EVENT, OBSERVATION, Origin};
-use super::event_rows::{microseconds, text};
 use super::examples::Example;
 use super::findings::{Finding, Kind};
+use super::origin::{EVENT, OBSERVATION, Origin, microseconds, text};
 use super::report::EXAMPLES;
 use super::rows::{Counted, KeyRow};
 use super::scope::{Names, between, one_of};
 use super::statements::Statements;
+use super::verification::Verification;
 use crate::clickhouse::quoting;
 use crate::error::Error;
 

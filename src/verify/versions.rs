@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde_bytes::ByteBuf;
 
-use super::columns::OBSERVATION;
+use super::origin::OBSERVATION;
 use super::rows::{ProjectHash, Versions};
 use super::scope::{Scope, Share, Superseded, hash, observation_hash, version_hash};
 use super::statements::Statements;
