@@ -14,10 +14,7 @@ mod support;
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use events_backfill::enrich::{Aside, Enricher, Unknown};
-use events_backfill::memory::buffer_pool::BufferPool;
-use events_backfill::native::{Block, BlockReader};
-use events_backfill::partition::Day;
+use events_backfill::internals::{Aside, Block, BlockReader, BufferPool, Day, Enricher, Unknown};
 
 use support::{BLOCK_ROWS, FIRST_DAY, Payload, mapping, native_block, store_of_traces, trace_key};
 

@@ -2,37 +2,70 @@
 //! in bounded memory.
 //!
 //! ```text
-//!             plan                       trace_store
+//!             inspect                    trace_store
 //!  ClickHouse ─────▶ segments   traces ──▶ load ──▶ RocksDB, one column family per day
 //!      │                                                │ look-ups, batched and sorted
 //!      └── pipeline: a segment's blocks ──▶ enrich ─────┘
 //!                                             └──▶ batches ──▶ send ──▶ ClickHouse
 //! ```
 //!
-//! Layers point one way: `partitions` has a `job` done for each partition; `job` puts the
-//! others together; `pipeline`, `load`, `elsewhere` and `experiments` know ClickHouse and the
-//! store; `send` knows batches and ClickHouse; `enrich` knows blocks, the mapping and the
-//! store; `native` and `trace_store` know neither each other nor ClickHouse. Beside a job,
-//! `forecast` says what it would do, `status` how far it is, and `verify` what came of it.
+//! Imports point down only: `tests/house.rs` has the order of the modules, and sees to it.
+//! `commands` carry out what `cli` was told; `plan` says what a run would do, `verify` what came of it,
+//! and `repair` mends what it found; `backfill` is one month's work, and keeps its `state` on this
+//! machine; `inspect` knows the server's tables and the statements that read them; `enrich` makes
+//! events, as `mapping` says; `native`, `clickhouse` and `trace_store` know nothing of all that, nor of
+//! each other.
 
 #![forbid(unsafe_code)]
+#![warn(unreachable_pub)]
 
-pub mod backfill;
-pub mod cli;
-pub mod clickhouse;
-pub mod commands;
-pub mod enrich;
-pub mod error;
-pub mod inspect;
-pub mod mapping;
-pub mod memory;
-pub mod native;
-pub mod partition;
-pub mod plan;
-pub mod progress;
-pub mod repair;
-pub mod session;
-pub mod shutdown;
-pub mod state;
-pub mod trace_store;
-pub mod verify;
+mod backfill;
+mod cli;
+mod clickhouse;
+mod commands;
+mod enrich;
+mod error;
+mod inspect;
+mod mapping;
+mod memory;
+mod native;
+mod partition;
+mod plan;
+mod progress;
+mod repair;
+mod session;
+mod shutdown;
+mod state;
+mod trace_store;
+mod verify;
+
+pub use commands::main;
+
+/// What tests and benchmarks reach of the inside. It changes with the program, and is promised to
+/// nobody.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::cli::Environment;
+    pub use crate::cli::arguments::Arguments;
+    pub use crate::cli::options::{Options, Request};
+    pub use crate::clickhouse::{
+        Compression, Connection, ConnectionOptions, Password, TableColumn, TableInfo, Trust,
+        quoting,
+    };
+    pub use crate::commands::each_partition;
+    pub use crate::enrich::{Aside, Enricher, Unknown};
+    pub use crate::error::Error;
+    pub use crate::inspect::segments::{self, Boundary, Segment};
+    pub use crate::inspect::statements::read_settings;
+    pub use crate::mapping::{Mapping, Source, Wanted};
+    pub use crate::memory::buffer_pool::BufferPool;
+    pub use crate::native::{
+        ArrayCursor, Block, BlockReader, FixedCursor, Layout, NativeError, NullableStringCursor,
+        StringArrayWriter, StringCursor, put_block_header, put_column_header, put_string,
+        put_varint,
+    };
+    pub use crate::partition::Day;
+    pub use crate::state::checkpoint::{Checkpoint, MadeFor};
+    pub use crate::state::counts::SegmentCounts;
+    pub use crate::trace_store::{DayWriter, SeenTraces, TraceRecord, TraceStore, key};
+}

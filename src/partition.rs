@@ -95,7 +95,7 @@ impl FromStr for Partition {
 }
 
 /// Seconds since 1970.
-pub fn seconds_since_1970() -> u64 {
+pub(crate) fn seconds_since_1970() -> u64 {
     let since_1970 = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -12,7 +12,7 @@ use crate::progress::Display;
 use crate::shutdown::Shutdown;
 
 /// What all jobs of a process share.
-pub struct Session {
+pub(crate) struct Session {
     /// The way to ClickHouse; what it asks is asked once.
     pub connection: Connection,
     /// Where progress is shown.
@@ -27,7 +27,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error`] where the operating system does not let it, or TLS is not set up as it should be.
-    pub fn begin(options: &Options) -> Result<Self, Error> {
+    pub(crate) fn begin(options: &Options) -> Result<Self, Error> {
         let display = Display::detect(options.quiet);
         let tell = {
             let display = display.clone();
@@ -48,7 +48,7 @@ impl Session {
     }
 
     /// The tries of one job.
-    pub fn retries(&self, options: &Options) -> Retries {
+    pub(crate) fn retries(&self, options: &Options) -> Retries {
         let display = self.display.clone();
         let tell = move |what: std::fmt::Arguments<'_>| display.note(what);
         Retries::new(options.max_retries, self.shutdown.clone(), tell)
@@ -59,7 +59,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Configuration`] with what is wrong, or [`Error::Interrupted`].
-    pub async fn inspect(
+    pub(crate) async fn inspect(
         &self,
         options: &mut Options,
         retries: &Retries,
@@ -71,7 +71,7 @@ impl Session {
     ///
     /// # Errors
     /// See [`Session::inspect`].
-    pub async fn inspect_again(
+    pub(crate) async fn inspect_again(
         &self,
         options: &mut Options,
         retries: &Retries,
@@ -109,7 +109,7 @@ impl Session {
     ///
     /// # Errors
     /// Those of the work, or [`Error::Interrupted`].
-    pub async fn unless_interrupted<T>(
+    pub(crate) async fn unless_interrupted<T>(
         &self,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {

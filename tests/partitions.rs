@@ -13,11 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use differential::{Specification, ask, ask_number, assert_equal, execute, keep_versions_apart};
-use events_backfill::cli::Environment;
-use events_backfill::cli::arguments::Arguments;
-use events_backfill::cli::options::Request;
-use events_backfill::commands::each_partition;
-use events_backfill::error::Error;
+use events_backfill::internals::{Arguments, Environment, Error, Options, Request, each_partition};
 use serde_json::Value;
 use support::{Database, Outcome, Running, Server, Tool, repository_file};
 
@@ -518,7 +514,7 @@ fn what_only_looks_goes_through_all_of_them_and_tells_which_failed() {
         ("CLICKHOUSE_DB", &database.name),
     ]);
     let request = Request::new(Arguments::parse_from(arguments).run, &environment).unwrap();
-    let look = async |options: events_backfill::cli::options::Options| {
+    let look = async |options: Options| {
         let partition = options.partition.to_string();
         if partition == "202406" {
             return Err(Error::Failed("it differs".to_owned()));

@@ -14,10 +14,10 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use differential::{Specification, ask, ask_number, assert_equal, execute, keep_versions_apart};
-use events_backfill::memory::buffer_pool::BufferPool;
-use events_backfill::native::{
-    ArrayCursor, Block, BlockReader, FixedCursor, Layout, NativeError, NullableStringCursor,
-    StringArrayWriter, StringCursor, put_block_header, put_column_header, put_string, put_varint,
+use events_backfill::internals::{
+    ArrayCursor, Block, BlockReader, BufferPool, FixedCursor, Layout, NativeError,
+    NullableStringCursor, StringArrayWriter, StringCursor, put_block_header, put_column_header,
+    put_string, put_varint,
 };
 use mutate::mutate;
 use support::{Database, SAMPLE_PARTITION, Server, Tool};

@@ -9,12 +9,10 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use events_backfill::clickhouse::{
-    Compression, Connection, ConnectionOptions, Password, TableInfo, Trust, quoting,
+use events_backfill::internals::{
+    Compression, Connection, ConnectionOptions, Password, Segment, Source, TableInfo, Trust,
+    quoting, read_settings, segments,
 };
-use events_backfill::inspect::segments::{self, Segment};
-use events_backfill::inspect::statements::read_settings;
-use events_backfill::mapping::Source;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use support::{Database, Options, Server, TESTER, Tool, repository_file};

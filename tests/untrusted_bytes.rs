@@ -7,11 +7,9 @@ mod mutate;
 use std::collections::BTreeMap;
 use std::panic::catch_unwind;
 
-use events_backfill::inspect::segments::{Boundary, Segment};
-use events_backfill::mapping::Source;
-use events_backfill::state::checkpoint::{Checkpoint, MadeFor};
-use events_backfill::state::counts::SegmentCounts;
-use events_backfill::trace_store::TraceRecord;
+use events_backfill::internals::{
+    Boundary, Checkpoint, MadeFor, Segment, SegmentCounts, Source, TraceRecord,
+};
 use mutate::mutate;
 use serde_bytes::{ByteBuf, Bytes};
 

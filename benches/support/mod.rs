@@ -4,13 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use events_backfill::clickhouse::{TableColumn, TableInfo};
-use events_backfill::mapping::{Mapping, Source, Wanted};
-use events_backfill::native::{
-    Layout, StringArrayWriter, put_block_header, put_column_header, put_string,
+use events_backfill::internals::{
+    Day, DayWriter, Layout, Mapping, SeenTraces, Source, StringArrayWriter, TableColumn, TableInfo,
+    TraceRecord, TraceStore, Wanted, key, put_block_header, put_column_header, put_string,
 };
-use events_backfill::partition::Day;
-use events_backfill::trace_store::{DayWriter, SeenTraces, TraceRecord, TraceStore, key};
 use serde_bytes::Bytes as Text;
 use tempfile::TempDir;
 

@@ -10,7 +10,7 @@ use crate::shutdown::Shutdown;
 
 /// How a statement is asked.
 #[derive(Debug, Clone, Copy)]
-pub struct Reading<'a> {
+pub(crate) struct Reading<'a> {
     /// The statement.
     pub sql: &'a str,
     /// Its settings.
@@ -22,7 +22,7 @@ pub struct Reading<'a> {
 }
 
 /// The blocks of an answer, in the order in which they arrive.
-pub struct BlockStream<'a> {
+pub(crate) struct BlockStream<'a> {
     stream: NativeStream,
     reader: BlockReader,
     shutdown: &'a Shutdown,
@@ -34,7 +34,7 @@ impl<'a> BlockStream<'a> {
     ///
     /// # Errors
     /// [`WorkError::Request`] where it cannot be formed.
-    pub fn open(
+    pub(crate) fn open(
         connection: &Connection,
         reading: Reading<'_>,
         pool: &BufferPool,
@@ -53,7 +53,7 @@ impl<'a> BlockStream<'a> {
     ///
     /// # Errors
     /// [`WorkError`] of whatever kind; [`WorkError::Interrupted`] where the run is asked to end.
-    pub async fn next(&mut self) -> Result<Option<Block>, WorkError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Block>, WorkError> {
         loop {
             if let Some(block) = self.reader.next_block()? {
                 return Ok(Some(block));

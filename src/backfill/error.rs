@@ -13,7 +13,7 @@ use crate::trace_store::StoreError;
 /// Why reading, enriching or writing some rows did not work, before it is
 /// decided whether to try again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WorkError {
+pub(crate) enum WorkError {
     /// The server or the way to it.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -66,7 +66,7 @@ pub enum WorkError {
 
 impl WorkError {
     /// A file that cannot be used.
-    pub fn file(path: &Path, error: &std::io::Error) -> Self {
+    pub(crate) fn file(path: &Path, error: &std::io::Error) -> Self {
         WorkError::File {
             path: path.to_owned(),
             message: error.to_string(),
@@ -75,7 +75,7 @@ impl WorkError {
     }
 
     /// Whether there is use in trying again.
-    pub fn hope(&self) -> Hope {
+    pub(crate) fn hope(&self) -> Hope {
         match self {
             WorkError::Native(NativeError::Corrupt(_) | NativeError::Type { .. }) => {
                 Hope::UnlessRepeated
@@ -85,7 +85,7 @@ impl WorkError {
     }
 
     /// Whether the same work may succeed later.
-    pub fn is_passing(&self) -> bool {
+    pub(crate) fn is_passing(&self) -> bool {
         match self {
             WorkError::Request(error) => error.is_passing(),
             // Later batches are smaller.
@@ -114,7 +114,7 @@ const SMALLER_BLOCKS: usize = 8;
 impl WorkError {
     /// How many rows to ask for in a block after one of up to `block_rows` was
     /// too large; `None` where the error is another, or rows cannot be fewer.
-    pub fn smaller_blocks(&self, block_rows: usize) -> Option<usize> {
+    pub(crate) fn smaller_blocks(&self, block_rows: usize) -> Option<usize> {
         let rows = match self {
             WorkError::Native(NativeError::TooLarge { rows, .. }) => *rows,
             WorkError::InsertFailed {
@@ -128,7 +128,7 @@ impl WorkError {
     }
 
     /// What to do about it, if there is something, to be put behind the error.
-    pub fn advice(&self) -> &'static str {
+    pub(crate) fn advice(&self) -> &'static str {
         match self {
             WorkError::Native(NativeError::TooLarge { rows: 1, .. }) => {
                 ": a single row is larger than that; raise --memory-limit or lower --concurrency"

@@ -31,7 +31,7 @@ use crate::trace_store::{StoreError, TraceStore};
 
 /// How a job ended.
 #[derive(Debug)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// What it did; what it had done before, where it was finished already.
     pub report: Report,
     /// Whether it is done.
@@ -45,7 +45,7 @@ pub struct Ended {
 ///
 /// # Errors
 /// [`Error`] with a sentence for the operator and the exit code, where the work was not begun.
-pub async fn run(
+pub(crate) async fn run(
     session: &Session,
     options: Options,
     inspected: Inspected,

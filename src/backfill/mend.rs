@@ -21,7 +21,7 @@ use crate::trace_store::{Against, TraceStore, WantedDay};
 const MOST_EXTENTS: usize = 100;
 
 /// What is to be mended.
-pub struct Mending {
+pub(crate) struct Mending {
     /// Server, tables and partition.
     pub inspected: Inspected,
     /// What was asked for.
@@ -41,7 +41,7 @@ pub struct Mending {
 }
 
 /// Writes what is wanted, and gives the view's table what only it lacks.
-pub async fn mend(session: &Session, mending: Mending) -> (Report, Result<(), Error>) {
+pub(crate) async fn mend(session: &Session, mending: Mending) -> (Report, Result<(), Error>) {
     let Mending {
         inspected,
         options,

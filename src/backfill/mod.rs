@@ -1,19 +1,19 @@
 //! The backfill of one partition, once it is inspected: load traces, stream, report. And a repair, which
 //! sends some rows the same way.
 
-pub mod block_stream;
-pub mod error;
-pub mod experiments;
-pub mod guard;
+pub(crate) mod block_stream;
+pub(crate) mod error;
+pub(crate) mod experiments;
+pub(crate) mod guard;
 mod job;
-pub mod load;
+pub(crate) mod load;
 mod mend;
-pub mod pipeline;
-pub mod remote_lookup;
+pub(crate) mod pipeline;
+pub(crate) mod remote_lookup;
 mod stream;
 mod target;
-pub mod wanted_rows;
+pub(crate) mod wanted_rows;
 
-pub use job::{Ended, run};
-pub use mend::{Mending, mend};
-pub use target::{require_alone, target_keys};
+pub(crate) use job::{Ended, run};
+pub(crate) use mend::{Mending, mend};
+pub(crate) use target::{require_alone, target_keys};

@@ -37,7 +37,7 @@ const LIVE_PATH: i64 = 3_600_000_000;
 ///
 /// # Errors
 /// [`Error::Failed`] with what to do.
-pub async fn require_alone(
+pub(crate) async fn require_alone(
     session: &Session,
     target: &TableInfo,
     partition: Partition,
@@ -64,7 +64,7 @@ async fn alone(
 }
 
 /// What reads the month of the target, with buffers of its own.
-pub fn target_keys(
+pub(crate) fn target_keys(
     connection: Connection,
     shutdown: &Shutdown,
     inspected: &Inspected,

@@ -12,7 +12,7 @@ use crate::partition::Day;
 use crate::trace_store::{TraceStore, WantedRow};
 
 /// The rows that are wanted of each segment.
-pub struct WantedRows {
+pub(crate) struct WantedRows {
     /// Where they stand.
     pub store: Arc<TraceStore>,
     /// The table of the source, quoted.
@@ -26,7 +26,7 @@ impl WantedRows {
     ///
     /// # Errors
     /// [`WorkError::Store`] where the store fails.
-    pub fn sql(&self, query: &SegmentQuery, segment: &Segment) -> Result<String, WorkError> {
+    pub(crate) fn sql(&self, query: &SegmentQuery, segment: &Segment) -> Result<String, WorkError> {
         let (before, of_partition) = query
             .select
             .rsplit_once(" WHERE ")

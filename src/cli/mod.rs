@@ -1,11 +1,11 @@
 //! What the user asks for: the words of the command line, the environment and `.env`, what they mean,
 //! and which months they are about.
 
-pub mod arguments;
+pub(crate) mod arguments;
 mod dotenv;
 mod environment;
-pub mod options;
-pub mod selection;
+pub(crate) mod options;
+pub(crate) mod selection;
 mod variables;
 
 pub use environment::Environment;

@@ -110,7 +110,7 @@ fn parse_range(first: &str, last: &str) -> Result<(Partition, Partition), String
 }
 
 /// Months for people: a row of them as a range. Newest first, as they came.
-pub fn in_words(months: &[Partition]) -> String {
+pub(crate) fn in_words(months: &[Partition]) -> String {
     let runs = months.chunk_by(|newer, older| older.next() == Some(*newer));
     let words: Vec<String> = runs
         .map(|run| match run {

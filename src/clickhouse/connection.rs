@@ -33,9 +33,9 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long the server may read the ids of a whole table, and sort or group them.
-pub const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
+pub(crate) const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Bytes beyond which the server is asked to do that on its disk.
-pub const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
+pub(crate) const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
 
 /// Connects to one ClickHouse server. Cheap to clone; connections are pooled.
 #[derive(Clone)]

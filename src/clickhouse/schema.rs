@@ -26,7 +26,7 @@ struct VersionAndTime {
 }
 
 /// Microseconds since 1970, by this machine's clock.
-pub fn now_in_microseconds() -> i64 {
+pub(crate) fn now_in_microseconds() -> i64 {
     let since_1970 = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -1,6 +1,9 @@
 //! The commands that are not a room of their own, for as many months as were asked for.
 
+mod dispatch;
 pub mod each_partition;
-pub mod run;
+pub(crate) mod run;
 mod run_summary;
-pub mod status;
+pub(crate) mod status;
+
+pub use dispatch::main;

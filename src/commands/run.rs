@@ -26,7 +26,7 @@ use crate::state::resume;
 ///
 /// # Errors
 /// [`Error`] with a sentence for the operator and the exit code.
-pub async fn run(request: Request) -> Result<(), Error> {
+pub(crate) async fn run(request: Request) -> Result<(), Error> {
     let session = Session::begin(request.shared())?;
     match request.selection.single() {
         Some(partition) => run_one(&session, request.job(partition)).await,

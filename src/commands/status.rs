@@ -23,7 +23,7 @@ use crate::trace_store;
 /// # Errors
 /// [`Error::Configuration`] where there is no such directory; [`Error::Failed`],
 /// after all else is printed, with the partitions whose state cannot be used.
-pub fn run(root: &Path, as_json: bool) -> Result<(), Error> {
+pub(crate) fn run(root: &Path, as_json: bool) -> Result<(), Error> {
     let directories = PartitionDir::all(root).map_err(|error| unreadable(root, &error))?;
     let partitions: Vec<PartitionStatus> = directories.iter().map(PartitionStatus::of).collect();
     let text = match as_json {
@@ -59,7 +59,7 @@ fn unreadable(root: &Path, error: &std::io::Error) -> Error {
 /// How a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub(crate) enum State {
     /// Everything is done.
     Finished,
     /// A process is at it.
@@ -80,7 +80,7 @@ pub enum State {
 
 /// What is known of one partition.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PartitionStatus {
+pub(crate) struct PartitionStatus {
     /// The partition, `YYYYMM`.
     pub partition: String,
     /// Whether it is a dry run, which keeps no checkpoint.
@@ -103,7 +103,7 @@ pub struct PartitionStatus {
 
 /// What a checkpoint says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// When the run began.
     pub begun_at: Moment,
     /// When the checkpoint was written.
@@ -137,7 +137,7 @@ pub struct Progress {
 
 /// Seconds since 1970. In JSON it is a date and time, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment(pub u64);
+pub(crate) struct Moment(pub u64);
 
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -169,7 +169,7 @@ impl Moment {
 
 impl PartitionStatus {
     /// Looks at one directory.
-    pub fn of(directory: &PartitionDir) -> Self {
+    pub(crate) fn of(directory: &PartitionDir) -> Self {
         // First the lock: a run that ends meanwhile has left a finished checkpoint
         // then. The other way round it would look interrupted.
         let holder = directory.holder();

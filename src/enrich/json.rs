@@ -34,7 +34,7 @@ fn put_text(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 /// A JSON array of strings.
-pub fn array<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+pub(super) fn array<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut out = vec![b'['];
     for element in elements {
         if out.len() > 1 {
@@ -50,14 +50,14 @@ pub fn array<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
 /// that is not UTF-8 or has a name twice, so bytes that are not UTF-8 become
 /// U+FFFD, and the first of several pairs with the same name counts.
 #[derive(Debug, Default)]
-pub struct Object {
+pub(super) struct Object {
     names: HashSet<Vec<u8>>,
     pairs: Vec<u8>,
 }
 
 impl Object {
     /// Adds a pair.
-    pub fn pair(&mut self, name: &[u8], value: &[u8]) {
+    pub(super) fn pair(&mut self, name: &[u8], value: &[u8]) {
         let name = String::from_utf8_lossy(name);
         if !self.names.insert(name.as_bytes().to_vec()) {
             return;
@@ -71,7 +71,7 @@ impl Object {
     }
 
     /// The finished object.
-    pub fn finish(self) -> Vec<u8> {
+    pub(super) fn finish(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.pairs.len() + 2);
         out.push(b'{');
         out.extend_from_slice(&self.pairs);

@@ -11,7 +11,7 @@ use crate::native::{ArrayCursor, NativeError, StringArrayWriter, StringCursor, p
 use crate::trace_store::TraceRecord;
 
 /// Key under which tags go into the metadata of a target without a column for them.
-pub const TAGS_KEY: &[u8] = b"trace_tags";
+pub(super) const TAGS_KEY: &[u8] = b"trace_tags";
 
 /// For each row the observation's pairs, of which `names` and `values` are encoded arrays, then the
 /// trace's whose key the observation lacks, then the tags if they have no column of their own.

@@ -4,7 +4,7 @@
 mod access;
 mod expiry;
 pub mod segments;
-pub mod statements;
+pub(crate) mod statements;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -148,7 +148,7 @@ impl Inspected {
 
 /// The months that there is something to do for.
 #[derive(Debug, Default)]
-pub struct Months {
+pub(crate) struct Months {
     /// Each with its rows in parts, which may hold several versions of one.
     pub rows: BTreeMap<Partition, u64>,
     /// Partitions in which days cannot be counted: their rows have times before 1970, or
@@ -160,7 +160,7 @@ pub struct Months {
 
 impl Months {
     /// Says that these months are not there.
-    pub fn missing(&self, database: &str, missing: &[Partition]) -> Error {
+    pub(crate) fn missing(&self, database: &str, missing: &[Partition]) -> Error {
         let there_are: Vec<String> = self.rows.keys().map(Partition::to_string).collect();
         let missing: Vec<String> = missing.iter().map(Partition::to_string).collect();
         no_partition(database, &self.tables, &missing, &there_are)
@@ -172,7 +172,7 @@ impl Months {
 ///
 /// # Errors
 /// [`Error::Configuration`] with what is wrong and what to do.
-pub async fn months(
+pub(crate) async fn months(
     connection: &Connection,
     options: &Options,
     retries: &Retries,
@@ -207,7 +207,7 @@ pub async fn months(
 ///
 /// # Errors
 /// [`Error::Configuration`] with what is wrong and what to do.
-pub async fn inspect(
+pub(crate) async fn inspect(
     connection: &Connection,
     options: &mut Options,
     retries: &Retries,
@@ -637,7 +637,7 @@ fn require_partition(
 }
 
 /// The partitions whose traces are loaded, and which part of their days.
-pub fn shares_of_partitions(options: &Options) -> BTreeMap<String, f64> {
+pub(crate) fn shares_of_partitions(options: &Options) -> BTreeMap<String, f64> {
     /// Days of a month.
     const MONTH: f64 = 30.0;
     let margin = options.trace_margin_days;
@@ -687,7 +687,7 @@ fn no_partition(
 }
 
 /// Whether an expression reads that column of the table called `alias`.
-pub fn mentions(expression: &str, alias: &str, column: &str) -> bool {
+pub(crate) fn mentions(expression: &str, alias: &str, column: &str) -> bool {
     let quoted = format!("{alias}.{}", quoting::identifier(column));
     let plain = format!("{alias}.{column}");
     expression.contains(&quoted)

@@ -61,13 +61,13 @@ pub fn read_settings(block_rows: usize, block_bytes: usize) -> [(&'static str, S
 }
 
 /// How the traces table is called inside the SELECT.
-pub const TRACE: &str = Source::Traces.alias();
+pub(crate) const TRACE: &str = Source::Traces.alias();
 
 /// Columns of the SELECT list before the attributes.
-pub const KEYS: usize = 5;
+pub(crate) const KEYS: usize = 5;
 
 /// The items of the SELECT list: the keys, then [`ATTRIBUTES`] in their order.
-pub fn select_items(mapping: &Mapping) -> Vec<String> {
+pub(crate) fn select_items(mapping: &Mapping) -> Vec<String> {
     let wanted = mapping.trace_columns();
     let keys: [&str; KEYS] = [
         "CAST(t.project_id, 'String')",
@@ -91,7 +91,7 @@ pub fn select_items(mapping: &Mapping) -> Vec<String> {
 }
 
 /// Something that events take from a trace.
-pub struct Attribute {
+pub(crate) struct Attribute {
     /// The column of `traces` it comes from.
     column: &'static str,
     /// The type in which it is read.
@@ -117,7 +117,7 @@ const fn attribute(
 }
 
 /// The attributes in the order of the query, in which they are decoded.
-pub const ATTRIBUTES: [Attribute; 10] = [
+pub(crate) const ATTRIBUTES: [Attribute; 10] = [
     attribute("public", "UInt8", "t.public", "0"),
     attribute("bookmarked", "UInt8", "t.bookmarked", "0"),
     attribute("name", "String", "ifNull(t.name, '')", "''"),
@@ -131,7 +131,7 @@ pub const ATTRIBUTES: [Attribute; 10] = [
 ];
 
 /// What is read of an item, as text that is never null.
-pub const ITEM_TEXTS: [&str; 10] = [
+pub(crate) const ITEM_TEXTS: [&str; 10] = [
     "i.project_id",
     "i.trace_id",
     "i.observation_id",
@@ -144,17 +144,17 @@ pub const ITEM_TEXTS: [&str; 10] = [
     "i.dataset_item_expected_output",
 ];
 /// What is read of it as arrays of text.
-pub const ITEM_ARRAYS: [&str; 4] = [
+pub(crate) const ITEM_ARRAYS: [&str; 4] = [
     "mapKeys(i.dataset_run_metadata)",
     "mapValues(i.dataset_run_metadata)",
     "mapKeys(i.dataset_item_metadata)",
     "mapValues(i.dataset_item_metadata)",
 ];
 /// Columns of the result: these, and three for the times.
-pub const ITEM_COLUMNS: usize = ITEM_TEXTS.len() + ITEM_ARRAYS.len() + 3;
+pub(crate) const ITEM_COLUMNS: usize = ITEM_TEXTS.len() + ITEM_ARRAYS.len() + 3;
 
 /// The latest versions of the items for which `condition` on the table `i` is true.
-pub fn items_query(table: &TableInfo, condition: &str) -> String {
+pub(crate) fn items_query(table: &TableInfo, condition: &str) -> String {
     let texts = ITEM_TEXTS.map(|column| format!("CAST(ifNull({column}, ''), 'String')"));
     let arrays = ITEM_ARRAYS.map(|expression| format!("CAST({expression}, 'Array(String)')"));
     let version = match table.column("dataset_item_version") {

@@ -12,7 +12,7 @@ use crate::clickhouse::{TableColumn, TableInfo, quoting};
 use crate::native::{DataType, TypeError};
 
 use columns::EXPERIMENT;
-pub use columns::{Enriched, EnrichedColumn, Experiment, Helper, Selected};
+pub(crate) use columns::{Enriched, EnrichedColumn, Experiment, Helper, Selected};
 pub use rules::Source;
 use rules::{Form, Rule};
 

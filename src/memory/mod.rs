@@ -1,7 +1,7 @@
 //! Memory is a budget: `--memory-limit` divided among everything that grows.
 
-pub mod buffer_pool;
-pub mod open_files;
+pub(crate) mod buffer_pool;
+pub(crate) mod open_files;
 
 use std::fmt;
 use std::str::FromStr;
@@ -64,7 +64,7 @@ const FIXED: u64 = 96 * MIB;
 const SMALLEST_BATCH: u64 = 2 * MIB;
 /// More per batch gains nothing: the server divides an insert into parts of this
 /// size (`min_insert_block_size_bytes`, 256 MiB in 26.7).
-pub const LARGEST_BATCH: u64 = 256 * MIB;
+pub(crate) const LARGEST_BATCH: u64 = 256 * MIB;
 
 /// Blocks of more bytes gain nothing.
 const LARGEST_PREFERRED_BLOCK: u64 = 16 * MIB;
@@ -147,7 +147,7 @@ impl Budget {
 }
 
 /// Peak resident memory of this process, in bytes.
-pub fn peak_resident_bytes() -> u64 {
+pub(crate) fn peak_resident_bytes() -> u64 {
     // The kernel's getrusage counts what the parent had before exec; VmHWM does not.
     let from_proc = std::fs::read_to_string("/proc/self/status")
         .ok()

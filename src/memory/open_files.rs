@@ -12,14 +12,15 @@ const FEWEST_OF_STORE: rlim_t = 32;
 const OF_ANYTHING_ELSE: rlim_t = 64;
 
 /// What to do where there are too many, to be put behind an error.
-pub const ADVICE: &str = "; raise the limit of open files, for example with `ulimit -n 1024`";
+pub(crate) const ADVICE: &str =
+    "; raise the limit of open files, for example with `ulimit -n 1024`";
 
 /// Raises the limit as far as the operating system lets a user. Many systems set it low, for the sake
 /// of programs that do not expect a large number.
 ///
 /// # Errors
 /// [`Error::Configuration`] where it is too low all the same.
-pub fn raise_limit() -> Result<(), Error> {
+pub(crate) fn raise_limit() -> Result<(), Error> {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return Ok(());
     };
@@ -37,13 +38,13 @@ pub fn raise_limit() -> Result<(), Error> {
 }
 
 /// How many of them the store may have.
-pub fn of_store() -> i32 {
+pub(crate) fn of_store() -> i32 {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(MOST_OF_STORE, |limits| limits.0);
     let files = limit.saturating_sub(OF_ANYTHING_ELSE);
     i32::try_from(files.clamp(FEWEST_OF_STORE, MOST_OF_STORE)).unwrap_or(i32::MAX)
 }
 
 /// Whether an error of the operating system says that there are too many.
-pub fn are_too_many(message: &str) -> bool {
+pub(crate) fn are_too_many(message: &str) -> bool {
     message.contains("Too many open files") || message.contains("os error 24")
 }

@@ -10,11 +10,12 @@ mod column;
 mod error;
 mod reader;
 mod rows;
-pub mod types;
+pub(crate) mod types;
 mod writer;
 
 pub use column::{ArrayCursor, FixedCursor, NullableStringCursor, StringCursor};
 pub use error::NativeError;
-pub use reader::{Block, BlockReader, Column};
-pub use types::{DataType, Layout, TypeError};
+pub use reader::{Block, BlockReader};
+pub use types::Layout;
+pub(crate) use types::{DataType, TypeError};
 pub use writer::{StringArrayWriter, put_block_header, put_column_header, put_string, put_varint};

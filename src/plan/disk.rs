@@ -21,7 +21,7 @@ const OTHERS: f64 = 0.1;
 
 /// The root spans that are to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct RootSpans {
+pub(crate) struct RootSpans {
     /// Traces of the month, versions that are not merged yet included.
     pub rows: u64,
     /// Segments of the plan.
@@ -32,7 +32,7 @@ pub struct RootSpans {
 
 /// What the events will be made of.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Sources {
+pub(super) struct Sources {
     /// Observations, versions included: an upper bound of the events.
     pub rows: u64,
     /// Of the observations, what is read.
@@ -53,7 +53,7 @@ pub struct Sources {
 
 /// What root spans will be made of.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct RootSpanSources {
+pub(super) struct RootSpanSources {
     /// Traces of the month, versions included.
     pub rows: u64,
     /// What is read.
@@ -67,7 +67,7 @@ pub struct RootSpanSources {
 impl Sources {
     /// What all events will be made of, as if root spans were made of observations.
     #[must_use]
-    pub fn with_root_spans(mut self) -> Self {
+    pub(super) fn with_root_spans(mut self) -> Self {
         if let Some(root_spans) = self.root_spans {
             self.rows += root_spans.rows;
             self.observations += root_spans.all;
@@ -80,7 +80,7 @@ impl Sources {
 
 /// A table that events go into.
 #[derive(Debug, Clone)]
-pub struct Table {
+pub(super) struct Table {
     /// `database.table`
     pub name: String,
     /// What is in it now.
@@ -93,7 +93,7 @@ pub struct Table {
 
 /// How much a table will grow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Growth {
+pub(crate) struct Growth {
     /// `database.table`
     pub table: String,
     /// By so many bytes on disk.
@@ -104,7 +104,7 @@ pub struct Growth {
 
 impl Table {
     /// How much the table will grow by the events of `sources`.
-    pub fn growth(&self, sources: &Sources) -> Growth {
+    pub(super) fn growth(&self, sources: &Sources) -> Growth {
         let (bytes, estimated_from) = match self.size {
             TableSize {
                 rows: TELLING_ROWS..,

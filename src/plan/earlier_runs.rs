@@ -11,7 +11,7 @@ const LONG_ENOUGH: f64 = 10.0;
 
 /// A run that ended and left a report.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Earlier {
+pub(crate) struct Earlier {
     /// Its partition.
     pub partition: String,
     /// Observations that it read, enriched and inserted per second.
@@ -28,7 +28,7 @@ struct Seconds {
 
 /// The run into `target` (`database.table`) that measured for longest, of those that
 /// left a report in the state directory `root`.
-pub fn longest(root: &Path, target: &str) -> Option<Earlier> {
+pub(super) fn longest(root: &Path, target: &str) -> Option<Earlier> {
     let directories = PartitionDir::all(root).unwrap_or_default();
     let reports = directories.iter().filter_map(|directory| {
         // Other versions of this program may write other reports.

@@ -25,7 +25,7 @@ use crate::state::resume;
 
 use disk::{Growth, RootSpanSources, RootSpans, Sources, Table};
 use sample::Sampler;
-pub use summary::Forecast;
+pub(crate) use summary::Forecast;
 use summary::{ServerRoom, TableToRead, TraceStoreRoom};
 use time::Time;
 
@@ -43,7 +43,7 @@ const FINAL_COLUMNS: [&str; 6] = [
 ///
 /// # Errors
 /// [`Error`] with a sentence for the operator and the exit code.
-pub async fn run(options: Options, as_json: bool) -> Result<Forecast, Error> {
+pub(crate) async fn run(options: Options, as_json: bool) -> Result<Forecast, Error> {
     let session = Session::begin(&options)?;
     let forecast = session.unless_interrupted(make(&session, &options)).await?;
     if !options.quiet {

@@ -43,7 +43,7 @@ const STORE_BYTES: u64 = 64 << 20;
 
 /// How long something took for so many rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Measured {
+pub(crate) struct Measured {
     /// Rows.
     pub rows: u64,
     /// How long it took, in seconds.
@@ -52,14 +52,14 @@ pub struct Measured {
 
 impl Measured {
     /// How long so many rows would take, in seconds, if there were rows.
-    pub fn seconds_of(&self, rows: u64) -> Option<f64> {
+    pub(crate) fn seconds_of(&self, rows: u64) -> Option<f64> {
         (self.rows > 0).then(|| self.seconds / self.rows as f64 * rows as f64)
     }
 }
 
 /// What was measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// Traces that were read and loaded into a store.
     pub load: Measured,
     /// Observations that were read, several segments at once.
@@ -72,14 +72,14 @@ pub struct Sample {
 
 impl Sample {
     /// Bytes of so many events, if there were some.
-    pub fn bytes_of(&self, rows: u64) -> Option<u64> {
+    pub(crate) fn bytes_of(&self, rows: u64) -> Option<u64> {
         let enriched = self.enrich.rows;
         (enriched > 0).then(|| (self.event_bytes as f64 / enriched as f64 * rows as f64) as u64)
     }
 }
 
 /// What takes a sample.
-pub struct Sampler<'a> {
+pub(super) struct Sampler<'a> {
     /// What a run would be told.
     pub options: &'a Options,
     /// The server.
@@ -97,7 +97,7 @@ impl Sampler<'_> {
     ///
     /// # Errors
     /// [`Error::Failed`] where the server or the temporary directory does not let it.
-    pub async fn take(&self, segments: &[Segment]) -> Result<Sample, Error> {
+    pub(super) async fn take(&self, segments: &[Segment]) -> Result<Sample, Error> {
         let directory = tempfile::tempdir().map_err(|error| {
             Error::Failed(format!(
                 "a sample needs a temporary directory, and there is none: {error}; name another \

@@ -14,7 +14,7 @@ use crate::progress::words::{about, plural};
 
 /// What is to be read of one table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct TableToRead {
+pub(crate) struct TableToRead {
     /// Rows in the parts of the partition, versions that are not merged yet included.
     pub rows: u64,
     /// Parts of the partition.
@@ -25,7 +25,7 @@ pub struct TableToRead {
 
 /// What the trace store needs on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TraceStoreRoom {
+pub(crate) struct TraceStoreRoom {
     /// The state directory.
     pub state_dir: String,
     /// Bytes that the store can take, at most.
@@ -36,7 +36,7 @@ pub struct TraceStoreRoom {
 
 /// What the events need on the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ServerRoom {
+pub(crate) struct ServerRoom {
     /// Bytes that all tables together will grow by.
     pub needed_bytes: u64,
     /// By how much each table will grow: the target, and what views fill from it.
@@ -49,7 +49,7 @@ pub struct ServerRoom {
 
 /// What a run would do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Forecast {
+pub(crate) struct Forecast {
     /// The partition, `YYYYMM`.
     pub partition: String,
     /// `database.table` that would be written to.
@@ -90,7 +90,7 @@ pub struct Forecast {
 
 impl TraceStoreRoom {
     /// Why the store does not fit, if it does not.
-    pub fn warning(&self) -> Option<String> {
+    pub(crate) fn warning(&self) -> Option<String> {
         let free = self.free_bytes.filter(|&free| free < self.needed_bytes)?;
         Some(format!(
             "the trace store can need {}, and {} has {} left: name a state directory on a larger \
@@ -104,7 +104,7 @@ impl TraceStoreRoom {
 
 impl ServerRoom {
     /// Why the events do not fit, if they do not.
-    pub fn warning(&self) -> Option<String> {
+    pub(crate) fn warning(&self) -> Option<String> {
         let free = self.free_bytes.filter(|&free| free < self.needed_bytes)?;
         Some(format!(
             "the events will need about {} of the server's disk, and {} has {} left: make room \

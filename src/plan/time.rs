@@ -17,7 +17,7 @@ const INSERTED_PER_SECOND: u64 = 75 << 20;
 
 /// One part of the work.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Step {
+pub(crate) struct Step {
     /// What is done.
     pub name: &'static str,
     /// How long it will take, in seconds, where that can be told.
@@ -28,7 +28,7 @@ pub struct Step {
 
 /// How long it will take. An estimate, whatever it is based on.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Time {
+pub(crate) struct Time {
     /// One after the other.
     pub steps: Vec<Step>,
     /// Of all steps, in seconds, where that can be told of each.
@@ -46,7 +46,7 @@ const LEFT_OUT: &str = "what else the server does meanwhile, its merges, what is
 
 impl Time {
     /// An estimate for a run that writes `write_bytes`.
-    pub fn new(
+    pub(crate) fn new(
         options: &Options,
         inspected: &Inspected,
         sample: &Sample,

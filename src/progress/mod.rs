@@ -3,7 +3,7 @@
 
 mod overall;
 mod style;
-pub mod words;
+pub(crate) mod words;
 
 use std::collections::HashSet;
 use std::io::{IsTerminal, Write};
@@ -23,7 +23,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Where progress is shown. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Display {
+pub(crate) struct Display {
     style: Style,
     bars: MultiProgress,
     /// Progress over all partitions, if there are several.
@@ -34,7 +34,7 @@ pub struct Display {
 
 impl Display {
     /// What fits standard error.
-    pub fn detect(quiet: bool) -> Self {
+    pub(crate) fn detect(quiet: bool) -> Self {
         let style = if quiet {
             Style::Quiet
         } else if std::io::stderr().is_terminal() {
@@ -56,7 +56,7 @@ impl Display {
 
     /// The same display for so many partitions, one after the other, with `total` rows of
     /// observations together.
-    pub fn over_partitions(self, partitions: usize, total: u64) -> Self {
+    pub(crate) fn over_partitions(self, partitions: usize, total: u64) -> Self {
         let overall = Overall::new(self.style, &self.bars, partitions, total);
         Self {
             overall: Some(Arc::new(overall)),
@@ -65,28 +65,28 @@ impl Display {
     }
 
     /// Goes on to the next partition, which has so many rows of observations.
-    pub fn begin_partition(&self, name: impl std::fmt::Display, rows: u64) {
+    pub(crate) fn begin_partition(&self, name: impl std::fmt::Display, rows: u64) {
         if let Some(overall) = &self.overall {
             overall.begin_partition(name.to_string(), rows);
         }
     }
 
     /// No partition is worked on any more.
-    pub fn end_partitions(&self) {
+    pub(crate) fn end_partitions(&self) {
         if let Some(overall) = &self.overall {
             overall.finish();
         }
     }
 
     /// Prints one line, without disturbing a bar.
-    pub fn note(&self, text: impl std::fmt::Display) {
+    pub(crate) fn note(&self, text: impl std::fmt::Display) {
         if self.style != Style::Quiet {
             self.bars.suspend(|| print_line(text));
         }
     }
 
     /// Prints one line, unless it was printed before.
-    pub fn note_once(&self, text: String) {
+    pub(crate) fn note_once(&self, text: String) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.insert(text.clone()) {
             self.note(text);
@@ -103,7 +103,7 @@ fn print_line(text: impl std::fmt::Display) {
 ///
 /// The total counts rows in parts, of which several may be versions of one;
 /// so finished work is set to its planned rows, and the end is 100 %.
-pub struct Phase {
+pub(crate) struct Phase {
     style: Style,
     name: &'static str,
     bar: ProgressBar,
@@ -126,7 +126,7 @@ struct LastLine {
 
 impl Phase {
     /// Begins a phase of `total` rows, `offset` of which are done already.
-    pub fn begin(display: &Display, name: &'static str, total: u64, offset: u64) -> Self {
+    pub(crate) fn begin(display: &Display, name: &'static str, total: u64, offset: u64) -> Self {
         let bar = display.bars.add(ProgressBar::new(total));
         let template =
             "{msg:<22} [{wide_bar}] {percent:>3} % {human_pos}/{human_len} {per_sec} {eta} left";
@@ -160,7 +160,7 @@ impl Phase {
 
     /// The same phase, as one by which the partition's own progress is told where there are
     /// several partitions: of the `whole` rows of this one, `before` come before the phase.
-    pub fn leading(mut self, before: u64, whole: u64) -> Self {
+    pub(crate) fn leading(mut self, before: u64, whole: u64) -> Self {
         self.leads = Some((before, whole));
         if let Some(overall) = &self.overall {
             overall.begin_at(before + self.offset, whole);
@@ -169,25 +169,25 @@ impl Phase {
     }
 
     /// Counts rows as they pass.
-    pub fn advance(&self, rows: u64) {
+    pub(crate) fn advance(&self, rows: u64) {
         let position = self.position.fetch_add(rows, Ordering::Relaxed) + rows;
         self.show(position);
     }
 
     /// Says how many rows have passed, where something else counts them.
-    pub fn advance_to(&self, rows: u64) {
+    pub(crate) fn advance_to(&self, rows: u64) {
         self.position.store(rows, Ordering::Relaxed);
         self.show(rows);
     }
 
     /// Takes rows back that have to be done again.
-    pub fn go_back(&self, rows: u64) {
+    pub(crate) fn go_back(&self, rows: u64) {
         let position = self.position.fetch_sub(rows, Ordering::Relaxed) - rows;
         self.show(position);
     }
 
     /// Replaces rows counted for a piece of work by the rows planned for it.
-    pub fn finish_piece(&self, counted: u64, planned: u64) {
+    pub(crate) fn finish_piece(&self, counted: u64, planned: u64) {
         if counted <= planned {
             self.advance(planned - counted);
         } else {
@@ -196,7 +196,7 @@ impl Phase {
     }
 
     /// Ends the phase, where it is.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         match self.style {
             Style::Terminal => self.bar.abandon(),
             Style::Lines => self.line(self.position.load(Ordering::Relaxed), Duration::ZERO),

@@ -5,12 +5,12 @@ use std::fmt;
 use indicatif::HumanCount;
 
 /// A duration in the summary.
-pub fn seconds(number: f64) -> String {
+pub(crate) fn seconds(number: f64) -> String {
     format!("{number:.1} s")
 }
 
 /// A moment in microseconds since 1970, in UTC.
-pub fn moment(microseconds: i64) -> String {
+pub(crate) fn moment(microseconds: i64) -> String {
     use time::format_description::well_known::Rfc3339;
     time::OffsetDateTime::from_unix_timestamp(microseconds.div_euclid(1_000_000))
         .ok()
@@ -19,12 +19,12 @@ pub fn moment(microseconds: i64) -> String {
 }
 
 /// A number in the summary.
-pub fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     HumanCount(number).to_string()
 }
 
 /// The lines of the summary, each a name and a value.
-pub fn write_lines(
+pub(crate) fn write_lines(
     f: &mut fmt::Formatter<'_>,
     lines: impl IntoIterator<Item = (&'static str, String)>,
 ) -> fmt::Result {
@@ -34,7 +34,7 @@ pub fn write_lines(
 }
 
 /// A number of things.
-pub fn plural(count: u64, word: &str) -> String {
+pub(crate) fn plural(count: u64, word: &str) -> String {
     match count {
         1 => format!("1 {word}"),
         count => format!("{} {word}s", HumanCount(count)),
@@ -42,7 +42,7 @@ pub fn plural(count: u64, word: &str) -> String {
 }
 
 /// A time in words, as exact as an estimate is.
-pub fn about(seconds: f64) -> String {
+pub(crate) fn about(seconds: f64) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
     let plural = |count: u64, unit: &str| match count {

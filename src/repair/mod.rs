@@ -49,7 +49,7 @@ struct Findings {
 ///
 /// # Errors
 /// [`Error::Failed`] with what is left, or what went wrong.
-pub async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
+pub(crate) async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
     let started = Instant::now();
     if !options.observations {
         return Err(Error::Configuration(

@@ -27,7 +27,7 @@ const CANNOT_ASSIGN: u32 = 388;
 const UNFINISHED: u32 = 341;
 
 /// Merges a month.
-pub struct Optimizer {
+pub(super) struct Optimizer {
     /// The server.
     pub connection: Connection,
     /// Where progress is shown.
@@ -44,7 +44,7 @@ pub struct Optimizer {
 
 /// What became of a table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Optimized {
+pub(super) struct Optimized {
     /// Its name.
     pub table: String,
     /// Rows before.
@@ -94,7 +94,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`Error::Failed`] where the server does not do it; [`Error::Interrupted`].
-    pub async fn run(&self, optimized: &mut Vec<Optimized>) -> Result<(), Error> {
+    pub(super) async fn run(&self, optimized: &mut Vec<Optimized>) -> Result<(), Error> {
         let views = CoreView::all(&self.connection, &self.target).await;
         let views = views.map_err(|error| Error::failed("the views cannot be read", error))?;
         let tables = views.into_iter().map(|view| view.table);
@@ -113,7 +113,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`Error::Failed`] where they cannot be counted.
-    pub async fn rows_left(&self) -> Result<u64, Error> {
+    pub(super) async fn rows_left(&self) -> Result<u64, Error> {
         let rows = self.keys.rows_to_merge().await;
         rows.map_err(|error| {
             Error::failed("the rows that wait to be merged cannot be counted", error)

@@ -19,7 +19,7 @@ const SEGMENT_DAYS: usize = 64;
 
 /// How much is to be written, as far as it was looked at one by one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// Rows.
     pub rows: u64,
     /// Rows of days that are written as a whole.
@@ -29,7 +29,7 @@ pub struct Wanted {
 }
 
 /// Keeps what is found.
-pub struct Keeper {
+pub(super) struct Keeper {
     store: Arc<TraceStore>,
     wanted: Wanted,
     /// The last day that the view's table lacks something of: many rows are of the same.
@@ -68,7 +68,7 @@ impl Findings for Keeper {
 
 impl Keeper {
     /// Keeps it in this store.
-    pub fn new(store: Arc<TraceStore>) -> Self {
+    pub(super) fn new(store: Arc<TraceStore>) -> Self {
         Self {
             store,
             wanted: Wanted::default(),
@@ -109,7 +109,7 @@ impl Keeper {
     ///
     /// # Errors
     /// [`StoreError`] where something could not be kept.
-    pub fn finish(self) -> Result<(Wanted, Vec<Segment>), StoreError> {
+    pub(super) fn finish(self) -> Result<(Wanted, Vec<Segment>), StoreError> {
         match self.failed {
             Some(error) => Err(error),
             None => Ok((self.wanted, segments(&self.store)?)),

@@ -13,7 +13,7 @@ use crate::state::checkpoint::Checkpoint;
 
 /// What was wrong before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Found {
+pub(super) struct Found {
     /// Observations and traces without an event.
     pub missing: u64,
     /// Events that differ in something of the observation.
@@ -48,7 +48,7 @@ pub struct Found {
 
 impl Found {
     /// What verify found.
-    pub fn of(verified: &crate::verify::Report) -> Self {
+    pub(super) fn of(verified: &crate::verify::Report) -> Self {
         Self {
             missing: verified.missing,
             different: verified.different,
@@ -71,7 +71,7 @@ impl Found {
 
 /// What a repair did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Report {
+pub(super) struct Report {
     /// The partition, `YYYYMM`.
     pub partition: String,
     /// `database.table` that was mended.
@@ -108,7 +108,7 @@ pub struct Report {
 
 impl Report {
     /// Nothing is done yet.
-    pub fn begin(options: &Options, inspected: &Inspected) -> Self {
+    pub(super) fn begin(options: &Options, inspected: &Inspected) -> Self {
         let target = &inspected.target;
         Self {
             partition: options.partition.to_string(),
@@ -119,14 +119,14 @@ impl Report {
     }
 
     /// Takes what is to be done.
-    pub fn take(&mut self, checkpoint: &Checkpoint) {
+    pub(super) fn take(&mut self, checkpoint: &Checkpoint) {
         let segments = checkpoint.segments.iter().flatten();
         self.rows_wanted = segments.map(|segment| segment.rows).sum();
         self.segments_total = checkpoint.segments.as_ref().map_or(0, Vec::len) as u64;
     }
 
     /// Adds what was written.
-    pub fn add(&mut self, mended: &crate::state::report::Report) {
+    pub(super) fn add(&mut self, mended: &crate::state::report::Report) {
         self.rows_written = mended.events_inserted + mended.root_spans_inserted.unwrap_or(0);
         self.rows_there_meanwhile = mended.left_to_live_rows + mended.already_there;
         self.segments_done = mended.segments_done;
@@ -168,7 +168,7 @@ impl Report {
     }
 
     /// What is left, in one sentence, if anything is.
-    pub fn what_is_left(&self) -> Option<String> {
+    pub(super) fn what_is_left(&self) -> Option<String> {
         let left = self.left();
         if left.is_empty() {
             return None;

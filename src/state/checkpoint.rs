@@ -379,7 +379,7 @@ fn checksum(described: &[u8], payload: &[u8]) -> u32 {
 }
 
 /// A name no other run has.
-pub fn new_run_id() -> String {
+pub(crate) fn new_run_id() -> String {
     format!("{:x}-{:x}", seconds_since_1970(), fastrand::u64(..))
 }
 

@@ -24,7 +24,7 @@ const DRY_RUN: &str = "-dry-run";
 /// Where the state of one partition is, or that of a dry run of it. Nothing need
 /// be there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PartitionDir {
+pub(crate) struct PartitionDir {
     /// The partition.
     pub partition: Partition,
     /// Whether it is a dry run's.
@@ -36,7 +36,7 @@ pub struct PartitionDir {
 impl PartitionDir {
     /// The directory in `root` for this partition. A dry run has one of its own,
     /// so that it never stands in the way of a real one.
-    pub fn new(root: &Path, partition: Partition, dry_run: bool) -> Self {
+    pub(crate) fn new(root: &Path, partition: Partition, dry_run: bool) -> Self {
         let path = root.join(match dry_run {
             true => format!("{partition}{DRY_RUN}"),
             false => partition.to_string(),
@@ -49,7 +49,7 @@ impl PartitionDir {
     }
 
     /// The directory in `root` for a repair of this partition, or a dry run of one.
-    pub fn of_repair(root: &Path, partition: Partition, dry_run: bool) -> Self {
+    pub(crate) fn of_repair(root: &Path, partition: Partition, dry_run: bool) -> Self {
         let end = if dry_run { DRY_RUN } else { "" };
         Self {
             partition,
@@ -62,7 +62,7 @@ impl PartitionDir {
     ///
     /// # Errors
     /// Whatever the file system says.
-    pub fn all(root: &Path) -> std::io::Result<Vec<Self>> {
+    pub(crate) fn all(root: &Path) -> std::io::Result<Vec<Self>> {
         let mut directories = Vec::new();
         for entry in std::fs::read_dir(root)? {
             let entry = entry?;
@@ -84,17 +84,17 @@ impl PartitionDir {
     }
 
     /// Where the checkpoint is.
-    pub fn checkpoint(&self) -> PathBuf {
+    pub(crate) fn checkpoint(&self) -> PathBuf {
         self.path.join("checkpoint")
     }
 
     /// Where the report of the last run is.
-    pub fn report(&self) -> PathBuf {
+    pub(crate) fn report(&self) -> PathBuf {
         self.path.join("report.json")
     }
 
     /// Where the trace store is.
-    pub fn trace_store(&self) -> PathBuf {
+    pub(crate) fn trace_store(&self) -> PathBuf {
         self.path.join("traces")
     }
 
@@ -109,7 +109,7 @@ impl PartitionDir {
     /// Only `/proc/locks` is read. To take the lock in order to see whether that
     /// works, and be it a shared one for a moment, would turn away a run that
     /// starts in this moment, and `fcntl(F_GETLK)` knows nothing of `flock`.
-    pub fn holder(&self) -> Option<Holder> {
+    pub(crate) fn holder(&self) -> Option<Holder> {
         let path = self.lock();
         let file = std::fs::metadata(&path).ok()?;
         let locks = std::fs::read_to_string("/proc/locks").ok()?;
@@ -120,7 +120,7 @@ impl PartitionDir {
 
 /// The process that holds a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Holder {
+pub(crate) struct Holder {
     /// Its number, where that is known.
     pub process: Option<u32>,
 }
@@ -181,7 +181,7 @@ fn device(_number: u64) -> Option<String> {
 
 /// Bytes that are free for this user in the file system where `path` is, or
 /// would be made; `None` where the operating system does not tell.
-pub fn free_bytes(path: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     let path = std::path::absolute(path).ok()?;
     let disk = path
         .ancestors()
@@ -197,7 +197,7 @@ const HOLDER: &str = "process ";
 
 /// The directory of one partition's state, locked for this process.
 #[derive(Debug)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     directory: PartitionDir,
     /// The operating system releases it when the process ends, however it ends.
     _lock: Flock<File>,
@@ -209,7 +209,7 @@ impl StateDir {
     /// # Errors
     /// [`Error::Configuration`] where it cannot be made or written to, or
     /// another process uses it.
-    pub fn prepare(root: &Path, partition: Partition, dry_run: bool) -> Result<Self, Error> {
+    pub(crate) fn prepare(root: &Path, partition: Partition, dry_run: bool) -> Result<Self, Error> {
         Self::take(PartitionDir::new(root, partition, dry_run))
     }
 
@@ -217,7 +217,11 @@ impl StateDir {
     ///
     /// # Errors
     /// See [`StateDir::prepare`].
-    pub fn prepare_repair(root: &Path, partition: Partition, dry_run: bool) -> Result<Self, Error> {
+    pub(crate) fn prepare_repair(
+        root: &Path,
+        partition: Partition,
+        dry_run: bool,
+    ) -> Result<Self, Error> {
         Self::take(PartitionDir::of_repair(root, partition, dry_run))
     }
 
@@ -245,17 +249,17 @@ impl StateDir {
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.directory.path
     }
 
     /// Where the checkpoint is.
-    pub fn checkpoint(&self) -> PathBuf {
+    pub(crate) fn checkpoint(&self) -> PathBuf {
         self.directory.checkpoint()
     }
 
     /// Where the report of the last run is.
-    pub fn report(&self) -> PathBuf {
+    pub(crate) fn report(&self) -> PathBuf {
         self.directory.report()
     }
 
@@ -264,7 +268,7 @@ impl StateDir {
     ///
     /// # Errors
     /// [`Error::Failed`] where the file system does not let it.
-    pub fn clear(&self) -> Result<(), Error> {
+    pub(crate) fn clear(&self) -> Result<(), Error> {
         match std::fs::remove_file(self.checkpoint()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::failed(
                 format!(
@@ -286,7 +290,7 @@ impl StateDir {
     ///
     /// # Errors
     /// [`Error::Failed`] where the file system does not let it.
-    pub fn mark_restart(&self) -> Result<(), Error> {
+    pub(crate) fn mark_restart(&self) -> Result<(), Error> {
         let mark = self.restart_mark();
         std::fs::write(&mark, b"").map_err(|error| {
             Error::failed(
@@ -297,29 +301,29 @@ impl StateDir {
     }
 
     /// Whether the run that begins, or began, is a restart.
-    pub fn is_restart(&self) -> bool {
+    pub(crate) fn is_restart(&self) -> bool {
         self.restart_mark().exists()
     }
 
     /// From now on the checkpoint says what the run is.
-    pub fn forget_restart(&self) {
+    pub(crate) fn forget_restart(&self) {
         // What is left of it is removed with the directory, or makes the next run a restart too.
         let _ = std::fs::remove_file(self.restart_mark());
     }
 
     /// Removes the directory with all that is in it.
-    pub fn remove(&self) {
+    pub(crate) fn remove(&self) {
         // Only a dry run's, or one of a repair that is done: what is left of it is in nobody's way.
         let _ = std::fs::remove_dir_all(self.path());
     }
 
     /// Where observations wait whose trace is not known.
-    pub fn deferred_rows(&self) -> PathBuf {
+    pub(crate) fn deferred_rows(&self) -> PathBuf {
         self.path().join("late")
     }
 
     /// Where the trace store is.
-    pub fn trace_store(&self) -> PathBuf {
+    pub(crate) fn trace_store(&self) -> PathBuf {
         self.directory.trace_store()
     }
 
@@ -327,7 +331,7 @@ impl StateDir {
     ///
     /// # Errors
     /// [`Error::Failed`] where the file system does not let it.
-    pub fn remove_work_files(&self) -> Result<(), Error> {
+    pub(crate) fn remove_work_files(&self) -> Result<(), Error> {
         remove(&self.deferred_rows(), "the directory of rows that wait")?;
         self.remove_trace_store()
     }
@@ -336,7 +340,7 @@ impl StateDir {
     ///
     /// # Errors
     /// [`Error::Failed`] where the file system does not let it.
-    pub fn remove_trace_store(&self) -> Result<(), Error> {
+    pub(crate) fn remove_trace_store(&self) -> Result<(), Error> {
         remove(&self.trace_store(), "the trace store")
     }
 
@@ -344,7 +348,7 @@ impl StateDir {
     ///
     /// # Errors
     /// [`Error::Configuration`] where it has not.
-    pub fn require_space(&self, needed: u64) -> Result<(), Error> {
+    pub(crate) fn require_space(&self, needed: u64) -> Result<(), Error> {
         let Some(available) = free_bytes(self.path()) else {
             return Ok(());
         };

@@ -3,11 +3,12 @@
 use crate::memory::open_files;
 
 /// What to do about a disk that has no room left.
-pub const DISK_FULL: &str = ": the disk is full; make room, or name a larger one with --state-dir";
+pub(crate) const DISK_FULL: &str =
+    ": the disk is full; make room, or name a larger one with --state-dir";
 
 /// What to do about an error of the file system, if there is something, to be
 /// put behind the error.
-pub fn advice_on_files(error: &std::io::Error) -> &'static str {
+pub(crate) fn advice_on_files(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     match error.kind() {
         StorageFull | QuotaExceeded => DISK_FULL,

@@ -1,10 +1,10 @@
 //! What a run leaves on this machine: the directory of a month, the checkpoint from which it can go on,
 //! and the report.
 
-pub mod checkpoint;
-pub mod counts;
+pub(crate) mod checkpoint;
+pub(crate) mod counts;
 pub(crate) mod directory;
-pub mod files;
+pub(crate) mod files;
 mod output_file;
-pub mod report;
-pub mod resume;
+pub(crate) mod report;
+pub(crate) mod resume;

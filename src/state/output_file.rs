@@ -34,7 +34,7 @@ enum Place {
 ///
 /// # Errors
 /// Whatever the file system says.
-pub fn require_writable(path: &Path) -> io::Result<()> {
+pub(super) fn require_writable(path: &Path) -> io::Result<()> {
     match place(path)? {
         Place::New(path) => {
             let directory = directory_of(&path);
@@ -56,7 +56,7 @@ pub fn require_writable(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// Whatever the file system says.
-pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match place(path)? {
         Place::New(path) => {
             let mode = Permissions::from_mode(NEW_MODE);

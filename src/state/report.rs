@@ -14,7 +14,7 @@ use crate::progress::words::{count, seconds, write_lines};
 
 /// Seconds by the clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Seconds {
+pub(crate) struct Seconds {
     /// Loading traces.
     pub load: f64,
     /// Streaming observations, inserts included.
@@ -30,7 +30,7 @@ pub struct Seconds {
 
 /// What a run did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// The partition, `YYYYMM`.
     pub partition: String,
     /// `database.table` that was written to.
@@ -105,7 +105,7 @@ pub struct Report {
 
 /// Which trace. What is not UTF-8 in it is replaced.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct TraceId {
+pub(crate) struct TraceId {
     /// `project_id`
     pub project_id: String,
     /// `id`
@@ -114,7 +114,7 @@ pub struct TraceId {
 
 impl TraceId {
     /// Of these bytes.
-    pub fn new(project_id: &[u8], trace_id: &[u8]) -> Self {
+    pub(crate) fn new(project_id: &[u8], trace_id: &[u8]) -> Self {
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         Self {
             project_id: text(project_id),
@@ -127,7 +127,7 @@ impl TraceId {
 ///
 /// # Errors
 /// [`Error::Configuration`] where it cannot.
-pub fn require_writable(path: &Path) -> Result<(), Error> {
+pub(crate) fn require_writable(path: &Path) -> Result<(), Error> {
     output_file::require_writable(path).map_err(|error| {
         Error::Configuration(format!(
             "the report {} cannot be written: {error}; name another file with --report",
@@ -150,7 +150,7 @@ fn write_json(summary: &impl Serialize, path: &Path) -> std::io::Result<()> {
 ///
 /// # Errors
 /// [`Error::Failed`] where the file system does not let it.
-pub fn publish(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
+pub(crate) fn publish(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
     write_json(summary, path).map_err(|error| unwritable(path, &error))
 }
 
@@ -158,7 +158,7 @@ pub fn publish(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::Failed`] where the file system does not let it.
-pub fn keep(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
+pub(crate) fn keep(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
     let kept = || {
         let directory = path.parent().unwrap_or(Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
@@ -219,7 +219,7 @@ pub(crate) fn write_summary(
 
 impl Report {
     /// All rows the server acknowledged, root spans included.
-    pub fn all_events(&self) -> u64 {
+    pub(crate) fn all_events(&self) -> u64 {
         self.events_inserted + self.root_spans_inserted.unwrap_or(0)
     }
 }

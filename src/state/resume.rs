@@ -13,7 +13,7 @@ use crate::error::Error;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Begin {
+pub(crate) enum Begin {
     /// Start from nothing; whatever is there is to be removed.
     Fresh,
     /// Go on from here.
@@ -26,7 +26,7 @@ pub enum Begin {
 ///
 /// # Errors
 /// [`Error::Configuration`], with what is there and what can be done.
-pub fn decide(
+pub(crate) fn decide(
     stored: Result<Option<Checkpoint>, CheckpointError>,
     made_for: &MadeFor,
     directory: &Path,
@@ -88,7 +88,7 @@ pub fn decide(
 
 /// What a run that goes on says of experiments: see [`Options::experiments_so_far`]. One that cannot
 /// be read is told of by [`decide`].
-pub fn experiments_so_far(
+pub(crate) fn experiments_so_far(
     stored: &Result<Option<Checkpoint>, CheckpointError>,
     options: &Options,
 ) -> Option<bool> {
@@ -103,7 +103,7 @@ pub fn experiments_so_far(
 ///
 /// # Errors
 /// [`Error::Configuration`], with what can be done.
-pub fn require_finished(options: &Options) -> Result<(), Error> {
+pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
     let directory = PartitionDir::new(&options.state_dir, options.partition, false);
     match Checkpoint::read(&directory.checkpoint()) {
         Ok(Some(checkpoint)) if !checkpoint.finished => Err(Error::Configuration(format!(
@@ -117,7 +117,7 @@ pub fn require_finished(options: &Options) -> Result<(), Error> {
 }
 
 /// Says that a run is over.
-pub fn over(checkpoint: &Checkpoint, directory: &Path) -> String {
+pub(crate) fn over(checkpoint: &Checkpoint, directory: &Path) -> String {
     format!(
         "this partition was finished on {} ({}); --restart does it again",
         moment(checkpoint.saved_at),
@@ -126,7 +126,7 @@ pub fn over(checkpoint: &Checkpoint, directory: &Path) -> String {
 }
 
 /// How far a run got, in words.
-pub fn progress(checkpoint: &Checkpoint) -> String {
+pub(crate) fn progress(checkpoint: &Checkpoint) -> String {
     match (&checkpoint.segments, checkpoint.superseded) {
         _ if checkpoint.awaits_experiments() => {
             "all traces loaded, and the spans of dataset runs being looked for".to_owned()

@@ -74,7 +74,7 @@ impl ItemRecord<'_> {
 }
 
 /// Writes items and their spans. All of them are in the store after [`ExperimentWriter::finish`].
-pub struct ExperimentWriter<'a> {
+pub(crate) struct ExperimentWriter<'a> {
     store: &'a TraceStore,
     batch: WriteBatch,
     encoded: Vec<u8>,
@@ -82,7 +82,7 @@ pub struct ExperimentWriter<'a> {
 
 impl<'a> ExperimentWriter<'a> {
     /// A writer.
-    pub fn new(store: &'a TraceStore) -> Self {
+    pub(crate) fn new(store: &'a TraceStore) -> Self {
         Self {
             store,
             batch: WriteBatch::default(),
@@ -94,7 +94,11 @@ impl<'a> ExperimentWriter<'a> {
     ///
     /// # Errors
     /// [`StoreError::Database`] where the disk is full.
-    pub fn put_item(&mut self, item: &[u8], record: &ItemRecord<'_>) -> Result<(), StoreError> {
+    pub(crate) fn put_item(
+        &mut self,
+        item: &[u8],
+        record: &ItemRecord<'_>,
+    ) -> Result<(), StoreError> {
         encode(record, &mut self.encoded)?;
         let family = self.store.family(ITEMS)?;
         self.batch.put_cf(&family, item, &self.encoded);
@@ -105,7 +109,7 @@ impl<'a> ExperimentWriter<'a> {
     ///
     /// # Errors
     /// [`StoreError::Database`] where the disk is full.
-    pub fn put_trace(&mut self, trace: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn put_trace(&mut self, trace: &[u8]) -> Result<(), StoreError> {
         self.batch.put_cf(&self.store.family(TRACES)?, trace, b"");
         self.write_if_full()
     }
@@ -114,7 +118,7 @@ impl<'a> ExperimentWriter<'a> {
     ///
     /// # Errors
     /// [`StoreError::Database`] where the disk is full.
-    pub fn put_span(
+    pub(crate) fn put_span(
         &mut self,
         trace: &[u8],
         span_id: &[u8],
@@ -136,7 +140,7 @@ impl<'a> ExperimentWriter<'a> {
     ///
     /// # Errors
     /// [`StoreError::Database`] where the disk is full.
-    pub fn finish(self) -> Result<(), StoreError> {
+    pub(crate) fn finish(self) -> Result<(), StoreError> {
         self.store.write(self.batch)?;
         self.store.notice_experiments()
     }

@@ -19,7 +19,7 @@ const FIRST_GUESS: usize = 16 * 1024;
 const HEAD_BYTES: usize = 24;
 
 /// Which version of a trace the store knows.
-pub type TraceVersion = RecordHead;
+pub(crate) type TraceVersion = RecordHead;
 
 /// The records found for a batch of keys, in the order of the keys.
 #[derive(Debug, Default)]

@@ -23,15 +23,16 @@ mod store;
 mod target_rows;
 mod wanted;
 
-pub use error::StoreError;
-pub use families::Against;
-pub use items::{ExperimentWriter, FoundItems, ItemRecord};
+pub(crate) use error::StoreError;
+pub(crate) use families::Against;
+pub(crate) use items::{ExperimentWriter, FoundItems, ItemRecord};
 pub use load::{DayWriter, SeenTraces};
-pub use lookup::{Found, TraceVersion};
+pub(crate) use lookup::Found;
 pub use record::TraceRecord;
-pub use remote::{About, ElsewhereWriter};
-pub use store::{TraceStore, disk_bytes};
-pub use target_rows::{
+pub(crate) use remote::{About, ElsewhereWriter};
+pub use store::TraceStore;
+pub(crate) use store::disk_bytes;
+pub(crate) use target_rows::{
     HASH_BYTES, HashKey, ROW_KEY_BYTES, Root, RowKey, SortedWriter, TargetRow, Version,
 };
-pub use wanted::{WantedDay, WantedRow};
+pub(crate) use wanted::{WantedDay, WantedRow};

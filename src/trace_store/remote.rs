@@ -40,7 +40,7 @@ impl TraceStore {
 
 /// What an answer is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum About {
+pub(crate) enum About {
     /// Traces that are on none of the days that were loaded.
     Missing,
     /// Traces that are on one of these days, and on others: the answer counts.
@@ -48,7 +48,7 @@ pub enum About {
 }
 
 /// Writes answers. All of them are in the store after [`ElsewhereWriter::finish`].
-pub struct ElsewhereWriter<'a> {
+pub(crate) struct ElsewhereWriter<'a> {
     store: &'a TraceStore,
     about: About,
     batch: WriteBatch,
@@ -56,7 +56,7 @@ pub struct ElsewhereWriter<'a> {
 
 impl<'a> ElsewhereWriter<'a> {
     /// A writer of answers.
-    pub fn new(store: &'a TraceStore, about: About) -> Self {
+    pub(crate) fn new(store: &'a TraceStore, about: About) -> Self {
         Self {
             store,
             about,
@@ -69,7 +69,7 @@ impl<'a> ElsewhereWriter<'a> {
     ///
     /// # Errors
     /// [`StoreError::Database`] where the disk is full.
-    pub fn put(&mut self, key: &[u8], record: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn put(&mut self, key: &[u8], record: &[u8]) -> Result<(), StoreError> {
         let family = self.store.family(match self.about {
             About::Missing => ELSEWHERE,
             About::Moved => MOVED,
@@ -85,7 +85,7 @@ impl<'a> ElsewhereWriter<'a> {
     ///
     /// # Errors
     /// [`StoreError::Database`] where the disk is full.
-    pub fn finish(self) -> Result<(), StoreError> {
+    pub(crate) fn finish(self) -> Result<(), StoreError> {
         self.store.write(self.batch)?;
         let has_some = match self.about {
             About::Missing => &self.store.has_elsewhere,

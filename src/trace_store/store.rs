@@ -216,7 +216,7 @@ impl TraceStore {
 
 /// Bytes that the store in `path` takes on disk, whether somebody has it open or
 /// not; 0 where there is none.
-pub fn disk_bytes(path: &Path) -> u64 {
+pub(crate) fn disk_bytes(path: &Path) -> u64 {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| entry.metadata().ok())

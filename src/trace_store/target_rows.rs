@@ -17,14 +17,14 @@ use super::options::TARGET_FILE_BYTES;
 use super::store::{Database, TraceStore};
 
 /// Bytes of the key of a row of the target.
-pub const ROW_KEY_BYTES: usize = 22;
+pub(crate) const ROW_KEY_BYTES: usize = 22;
 /// Bytes of the key of an observation or a trace.
-pub const HASH_BYTES: usize = 12;
+pub(crate) const HASH_BYTES: usize = 12;
 
 /// The key of a row of the target: it sorts by day, project and the beginning of the span's id.
-pub type RowKey = [u8; ROW_KEY_BYTES];
+pub(crate) type RowKey = [u8; ROW_KEY_BYTES];
 /// The key of an observation or a trace.
-pub type HashKey = [u8; HASH_BYTES];
+pub(crate) type HashKey = [u8; HASH_BYTES];
 
 /// A row of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +128,7 @@ fn damaged(what: &str) -> StoreError {
 }
 
 /// Writes entries in the order of their keys straight into files that are ingested whole.
-pub struct SortedWriter<'a> {
+pub(crate) struct SortedWriter<'a> {
     store: &'a TraceStore,
     against: Against,
     /// Distinguishes its files from those of other writers.
@@ -140,7 +140,7 @@ pub struct SortedWriter<'a> {
 
 impl<'a> SortedWriter<'a> {
     /// A writer into one family. Writers at the same time must have different names.
-    pub fn new(store: &'a TraceStore, against: Against, name: impl Into<String>) -> Self {
+    pub(crate) fn new(store: &'a TraceStore, against: Against, name: impl Into<String>) -> Self {
         Self {
             store,
             against,
@@ -155,7 +155,7 @@ impl<'a> SortedWriter<'a> {
     ///
     /// # Errors
     /// [`StoreError::Database`] where the disk is full, or the order is wrong.
-    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let mut file = match self.current.take() {
             Some(file) => file,
             None => self.next_file()?,
@@ -191,7 +191,7 @@ impl<'a> SortedWriter<'a> {
     ///
     /// # Errors
     /// [`StoreError::Database`] where the disk is full.
-    pub fn finish(mut self) -> Result<u64, StoreError> {
+    pub(crate) fn finish(mut self) -> Result<u64, StoreError> {
         if let Some(mut file) = self.current.take() {
             file.finish().map_err(|error| self.store.failed(error))?;
         }

@@ -15,7 +15,7 @@ use crate::native::DataType;
 
 /// How texts that the trace has a part in stand in a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Texts {
+pub(super) enum Texts {
     /// As their hashes: a trace then takes little memory, however long its
     /// metadata is. The rules are the same, since they only ask whether a text is
     /// there and whether two of them are equal.
@@ -52,7 +52,7 @@ struct TraceColumn {
 
 /// All columns that are compared, and those that cannot be.
 #[derive(Debug, Clone)]
-pub struct Columns {
+pub(super) struct Columns {
     own: Vec<OwnColumn>,
     of_trace: Vec<TraceColumn>,
     trace_metadata: bool,
@@ -83,7 +83,7 @@ const EMPTY_LIST: &str = "CAST([], 'Array(String)')";
 
 impl Columns {
     /// What is compared for one source and one target.
-    pub fn new(mapping: &Mapping, target: &TableInfo) -> Self {
+    pub(super) fn new(mapping: &Mapping, target: &TableInfo) -> Self {
         let type_of = |name: &str| target.column(name).map(|column| column.data_type.as_str());
         let own = mapping.pass_through.iter().filter_map(|selected| {
             Some(OwnColumn {
@@ -126,7 +126,7 @@ impl Columns {
 
     /// Names of the columns in the order of [`Columns::own_details`] and
     /// [`Columns::trace_details`].
-    pub fn names(&self) -> Vec<&str> {
+    pub(super) fn names(&self) -> Vec<&str> {
         let own = self.own.iter().map(|column| column.name.as_str());
         let of_trace = self.of_trace.iter().map(|column| column.name.as_str());
         own.chain(of_trace).collect()
@@ -134,7 +134,7 @@ impl Columns {
 
     /// Whether an event was written by something else than a backfill, as its
     /// column `source` says; `0` where there is no such column.
-    pub fn by_others(&self) -> String {
+    pub(super) fn by_others(&self) -> String {
         match self.has_source {
             true => format!(
                 "toUInt8({EVENT}.source NOT IN ('otel-backfill', 'ingestion-api-backfill'))"
@@ -144,14 +144,14 @@ impl Columns {
     }
 
     /// One number for everything that comes from the observation alone.
-    pub fn own_hash(&self, origin: Origin) -> String {
+    pub(super) fn own_hash(&self, origin: Origin) -> String {
         let arguments = self.own.iter();
         let arguments = arguments.map(|column| column.hashed(origin));
         format!("cityHash64({})", arguments.collect::<Vec<_>>().join(", "))
     }
 
     /// The hash of each of these columns, and what is shown of it.
-    pub fn own_details(&self, origin: Origin) -> (Vec<String>, Vec<String>) {
+    pub(super) fn own_details(&self, origin: Origin) -> (Vec<String>, Vec<String>) {
         let details = self.own.iter().map(|column| {
             let value = column.of(origin);
             let hash = format!("cityHash64({})", column.hashed(origin));
@@ -163,7 +163,7 @@ impl Columns {
     /// Items of the SELECT list over observations or traces that
     /// [`Columns::trace_hash`] and [`Columns::trace_details`] need of the row itself,
     /// as `(name, expression)`. A root span has its trace's metadata as its own.
-    pub fn own_items(&self, origin: Origin, texts: Texts) -> Vec<(&'static str, String)> {
+    pub(super) fn own_items(&self, origin: Origin, texts: Texts) -> Vec<(&'static str, String)> {
         let table = table_of(origin);
         let mut items = Vec::new();
         if self.has(Enriched::Version) {
@@ -189,7 +189,7 @@ impl Columns {
     }
 
     /// The same that they need of the trace.
-    pub fn items_of_trace(&self, texts: Texts) -> Vec<(&'static str, String)> {
+    pub(super) fn items_of_trace(&self, texts: Texts) -> Vec<(&'static str, String)> {
         let nullable = |name: &str| format!("ifNull(CAST(t.{name}, 'Nullable(String)'), '')");
         let tags = "CAST(t.tags, 'Array(String)')";
         let mut items = Vec::new();
@@ -239,7 +239,7 @@ impl Columns {
 
     /// One number for everything that the trace has a part in, bound to the row by
     /// `keys`. Where it is not an event's, the items are its columns.
-    pub fn trace_hash(&self, origin: Origin, keys: &str) -> String {
+    pub(super) fn trace_hash(&self, origin: Origin, keys: &str) -> String {
         let values = self.of_trace.iter();
         let arguments =
             values.flat_map(|column| self.value(origin, column, Texts::Hashed).arguments);
@@ -248,7 +248,7 @@ impl Columns {
     }
 
     /// The hash of each of these columns, and what is shown of it.
-    pub fn trace_details(&self, origin: Origin) -> (Vec<String>, Vec<String>) {
+    pub(super) fn trace_details(&self, origin: Origin) -> (Vec<String>, Vec<String>) {
         let values = self.of_trace.iter();
         let details = values.map(|column| {
             let value = self.value(origin, column, Texts::Plain);

@@ -181,7 +181,7 @@ fn views_of(target: &TableInfo) -> String {
 
 impl Statements {
     /// Rows of the view's table in each piece: [`PieceRows`](super::rows::PieceRows).
-    pub fn count_core(&self, moments: (i64, i64)) -> Option<String> {
+    pub(super) fn count_core(&self, moments: (i64, i64)) -> Option<String> {
         let core = self.core.as_ref()?;
         Some(format!(
             "SELECT CAST({EVENT}.project_id, 'String') AS project, {} AS day, \

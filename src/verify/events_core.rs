@@ -5,7 +5,7 @@ use super::origin::EVENT;
 
 /// The table that a view fills from the target.
 #[derive(Debug, Clone)]
-pub struct Core {
+pub(super) struct Core {
     /// What the view selects of the target.
     pub(super) select: String,
     /// The table, quoted.
@@ -17,7 +17,7 @@ pub struct Core {
 
 impl Core {
     /// The table, as statements name it that read all its rows.
-    pub fn table(&self) -> String {
+    pub(super) fn table(&self) -> String {
         format!("{} AS {EVENT}", self.name)
     }
 }

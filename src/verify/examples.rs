@@ -19,7 +19,7 @@ const NOT_SHOWN: [&str; 2] = ["input", "output"];
 
 /// A row that is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Example {
+pub(crate) struct Example {
     /// The project.
     pub project_id: String,
     /// The trace.
@@ -36,7 +36,7 @@ pub struct Example {
 
 impl Example {
     /// An example without the columns that differ.
-    pub fn new(key: &EventKey, finding: &Finding) -> Self {
+    pub(crate) fn new(key: &EventKey, finding: &Finding) -> Self {
         Self {
             project_id: readable(&key.project),
             trace_id: readable(&key.trace_id),
@@ -49,7 +49,7 @@ impl Example {
 
     /// Adds the columns in which both sides differ.
     #[must_use]
-    pub fn with_columns(
+    pub(crate) fn with_columns(
         mut self,
         names: &[&str],
         expected: Option<&Details>,
@@ -128,7 +128,7 @@ fn problem(key: &EventKey, finding: &Finding) -> String {
 }
 
 /// Microseconds since 1970 in UTC, with as many digits as it needs.
-pub fn moment(microseconds: i64) -> String {
+pub(super) fn moment(microseconds: i64) -> String {
     let milliseconds =
         format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]");
     let all =
@@ -146,7 +146,7 @@ pub fn moment(microseconds: i64) -> String {
 }
 
 /// The same as RFC 3339 has it.
-pub fn rfc3339(microseconds: i64) -> Option<String> {
+pub(super) fn rfc3339(microseconds: i64) -> Option<String> {
     let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(microseconds) * 1_000);
     moment.ok()?.format(&Rfc3339).ok()
 }

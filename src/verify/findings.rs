@@ -10,7 +10,7 @@ use crate::mapping::Source;
 use crate::partition::Day;
 
 /// What is done with each row that is wrong, as it is found.
-pub trait Findings {
+pub(crate) trait Findings {
     /// A row that is wrong.
     fn found(&mut self, row: &FoundRow<'_>);
 
@@ -21,7 +21,7 @@ pub trait Findings {
 
 /// What was not looked at one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unlisted {
+pub(crate) enum Unlisted {
     /// Events of observations.
     Events,
     /// Root spans of traces.
@@ -32,7 +32,7 @@ pub enum Unlisted {
 
 /// A row that is wrong.
 #[derive(Debug, Clone, Copy)]
-pub struct FoundRow<'a> {
+pub(crate) struct FoundRow<'a> {
     /// Which event.
     pub key: &'a EventKey,
     /// The day on which it starts, in days since 1970, in the time zone of the observations.
@@ -44,7 +44,7 @@ pub struct FoundRow<'a> {
 }
 
 /// Nothing is done with them.
-pub struct OnlyCounted;
+pub(crate) struct OnlyCounted;
 
 impl Findings for OnlyCounted {
     fn found(&mut self, _row: &FoundRow<'_>) {}
@@ -54,7 +54,7 @@ impl Findings for OnlyCounted {
 
 /// What two sides that are not the same mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// An observation without an event.
     Missing,
     /// An event without an observation.
@@ -90,7 +90,7 @@ pub enum Kind {
 
 impl Kind {
     /// Whether it is something that should not be.
-    pub fn is_wrong(self) -> bool {
+    pub(crate) fn is_wrong(self) -> bool {
         !matches!(
             self,
             Kind::Newer | Kind::LeftToLivePath | Kind::LeftToLiveRoot
@@ -100,7 +100,7 @@ impl Kind {
 
 /// What was found about one event of a span.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// What it is.
     pub kind: Kind,
     /// When the event starts, or should, in microseconds.
@@ -113,7 +113,7 @@ pub struct Finding {
 
 /// Where an observation, or a trace, says that its event is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// The trace.
     pub trace_id: ByteBuf,
     /// When it starts, in microseconds.
@@ -123,7 +123,7 @@ pub struct Place {
 /// An event of which the piece has no observation that starts with it. What it is has to be
 /// looked for elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stray {
+pub(super) struct Stray {
     /// When it starts, in microseconds.
     pub start: i64,
     /// Its `event_ts` in microseconds.
@@ -143,7 +143,7 @@ struct Version {
 
 /// Puts the two sides of a span next to each other. What changed after `until` is left to
 /// Langfuse, if it writes to the target too.
-pub fn judge(span: &SpanRow, until: Option<i64>) -> (Vec<Finding>, Vec<Stray>) {
+pub(super) fn judge(span: &SpanRow, until: Option<i64>) -> (Vec<Finding>, Vec<Stray>) {
     if span.expected.is_empty() {
         return (Vec::new(), strays(span));
     }
@@ -188,7 +188,7 @@ fn by_start(rows: &[SideRow]) -> BTreeMap<i64, Vec<Version>> {
 }
 
 /// What an event is whose observation starts at another time.
-pub fn elsewhere(event_ts: i64, of_observation: i64) -> Kind {
+pub(super) fn elsewhere(event_ts: i64, of_observation: i64) -> Kind {
     match event_ts > of_observation {
         true => Kind::Newer,
         false => Kind::Doubled,

@@ -38,9 +38,8 @@ mod versions;
 use std::io::Write;
 use std::time::Instant;
 
-pub use self::findings::{Findings, FoundRow, Kind, OnlyCounted, Unlisted};
-pub use self::report::{Report, Verdict};
-pub use self::rows::EventKey;
+pub(crate) use self::findings::{Findings, FoundRow, Kind, OnlyCounted, Unlisted};
+pub(crate) use self::report::{Report, Verdict};
 
 use self::verification::Verification;
 use crate::cli::options::{Intent, Options};
@@ -54,7 +53,7 @@ use crate::session::Session;
 /// # Errors
 /// [`Error`] where it cannot be told whether both sides agree, or the report cannot
 /// be written.
-pub async fn run(options: Options) -> Result<Verdict, Error> {
+pub(crate) async fn run(options: Options) -> Result<Verdict, Error> {
     let session = Session::begin(&options)?;
     if let Some(path) = &options.report {
         crate::state::report::require_writable(path)?;
@@ -83,7 +82,7 @@ pub async fn run(options: Options) -> Result<Verdict, Error> {
 
 /// Verifies one partition, and hands each row that is wrong to `findings`, as it is found. Prints
 /// nothing but progress. The report says what was found, also where it ended early.
-pub async fn examine(
+pub(crate) async fn examine(
     session: &Session,
     options: &Options,
     inspected: &Inspected,

@@ -8,7 +8,7 @@ use crate::native::DataType;
 /// A column that comes from the observation alone, or for a root span from the
 /// trace and nothing else.
 #[derive(Debug, Clone)]
-pub struct OwnColumn {
+pub(super) struct OwnColumn {
     /// Its name in the target.
     pub name: String,
     /// The type in which it is compared.
@@ -19,12 +19,12 @@ pub struct OwnColumn {
 
 impl OwnColumn {
     /// What its hash is made of.
-    pub fn hashed(&self, origin: Origin) -> String {
+    pub(super) fn hashed(&self, origin: Origin) -> String {
         hash_arguments(&self.of(origin), &self.data_type)
     }
 
     /// Its value in a row.
-    pub fn of(&self, origin: Origin) -> String {
+    pub(super) fn of(&self, origin: Origin) -> String {
         let expression = match origin {
             Origin::Observation => self.expression.clone(),
             Origin::Trace => self.of_root_span(),

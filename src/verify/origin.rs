@@ -5,14 +5,14 @@ use crate::inspect::statements::TRACE;
 use crate::mapping::Source;
 
 /// How the observations are called inside statements.
-pub const OBSERVATION: &str = Source::Observations.alias();
+pub(super) const OBSERVATION: &str = Source::Observations.alias();
 
 /// How the events table is called in the statements.
-pub const EVENT: &str = "e";
+pub(super) const EVENT: &str = "e";
 
 /// What a row is read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub(super) enum Origin {
     /// An observation, which becomes an event with the help of its trace.
     Observation,
     /// A trace, which becomes its root span.
@@ -22,7 +22,7 @@ pub enum Origin {
 }
 
 /// How the statements call what a row is read from.
-pub fn table_of(origin: Origin) -> &'static str {
+pub(super) fn table_of(origin: Origin) -> &'static str {
     match origin {
         Origin::Observation => OBSERVATION,
         Origin::Trace => TRACE,
@@ -32,7 +32,7 @@ pub fn table_of(origin: Origin) -> &'static str {
 
 /// Names and values of a row's metadata. Of `Map(LowCardinality(String), …)` the
 /// keys have to be cast, or an empty one is not found.
-pub fn metadata_of(table: &str) -> (String, String) {
+pub(super) fn metadata_of(table: &str) -> (String, String) {
     (
         format!("CAST(mapKeys({table}.metadata), 'Array(String)')"),
         format!("CAST(mapValues({table}.metadata), 'Array(String)')"),
@@ -40,7 +40,7 @@ pub fn metadata_of(table: &str) -> (String, String) {
 }
 
 /// A column of the event.
-pub fn event_column(name: &str) -> String {
+pub(super) fn event_column(name: &str) -> String {
     format!("{EVENT}.{}", quoting::identifier(name))
 }
 

@@ -10,7 +10,7 @@ use crate::partition::Day;
 
 /// Rows that are compared at once, unless a single piece has more. So many can
 /// be compared one by one in little memory.
-pub const BATCH_ROWS: u64 = 250_000;
+pub(super) const BATCH_ROWS: u64 = 250_000;
 /// Versions of traces that one statement holds in the server's memory, at a few
 /// hundred bytes each. Fewer would be too many readings of one day of a project
 /// that has very many.
@@ -23,11 +23,11 @@ const BATCH_PROJECTS: usize = 100;
 const MARGIN: Day = 1;
 
 /// A project and a day.
-pub type Piece = (ByteBuf, Day);
+pub(super) type Piece = (ByteBuf, Day);
 
 /// Rows of the pieces of a month.
 #[derive(Debug, Default)]
-pub struct Pieces {
+pub(super) struct Pieces {
     rows: BTreeMap<ByteBuf, BTreeMap<Day, Rows>>,
     traces: BTreeMap<ByteBuf, BTreeMap<Day, u64>>,
 }
@@ -48,7 +48,7 @@ impl Rows {
 
 /// What one statement compares: some days of some projects.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
+pub(super) struct Batch {
     /// The projects.
     pub projects: Vec<ByteBuf>,
     /// The days.
@@ -64,36 +64,36 @@ pub struct Batch {
 }
 
 /// Some days, and the days around them.
-pub fn with_margin(days: &RangeInclusive<Day>) -> RangeInclusive<Day> {
+pub(super) fn with_margin(days: &RangeInclusive<Day>) -> RangeInclusive<Day> {
     days.start().saturating_sub(MARGIN)..=days.end().saturating_add(MARGIN)
 }
 
 impl Pieces {
     /// Adds rows that events are made of.
-    pub fn add_expected(&mut self, project: ByteBuf, day: Day, rows: u64) {
+    pub(super) fn add_expected(&mut self, project: ByteBuf, day: Day, rows: u64) {
         self.piece(project, day).expected += rows;
     }
 
     /// Adds rows of the events table, and how many of them something live wrote.
-    pub fn add_events(&mut self, project: ByteBuf, day: Day, rows: u64, live: u64) {
+    pub(super) fn add_events(&mut self, project: ByteBuf, day: Day, rows: u64, live: u64) {
         let piece = self.piece(project, day);
         piece.events += rows;
         piece.live += live;
     }
 
     /// Adds rows of the table that a view fills from the events.
-    pub fn add_core(&mut self, project: ByteBuf, day: Day, rows: u64) {
+    pub(super) fn add_core(&mut self, project: ByteBuf, day: Day, rows: u64) {
         self.piece(project, day).core += rows;
     }
 
     /// Rows of the events table, or of the one that a view fills from it, whichever are more.
-    pub fn events(&self) -> u64 {
+    pub(super) fn events(&self) -> u64 {
         let pieces = self.rows.values().flat_map(BTreeMap::values);
         pieces.map(|rows| rows.events.max(rows.core)).sum()
     }
 
     /// Adds versions of traces that began on a day.
-    pub fn add_traces(&mut self, project: ByteBuf, day: Day, rows: u64) {
+    pub(super) fn add_traces(&mut self, project: ByteBuf, day: Day, rows: u64) {
         *self
             .traces
             .entry(project)
@@ -111,12 +111,12 @@ impl Pieces {
     }
 
     /// Number of pieces.
-    pub fn count(&self) -> u64 {
+    pub(super) fn count(&self) -> u64 {
         self.rows.values().map(|days| days.len() as u64).sum()
     }
 
     /// Pieces of some projects and days.
-    pub fn count_in(&self, batch: &Batch) -> u64 {
+    pub(super) fn count_in(&self, batch: &Batch) -> u64 {
         let days = batch
             .projects
             .iter()
@@ -126,7 +126,7 @@ impl Pieces {
     }
 
     /// Divides a month into batches, in the order of projects and days.
-    pub fn batches(&self, month: &RangeInclusive<Day>) -> Vec<Batch> {
+    pub(super) fn batches(&self, month: &RangeInclusive<Day>) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut group = Group::default();
         for (project, days) in &self.rows {
@@ -236,7 +236,7 @@ impl Group {
 
 /// When the days of a month begin, in the time zone of the observations.
 #[derive(Debug, Clone)]
-pub struct Calendar {
+pub(super) struct Calendar {
     first: Day,
     /// In milliseconds since 1970: the beginning of each day, and the end of the last.
     starts: Vec<i64>,
@@ -245,12 +245,12 @@ pub struct Calendar {
 impl Calendar {
     /// A calendar from the beginnings of the days from `first` on, one more than
     /// there are days.
-    pub fn new(first: Day, starts: Vec<i64>) -> Self {
+    pub(super) fn new(first: Day, starts: Vec<i64>) -> Self {
         Self { first, starts }
     }
 
     /// From when to when some days go, in milliseconds, the end not included.
-    pub fn range(&self, days: &RangeInclusive<Day>) -> (i64, i64) {
+    pub(super) fn range(&self, days: &RangeInclusive<Day>) -> (i64, i64) {
         let at = |day: Day| {
             let index = usize::from(day.saturating_sub(self.first));
             let last = self.starts.len().saturating_sub(1);
@@ -260,7 +260,7 @@ impl Calendar {
     }
 
     /// The day of a moment in microseconds.
-    pub fn day_of(&self, moment: i64) -> Day {
+    pub(super) fn day_of(&self, moment: i64) -> Day {
         let milliseconds = moment.div_euclid(1_000);
         let begun = self.starts.partition_point(|&start| start <= milliseconds);
         let index = begun.saturating_sub(1).min(usize::from(Day::MAX));
@@ -269,7 +269,7 @@ impl Calendar {
 }
 
 /// Pieces in which something is different.
-pub type DifferentPieces = BTreeSet<Piece>;
+pub(super) type DifferentPieces = BTreeSet<Piece>;
 
 #[cfg(test)]
 mod tests {

@@ -9,11 +9,11 @@ use super::examples::Example;
 use super::findings::Kind;
 
 /// Rows that are shown.
-pub const EXAMPLES: usize = 10;
+pub(super) const EXAMPLES: usize = 10;
 
 /// What is to be said about a partition of which everything was compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Nothing is wrong.
     Equal,
     /// What is wrong, and what to do about it, in one sentence.
@@ -22,7 +22,7 @@ pub enum Verdict {
 
 /// What the proof came to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// The partition, `YYYYMM`.
     pub partition: String,
     /// `database.table` that was compared.
@@ -120,7 +120,7 @@ pub struct Report {
 
 impl Report {
     /// Counts what was found.
-    pub fn count(&mut self, kind: Kind) {
+    pub(crate) fn count(&mut self, kind: Kind) {
         *match kind {
             Kind::Missing => &mut self.missing,
             Kind::Extra => &mut self.extra,
@@ -195,12 +195,12 @@ impl Report {
     }
 
     /// Rows that are wrong.
-    pub fn wrong(&self) -> u64 {
+    pub(crate) fn wrong(&self) -> u64 {
         self.kinds().iter().map(|(_, count, _)| count).sum()
     }
 
     /// What it says about both sides, and what to do where something is wrong.
-    pub fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> Verdict {
         if self.wrong() == 0 {
             return Verdict::Equal;
         }

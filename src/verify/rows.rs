@@ -8,7 +8,7 @@ use crate::partition::Day;
 
 /// A count of rows of one project and day.
 #[derive(Debug, Row, Deserialize)]
-pub struct PieceRows {
+pub(super) struct PieceRows {
     /// The project.
     pub project: ByteBuf,
     /// The day.
@@ -19,7 +19,7 @@ pub struct PieceRows {
 
 /// A count of events of one project and day.
 #[derive(Debug, Row, Deserialize)]
-pub struct EventRows {
+pub(super) struct EventRows {
     /// The project.
     pub project: ByteBuf,
     /// The day.
@@ -32,7 +32,7 @@ pub struct EventRows {
 
 /// The hash of a project's id.
 #[derive(Debug, Row, Deserialize)]
-pub struct ProjectHash {
+pub(super) struct ProjectHash {
     /// The project.
     pub project: ByteBuf,
     /// Of its id.
@@ -41,7 +41,7 @@ pub struct ProjectHash {
 
 /// An observation whose versions are of several types or days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Row, Deserialize)]
-pub struct Versions {
+pub(super) struct Versions {
     /// The hash of its project's id.
     pub project: u64,
     /// The hash of its trace's id.
@@ -58,7 +58,7 @@ pub struct Versions {
 
 /// A number of rows, and the hashes of some of them.
 #[derive(Debug, Clone, Default, Row, Deserialize)]
-pub struct Counted {
+pub(super) struct Counted {
     /// The number.
     pub row_count: u64,
     /// Hashes of the keys of some of them.
@@ -67,14 +67,14 @@ pub struct Counted {
 
 /// A number.
 #[derive(Debug, Clone, Copy, Row, Deserialize)]
-pub struct Number {
+pub(super) struct Number {
     /// The number.
     pub number: u64,
 }
 
 /// What tells one event from another, of one that is shown.
 #[derive(Debug, Clone, Row, Deserialize)]
-pub struct KeyRow {
+pub(super) struct KeyRow {
     /// The project.
     pub project: ByteBuf,
     /// The trace.
@@ -89,7 +89,7 @@ pub struct KeyRow {
 
 impl KeyRow {
     /// Its key.
-    pub fn key(&self) -> EventKey {
+    pub(super) fn key(&self) -> EventKey {
         EventKey {
             project: self.project.clone(),
             trace_id: self.trace_id.clone(),
@@ -101,7 +101,7 @@ impl KeyRow {
 
 /// How wide the rows of a table are, and in how many parts they lie.
 #[derive(Debug, Row, Deserialize)]
-pub struct Widths {
+pub(super) struct Widths {
     /// The parts.
     pub parts: u64,
     /// Uncompressed bytes of a row, in the part where it has most on average.
@@ -110,14 +110,14 @@ pub struct Widths {
 
 /// When a day begins.
 #[derive(Debug, Row, Deserialize)]
-pub struct DayStart {
+pub(super) struct DayStart {
     /// Milliseconds since 1970.
     pub start: i64,
 }
 
 /// A trace that has versions on several days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Row, Deserialize)]
-pub struct Wanderer {
+pub(super) struct Wanderer {
     /// Of its id.
     pub hash: u64,
     /// The first of these days.
@@ -130,7 +130,7 @@ pub struct Wanderer {
 
 /// A day on which a trace has a version.
 #[derive(Debug, Row, Deserialize)]
-pub struct Place {
+pub(super) struct Place {
     /// Of its id.
     pub hash: u64,
     /// The day.
@@ -139,7 +139,7 @@ pub struct Place {
 
 /// An id, of whatever.
 #[derive(Debug, Row, Deserialize)]
-pub struct Id {
+pub(super) struct Id {
     /// The id.
     pub id: ByteBuf,
 }
@@ -147,7 +147,7 @@ pub struct Id {
 /// Counts and sums of hashes over some rows of one piece. The sums do not depend
 /// on the order of the rows.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
-pub struct Sums {
+pub(super) struct Sums {
     /// The project.
     pub project: ByteBuf,
     /// The day.
@@ -174,11 +174,11 @@ pub struct Sums {
 
 /// A row of one side: start and `event_ts` in microseconds, its two hashes, and a
 /// flag.
-pub type SideRow = (i64, i64, u64, u64, u8);
+pub(super) type SideRow = (i64, i64, u64, u64, u8);
 
 /// A span, of which the two sides are not the same.
 #[derive(Debug, Clone, Row, Deserialize)]
-pub struct SpanRow {
+pub(super) struct SpanRow {
     /// The project.
     pub project: ByteBuf,
     /// The trace.
@@ -195,7 +195,7 @@ pub struct SpanRow {
 
 /// Where an observation with the id of a span is, of all its versions.
 #[derive(Debug, Clone, Row, Deserialize)]
-pub struct FoundObservation {
+pub(super) struct FoundObservation {
     /// The trace.
     pub trace_id: ByteBuf,
     /// The span.
@@ -214,7 +214,7 @@ pub struct FoundObservation {
 
 /// All compared columns of one row.
 #[derive(Debug, Clone, Row, Deserialize)]
-pub struct Details {
+pub(crate) struct Details {
     /// The hash of each.
     pub hashes: Vec<u64>,
     /// What is shown of each.
@@ -223,7 +223,7 @@ pub struct Details {
 
 /// What tells one event from another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct EventKey {
+pub(crate) struct EventKey {
     /// The project.
     pub project: ByteBuf,
     /// The trace.

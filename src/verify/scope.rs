@@ -13,7 +13,7 @@ use crate::partition::Day;
 
 /// Which rows a statement is about.
 #[derive(Debug, Clone)]
-pub struct Scope {
+pub(super) struct Scope {
     /// The projects.
     pub projects: Vec<ByteBuf>,
     /// The days on which observations and events start.
@@ -41,7 +41,7 @@ pub struct Scope {
 /// What kind of span a row is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
-pub enum Class {
+pub(super) enum Class {
     /// One that is not called as the root span of a trace.
     Ordinary = 0,
     /// One that is called as the root span of a trace, `t-<trace_id>`.
@@ -54,7 +54,7 @@ pub enum Class {
 
 impl Class {
     /// The class that has a number.
-    pub fn of(number: u8) -> Self {
+    pub(super) fn of(number: u8) -> Self {
         match number {
             0 => Class::Ordinary,
             1 => Class::Root,
@@ -67,7 +67,7 @@ impl Class {
 /// Observations that `FINAL` shows more than once, because their versions are of several types
 /// or days, as far as they matter to a scope.
 #[derive(Debug, Clone, Default)]
-pub struct Superseded {
+pub(super) struct Superseded {
     /// Hashes of their ids.
     pub observations: Vec<u64>,
     /// Hashes of the version of each that counts.
@@ -76,7 +76,7 @@ pub struct Superseded {
 
 impl Superseded {
     /// The condition that leaves out the rows that do not count; to follow another.
-    pub fn condition(&self) -> String {
+    pub(super) fn condition(&self) -> String {
         if self.observations.is_empty() {
             return String::new();
         }
@@ -91,7 +91,7 @@ impl Superseded {
 }
 
 /// The hash of an observation's ids.
-pub fn observation_hash() -> String {
+pub(super) fn observation_hash() -> String {
     let names = Names::of(Origin::Observation);
     format!(
         "cityHash64(CAST({}, 'String'), CAST({}, 'String'), CAST({}, 'String'))",
@@ -100,7 +100,7 @@ pub fn observation_hash() -> String {
 }
 
 /// The hash of what tells the version of an observation that counts from those that do not.
-pub fn version_hash() -> String {
+pub(super) fn version_hash() -> String {
     format!(
         "cityHash64({}, {OBSERVATION}.event_ts, toUInt16(toDate({OBSERVATION}.start_time)))",
         observation_hash()
@@ -109,7 +109,7 @@ pub fn version_hash() -> String {
 
 /// Where to look for traces besides the days of a scope.
 #[derive(Debug, Clone, Default)]
-pub struct Far {
+pub(super) struct Far {
     /// Hashes of their ids: shorter than ids, and who shares one does no harm.
     pub hashes: BTreeSet<u64>,
     /// The days on which their versions are.
@@ -118,7 +118,7 @@ pub struct Far {
 
 /// A share of all traces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Share {
+pub(super) struct Share {
     /// How many there are.
     pub of: u64,
     /// Which it is, from 0.
@@ -130,23 +130,23 @@ const MOST_SHARES: u64 = 1_024;
 
 impl Share {
     /// Whether it is worth dividing further.
-    pub fn is_divisible(self) -> bool {
+    pub(super) fn is_divisible(self) -> bool {
         self.of < MOST_SHARES
     }
 
     /// The two shares it consists of.
-    pub fn halves(self) -> [Share; 2] {
+    pub(super) fn halves(self) -> [Share; 2] {
         let of = self.of * 2;
         [self.number, self.number + self.of].map(|number| Share { of, number })
     }
 
     /// Whether a trace is in it, by the hash of its id.
-    pub fn contains(self, hash: u64) -> bool {
+    pub(super) fn contains(self, hash: u64) -> bool {
         hash % self.of == self.number
     }
 
     /// The condition for the rows of its traces; to follow another.
-    pub fn condition(self, trace_id: &str) -> String {
+    pub(super) fn condition(self, trace_id: &str) -> String {
         match self.of {
             1 => String::new(),
             of => format!(" AND {} % {of} = {}", hash(trace_id), self.number),
@@ -155,7 +155,7 @@ impl Share {
 }
 
 /// How a table calls what all of them have.
-pub struct Names {
+pub(super) struct Names {
     /// Id of the project.
     pub project: String,
     /// Id of the trace.
@@ -170,7 +170,7 @@ pub struct Names {
 
 impl Names {
     /// The names in one of the tables.
-    pub fn of(origin: Origin) -> Self {
+    pub(super) fn of(origin: Origin) -> Self {
         let (table, trace, moment) = match origin {
             Origin::Observation => (OBSERVATION, "trace_id", "start_time"),
             Origin::Trace => (TRACE, "id", "timestamp"),
@@ -191,14 +191,14 @@ impl Names {
     }
 
     /// Whether a row is called as the root span of its trace.
-    pub fn is_root(&self) -> String {
+    pub(super) fn is_root(&self) -> String {
         format!("{} = concat('t-', {})", self.span, self.trace)
     }
 }
 
 impl Scope {
     /// One share of a batch, before it is known which traces lie far away.
-    pub fn new(batch: &Batch, moments: (i64, i64), share: Share) -> Self {
+    pub(super) fn new(batch: &Batch, moments: (i64, i64), share: Share) -> Self {
         Self {
             projects: batch.projects.clone(),
             days: batch.days.clone(),
@@ -216,13 +216,13 @@ impl Scope {
 
     /// Its moments and those two days before and after: the spans of a trace may begin on
     /// another day than the trace.
-    pub fn moments_around(&self) -> (i64, i64) {
+    pub(super) fn moments_around(&self) -> (i64, i64) {
         const TWO_DAYS: i64 = 2 * 86_400_000;
         (self.moments.0 - TWO_DAYS, self.moments.1 + TWO_DAYS)
     }
 
     /// The two scopes it consists of.
-    pub fn halves(&self) -> [Scope; 2] {
+    pub(super) fn halves(&self) -> [Scope; 2] {
         self.share.halves().map(|share| Scope {
             share,
             ..self.clone()
@@ -230,12 +230,12 @@ impl Scope {
     }
 
     /// Whether rows of a class belong to it.
-    pub fn includes(&self, class: Class) -> bool {
+    pub(super) fn includes(&self, class: Class) -> bool {
         self.only_class.is_none_or(|only| only == class)
     }
 
     /// The condition for its observations or events, without their partition.
-    pub fn condition(&self, origin: Origin) -> String {
+    pub(super) fn condition(&self, origin: Origin) -> String {
         let names = Names::of(origin);
         format!(
             "{} AND {}{}",
@@ -247,7 +247,7 @@ impl Scope {
 
     /// Which of the rows of its projects and days belong to it; to follow another
     /// condition.
-    pub fn filter(&self, origin: Origin) -> String {
+    pub(super) fn filter(&self, origin: Origin) -> String {
         let names = Names::of(origin);
         let mut condition = self.share.condition(&names.trace);
         if let Some(class) = self.only_class {
@@ -267,7 +267,7 @@ impl Scope {
 
     /// The conditions for the versions of the traces it needs: those on some days, and
     /// those that are elsewhere.
-    pub fn trace_conditions(&self, days: &RangeInclusive<Day>) -> Vec<String> {
+    pub(super) fn trace_conditions(&self, days: &RangeInclusive<Day>) -> Vec<String> {
         let projects = one_of(&format!("{TRACE}.project_id"), &self.projects);
         let near = on_days(days);
         let share = self.share.condition(&format!("{TRACE}.id"));
@@ -284,17 +284,17 @@ impl Scope {
     }
 }
 
-pub fn listed(values: impl Iterator<Item = String>) -> String {
+pub(super) fn listed(values: impl Iterator<Item = String>) -> String {
     values.collect::<Vec<_>>().join(", ")
 }
 
 /// The hash of the id of a trace.
-pub fn hash(trace_id: &str) -> String {
+pub(super) fn hash(trace_id: &str) -> String {
     format!("cityHash64(CAST({trace_id}, 'String'))")
 }
 
 /// Versions of traces, called `t`, that began on these days.
-pub fn on_days(days: &RangeInclusive<Day>) -> String {
+pub(super) fn on_days(days: &RangeInclusive<Day>) -> String {
     format!(
         "toDate({TRACE}.timestamp) BETWEEN toDate({}) AND toDate({})",
         days.start(),
@@ -303,7 +303,7 @@ pub fn on_days(days: &RangeInclusive<Day>) -> String {
 }
 
 /// From one moment to another, in milliseconds, the second not included.
-pub fn between(column: &str, (from, to): (i64, i64)) -> String {
+pub(super) fn between(column: &str, (from, to): (i64, i64)) -> String {
     format!(
         "{column} >= fromUnixTimestamp64Milli(toInt64({from})) \
          AND {column} < fromUnixTimestamp64Milli(toInt64({to}))"
@@ -312,7 +312,7 @@ pub fn between(column: &str, (from, to): (i64, i64)) -> String {
 
 /// One of some values, which must not be none. Written so that the primary key
 /// and the indexes are used.
-pub fn one_of(column: &str, values: &[ByteBuf]) -> String {
+pub(super) fn one_of(column: &str, values: &[ByteBuf]) -> String {
     if let [value] = values {
         return format!("{column} = {}", quoting::string(value));
     }

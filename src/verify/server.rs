@@ -31,7 +31,7 @@ const MANY_SHARES: u64 = 16;
 const SMALLER: u64 = 4;
 
 /// The server.
-pub struct Server {
+pub(super) struct Server {
     connection: Connection,
     retries: Retries,
     settings: Vec<(&'static str, String)>,
@@ -43,7 +43,11 @@ pub struct Server {
 impl Server {
     /// The server at the end of a connection. `partitions_are_apart` says that no
     /// two rows in different partitions are versions of each other.
-    pub fn new(connection: Connection, retries: Retries, partitions_are_apart: bool) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        retries: Retries,
+        partitions_are_apart: bool,
+    ) -> Self {
         let mut settings = settings();
         settings.push((
             "do_not_merge_across_partitions_select_final",
@@ -59,14 +63,14 @@ impl Server {
     }
 
     /// Asks for blocks that suit the parts of the tables.
-    pub fn suit(&mut self, widths: &[Widths]) {
+    pub(super) fn suit(&mut self, widths: &[Widths]) {
         let widest = widths.iter().map(|table| table.parts * table.row_bytes);
         self.row_bytes = widest.max().unwrap_or_default();
         self.forget_small_blocks();
     }
 
     /// Asks for blocks as large as at first: what comes may be narrower.
-    pub fn forget_small_blocks(&self) {
+    pub(super) fn forget_small_blocks(&self) {
         let rows = block_rows(self.row_bytes);
         self.block_rows.store(rows, Ordering::Relaxed);
     }
@@ -75,7 +79,7 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::Failed`] with `what` cannot be compared.
-    pub async fn rows<T>(&self, what: &str, sql: &str) -> Result<Vec<T>, Error>
+    pub(super) async fn rows<T>(&self, what: &str, sql: &str) -> Result<Vec<T>, Error>
     where
         T: RowOwned + RowRead,
     {
@@ -88,7 +92,7 @@ impl Server {
     ///
     /// # Errors
     /// [`Refusal`]
-    pub async fn rows_of_share<T>(
+    pub(super) async fn rows_of_share<T>(
         &self,
         what: &str,
         sql: &str,

@@ -19,7 +19,7 @@ use crate::partition::Day;
 const BY_MONTH: &str = "toYYYYMM(start_time)";
 /// One of the two things that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(super) enum Side {
     /// What observations and traces say.
     Source,
     /// Events.
@@ -28,7 +28,7 @@ pub enum Side {
 
 /// Which two things are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pair {
+pub(super) enum Pair {
     /// What observations and traces say, and the events.
     SourceAndEvents,
     /// What the view makes of the events, and the table that it writes to.
@@ -36,7 +36,7 @@ pub enum Pair {
 }
 
 /// The statements for one source and one target.
-pub struct Statements {
+pub(super) struct Statements {
     pub(super) observations: String,
     pub(super) traces: String,
     /// The target, called [`EVENT`], with `FINAL` where it has versions.
@@ -68,7 +68,7 @@ pub struct Statements {
 
 impl Statements {
     /// Statements for what was inspected.
-    pub fn new(inspected: &Inspected, options: &Options) -> Self {
+    pub(super) fn new(inspected: &Inspected, options: &Options) -> Self {
         let target = &inspected.target;
         let name = target.qualified_name();
         let partition_id = options.partition.to_string();
@@ -131,12 +131,12 @@ impl Statements {
     /// Whether two rows of the target in different partitions are never versions of
     /// each other, because the partition follows from the key. Those of observations
     /// never are.
-    pub fn partitions_are_apart(&self) -> bool {
+    pub(super) fn partitions_are_apart(&self) -> bool {
         self.by_month
     }
 
     /// Of both tables, how wide their rows are: [`Widths`].
-    pub fn widths(&self) -> String {
+    pub(super) fn widths(&self) -> String {
         let of_table = self.parts.each_ref().map(|condition| {
             format!(
                 "SELECT count() AS parts, toUInt64(max(intDiv(data_uncompressed_bytes, rows))) AS row_bytes \
@@ -147,7 +147,7 @@ impl Statements {
     }
 
     /// When each of some days begins: [`DayStart`]s in their order.
-    pub fn day_starts(&self, days: &RangeInclusive<Day>) -> String {
+    pub(super) fn day_starts(&self, days: &RangeInclusive<Day>) -> String {
         let of_day = format!(
             "CAST(concat(toString(toDate(toUInt16(day))), ' 00:00:00'), {})",
             quoting::string(&self.start_type)
@@ -161,7 +161,7 @@ impl Statements {
     }
 
     /// Rows of observations in each piece: [`PieceRows`].
-    pub fn count_observations(&self) -> String {
+    pub(super) fn count_observations(&self) -> String {
         format!(
             "SELECT CAST({OBSERVATION}.project_id, 'String') AS project, \
              toUInt16(toDate({OBSERVATION}.start_time)) AS day, count() AS row_count \
@@ -172,7 +172,7 @@ impl Statements {
     }
 
     /// Rows of events in each piece, and how many of them something live wrote: [`EventRows`].
-    pub fn count_events(&self, moments: (i64, i64)) -> String {
+    pub(super) fn count_events(&self, moments: (i64, i64)) -> String {
         format!(
             "SELECT CAST({EVENT}.project_id, 'String') AS project, {} AS day, \
              count() AS row_count, countIf({} != 0) AS live FROM {} WHERE {} GROUP BY project, day",
@@ -184,7 +184,7 @@ impl Statements {
     }
 
     /// Versions of traces on some days: [`PieceRows`].
-    pub fn count_traces(&self, days: &RangeInclusive<Day>) -> String {
+    pub(super) fn count_traces(&self, days: &RangeInclusive<Day>) -> String {
         format!(
             "SELECT CAST({TRACE}.project_id, 'String') AS project, \
              toUInt16(toDate({TRACE}.timestamp)) AS day, count() AS row_count {} \
@@ -195,7 +195,7 @@ impl Statements {
 
     /// The traces that have versions on several days, with one of some days among or
     /// between them: [`Wanderer`]s. Grouped by hashes, a fraction of the ids' memory.
-    pub fn wanderers(&self, days: &RangeInclusive<Day>) -> String {
+    pub(super) fn wanderers(&self, days: &RangeInclusive<Day>) -> String {
         let day = format!("toUInt16(toDate({TRACE}.timestamp))");
         format!(
             "SELECT {} AS hash, min({day}) AS first, max({day}) AS last, \
@@ -211,7 +211,7 @@ impl Statements {
 
     /// Ids of traces of observations that are on none of the days where they are
     /// looked for first, or some of them: [`Id`]s.
-    pub fn unresolved_traces(&self, scope: &Scope, most: Option<usize>) -> String {
+    pub(super) fn unresolved_traces(&self, scope: &Scope, most: Option<usize>) -> String {
         let near = scope.trace_conditions(&scope.trace_days);
         let limit = most.map_or_else(String::new, |most| format!(" LIMIT {most}"));
         format!(
@@ -225,7 +225,7 @@ impl Statements {
     }
 
     /// The days on which these traces have versions: [`Place`]s.
-    pub fn places_of_traces(&self, projects: &[ByteBuf], ids: &[ByteBuf]) -> String {
+    pub(super) fn places_of_traces(&self, projects: &[ByteBuf], ids: &[ByteBuf]) -> String {
         let condition = format!(
             "{} AND {}",
             one_of(&format!("{TRACE}.project_id"), projects),
@@ -240,7 +240,7 @@ impl Statements {
 
     /// Where observations with these ids are, in whatever month, and where their other versions
     /// are: [`FoundObservation`]s.
-    pub fn find_observations(&self, project: &ByteBuf, ids: &[ByteBuf]) -> String {
+    pub(super) fn find_observations(&self, project: &ByteBuf, ids: &[ByteBuf]) -> String {
         /// Starts of versions of one observation that are told apart.
         const MOST_STARTS: usize = 1_000;
         let day = format!("toDate({OBSERVATION}.start_time)");
@@ -265,7 +265,7 @@ impl Statements {
     }
 
     /// Counts and sums of one side, for each piece and `slices` slices of it: [`Sums`].
-    pub fn sums(&self, pair: Pair, side: Side, scope: &Scope, slices: u64) -> String {
+    pub(super) fn sums(&self, pair: Pair, side: Side, scope: &Scope, slices: u64) -> String {
         if pair == Pair::ViewAndCore {
             return self.sums_of_core(side, scope, slices);
         }
@@ -285,7 +285,7 @@ impl Statements {
     }
 
     /// The spans of which the two sides are not the same: [`SpanRow`]s.
-    pub fn different_spans(&self, scope: &Scope) -> String {
+    pub(super) fn different_spans(&self, scope: &Scope) -> String {
         let side = |number: u8, rows: String| {
             format!(
                 "SELECT toUInt8({number}) AS side, key_project, key_trace, key_span, key_start, \
@@ -320,7 +320,7 @@ impl Statements {
     }
 
     /// All compared columns of one row, as one side has it: at most one [`Details`].
-    pub fn details(&self, side: Side, scope: &Scope, key: &EventKey) -> String {
+    pub(super) fn details(&self, side: Side, scope: &Scope, key: &EventKey) -> String {
         if side == Side::Target {
             let (mut hashes, mut texts) = self.columns.own_details(Origin::Event);
             let (trace_hashes, trace_texts) = self.columns.trace_details(Origin::Event);

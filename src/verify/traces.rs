@@ -12,11 +12,11 @@ use super::server::{Refusal, Server};
 use super::statements::Statements;
 
 /// Ids in one statement: about two megabytes of them.
-pub const IDS_PER_STATEMENT: usize = 50_000;
+pub(super) const IDS_PER_STATEMENT: usize = 50_000;
 
 /// Names to a scope the traces that its statements have to look for elsewhere, as
 /// far as they are not too many: then it is to be divided, and the answer is false.
-pub async fn find_far_traces(
+pub(super) async fn find_far_traces(
     server: &Server,
     statements: &Statements,
     wanderers: &[Wanderer],

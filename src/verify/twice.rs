@@ -218,7 +218,7 @@ impl Statements {
     }
 
     /// Which of these traces have a live root span: [`Id`](super::rows::Id)s.
-    pub fn traces_with_live_roots(&self, project: &ByteBuf, ids: &[ByteBuf]) -> String {
+    pub(super) fn traces_with_live_roots(&self, project: &ByteBuf, ids: &[ByteBuf]) -> String {
         let event = Names::of(Origin::Event);
         format!(
             "SELECT DISTINCT {} AS id FROM {} WHERE {} AND {} AND {}",
@@ -232,7 +232,7 @@ impl Statements {
 
     /// Whether something live has written to the target at all: a
     /// [`Number`](super::rows::Number), or none.
-    pub fn some_live_row(&self) -> String {
+    pub(super) fn some_live_row(&self) -> String {
         format!(
             "SELECT toUInt64(1) AS number FROM {} WHERE {} != 0 LIMIT 1",
             self.event_versions,

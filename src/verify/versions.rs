@@ -16,11 +16,11 @@ use crate::partition::Day;
 
 /// Observations of several versions that are held at once, at forty bytes each. Where a month
 /// has more of them, it is compared share by share.
-pub const MOST_VERSIONS: usize = 2_000_000;
+pub(super) const MOST_VERSIONS: usize = 2_000_000;
 
 /// The observations of several versions, as far as the month has a row of them.
 #[derive(Debug, Default)]
-pub struct Superseding {
+pub(super) struct Superseding {
     projects: HashMap<ByteBuf, u64>,
     /// In the order of their projects.
     versions: Vec<Versions>,
@@ -28,7 +28,7 @@ pub struct Superseding {
 
 impl Superseding {
     /// Those of all projects.
-    pub fn new(projects: Vec<ProjectHash>, mut versions: Vec<Versions>) -> Self {
+    pub(super) fn new(projects: Vec<ProjectHash>, mut versions: Vec<Versions>) -> Self {
         versions.sort_unstable();
         let projects = projects.into_iter().map(|row| (row.project, row.hash));
         Self {
@@ -38,7 +38,7 @@ impl Superseding {
     }
 
     /// Those that matter to a scope, unless they are so many that it is to be divided.
-    pub fn of(&self, scope: &Scope) -> Option<Superseded> {
+    pub(super) fn of(&self, scope: &Scope) -> Option<Superseded> {
         let mut of_scope = Superseded::default();
         let hashes = scope.projects.iter();
         let hashes = hashes.filter_map(|project| self.projects.get(project));
@@ -64,7 +64,7 @@ impl Superseding {
 
 impl Statements {
     /// The hashes of the projects that have observations in the month: [`ProjectHash`]es.
-    pub fn project_hashes(&self) -> String {
+    pub(super) fn project_hashes(&self) -> String {
         let project = format!("CAST({OBSERVATION}.project_id, 'String')");
         format!(
             "SELECT {project} AS project, cityHash64(project) AS hash FROM {} AS {OBSERVATION} \
@@ -76,7 +76,7 @@ impl Statements {
 
     /// How many observations of the month have versions of several types or days: a
     /// [`Number`](super::rows::Number).
-    pub fn count_superseding(&self, month: &RangeInclusive<Day>) -> String {
+    pub(super) fn count_superseding(&self, month: &RangeInclusive<Day>) -> String {
         let all = Share { of: 1, number: 0 };
         let observations = self.superseding(month, all, None);
         format!("SELECT count() AS number FROM ({observations})")
@@ -84,7 +84,7 @@ impl Statements {
 
     /// The observations of the month that have versions of several types or days, at most so
     /// many: [`Versions`]. Grouped by hashes, a fraction of the ids' memory.
-    pub fn superseding(
+    pub(super) fn superseding(
         &self,
         month: &RangeInclusive<Day>,
         share: Share,

@@ -31,7 +31,7 @@ use crate::trace_store::{ExperimentWriter, TraceStore};
 const TRACES_AT_ONCE: usize = 40_000;
 
 /// Where to read from.
-pub struct ExperimentSource<'a> {
+pub(crate) struct ExperimentSource<'a> {
     /// The server.
     pub connection: &'a Connection,
     /// `dataset_run_items_rmt`
@@ -60,7 +60,7 @@ impl ExperimentSource<'_> {
     ///
     /// # Errors
     /// [`WorkError::Request`]
-    pub async fn traces(&self, last: Option<&Trace>) -> Result<Vec<Trace>, WorkError> {
+    pub(crate) async fn traces(&self, last: Option<&Trace>) -> Result<Vec<Trace>, WorkError> {
         let of_source = self.sources.iter().map(|(source, table)| {
             let project = format!("{}.project_id", source.alias());
             let trace = format!("{}.{}", source.alias(), source.trace_column());
@@ -101,7 +101,7 @@ impl ExperimentSource<'_> {
     ///
     /// # Errors
     /// [`WorkError`] of whatever kind.
-    pub async fn keep(
+    pub(crate) async fn keep(
         &self,
         traces: &[Trace],
         block_rows: usize,

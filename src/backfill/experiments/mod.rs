@@ -1,10 +1,10 @@
 //! Between the phases: which spans belong to an item of a dataset run.
 
-pub mod find;
-pub mod items;
+pub(crate) mod find;
+pub(crate) mod items;
 mod live_items;
 mod pointers;
-pub mod traces;
+pub(crate) mod traces;
 mod tree;
 
 use indicatif::HumanCount;

@@ -9,7 +9,7 @@ use crate::trace_store::key;
 
 /// A trace that has an item.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Row)]
-pub struct Trace {
+pub(crate) struct Trace {
     /// `project_id`
     pub project_id: ByteBuf,
     /// `id`

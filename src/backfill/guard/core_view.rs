@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(3_600);
 
 /// A materialized view that writes to a table of its own.
 #[derive(Debug, Clone)]
-pub struct CoreView {
+pub(crate) struct CoreView {
     /// The table it writes to.
     pub table: TableInfo,
     /// What it selects from the target.
@@ -53,7 +53,7 @@ struct Name {
 
 /// Whose rows are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
+pub(crate) enum Whose {
     /// Those of backfills.
     Backfills,
     /// Also those of Langfuse, unless they are so new that the view may be about to copy them.
@@ -91,7 +91,7 @@ impl CoreView {
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer.
-    pub async fn all(
+    pub(crate) async fn all(
         connection: &Connection,
         target: &TableInfo,
     ) -> Result<Vec<Self>, RequestError> {
@@ -141,7 +141,11 @@ impl CoreView {
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer.
-    pub async fn is_level(&self, target: &Target, extent: &Extent) -> Result<bool, RequestError> {
+    pub(crate) async fn is_level(
+        &self,
+        target: &Target,
+        extent: &Extent,
+    ) -> Result<bool, RequestError> {
         let of = async |table: &TableInfo| {
             let query = format!(
                 "SELECT count() AS rows, sum({}) AS hashes FROM {} AS e WHERE {}",
@@ -160,7 +164,7 @@ impl CoreView {
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer; the same can be done again.
-    pub async fn level(
+    pub(crate) async fn level(
         &self,
         target: &Target,
         extent: &Extent,
@@ -176,7 +180,7 @@ impl CoreView {
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer; the same can be done again.
-    pub async fn copy_again(
+    pub(crate) async fn copy_again(
         &self,
         target: &Target,
         extent: &Extent,

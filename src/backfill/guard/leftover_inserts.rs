@@ -26,7 +26,7 @@ struct QueryId {
 }
 
 /// What the ids of all inserts into a month begin with, whoever's run it is.
-pub fn prefix_of(partition: Partition) -> String {
+pub(crate) fn prefix_of(partition: Partition) -> String {
     format!("events-backfill-{partition}-")
 }
 
@@ -36,7 +36,7 @@ pub fn prefix_of(partition: Partition) -> String {
 ///
 /// # Errors
 /// [`RequestError`] where the server does not answer, or they do not end.
-pub async fn others_are_at_work(
+pub(crate) async fn others_are_at_work(
     connection: &Connection,
     target: &TableInfo,
     partition: Partition,
@@ -74,7 +74,7 @@ pub async fn others_are_at_work(
 ///
 /// # Errors
 /// [`RequestError`] where the server does not answer, or they do not end.
-pub async fn end(connection: &Connection, prefix: &str) -> Result<(), RequestError> {
+pub(crate) async fn end(connection: &Connection, prefix: &str) -> Result<(), RequestError> {
     let is_one = format!("startsWith(query_id, {})", quoting::string(prefix));
     let started = tokio::time::Instant::now();
     loop {

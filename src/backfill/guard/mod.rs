@@ -1,13 +1,13 @@
 //! Which rows of a block are to be written: not those of which another version counts, not
 //! those that the target has already, and not those that Langfuse itself is about to write.
 
-pub mod core_view;
-pub mod leftover_inserts;
-pub mod observation_versions;
-pub mod recovery;
-pub mod roots;
-pub mod row_hash;
-pub mod target;
+pub(crate) mod core_view;
+pub(crate) mod leftover_inserts;
+pub(crate) mod observation_versions;
+pub(crate) mod recovery;
+pub(crate) mod roots;
+pub(crate) mod row_hash;
+pub(crate) mod target;
 mod target_keys;
 
 use std::collections::BTreeMap;
@@ -84,7 +84,7 @@ impl TimeColumn {
 }
 
 /// Holds rows against what the store knows of the target. Shared by all segments.
-pub struct Guard {
+pub(crate) struct Guard {
     source: Source,
     columns: RowColumns,
     store: Arc<TraceStore>,
@@ -127,7 +127,7 @@ impl Guard {
     ///
     /// # Errors
     /// A sentence where the target lacks a column that this needs, or it has another type.
-    pub fn new(
+    pub(crate) fn new(
         mapping: &Mapping,
         store: Arc<TraceStore>,
         until: Option<i64>,
@@ -160,7 +160,7 @@ impl Guard {
     ///
     /// # Errors
     /// [`WorkError`] where the block is damaged, or the store fails.
-    pub fn take(&self, block: Block) -> Result<(Option<Block>, LeftOut), WorkError> {
+    pub(crate) fn take(&self, block: Block) -> Result<(Option<Block>, LeftOut), WorkError> {
         let mut left_out = LeftOut::default();
         if self.lets_all_through() {
             return Ok((Some(block), left_out));

@@ -45,7 +45,7 @@ const BITS_PER_ROW: u64 = 10;
 const BLOCK_ROWS: u64 = 65_536;
 
 /// What is read, and where it is put.
-pub struct VersionScan<'a> {
+pub(crate) struct VersionScan<'a> {
     /// The server.
     pub connection: &'a Connection,
     /// `observations`
@@ -76,7 +76,7 @@ impl VersionScan<'_> {
     ///
     /// # Errors
     /// [`WorkError`] of whatever kind; it can be done again.
-    pub async fn run(&self, store: &TraceStore) -> Result<u64, WorkError> {
+    pub(crate) async fn run(&self, store: &TraceStore) -> Result<u64, WorkError> {
         block_in_place(|| store.clear(Against::Versions))?;
         let mut files = block_in_place(|| Files::new(self.directory, self.rows))?;
         let mut seen = self.has_other_months.then(|| self.filter());

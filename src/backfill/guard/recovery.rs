@@ -16,7 +16,7 @@ use crate::state::counts::OwnRows;
 use crate::trace_store::{Against, TraceStore};
 
 /// Finds out what an attempt has left in the target. Shared by all segments.
-pub struct Recovery {
+pub(crate) struct Recovery {
     /// Reads what the target has.
     pub keys: Arc<Target>,
     /// Where that is kept.
@@ -32,7 +32,7 @@ impl Recovery {
     ///
     /// # Errors
     /// [`Error`] where it cannot be found out.
-    pub async fn after_attempt(&self, segment: &Segment, prefix: &str) -> Result<(), Error> {
+    pub(crate) async fn after_attempt(&self, segment: &Segment, prefix: &str) -> Result<(), Error> {
         self.end_inserts(prefix).await?;
         self.load(&Extent::of_segment(segment, &self.month())).await
     }
@@ -42,7 +42,7 @@ impl Recovery {
     ///
     /// # Errors
     /// [`Error`] where it cannot be found out.
-    pub async fn after_process(
+    pub(crate) async fn after_process(
         &self,
         segments: impl Iterator<Item = &Segment>,
         prefix: &str,
@@ -63,7 +63,7 @@ impl Recovery {
     ///
     /// # Errors
     /// [`Error`] where they do not end.
-    pub async fn end_inserts(&self, prefix: &str) -> Result<(), Error> {
+    pub(crate) async fn end_inserts(&self, prefix: &str) -> Result<(), Error> {
         let mut tries = self.retries.tries();
         loop {
             let ended = tokio::select! {
@@ -85,7 +85,7 @@ impl Recovery {
     ///
     /// # Errors
     /// [`Error`] where they cannot be read.
-    pub async fn load_into(&self, against: Against, extent: &Extent) -> Result<(), Error> {
+    pub(crate) async fn load_into(&self, against: Against, extent: &Extent) -> Result<(), Error> {
         let mut tries = self.retries.tries();
         loop {
             let load = self.keys.load(extent, self.own_rows, against, &self.store);
@@ -101,7 +101,7 @@ impl Recovery {
     ///
     /// # Errors
     /// [`Error`] where it does not pass, or the run is asked to end.
-    pub async fn wait_or_give_up(
+    pub(crate) async fn wait_or_give_up(
         &self,
         tries: &mut Tries<'_>,
         doing: &str,

@@ -17,7 +17,7 @@ use crate::partition::Day;
 use crate::trace_store::{Against, HashKey, Root, SortedWriter, TraceStore};
 
 /// What is read.
-pub struct RootScan<'a> {
+pub(crate) struct RootScan<'a> {
     /// The way to the target, and to everything else on that server.
     pub keys: &'a Target,
     /// `observations`
@@ -33,7 +33,7 @@ impl RootScan<'_> {
     ///
     /// # Errors
     /// [`WorkError`] of whatever kind; it can be done again.
-    pub async fn run(&self, store: &TraceStore) -> Result<(), WorkError> {
+    pub(crate) async fn run(&self, store: &TraceStore) -> Result<(), WorkError> {
         block_in_place(|| store.clear(Against::Roots))?;
         self.load(&self.of_observations(), Root::Observation, store)
             .await?;

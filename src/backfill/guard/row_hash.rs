@@ -20,7 +20,7 @@ const MICROSECONDS_PER_DAY: i64 = 86_400_000_000;
 
 /// What tells an event from all others.
 #[derive(Debug, Clone, Copy)]
-pub struct RowParts<'a> {
+pub(crate) struct RowParts<'a> {
     /// `project_id`
     pub project: &'a [u8],
     /// `trace_id`
@@ -40,7 +40,7 @@ impl RowParts<'_> {
 
     /// The key of the row that starts at `start`, in microseconds since 1970. Rows of a project and
     /// day whose spans have ids that follow each other are neighbours.
-    pub fn row_key(&self, start: i64) -> RowKey {
+    pub(crate) fn row_key(&self, start: i64) -> RowKey {
         let day = u16::try_from(start.div_euclid(MICROSECONDS_PER_DAY)).unwrap_or(u16::MAX);
         let project = XxHash64::oneshot(0, self.project) << 48;
         let mut prefix = [0; 8];
@@ -60,12 +60,12 @@ impl RowParts<'_> {
     }
 
     /// The key of the observation, whatever its type and time.
-    pub fn observation_key(&self) -> HashKey {
+    pub(crate) fn observation_key(&self) -> HashKey {
         hash_key(self.sum(), XxHash32::oneshot(0, self.span))
     }
 
     /// The key of the trace; the span plays no part.
-    pub fn trace_key(&self) -> HashKey {
+    pub(crate) fn trace_key(&self) -> HashKey {
         let trace = RowParts { span: b"", ..*self };
         hash_key(trace.sum(), XxHash32::oneshot(0, self.trace))
     }
@@ -73,7 +73,7 @@ impl RowParts<'_> {
 
 /// A key, as its parts arrive from ClickHouse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyParts {
+pub(crate) struct KeyParts {
     /// Days since 1970, by UTC.
     pub day: u16,
     /// Project and beginning of the span's id.
@@ -87,7 +87,7 @@ pub struct KeyParts {
 
 impl KeyParts {
     /// Put together, so that it sorts as the parts do.
-    pub fn row_key(self) -> RowKey {
+    pub(crate) fn row_key(self) -> RowKey {
         let mut key = [0; ROW_KEY_BYTES];
         key[..2].copy_from_slice(&self.day.to_be_bytes());
         key[2..10].copy_from_slice(&self.place.to_be_bytes());
@@ -98,7 +98,7 @@ impl KeyParts {
 }
 
 /// Two hashes as one key, which sorts as they do.
-pub fn hash_key(hash: u64, check: u32) -> HashKey {
+pub(crate) fn hash_key(hash: u64, check: u32) -> HashKey {
     let mut key = [0; HASH_BYTES];
     key[..8].copy_from_slice(&hash.to_be_bytes());
     key[8..].copy_from_slice(&check.to_be_bytes());
@@ -106,7 +106,12 @@ pub fn hash_key(hash: u64, check: u32) -> HashKey {
 }
 
 /// A version of an observation.
-pub fn version(event_ts: i64, day: u16, observation_type: &[u8], is_deleted: bool) -> Version {
+pub(crate) fn version(
+    event_ts: i64,
+    day: u16,
+    observation_type: &[u8],
+    is_deleted: bool,
+) -> Version {
     let kind = XxHash64::oneshot(0, observation_type) & TYPE_MASK;
     Version {
         event_ts,
@@ -121,7 +126,7 @@ const TYPE_MASK: u64 = (1 << TYPE_BITS) - 1;
 
 /// Names of columns, or expressions, in SQL.
 #[derive(Debug, Clone, Copy)]
-pub struct RowColumns<'a> {
+pub(crate) struct RowColumns<'a> {
     /// `project_id`
     pub project: &'a str,
     /// `trace_id`
@@ -141,7 +146,7 @@ impl RowColumns<'_> {
     }
 
     /// The parts of [`KeyParts`] in their order, for rows that start at `start`.
-    pub fn row_key(&self, start: &str) -> [String; 4] {
+    pub(crate) fn row_key(&self, start: &str) -> [String; 4] {
         let start = microseconds(start);
         let span = text(self.span);
         [
@@ -161,17 +166,17 @@ impl RowColumns<'_> {
     }
 
     /// One number for a row that starts at `start`.
-    pub fn hash(&self, start: &str) -> String {
+    pub(crate) fn hash(&self, start: &str) -> String {
         self.row_hash(&microseconds(start))
     }
 
     /// The hashes of [`RowParts::observation_key`].
-    pub fn observation_key(&self) -> [String; 2] {
+    pub(crate) fn observation_key(&self) -> [String; 2] {
         [self.sum(), format!("xxHash32({})", text(self.span))]
     }
 
     /// The hashes of [`RowParts::trace_key`].
-    pub fn trace_key(&self) -> [String; 2] {
+    pub(crate) fn trace_key(&self) -> [String; 2] {
         let trace = RowColumns {
             span: "''",
             ..*self
@@ -181,7 +186,7 @@ impl RowColumns<'_> {
 }
 
 /// [`Version::place`] in SQL.
-pub fn version_place(start: &str, observation_type: &str) -> String {
+pub(crate) fn version_place(start: &str, observation_type: &str) -> String {
     format!(
         "bitOr(bitShiftLeft(toUInt64(toUInt16(toDate({start}))), {TYPE_BITS}), \
          bitAnd(xxHash64({}), {TYPE_MASK}))",
@@ -190,7 +195,7 @@ pub fn version_place(start: &str, observation_type: &str) -> String {
 }
 
 /// A moment in microseconds since 1970, in SQL.
-pub fn microseconds(moment: &str) -> String {
+pub(crate) fn microseconds(moment: &str) -> String {
     format!("toUnixTimestamp64Micro(CAST({moment}, 'DateTime64(6)'))")
 }
 

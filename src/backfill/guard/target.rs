@@ -15,7 +15,7 @@ use crate::shutdown::Shutdown;
 /// How the target is called in statements.
 pub(super) const EVENT: &str = "e";
 /// Values of `source` of the rows that backfills write; all others are live.
-pub const BACKFILL_SOURCES: &str = "'ingestion-api-backfill', 'otel-backfill'";
+pub(crate) const BACKFILL_SOURCES: &str = "'ingestion-api-backfill', 'otel-backfill'";
 /// The partition key of a target whose partitions are months.
 pub(super) const BY_MONTH: &str = "toYYYYMM(start_time)";
 
@@ -28,7 +28,7 @@ pub(super) const COLUMNS: RowColumns<'static> = RowColumns {
 
 /// A part of the target: days of some projects.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Extent {
+pub(crate) struct Extent {
     /// The first and the last project, if there are such.
     projects: (Option<ByteBuf>, Option<ByteBuf>),
     /// The days.
@@ -39,7 +39,7 @@ pub struct Extent {
 
 impl Extent {
     /// All projects on some days.
-    pub fn of_days(days: RangeInclusive<Day>) -> Self {
+    pub(crate) fn of_days(days: RangeInclusive<Day>) -> Self {
         Self {
             projects: (None, None),
             days: (*days.start(), *days.end()),
@@ -48,7 +48,7 @@ impl Extent {
     }
 
     /// A project on some days.
-    pub fn of_project(project: &[u8], days: RangeInclusive<Day>) -> Self {
+    pub(crate) fn of_project(project: &[u8], days: RangeInclusive<Day>) -> Self {
         let project = Some(ByteBuf::from(project));
         Self {
             projects: (project.clone(), project),
@@ -57,7 +57,7 @@ impl Extent {
     }
 
     /// All spans of its days: what tells apart parts of a day is not in the target's sort key.
-    pub fn of_whole_days(self) -> Self {
+    pub(crate) fn of_whole_days(self) -> Self {
         Self {
             spans: (None, None),
             ..self
@@ -65,7 +65,7 @@ impl Extent {
     }
 
     /// Where the events of a segment are, in a month of these days.
-    pub fn of_segment(segment: &Segment, month: &RangeInclusive<Day>) -> Self {
+    pub(crate) fn of_segment(segment: &Segment, month: &RangeInclusive<Day>) -> Self {
         let (from, to) = (segment.from.as_ref(), segment.to.as_ref());
         let mut extent = Self {
             projects: (
@@ -92,7 +92,7 @@ impl Extent {
 }
 
 /// The table that is written to. Everything is its own, so that segments can share it.
-pub struct Target {
+pub(crate) struct Target {
     /// The server.
     pub connection: Connection,
     /// The table.
@@ -137,7 +137,7 @@ impl Target {
     }
 
     /// The condition for rows that start on some days.
-    pub fn days_condition(&self, days: &RangeInclusive<Day>) -> String {
+    pub(crate) fn days_condition(&self, days: &RangeInclusive<Day>) -> String {
         let start_of = |day: u32| {
             format!(
                 "CAST(concat(toString(toDate({day})), ' 00:00:00'), {})",
@@ -162,7 +162,7 @@ impl Target {
     }
 
     /// The same without virtual columns, for a table or subquery that is called `e`.
-    pub fn column_condition(&self, extent: &Extent) -> String {
+    pub(crate) fn column_condition(&self, extent: &Extent) -> String {
         let mut conditions = vec![self.days_condition(&(extent.days.0..=extent.days.1))];
         let bounds = [
             ("project_id", ">=", &extent.projects.0),

@@ -47,7 +47,11 @@ impl Target {
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer.
-    pub async fn look(&self, until: i64, rewrite: bool) -> Result<TargetState, RequestError> {
+    pub(crate) async fn look(
+        &self,
+        until: i64,
+        rewrite: bool,
+    ) -> Result<TargetState, RequestError> {
         let rows = self.count(&self.month_condition()).await?;
         let has_live_rows = self.has_live_rows().await?;
         let own_rows = match rewrite && rows > 0 {
@@ -88,7 +92,7 @@ impl Target {
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer.
-    pub async fn has_live_rows(&self) -> Result<bool, RequestError> {
+    pub(crate) async fn has_live_rows(&self) -> Result<bool, RequestError> {
         if self.table.column("source").is_none() {
             return Ok(false);
         }
@@ -123,7 +127,7 @@ impl Target {
     ///
     /// # Errors
     /// [`RequestError`] where the server does not answer.
-    pub async fn rows_to_merge(&self) -> Result<u64, RequestError> {
+    pub(crate) async fn rows_to_merge(&self) -> Result<u64, RequestError> {
         let mut most = self.rows_to_merge_in(&self.table).await?;
         for view in CoreView::all(&self.connection, &self.table).await? {
             most = most.max(self.rows_to_merge_in(&view.table).await?);
@@ -147,7 +151,7 @@ impl Target {
 
     /// The days of the month, as many together as one statement should sort, where the month has
     /// so many rows.
-    pub fn days_to_read(&self, rows: u64) -> Vec<RangeInclusive<Day>> {
+    pub(crate) fn days_to_read(&self, rows: u64) -> Vec<RangeInclusive<Day>> {
         let days: Vec<Day> = self.month_days().collect();
         let per_day = (rows / days.len().max(1) as u64).max(1);
         let together = (ROWS_PER_QUERY / per_day).clamp(1, days.len() as u64);
@@ -161,7 +165,7 @@ impl Target {
     ///
     /// # Errors
     /// [`WorkError`] of whatever kind; the same extent can be read again.
-    pub async fn load(
+    pub(crate) async fn load(
         &self,
         extent: &Extent,
         own_rows: OwnRows,

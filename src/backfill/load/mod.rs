@@ -1,7 +1,7 @@
 //! The first phase: traces into the store.
 
-pub mod trace_changes;
-pub mod versions;
+pub(crate) mod trace_changes;
+pub(crate) mod versions;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;

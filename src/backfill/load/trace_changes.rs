@@ -37,7 +37,7 @@ type Arrived<'a> = (Vec<u8>, (Day, TraceRecord<'a>));
 
 /// What changed while a run went on.
 #[derive(Debug, Default)]
-pub struct ChangeCounts {
+pub(crate) struct ChangeCounts {
     /// Traces that were loaded again.
     pub reloaded: AtomicU64,
     /// Those of them that changed in what events take from them, after events had been written.
@@ -46,7 +46,7 @@ pub struct ChangeCounts {
 
 /// Loads traces again that changed. Everything is its own, so that it can work beside the
 /// segments.
-pub struct TraceChanges {
+pub(crate) struct TraceChanges {
     /// The server.
     pub connection: Connection,
     /// The table `traces`.
@@ -79,7 +79,7 @@ pub struct TraceChanges {
 
 impl TraceChanges {
     /// Looks again and again, until it is dropped or fails for good.
-    pub async fn watch(&self) -> Error {
+    pub(crate) async fn watch(&self) -> Error {
         loop {
             tokio::time::sleep(self.every).await;
             if let Err(error) = self.reload().await {
@@ -92,7 +92,7 @@ impl TraceChanges {
     ///
     /// # Errors
     /// [`Error`] where it does not pass.
-    pub async fn reload(&self) -> Result<(), Error> {
+    pub(crate) async fn reload(&self) -> Result<(), Error> {
         let now = now_in_microseconds() + self.clock_ahead;
         let mut tries = self.retries.tries();
         let mut block_rows = versions::BLOCK_ROWS;

@@ -23,7 +23,7 @@ use crate::shutdown::Shutdown;
 use crate::trace_store::{DayWriter, SeenTraces, StoreError, TraceRecord, TraceStore, key};
 
 /// Most rows in one block of traces, unless they turn out to be large.
-pub const BLOCK_ROWS: usize = 8_192;
+pub(crate) const BLOCK_ROWS: usize = 8_192;
 
 /// Rows that are read with one query, if the days are small. Each query reads a
 /// granule or two more of every project and part than belong to it.
@@ -32,13 +32,13 @@ const ROWS_PER_QUERY: u64 = 500_000;
 const DAYS_PER_QUERY: u64 = 8;
 
 /// How many days are to be read with one query, where `days` have `rows`.
-pub fn days_per_query(rows: u64, days: usize) -> usize {
+pub(crate) fn days_per_query(rows: u64, days: usize) -> usize {
     let rows_per_day = (rows / days.max(1) as u64).max(1);
     (ROWS_PER_QUERY / rows_per_day).clamp(1, DAYS_PER_QUERY) as usize
 }
 
 /// What loading a few days needs to know.
-pub struct TraceSource<'a> {
+pub(crate) struct TraceSource<'a> {
     /// The server.
     pub connection: &'a Connection,
     /// The table `traces`.
@@ -55,7 +55,7 @@ pub struct TraceSource<'a> {
 
 /// What came of loading a day.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct LoadedDay {
+pub(crate) struct LoadedDay {
     /// Rows read, several versions of a trace included.
     pub rows_read: u64,
     /// Traces in the store that are not deleted.
@@ -68,7 +68,7 @@ impl TraceSource<'_> {
     ///
     /// # Errors
     /// [`WorkError`] of whatever kind; the same days can be loaded again.
-    pub async fn load_days(
+    pub(crate) async fn load_days(
         &self,
         store: &TraceStore,
         days: RangeInclusive<Day>,

@@ -12,7 +12,7 @@ use crate::memory::buffer_pool::{BufferPool, PooledBuffer};
 
 /// Batches are made in these ways.
 #[derive(Debug, Clone)]
-pub struct BatchMaker {
+pub(crate) struct BatchMaker {
     /// Whether batches are compressed.
     pub compression: Compression,
     /// Buffers of compressed blocks.
@@ -21,7 +21,7 @@ pub struct BatchMaker {
 
 /// A batch that is being filled. Compressed as it grows, so that it takes the
 /// memory of what will be sent.
-pub struct Batch {
+pub(crate) struct Batch {
     compressed_in: Option<BufferPool>,
     blocks: Vec<SealedBlock>,
     rows: usize,
@@ -31,7 +31,7 @@ pub struct Batch {
 
 /// A batch that is complete.
 #[derive(Debug, Clone)]
-pub struct SealedBatch {
+pub(crate) struct SealedBatch {
     blocks: Vec<SealedBlock>,
 }
 
@@ -48,7 +48,7 @@ struct SealedBlock {
 
 impl BatchMaker {
     /// An empty batch.
-    pub fn begin(&self) -> Batch {
+    pub(crate) fn begin(&self) -> Batch {
         Batch {
             compressed_in: match self.compression {
                 Compression::None => None,
@@ -64,17 +64,17 @@ impl BatchMaker {
 
 impl Batch {
     /// Rows so far.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.rows
     }
 
     /// Bytes so far, before compression.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// Bytes of memory it holds.
-    pub fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         self.held_bytes
     }
 
@@ -82,7 +82,7 @@ impl Batch {
     ///
     /// # Errors
     /// Does not happen: compression goes into memory.
-    pub fn push(&mut self, block: EnrichedBlock) -> std::io::Result<()> {
+    pub(crate) fn push(&mut self, block: EnrichedBlock) -> std::io::Result<()> {
         let mut sealed = SealedBlock {
             rows: block.rows,
             without_trace: block.without_trace,
@@ -104,7 +104,7 @@ impl Batch {
     }
 
     /// Completes the batch.
-    pub fn seal(self) -> SealedBatch {
+    pub(crate) fn seal(self) -> SealedBatch {
         SealedBatch {
             blocks: self.blocks,
         }
@@ -124,38 +124,38 @@ fn compress(pieces: &[Bytes], buffer: PooledBuffer) -> std::io::Result<PooledBuf
 
 impl SealedBatch {
     /// How many blocks it has.
-    pub fn blocks(&self) -> usize {
+    pub(crate) fn blocks(&self) -> usize {
         self.blocks.len()
     }
 
     /// What is sent.
-    pub fn body(&self) -> Vec<Bytes> {
+    pub(crate) fn body(&self) -> Vec<Bytes> {
         let pieces = self.blocks.iter().flat_map(|block| &block.pieces);
         pieces.cloned().collect()
     }
 
     /// Rows in it.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.blocks.iter().map(|block| block.rows).sum()
     }
 
     /// Rows whose trace was not found.
-    pub fn without_trace(&self) -> usize {
+    pub(crate) fn without_trace(&self) -> usize {
         self.blocks.iter().map(|block| block.without_trace).sum()
     }
 
     /// Rows that belong to an experiment.
-    pub fn in_experiments(&self) -> usize {
+    pub(crate) fn in_experiments(&self) -> usize {
         self.blocks.iter().map(|block| block.in_experiments).sum()
     }
 
     /// Bytes of memory that all its blocks hold.
-    pub fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         self.blocks.iter().map(|block| block.held_bytes).sum()
     }
 
     /// Bytes, before compression.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.blocks.iter().map(|block| block.bytes).sum()
     }
 }
@@ -163,7 +163,7 @@ impl SealedBatch {
 /// The most bytes of a batch: what the memory limit allows, and less for a while
 /// after the server had too little memory for one.
 #[derive(Debug)]
-pub struct BatchLimit {
+pub(crate) struct BatchLimit {
     allowed: usize,
     now: AtomicUsize,
     /// How far it grows for now: not to what was refused.
@@ -181,7 +181,7 @@ const PATIENCE: usize = 256;
 
 impl BatchLimit {
     /// No batch has more bytes than `allowed`, unless it is a single block.
-    pub fn new(allowed: usize) -> Self {
+    pub(crate) fn new(allowed: usize) -> Self {
         Self {
             allowed,
             now: AtomicUsize::new(allowed),
@@ -191,19 +191,19 @@ impl BatchLimit {
     }
 
     /// The most bytes at the moment.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.now.load(Ordering::Relaxed)
     }
 
     /// The server had too little memory for a batch of so many bytes.
-    pub fn was_too_large(&self, bytes: usize) {
+    pub(crate) fn was_too_large(&self, bytes: usize) {
         self.now.fetch_min(bytes / 2, Ordering::Relaxed);
         self.ceiling.fetch_min(bytes / 4 * 3, Ordering::Relaxed);
         self.taken.store(0, Ordering::Relaxed);
     }
 
     /// The server took a batch.
-    pub fn was_taken(&self) {
+    pub(crate) fn was_taken(&self) {
         let taken = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
         if taken.is_multiple_of(PATIENCE) {
             self.grow(&self.ceiling, self.allowed);

@@ -7,8 +7,8 @@
 //! of it fails in a way that may pass, it is read again, and what the target has of it by then
 //! is not sent again.
 
-pub mod batch;
-pub mod send;
+pub(crate) mod batch;
+pub(crate) mod send;
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ use crate::progress::Phase;
 use crate::state::counts::{DeferredCounts, LeftOut, SegmentCounts};
 
 /// What all segments share.
-pub struct Pipeline {
+pub(crate) struct Pipeline {
     /// Leaves out rows that are not to be written.
     pub guard: Guard,
     /// Finds out what an attempt has written that failed.
@@ -69,7 +69,7 @@ pub struct Pipeline {
 
 /// A piece of work.
 #[derive(Debug, Clone)]
-pub enum Piece {
+pub(crate) enum Piece {
     /// The observations of a segment.
     Segment(Segment),
     /// What a segment has left for later.
@@ -83,7 +83,7 @@ pub enum Piece {
 
 impl Piece {
     /// The segment that it is, or is a part of.
-    pub fn segment(&self) -> &Segment {
+    pub(crate) fn segment(&self) -> &Segment {
         match self {
             Piece::Segment(segment) | Piece::Late { segment, .. } => segment,
         }
@@ -111,7 +111,7 @@ impl Piece {
 
 /// A piece of work that is done.
 #[derive(Debug, Clone, Copy)]
-pub struct Done {
+pub(crate) struct Done {
     /// Number of its segment.
     pub number: u32,
     /// What became events.
@@ -123,7 +123,7 @@ pub struct Done {
 }
 
 /// Writes down what is begun and what is done, one at a time.
-pub trait Journal {
+pub(crate) trait Journal {
     /// Before anything of a piece is sent.
     ///
     /// # Errors
@@ -143,7 +143,7 @@ pub trait Journal {
 /// [`Error::Failed`] with the piece and the server's words;
 /// [`Error::Interrupted`] where the run was asked to end. Pieces that were
 /// done before stay done.
-pub async fn run(
+pub(crate) async fn run(
     pipeline: Arc<Pipeline>,
     mut pieces: Vec<Piece>,
     phase: Arc<Phase>,

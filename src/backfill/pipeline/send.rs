@@ -30,7 +30,7 @@ const SIP_FOR: Duration = Duration::from_millis(500);
 const LAST_INSERT: Duration = Duration::from_secs(10);
 
 /// Where batches go. Shared by all segments.
-pub struct Destination {
+pub(crate) struct Destination {
     /// The server.
     pub connection: Connection,
     /// `INSERT INTO … FORMAT Native`
@@ -52,7 +52,7 @@ pub struct Destination {
 }
 
 /// Something that gives bytes, a little at a time.
-pub trait Sip {
+pub(crate) trait Sip {
     /// The next bytes, or `None` at the end.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ pub trait Sip {
 }
 
 /// What the rows of a segment arrive in, to be sipped from while an insert takes long.
-pub struct Arriving<'a, S> {
+pub(crate) struct Arriving<'a, S> {
     /// Where they come from.
     pub rows: &'a mut S,
     /// What takes its bytes.
@@ -102,7 +102,7 @@ impl Sip for Nothing {
 }
 
 /// Sends the batches of one try at a piece of work, one at a time.
-pub struct Sender {
+pub(crate) struct Sender {
     destination: Arc<Destination>,
     /// What it is a piece of, for people.
     title: Arc<str>,
@@ -122,7 +122,7 @@ pub struct Sender {
 impl Sender {
     /// A sender for one try at the piece of work that `title` names. Another try must have another
     /// `name`, so that its inserts can be told from those before.
-    pub fn new(destination: &Arc<Destination>, title: String, name: String) -> Self {
+    pub(crate) fn new(destination: &Arc<Destination>, title: String, name: String) -> Self {
         Self {
             destination: Arc::clone(destination),
             title: title.into(),
@@ -137,27 +137,27 @@ impl Sender {
     }
 
     /// What the query ids of its inserts begin with.
-    pub fn query_prefix(&self) -> String {
+    pub(crate) fn query_prefix(&self) -> String {
         format!("{}-{}-", self.destination.query_prefix, self.name)
     }
 
     /// Whether anything was sent, so that rows of it may be in the target.
-    pub fn has_sent(&self) -> bool {
+    pub(crate) fn has_sent(&self) -> bool {
         self.batches > 0
     }
 
     /// Rows that the server has acknowledged.
-    pub fn acknowledged(&self) -> u64 {
+    pub(crate) fn acknowledged(&self) -> u64 {
         self.acknowledged
     }
 
     /// Bytes of memory that the batch in flight holds.
-    pub fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         self.held_bytes
     }
 
     /// Begins to send a batch. The one before must have been settled.
-    pub fn send(&mut self, batch: Batch) {
+    pub(crate) fn send(&mut self, batch: Batch) {
         debug_assert!(self.in_flight.is_none(), "one batch at a time");
         if batch.rows() == 0 {
             return;
@@ -188,7 +188,7 @@ impl Sender {
     ///
     /// # Errors
     /// Whatever became of the batch.
-    pub async fn settle<S: Sip>(
+    pub(crate) async fn settle<S: Sip>(
         &mut self,
         mut source: Option<Arriving<'_, S>>,
     ) -> Result<(), WorkError> {
@@ -229,7 +229,7 @@ impl Sender {
 
     /// Ends what is in flight after the try has failed. An insert that began
     /// before the run was asked to end may still be acknowledged.
-    pub async fn abandon(&mut self, error: &WorkError) {
+    pub(crate) async fn abandon(&mut self, error: &WorkError) {
         if *error == WorkError::Interrupted {
             // Whatever comes of it, the segment is not done.
             let _ = self.settle(NOWHERE).await;
@@ -251,12 +251,12 @@ impl Sender {
     ///
     /// # Errors
     /// Whatever became of it.
-    pub async fn finish(&mut self) -> Result<(), WorkError> {
+    pub(crate) async fn finish(&mut self) -> Result<(), WorkError> {
         self.settle(NOWHERE).await
     }
 
     /// What all batches came to, once the last one is acknowledged.
-    pub fn counts(&self) -> SegmentCounts {
+    pub(crate) fn counts(&self) -> SegmentCounts {
         self.counts
     }
 }

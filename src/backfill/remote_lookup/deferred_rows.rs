@@ -16,13 +16,13 @@ use crate::state::counts::DeferredCounts;
 
 /// The directory of all such files.
 #[derive(Debug, Clone)]
-pub struct DeferredRows {
+pub(crate) struct DeferredRows {
     directory: PathBuf,
 }
 
 impl DeferredRows {
     /// The files in `directory`, which need not be there.
-    pub fn new(directory: PathBuf) -> Self {
+    pub(crate) fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
 
@@ -31,7 +31,7 @@ impl DeferredRows {
     }
 
     /// A writer of the file of a segment, which it replaces.
-    pub fn writer(&self, segment: u32) -> DeferredWriter {
+    pub(crate) fn writer(&self, segment: u32) -> DeferredWriter {
         DeferredWriter {
             directory: self.directory.clone(),
             path: self.path(segment),
@@ -44,7 +44,7 @@ impl DeferredRows {
     ///
     /// # Errors
     /// [`WorkError::File`] where it cannot be read, or is not what was written.
-    pub fn reader(&self, segment: u32, bytes: u64) -> Result<DeferredReader, WorkError> {
+    pub(crate) fn reader(&self, segment: u32, bytes: u64) -> Result<DeferredReader, WorkError> {
         let path = self.path(segment);
         let open = || {
             let file = File::open(&path)?;
@@ -64,14 +64,14 @@ impl DeferredRows {
     }
 
     /// Removes the file of a segment.
-    pub fn remove(&self, segment: u32) {
+    pub(crate) fn remove(&self, segment: u32) {
         // What cannot be removed now is removed with the whole directory.
         let _ = std::fs::remove_file(self.path(segment));
     }
 }
 
 /// Writes the file of a segment. If there are no such rows there is no file.
-pub struct DeferredWriter {
+pub(crate) struct DeferredWriter {
     directory: PathBuf,
     path: PathBuf,
     file: Option<tempfile::NamedTempFile>,
@@ -83,7 +83,7 @@ impl DeferredWriter {
     ///
     /// # Errors
     /// [`WorkError::File`] where the disk is full.
-    pub fn push(&mut self, block: &Block) -> Result<(), WorkError> {
+    pub(crate) fn push(&mut self, block: &Block) -> Result<(), WorkError> {
         self.write(block)
             .map_err(|error| WorkError::file(&self.path, &error))?;
         self.counts.rows += block.rows as u64;
@@ -106,7 +106,7 @@ impl DeferredWriter {
     ///
     /// # Errors
     /// [`WorkError::File`] where the disk is full.
-    pub fn finish(self) -> Result<DeferredCounts, WorkError> {
+    pub(crate) fn finish(self) -> Result<DeferredCounts, WorkError> {
         let Some(file) = self.file else {
             return Ok(self.counts);
         };
@@ -123,7 +123,7 @@ fn keep(file: tempfile::NamedTempFile, path: &Path, directory: &Path) -> std::io
 }
 
 /// Reads the file of a segment.
-pub struct DeferredReader {
+pub(crate) struct DeferredReader {
     path: PathBuf,
     file: File,
 }
@@ -136,7 +136,7 @@ impl DeferredReader {
     ///
     /// # Errors
     /// [`WorkError::File`] where it cannot be read.
-    pub fn next_chunk(&mut self) -> Result<Option<bytes::Bytes>, WorkError> {
+    pub(crate) fn next_chunk(&mut self) -> Result<Option<bytes::Bytes>, WorkError> {
         let mut chunk = vec![0; CHUNK_BYTES];
         let length = self
             .file

@@ -1,7 +1,7 @@
 //! Traces that were not loaded: found one by one, wherever they are.
 
-pub mod deferred_rows;
-pub mod query;
+pub(crate) mod deferred_rows;
+pub(crate) mod query;
 
 use tokio::task::block_in_place;
 

@@ -35,7 +35,7 @@ const MOVED_AT_ONCE: u64 = 20_000;
 
 /// The traces to ask for: project and id, by key.
 #[derive(Debug, Default)]
-pub struct Question {
+pub(crate) struct Question {
     traces: BTreeMap<Vec<u8>, (Vec<u8>, Vec<u8>)>,
     bytes: usize,
     /// The days on which they are looked for, if not on all.
@@ -48,7 +48,7 @@ impl Question {
     ///
     /// # Errors
     /// [`WorkError`] where the block is damaged, or the store fails.
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         block: &Block,
         (project_column, trace_column): (usize, usize),
@@ -75,7 +75,7 @@ impl Question {
     }
 
     /// A question for these traces.
-    pub fn of(traces: Vec<Moved>) -> Self {
+    pub(crate) fn of(traces: Vec<Moved>) -> Self {
         let mut question = Self::default();
         for Moved { project_id, id } in traces {
             let mut encoded = Vec::new();
@@ -86,7 +86,7 @@ impl Question {
     }
 
     /// The same question about some days only, which the primary key of `traces` finds.
-    pub fn on_days(self, days: RangeInclusive<Day>) -> Self {
+    pub(crate) fn on_days(self, days: RangeInclusive<Day>) -> Self {
         Self {
             days: Some(days),
             ..self
@@ -99,17 +99,17 @@ impl Question {
     }
 
     /// Whether it should be asked before more is added.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.bytes >= QUESTION_BYTES
     }
 
     /// Whether there is nothing to ask.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.traces.is_empty()
     }
 
     /// How many traces it asks for.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.traces.len()
     }
 
@@ -138,7 +138,7 @@ impl Question {
 
 /// A trace with versions on days that are loaded, and on others.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Row)]
-pub struct Moved {
+pub(crate) struct Moved {
     /// `project_id`
     pub project_id: ByteBuf,
     /// `id`
@@ -147,7 +147,7 @@ pub struct Moved {
 
 /// What came of a question.
 #[derive(Debug, Default)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Traces that were found, and are not deleted.
     pub found: u64,
     /// Project and id of those that are nowhere.
@@ -160,7 +160,7 @@ impl TraceSource<'_> {
     ///
     /// # Errors
     /// [`WorkError::Request`]
-    pub async fn moved_far(
+    pub(crate) async fn moved_far(
         &self,
         days: &RangeInclusive<Day>,
         last: Option<&Moved>,
@@ -193,7 +193,7 @@ impl TraceSource<'_> {
     ///
     /// # Errors
     /// [`WorkError`] of whatever kind; the same can be asked again.
-    pub async fn ask(
+    pub(crate) async fn ask(
         &self,
         question: &Question,
         about: About,

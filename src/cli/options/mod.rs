@@ -19,7 +19,7 @@ use crate::mapping::Source;
 use crate::memory::{Budget, ByteSize};
 use crate::partition::Partition;
 
-pub use choice::{Asked, Choice, Defaults};
+pub(crate) use choice::{Asked, Choice, Defaults};
 
 /// What was asked for: the same job for each of some partitions.
 #[derive(Debug, Clone)]
