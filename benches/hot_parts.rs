@@ -9,6 +9,20 @@
 //!
 //! Figures are per block of 8,192 observations, as many as the program reads at once.
 
+// A test or a benchmark ends by a panic, and its numbers are small.
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::expect_used,
+    clippy::missing_docs_in_private_items,
+    clippy::panic,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub
+)]
+
 mod support;
 
 use std::hint::black_box;

@@ -18,6 +18,20 @@
 //! embedded_clickhouse --path /tmp/data --http-port 18123 --exit-with-stdin
 //! ```
 
+// A test or a benchmark ends by a panic, and its numbers are small.
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::expect_used,
+    clippy::missing_docs_in_private_items,
+    clippy::panic,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub
+)]
+
 use std::convert::Infallible;
 use std::env;
 use std::ffi::{CString, OsString, c_char, c_int, c_void};

@@ -17,7 +17,6 @@
 //! each other.
 
 #![forbid(unsafe_code)]
-#![warn(unreachable_pub)]
 
 mod backfill;
 mod cli;

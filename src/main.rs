@@ -1,5 +1,7 @@
 //! `events-backfill`: see the library.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 /// For RocksDB too. With glibc's allocator the many small blocks that RocksDB caches,

@@ -2,14 +2,25 @@
 //!
 //! The figure is the one in the report, which is the peak that the kernel has seen.
 
-mod support;
+// A test or a benchmark ends by a panic, and its numbers are small.
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::expect_used,
+    clippy::missing_docs_in_private_items,
+    clippy::panic,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub
+)]
 
-#[path = "support/differential.rs"]
-mod differential;
+mod support;
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use differential::{ask, ask_number, execute};
+use support::differential::{ask, ask_number, execute};
 use support::{Database, SAMPLE_PARTITION, Server, Tool, repository_file};
 
 const MIB: u64 = 1024 * 1024;

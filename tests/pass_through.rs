@@ -1,25 +1,36 @@
 //! What is not decoded arrives as it was: any block of any supported type can be walked, cut up and
 //! put together again, and bytes that are no block, or only part of one, are never taken for one.
 
-mod support;
+// A test or a benchmark ends by a panic, and its numbers are small.
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::expect_used,
+    clippy::missing_docs_in_private_items,
+    clippy::panic,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub
+)]
 
-#[path = "support/differential.rs"]
-mod differential;
-#[path = "support/mutate.rs"]
-mod mutate;
+mod support;
 
 use std::alloc::{GlobalAlloc, Layout as MemoryLayout, System};
 use std::cell::Cell;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use differential::{Specification, ask, ask_number, assert_equal, execute, keep_versions_apart};
 use events_backfill::internals::{
     ArrayCursor, Block, BlockReader, BufferPool, FixedCursor, Layout, NativeError,
     NullableStringCursor, StringArrayWriter, StringCursor, put_block_header, put_column_header,
     put_string, put_varint,
 };
-use mutate::mutate;
+use support::differential::{
+    Specification, ask, ask_number, assert_equal, execute, keep_versions_apart,
+};
+use support::mutate::mutate;
 use support::{Database, SAMPLE_PARTITION, Server, Tool};
 
 /// Most bytes of a block, where a test does not care.

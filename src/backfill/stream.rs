@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::inspect::segments;
 use crate::mapping::Source;
 use crate::memory;
+use crate::memory::numbers::in_memory;
 use crate::progress::Phase;
 use crate::trace_store::TraceStore;
 
@@ -155,7 +156,7 @@ impl Job {
             limit: BatchLimit::new(match self.connection.compression() {
                 Compression::None => self.options.budget.batch_bytes,
                 // They take less memory than they have bytes.
-                Compression::Lz4 => memory::LARGEST_BATCH as usize,
+                Compression::Lz4 => in_memory(memory::LARGEST_BATCH),
             }),
             retries: self.retries.clone(),
             shutdown: self.shutdown.clone(),

@@ -16,6 +16,7 @@ impl Password {
         Self(password.into())
     }
 
+    /// The password itself, for the header of a request and nothing else.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }

@@ -1,5 +1,6 @@
 //! How large tables are, and how much room there is for them.
 
+use crate::memory::numbers::whole;
 use std::collections::BTreeMap;
 use std::ops::{Add, AddAssign};
 
@@ -23,7 +24,7 @@ pub struct StoredBytes {
 impl StoredBytes {
     /// A part of it, at most 1.
     pub fn share(self, share: f64) -> Self {
-        let part = |bytes: u64| (bytes as f64 * share) as u64;
+        let part = |bytes: u64| whole(bytes as f64 * share);
         Self {
             compressed: part(self.compressed),
             uncompressed: part(self.uncompressed),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cli::selection::in_words;
+use crate::memory::numbers::whole;
 use crate::memory::{ByteSize, peak_resident_bytes};
 use crate::partition::Partition;
 use crate::progress::words::count;
@@ -209,7 +210,7 @@ impl Totals {
                 "Throughput",
                 format!(
                     "{} observations/s",
-                    count(self.observations_per_second as u64)
+                    count(whole(self.observations_per_second))
                 ),
             ),
             ("Peak memory", ByteSize(self.peak_rss_bytes).to_string()),
@@ -249,7 +250,7 @@ impl Entry {
             report.root_spans_inserted.map_or("-".to_owned(), count),
             count(report.observations_without_trace),
             seconds(report.seconds.total),
-            format!("{}/s", count(report.observations_per_second as u64)),
+            format!("{}/s", count(whole(report.observations_per_second))),
         ]
     }
 }

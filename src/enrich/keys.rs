@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::memory::numbers::short;
 use crate::partition::Day;
 use crate::trace_store::key;
 
@@ -34,7 +35,7 @@ impl Keys {
             let slot = *slot_of_key.entry(key).or_insert_with(|| {
                 unique.push((day, key));
                 has_id.push(key::has_trace_id(key));
-                unique.len() as u32 - 1
+                short(unique.len() - 1)
             });
             of_row.push(slot);
         }

@@ -18,6 +18,7 @@ use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, quoting};
 use crate::error::Error;
 use crate::mapping::{Mapping, MappingError, Source, Wanted};
+use crate::memory::numbers::whole;
 use crate::partition::Partition;
 
 /// Tables tried in this order when no target is named.
@@ -303,10 +304,10 @@ impl Inspector {
                 continue;
             };
             let sizes = self.connection.column_sizes(&traces, &id);
-            traces_to_load += (partition.rows as f64 * share).ceil() as u64;
+            traces_to_load += whole((partition.rows as f64 * share).ceil());
             let sizes = self.ask(sizes).await?;
             let bytes = sizes.of(|column| stored.contains(&column)).uncompressed;
-            trace_bytes += (bytes as f64 * share).ceil() as u64;
+            trace_bytes += whole((bytes as f64 * share).ceil());
         }
         let item_bytes = match &dataset_items {
             Some(items) if self.options.experiments => {

@@ -17,6 +17,7 @@ use serde_bytes::ByteBuf;
 
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::mapping::Source;
+use crate::memory::numbers::{in_memory, short};
 use crate::partition::Day;
 
 /// The primary key whose index [`read_groups`] knows how to read.
@@ -239,7 +240,7 @@ pub async fn make(
             };
             pieces.extend(split(group, ids));
         }
-        let first_number = segments.len() as u32;
+        let first_number = short(segments.len());
         segments.extend(pack(partition.source, &pieces, target, first_number));
     }
     Ok(segments)
@@ -343,7 +344,7 @@ async fn sample_ids(
         .map_or_else(Vec::new, |row| row.ids);
     let mut cuts: Vec<ByteBuf> = (1..count)
         .filter_map(|piece| {
-            ids.get((piece as usize * ids.len()) / count as usize)
+            ids.get((in_memory(piece) * ids.len()) / in_memory(count))
                 .cloned()
         })
         .collect();
@@ -389,7 +390,7 @@ fn pack(source: Source, pieces: &[Piece], target: u64, first_number: u32) -> Vec
     ranges
         .enumerate()
         .map(|(number, ((from, to), rows))| Segment {
-            number: first_number + number as u32,
+            number: first_number + short(number),
             source,
             from,
             to,
@@ -507,7 +508,7 @@ mod tests {
             let pieces: Vec<Piece> = sizes
                 .iter()
                 .enumerate()
-                .map(|(day, &rows)| (Boundary::before(&group("p", "t", day as Day, rows)), rows))
+                .map(|(day, &rows)| (Boundary::before(&group("p", "t", Day::try_from(day).unwrap(), rows)), rows))
                 .collect();
             let segments = pack(Source::Observations, &pieces, target, 0);
             prop_assert_eq!(&segments[0].from, &None);

@@ -1,12 +1,14 @@
 //! Memory is a budget: `--memory-limit` divided among everything that grows.
 
 pub(crate) mod buffer_pool;
+pub(crate) mod numbers;
 pub(crate) mod open_files;
 
 use std::fmt;
 use std::str::FromStr;
 
 use self::buffer_pool::BufferPool;
+use self::numbers::{in_memory, whole};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -42,7 +44,7 @@ impl FromStr for ByteSize {
         let number: f64 = number
             .parse()
             .map_err(|_| format!("'{text}' is not a size: write for example 512MiB or 2GiB"))?;
-        Ok(ByteSize((number * factor as f64) as u64))
+        Ok(ByteSize(whole(number * factor as f64)))
     }
 }
 
@@ -124,17 +126,17 @@ impl Budget {
         }
         let preferred = (segments / 24).min(LARGEST_PREFERRED_BLOCK);
         Ok(Self {
-            cache_bytes: cache as usize,
-            seen_bytes: (limit.0 / 4) as usize,
-            segment_bytes: segments as usize,
-            batch_bytes: batch as usize,
-            look_up_bytes: (batch / 2) as usize,
+            cache_bytes: in_memory(cache),
+            seen_bytes: in_memory(limit.0 / 4),
+            segment_bytes: in_memory(segments),
+            batch_bytes: in_memory(batch),
+            look_up_bytes: in_memory(batch / 2),
             // While it arrives its buffer may be half as large again.
-            max_block_bytes: (segments / 3) as usize,
-            load_block_bytes: (segments as usize * concurrency) / 4,
-            preferred_block_bytes: preferred as usize,
-            pool_bytes: segments as usize * concurrency,
-            pooled_buffer_bytes: (4 * preferred) as usize,
+            max_block_bytes: in_memory(segments / 3),
+            load_block_bytes: (in_memory(segments) * concurrency) / 4,
+            preferred_block_bytes: in_memory(preferred),
+            pool_bytes: in_memory(segments) * concurrency,
+            pooled_buffer_bytes: in_memory(4 * preferred),
         })
     }
 }

@@ -35,6 +35,7 @@ pub enum NativeError {
 }
 
 impl NativeError {
+    /// Bytes that contradict the format, and how.
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         NativeError::Corrupt(what.into())
     }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::error::NativeError;
 use super::types::{DataType, Layout, shown};
 use crate::memory::buffer_pool::{BufferPool, PooledBuffer};
+use crate::memory::numbers::in_memory;
 
 /// More columns than any table here has; a larger number is a sign of garbage.
 const MAX_COLUMNS: u64 = 4_096;
@@ -264,7 +265,7 @@ impl BlockReader {
                 "it announces {columns} columns"
             )));
         }
-        self.column_count = columns as usize;
+        self.column_count = in_memory(columns);
         // Every row takes at least a byte in some column, so more rows than
         // bytes cannot be; this also keeps the products below in range.
         self.rows = usize::try_from(rows)
@@ -531,7 +532,7 @@ impl BlockReader {
                 "a column name of {length} bytes"
             )));
         }
-        let end = start + length as usize;
+        let end = start + in_memory(length);
         Ok((end <= self.buffer.len()).then_some(start..end))
     }
 

@@ -7,6 +7,7 @@ use super::reader::{Block, Column};
 use super::types::Layout;
 use super::writer::{put_block_header, put_column_header};
 use crate::memory::buffer_pool::PooledBuffer;
+use crate::memory::numbers::{in_memory, whole};
 
 impl Block {
     /// The rows in `ranges`, which must be ascending, as a block in `buffer`.
@@ -21,7 +22,9 @@ impl Block {
         let rows = ranges.iter().map(Range::len).sum();
         // About as much as they will take, so that the buffer is not copied while it grows.
         let share = rows as f64 / self.rows.max(1) as f64;
-        buffer.reserve_exact((self.bytes.len() as f64 * share.min(1.0) * 1.05) as usize + 4096);
+        buffer.reserve_exact(
+            in_memory(whole(self.bytes.len() as f64 * share.min(1.0) * 1.05)) + 4096,
+        );
         put_block_header(&mut buffer, self.columns.len(), rows);
         let mut columns = Vec::with_capacity(self.columns.len());
         for column in &self.columns {

@@ -2,11 +2,14 @@
 
 /// Appends a LEB128 number.
 pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push((value as u8) | 0x80);
+    loop {
+        let [lowest, ..] = value.to_le_bytes();
         value >>= 7;
+        if value == 0 {
+            return out.push(lowest);
+        }
+        out.push(lowest | 0x80);
     }
-    out.push(value as u8);
 }
 
 /// Appends a string: its length and its bytes.

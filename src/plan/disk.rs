@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::clickhouse::{StoredBytes, TableSize};
+use crate::memory::numbers::whole;
 
 /// A table with fewer rows says little about the size of many: what its files
 /// have besides rows counts too much.
@@ -114,7 +115,7 @@ impl Table {
         };
         Growth {
             table: self.name.clone(),
-            bytes: bytes as u64,
+            bytes: whole(bytes),
             estimated_from,
         }
     }

@@ -27,6 +27,7 @@ use crate::mapping::Helper;
 use crate::mapping::Source;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
+use crate::memory::numbers::whole;
 use crate::native::{Block, BlockReader, FixedCursor, NativeError};
 use crate::partition::Day;
 use crate::shutdown::Shutdown;
@@ -74,7 +75,7 @@ impl Sample {
     /// Bytes of so many events, if there were some.
     pub(crate) fn bytes_of(&self, rows: u64) -> Option<u64> {
         let enriched = self.enrich.rows;
-        (enriched > 0).then(|| (self.event_bytes as f64 / enriched as f64 * rows as f64) as u64)
+        (enriched > 0).then(|| whole(self.event_bytes as f64 / enriched as f64 * rows as f64))
     }
 }
 
@@ -445,7 +446,7 @@ impl Reading {
     }
 
     fn count(&self, block: &Block) {
-        let elapsed = self.started.elapsed().as_nanos() as u64;
+        let elapsed = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.nanoseconds.fetch_max(elapsed, Ordering::Relaxed);
         self.rows.fetch_add(block.rows as u64, Ordering::Relaxed);
     }

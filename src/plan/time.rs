@@ -9,6 +9,7 @@ use super::sample::Sample;
 use crate::cli::options::Options;
 use crate::inspect::Inspected;
 use crate::memory::ByteSize;
+use crate::memory::numbers::whole;
 
 /// Bytes of events, uncompressed, that a server takes in a second: what two cores did with
 /// `events_full` and its text indexes (measured: 45,690 events of 1.35 KB per second
@@ -153,11 +154,11 @@ fn as_earlier(earlier: &Earlier, rows: u64) -> Step {
         basis: format!(
             "as the run of {} did, {}/s with all inserts",
             earlier.partition,
-            HumanCount(speed as u64)
+            HumanCount(whole(speed))
         ),
     }
 }
 
 fn rate(rows: u64, seconds: f64) -> HumanCount {
-    HumanCount((rows as f64 / seconds.max(1e-9)) as u64)
+    HumanCount(whole(rows as f64 / seconds.max(1e-9)))
 }

@@ -17,6 +17,7 @@ use indicatif::{
 
 use self::overall::Overall;
 use self::style::Style;
+use crate::memory::numbers::whole;
 
 /// How often a line is printed where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -260,7 +261,7 @@ impl Phase {
             self.name,
             HumanCount(position.min(self.total)),
             HumanCount(self.total),
-            HumanCount(rate as u64),
+            HumanCount(whole(rate)),
         ));
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 
 use super::style::Style;
+use crate::memory::numbers::whole;
 
 /// Progress over several partitions, of which one is worked on. In rows of what becomes events.
 #[derive(Debug)]
@@ -184,7 +185,7 @@ impl Overall {
 fn share(rows: u64, position: u64, total: u64) -> u64 {
     match total {
         0 => rows,
-        total => (rows as f64 * (position.min(total) as f64 / total as f64)) as u64,
+        total => whole(rows as f64 * (position.min(total) as f64 / total as f64)),
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use indicatif::HumanCount;
 
+use crate::memory::numbers::whole;
+
 /// A duration in the summary.
 pub(crate) fn seconds(number: f64) -> String {
     format!("{number:.1} s")
@@ -49,7 +51,7 @@ pub(crate) fn about(seconds: f64) -> String {
         1 => format!("1 {unit}"),
         count => format!("{count} {unit}s"),
     };
-    match seconds.ceil() as u64 {
+    match whole(seconds.ceil()) {
         0 | 1 => "a second".to_owned(),
         seconds if seconds < 2 * MINUTE => plural(seconds, "second"),
         seconds if seconds < 2 * HOUR => plural(seconds.div_ceil(MINUTE), "minute"),

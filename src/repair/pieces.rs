@@ -8,6 +8,7 @@ use serde_bytes::ByteBuf;
 
 use crate::inspect::segments::{Boundary, Segment};
 use crate::mapping::Source;
+use crate::memory::numbers::short;
 use crate::partition::Day;
 use crate::trace_store::{StoreError, TraceStore, WantedDay, WantedRow};
 use crate::verify::{Findings, FoundRow, Kind, Unlisted};
@@ -145,7 +146,7 @@ fn segments(store: &TraceStore) -> Result<Vec<Segment>, StoreError> {
     for (source, days) in Source::BOTH.into_iter().zip(&whole) {
         for (project, day) in days {
             segments.push(Segment {
-                number: segments.len() as u32,
+                number: short(segments.len()),
                 source,
                 from: boundary(project, *day),
                 to: boundary(project, *day + 1),
@@ -212,7 +213,7 @@ impl Division<'_> {
         let Some(piece) = self.piece.take() else {
             return Ok(());
         };
-        let number = self.segments.len() as u32;
+        let number = short(self.segments.len());
         self.store.put_piece(number, &piece.first, &piece.last)?;
         self.segments.push(Segment {
             number,

@@ -10,6 +10,7 @@ use super::files::advice_on_files;
 use super::output_file;
 use crate::error::Error;
 use crate::memory::ByteSize;
+use crate::memory::numbers::whole;
 use crate::progress::words::{count, seconds, write_lines};
 
 /// Seconds by the clock.
@@ -265,7 +266,7 @@ impl fmt::Display for Report {
                 "Throughput",
                 format!(
                     "{} observations/s",
-                    count(self.observations_per_second as u64)
+                    count(whole(self.observations_per_second))
                 ),
             ),
             ("Peak memory", ByteSize(self.peak_rss_bytes).to_string()),

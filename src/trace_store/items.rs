@@ -4,6 +4,7 @@
 //! not; the spans of these that belong to an item; and the items, since many
 //! spans share one.
 
+use crate::memory::numbers::short;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
@@ -148,7 +149,7 @@ impl<'a> ExperimentWriter<'a> {
 
 /// No two pairs have the same key: the trace's says how long it is.
 fn span_key(trace: &[u8], span_id: &[u8]) -> Vec<u8> {
-    let length = (trace.len() as u32).to_be_bytes();
+    let length = short(trace.len()).to_be_bytes();
     [&length[..], trace, span_id].concat()
 }
 
@@ -223,7 +224,7 @@ impl TraceStore {
                 let Some(item) = item else { continue };
                 if !numbers.contains_key(&item) {
                     found.items.push(self.item(&item)?);
-                    numbers.insert(item.clone(), found.items.len() as u32 - 1);
+                    numbers.insert(item.clone(), short(found.items.len() - 1));
                 }
                 found.of_row[row] = numbers.get(&item).copied();
                 if found.is_too_large() {

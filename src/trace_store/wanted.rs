@@ -6,6 +6,7 @@ use rocksdb::IteratorMode;
 use super::error::StoreError;
 use super::families::WANTED;
 use super::store::TraceStore;
+use crate::memory::numbers::short;
 use crate::partition::Day;
 
 /// What a key is about.
@@ -134,7 +135,7 @@ impl TraceStore {
         last: &WantedRow,
     ) -> Result<(), StoreError> {
         let (first, last) = (first.key(), last.key());
-        let mut value = (first.len() as u32).to_be_bytes().to_vec();
+        let mut value = short(first.len()).to_be_bytes().to_vec();
         value.extend(first);
         value.extend(last);
         let mut key = vec![PIECE];

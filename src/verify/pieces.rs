@@ -264,7 +264,8 @@ impl Calendar {
         let milliseconds = moment.div_euclid(1_000);
         let begun = self.starts.partition_point(|&start| start <= milliseconds);
         let index = begun.saturating_sub(1).min(usize::from(Day::MAX));
-        self.first.saturating_add(index as Day)
+        self.first
+            .saturating_add(Day::try_from(index).unwrap_or(Day::MAX))
     }
 }
 

@@ -2,8 +2,7 @@
 //! computes from the same sources, value by value.
 //!
 //! ```ignore
-//! #[path = "support/differential.rs"]
-//! mod differential;
+//! use crate::support::differential;
 //!
 //! differential::keep_versions_apart(&database, &["traces", "observations", "events_full"]);
 //! // … load, run …
@@ -11,12 +10,10 @@
 //! specification.fill(&database, "202406", "events_full", "expected");
 //! differential::assert_equal(&database, "expected", "events_full");
 //! ```
-#![allow(dead_code)]
-
 use std::fmt::Write as _;
 use std::fs;
 
-use crate::support::{Database, repository_file};
+use super::{Database, repository_file};
 
 /// What tells one event from another, in every events table.
 const KEY: &str = "project_id, trace_id, span_id, start_time";

@@ -9,10 +9,8 @@
 //!
 //! All of them are made here from the table `history`, what a backfill would write of the whole
 //! month: their values are right, and they can still be told from the backfill's.
-#![allow(dead_code)]
-
-use crate::differential::{Specification, add_experiments, ask, execute};
-use crate::support::Database;
+use super::Database;
+use super::differential::{Specification, add_experiments, ask, execute};
 
 /// A source that is not a backfill's.
 pub const IS_LIVE: &str = "source NOT IN ('ingestion-api-backfill', 'otel-backfill')";

@@ -2,6 +2,7 @@
 //! real program.
 //!
 //! ```ignore
+//! #[path = "../support/mod.rs"]
 //! mod support;
 //!
 //! #[test]
@@ -19,6 +20,12 @@
 //! ```
 #![allow(dead_code)]
 
+pub mod differential;
+pub mod live;
+pub mod mutate;
+pub mod proxy;
+pub mod repair;
+
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -28,7 +35,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -127,7 +134,7 @@ pub struct Server {
     data: PathBuf,
     http_port: u16,
     tcp_port: u16,
-    process: Mutex<Option<ServerProcess>>,
+    process: Arc<Mutex<Option<ServerProcess>>>,
     databases: AtomicU32,
     crashes: AtomicU32,
 }
@@ -157,18 +164,7 @@ impl Server {
     /// The one server that all tests of a test binary share. Use [`Server::database`] to keep them
     /// apart.
     pub fn shared() -> &'static Server {
-        SHARED.get_or_init(|| {
-            // Statics are not dropped, and the data directory would stay behind.
-            extern "C" fn remove_shared_server() {
-                if let Some(server) = SHARED.get() {
-                    server.kill();
-                    let _ = fs::remove_dir_all(server.directory.path());
-                }
-            }
-            // SAFETY: the function does not panic and needs nothing that ends before the process.
-            unsafe { libc::atexit(remove_shared_server) };
-            Server::start(Options::default())
-        })
+        SHARED.get_or_init(|| Server::start(Options::default()))
     }
 
     /// Starts a server and waits until it answers.
@@ -190,12 +186,14 @@ impl Server {
             let server_ports = (options.http_port.unwrap_or(http_port), tcp_port);
             match start_process(directory.path(), &data, server_ports) {
                 Ok(process) => {
+                    let process = Arc::new(Mutex::new(Some(process)));
+                    clean_up_at_exit(directory.path(), &process);
                     return Server {
                         directory,
                         data,
                         http_port: server_ports.0,
                         tcp_port: server_ports.1,
-                        process: Mutex::new(Some(process)),
+                        process,
                         databases: AtomicU32::new(0),
                         crashes: AtomicU32::new(0),
                     };
@@ -357,6 +355,29 @@ impl Server {
             Err(text(answer))
         }
     }
+}
+
+/// Most servers are statics, which are not dropped: their data would stay behind.
+fn clean_up_at_exit(directory: &Path, process: &Arc<Mutex<Option<ServerProcess>>>) {
+    type Started = (PathBuf, Arc<Mutex<Option<ServerProcess>>>);
+    static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
+    extern "C" fn clean_up() {
+        let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        for (directory, process) in started.drain(..) {
+            let mut process = process.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(mut process) = process.take() {
+                let _ = process.child.kill();
+                let _ = process.child.wait();
+            }
+            let _ = fs::remove_dir_all(directory);
+        }
+    }
+    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if started.is_empty() {
+        // SAFETY: the function does not panic and needs nothing that ends before the process.
+        unsafe { libc::atexit(clean_up) };
+    }
+    started.push((directory.to_owned(), Arc::clone(process)));
 }
 
 impl Drop for Server {

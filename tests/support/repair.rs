@@ -1,14 +1,12 @@
 //! A backfilled month to be damaged, and what mends it.
-#![allow(dead_code)]
-
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::differential::{ask, ask_number, execute};
-use crate::support::{Database, Options, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
+use super::differential::{ask, ask_number, execute};
+use super::{Database, Options, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
 
 /// Enough for most oddities of the generator.
 pub const OBSERVATIONS: u64 = 12_000;

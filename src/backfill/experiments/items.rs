@@ -8,6 +8,7 @@ use super::live_items::LiveItems;
 use super::pointers::{Pointer, Pointers};
 use crate::backfill::error::WorkError;
 use crate::inspect::statements::{ITEM_ARRAYS, ITEM_COLUMNS, ITEM_TEXTS};
+use crate::memory::numbers::short;
 use crate::native::{ArrayCursor, Block, FixedCursor, NativeError, StringCursor};
 use crate::trace_store::{ExperimentWriter, ItemRecord, key};
 
@@ -117,7 +118,7 @@ fn next_arrays<'a>(
 fn item_key(columns: [&Text; 4]) -> Vec<u8> {
     let mut key = Vec::new();
     for column in columns {
-        key.extend_from_slice(&(column.len() as u32).to_be_bytes());
+        key.extend_from_slice(&short(column.len()).to_be_bytes());
         key.extend_from_slice(column);
     }
     key

@@ -262,8 +262,11 @@ impl Pending {
 pub(crate) struct TraceRow<'a> {
     /// The day on which it began.
     pub(crate) day: Day,
+    /// `project_id`
     pub(crate) project_id: &'a [u8],
+    /// `id`
     pub(crate) trace_id: &'a [u8],
+    /// What is kept of it.
     pub(crate) record: TraceRecord<'a>,
 }
 
@@ -279,6 +282,7 @@ pub(crate) struct TraceRows<'a> {
 }
 
 impl<'a> TraceRows<'a> {
+    /// The rows of a block of the columns of [`select_items`].
     pub(crate) fn new(block: &'a Block) -> Result<Self, NativeError> {
         if block.columns.len() != ATTRIBUTES.len() + KEYS {
             return Err(NativeError::corrupt(format!(
@@ -304,6 +308,7 @@ impl<'a> TraceRows<'a> {
         })
     }
 
+    /// The next of as many rows as the block has.
     pub(crate) fn next_row(&mut self) -> Result<TraceRow<'a>, NativeError> {
         let day = Day::from_le_bytes(self.days.next_value()?);
         let project_id = self.project_ids.next_value()?;

@@ -4,8 +4,11 @@
 mod choice;
 mod until;
 
+use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use url::{Host, Url};
@@ -197,9 +200,9 @@ impl Options {
             arguments.concurrency,
             "--concurrency",
             "CONCURRENCY",
-            processors.clamp(2, 4) as u64,
+            processors.clamp(2, 4),
             1..=64,
-        )? as usize;
+        )?;
         let memory_limit = settings
             .text(arguments.memory_limit, "MEMORY_LIMIT")
             .unwrap_or_else(|| "512MiB".to_owned())
@@ -217,9 +220,8 @@ impl Options {
             "BATCH_SIZE",
             250_000,
             1..=10_000_000,
-        )? as usize;
-        let block_rows =
-            settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)? as usize;
+        )?;
+        let block_rows = settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)?;
         let asks_for_root_spans = subject.root_spans || subject.only == Some(Only::RootSpans);
         let root_spans = (asks_for_root_spans, subject.no_root_spans);
         let experiments = (subject.experiments, subject.no_experiments);
@@ -257,7 +259,7 @@ impl Options {
                 250_000,
                 1..=1_000_000_000,
             )?,
-            max_retries: settings.number(None, "", "MAX_RETRIES", 8, 0..=1_000)? as u32,
+            max_retries: settings.number(None, "", "MAX_RETRIES", 8, 0..=1_000)?,
             reload_every: Duration::from_secs(settings.number(
                 None,
                 "",
@@ -278,7 +280,7 @@ impl Options {
                 "TRACE_MARGIN_DAYS",
                 1,
                 0..=366,
-            )? as u16,
+            )?,
             remote_lookup: !(subject.no_remote_lookup || environment.flag("NO_REMOTE_LOOKUP")?),
             trace_metadata: !(subject.no_trace_metadata
                 || environment.flag("NO_TRACE_METADATA")?),
@@ -326,14 +328,17 @@ impl Settings<'_> {
         argument.or_else(|| self.environment.get(variable).map(str::to_owned))
     }
 
-    fn number(
+    fn number<T>(
         &self,
         argument: Option<String>,
         flag: &str,
         variable: &str,
-        default: u64,
-        range: std::ops::RangeInclusive<u64>,
-    ) -> Result<u64, Error> {
+        default: T,
+        range: RangeInclusive<T>,
+    ) -> Result<T, Error>
+    where
+        T: FromStr + PartialOrd + fmt::Display,
+    {
         let (name, text) = match (argument, self.environment.get(variable)) {
             (Some(text), _) => (flag, text),
             (None, Some(text)) => (variable, text.to_owned()),

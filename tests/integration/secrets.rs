@@ -1,15 +1,13 @@
 //! Passwords come from the environment or from a file, and are never printed or stored. What is
 //! stored, the traces of other people, is readable by its owner only.
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use support::{Database, Outcome, Server, TESTER, Tool, small_month};
+use crate::support::{Database, Outcome, Server, TESTER, Tool, small_month};
 
 /// A password that is not the right one, and that no message may show either.
 const WRONG: &str = "not-the-password-4711";

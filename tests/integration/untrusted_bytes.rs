@@ -1,16 +1,13 @@
 //! Whatever a state directory holds is an error or a value, never a panic. (For the bytes that
 //! ClickHouse sends see `pass_through.rs`.)
 
-#[path = "support/mutate.rs"]
-mod mutate;
-
 use std::collections::BTreeMap;
 use std::panic::catch_unwind;
 
+use crate::support::mutate::mutate;
 use events_backfill::internals::{
     Boundary, Checkpoint, MadeFor, Segment, SegmentCounts, Source, TraceRecord,
 };
-use mutate::mutate;
 use serde_bytes::{ByteBuf, Bytes};
 
 const MUTATIONS: usize = 50_000;

@@ -4,19 +4,14 @@
 //! own. Merges are stopped throughout: of each row that has several versions, all of them are there
 //! to be read, and a row that is written twice is there twice.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
 use std::env;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use differential::{
+use crate::support::differential::{
     Specification, ask, ask_number, assert_equal, differences, execute, keep_versions_apart,
 };
-use support::{Database, SAMPLE_PARTITION, Server, Tool, repository_file};
+use crate::support::{Database, SAMPLE_PARTITION, Server, Tool, repository_file};
 
 /// From this number on, the generator includes every oddity.
 const OBSERVATIONS: u64 = 20_000;

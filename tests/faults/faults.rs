@@ -3,21 +3,16 @@
 //!
 //! Everything goes through a proxy that does to the connections what networks do, to a real server.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-#[path = "support/proxy.rs"]
-mod proxy;
-
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use differential::{Specification, ask, ask_number, assert_equal, execute, keep_versions_apart};
-use proxy::{Action, FOREVER, Fault, Place, Proxy};
-use support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, TESTER, Tool};
+use crate::support::differential::{
+    Specification, ask, ask_number, assert_equal, execute, keep_versions_apart,
+};
+use crate::support::proxy::{Action, FOREVER, Fault, Place, Proxy};
+use crate::support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, TESTER, Tool};
 
 /// Enough for several segments, the least of which has 49,152 rows.
 const OBSERVATIONS: u64 = 120_000;

@@ -1,9 +1,7 @@
 //! What a run does of which nothing is said: a complete month into `events_full`, and what there is
 //! a place for into an older table.
 
-mod support;
-
-use support::{Database, Outcome, SAMPLE_PARTITION, Tool, repository_file, small_month};
+use crate::support::{Database, Outcome, SAMPLE_PARTITION, Tool, repository_file, small_month};
 
 fn tool(database: &Database) -> Tool {
     let tool = Tool::new(database).with_defaults();

@@ -3,8 +3,6 @@
 //!
 //! Everything goes through the real program and, as far as the mistake lets it, to a real server.
 
-mod support;
-
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Database, Outcome, Running, Server, TESTER, Tool, small_month, untouched};
+use crate::support::{Database, Outcome, Running, Server, TESTER, Tool, small_month, untouched};
 
 /// Exit code of mistakes that are found before the work begins.
 const CONFIGURATION: i32 = 2;

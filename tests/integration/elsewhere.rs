@@ -1,16 +1,13 @@
 //! Every trace is found, in whatever month it lies; and each that is not is asked for once.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use differential::{Specification, ask, ask_number, assert_equal, execute, keep_versions_apart};
-use support::{Database, SAMPLE_PARTITION, Server, Tool};
+use crate::support::differential::{
+    Specification, ask, ask_number, assert_equal, execute, keep_versions_apart,
+};
+use crate::support::{Database, SAMPLE_PARTITION, Server, Tool};
 
 /// Traces, as `(project, id, timestamp, version, is deleted)`.
 const TRACES: &[(&str, &str, &str, u32, bool)] = &[

@@ -4,19 +4,17 @@
 //! The certificates in `support/certificates` were made with openssl for this test alone: an
 //! authority, a server that it has signed, and one of version 1 that has signed itself.
 
-mod support;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
+use crate::support::{Server, Tool, repository_file, untouched};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use support::{Server, Tool, repository_file, untouched};
 use tokio_rustls::TlsAcceptor;
 
 const FLAG: &str = "--dangerously-accept-invalid-certificates";

@@ -1,21 +1,18 @@
 //! Several partitions with one command: the newest first, each with its own state, and what fails
 //! in one is told and changes nothing in the others.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
 use std::fs;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::differential::{
+    Specification, ask, ask_number, assert_equal, execute, keep_versions_apart,
+};
+use crate::support::{Database, Outcome, Running, Server, Tool, repository_file};
 use clap::Parser;
-use differential::{Specification, ask, ask_number, assert_equal, execute, keep_versions_apart};
 use events_backfill::internals::{Arguments, Environment, Error, Options, Request, each_partition};
 use serde_json::Value;
-use support::{Database, Outcome, Running, Server, Tool, repository_file};
 
 /// The months that there are, the newest first.
 const MONTHS: [&str; 3] = ["202407", "202406", "202405"];
@@ -450,7 +447,7 @@ fn a_connection_that_is_refused_stops_the_run_at_once() {
 
 #[test]
 fn a_server_that_goes_away_stops_a_run_that_keeps_going() {
-    let server = Server::start(support::Options::default());
+    let server = Server::start(crate::support::Options::default());
     let database = server.database("gone");
     database.load_schema();
     for first_day in ["2024-05-01", "2024-06-01", "2024-07-01"] {
@@ -490,7 +487,7 @@ fn a_server_that_goes_away_stops_a_run_that_keeps_going() {
 
 #[test]
 fn a_month_in_which_days_cannot_be_counted_is_left_out_and_told() {
-    let database = support::small_month("long_ago");
+    let database = crate::support::small_month("long_ago");
     execute(
         &database,
         "INSERT INTO observations (id, project_id, type, start_time, event_ts) \

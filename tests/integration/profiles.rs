@@ -1,16 +1,11 @@
 //! Whatever the settings profile of the user says, a run writes the same events, and verify finds them
 //! equal; what the profile does not let it change is named.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use differential::{ask, ask_number, execute, slow_down};
-use support::{Database, Options, SAMPLE_PARTITION, Server, Tool};
+use crate::support::differential::{ask, ask_number, execute, slow_down};
+use crate::support::{Database, Options, SAMPLE_PARTITION, Server, Tool};
 
 /// Profiles with settings that change what a statement means, or ends it.
 const PROFILES: &[(&str, &[(&str, &str)])] = &[

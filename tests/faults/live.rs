@@ -4,27 +4,18 @@
 //!
 //! Merges are stopped throughout, so a row that is written twice is there twice.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-#[path = "support/live.rs"]
-mod live;
-#[allow(dead_code)]
-#[path = "support/proxy.rs"]
-mod proxy;
-
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use differential::{
+use crate::support::differential::{
     Specification, ask, ask_number, assert_equal, execute, keep_versions_apart, slow_down, speed_up,
 };
-use live::{IS_LIVE, IS_TRACE_ROOT, KEY, Way, as_v4_reads};
-use proxy::{Action, FOREVER, Fault, Place, Proxy};
-use support::{Database, Options, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
+use crate::support::live;
+use crate::support::live::{IS_LIVE, IS_TRACE_ROOT, KEY, Way, as_v4_reads};
+use crate::support::proxy::{Action, FOREVER, Fault, Place, Proxy};
+use crate::support::{Database, Options, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
 
 /// Enough for a dozen segments, and for most oddities of the generator.
 const OBSERVATIONS: u64 = 12_000;
@@ -650,7 +641,7 @@ fn a_live_root_of_a_trace_that_was_bookmarked_later_stays_as_it_is() {
 
 /// The small month with observations that changed hours or minutes ago.
 fn changing_month(name: &str) -> Database<'static> {
-    let database = support::small_month(name);
+    let database = crate::support::small_month(name);
     never_merge(&database);
     for (id, minutes) in [
         ("observation-2", 10),

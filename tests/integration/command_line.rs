@@ -1,15 +1,13 @@
 //! What the operator types and sees: flags, environment and `.env`, help, progress, summary, report.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
-use support::{
+use crate::support::{
     Database, Outcome, SAMPLE_PARTITION, Server, Tool, repository_file, small_month, untouched,
 };
+use serde_json::Value;
 
 /// The flags that every release has to keep.
 const FLAGS: &[&str] = &[

@@ -1,11 +1,6 @@
 //! A state directory that has no room left, or on which the process has no right: the run says so,
 //! and once that is changed, it is completed.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
 use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind};
@@ -17,9 +12,10 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use differential::{Specification, ask_number, assert_equal, execute};
+use crate::support::differential;
+use crate::support::differential::{Specification, ask_number, assert_equal, execute};
+use crate::support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
 use nix::libc::{SIGCONT, SIGSTOP};
-use support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
 use tempfile::TempDir;
 
 /// Traces that fill a disk: their texts do not compress. So many on each of 28 days.
@@ -64,7 +60,7 @@ fn month() -> &'static Database<'static> {
 
 /// A handful of rows, and the table `expected`.
 fn small_month(name: &str) -> Database<'static> {
-    let database = support::small_month(name);
+    let database = crate::support::small_month(name);
     Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
     database
 }

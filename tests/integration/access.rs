@@ -1,15 +1,10 @@
 //! What the user may not do, does not see, or would lose again is told before anything is done.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
 use std::process;
 use std::sync::OnceLock;
 
-use differential::{ask_number, execute};
-use support::{Database, OPERATOR, Options, READER, SAMPLE_PARTITION, Server, Tool};
+use crate::support::differential::{ask_number, execute};
+use crate::support::{Database, OPERATOR, Options, READER, SAMPLE_PARTITION, Server, Tool};
 
 /// A server with users who do not see all rows of its databases.
 fn server() -> &'static Server {

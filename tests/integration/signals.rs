@@ -1,17 +1,12 @@
 //! Signals, terminals and limits of the operating system.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use differential::{ask_number, execute, slow_down, speed_up};
+use crate::support::differential::{ask_number, execute, slow_down, speed_up};
+use crate::support::{Database, Running, SAMPLE_PARTITION, Server, Tool};
 use nix::libc;
-use support::{Database, Running, SAMPLE_PARTITION, Server, Tool};
 
 /// A month whose events are slow to be written.
 fn month(name: &str) -> Database<'static> {

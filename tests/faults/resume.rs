@@ -1,18 +1,16 @@
 //! A run that ends before its end can be continued, and then it is as if nothing had happened.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use differential::{Specification, ask_number, assert_equal, execute, keep_versions_apart};
-use support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
+use crate::support::differential;
+use crate::support::differential::{
+    Specification, ask_number, assert_equal, execute, keep_versions_apart,
+};
+use crate::support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
 
 /// Enough for several segments, the least of which has 49,152 rows.
 const OBSERVATIONS: u64 = 120_000;

@@ -1,12 +1,9 @@
 //! Each trace gets one root span, in the month in which its latest version lies.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
-use differential::{Specification, ask_number, assert_equal, execute, keep_versions_apart};
-use support::{Database, SAMPLE_PARTITION, Server, Tool};
+use crate::support::differential::{
+    Specification, ask_number, assert_equal, execute, keep_versions_apart,
+};
+use crate::support::{Database, SAMPLE_PARTITION, Server, Tool};
 
 const OBSERVATIONS: u64 = 20_000;
 

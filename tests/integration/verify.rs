@@ -1,25 +1,16 @@
 //! `verify` says "equal" of a month that is, and finds whatever is not.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
-#[allow(dead_code)]
-#[path = "support/proxy.rs"]
-mod proxy;
-
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use differential::{ask, ask_number, execute};
-use proxy::{Action, FOREVER, Fault, Place, Proxy};
-use serde_json::Value;
-use support::{
+use crate::support::differential::{ask, ask_number, execute};
+use crate::support::proxy::{Action, FOREVER, Fault, Place, Proxy};
+use crate::support::{
     Database, Options, Outcome, READER, SAMPLE_PARTITION, Server, Tool, repository_file,
     small_month,
 };
+use serde_json::Value;
 
 /// From this number on, the generator includes every oddity.
 const OBSERVATIONS: u64 = 20_000;

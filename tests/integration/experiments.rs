@@ -1,14 +1,9 @@
 //! The spans of dataset runs say to which experiment they belong, and no others do.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
-use differential::{
+use crate::support::differential::{
     Specification, add_experiments, ask, ask_number, assert_equal, execute, keep_versions_apart,
 };
-use support::{Database, SAMPLE_PARTITION, Server, Tool};
+use crate::support::{Database, SAMPLE_PARTITION, Server, Tool};
 
 /// Observations, as `(project, trace, id, parent, timestamp, version, is deleted)`.
 type Observation = (

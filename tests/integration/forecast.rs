@@ -1,22 +1,17 @@
 //! `plan` says what a run would do, and does none of it.
 
-#[path = "support/proxy.rs"]
-#[allow(dead_code)]
-mod proxy;
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use proxy::{Action, FOREVER, Fault, Place, Proxy};
-use serde_json::{Value, json};
-use support::{
+use crate::support::proxy::{Action, FOREVER, Fault, Place, Proxy};
+use crate::support::{
     Database, LIMITED, Options, Outcome, READER, SAMPLE_PARTITION, Server, Tool, small_month,
     untouched,
 };
+use serde_json::{Value, json};
 
 /// In the statement that reads a segment, and in no other.
 const SEGMENT: &str = "FINAL ARRAY JOIN [1]";

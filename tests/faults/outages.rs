@@ -1,20 +1,16 @@
 //! What a server can do to a run: die, refuse, or be another one than before. Nothing of it costs a
 //! row, and whatever ends the run says how to go on.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use differential::{Specification, ask, ask_number, assert_equal, execute};
-use nix::libc::{SIGCONT, SIGSTOP};
-use support::{
+use crate::support::differential;
+use crate::support::differential::{Specification, ask, ask_number, assert_equal, execute};
+use crate::support::{
     Database, Options, Outcome, Running, SAMPLE_PARTITION, Server, Tool, repository_file,
 };
+use nix::libc::{SIGCONT, SIGSTOP};
 
 /// More than the buffers of a connection hold, and one segment.
 const OBSERVATIONS: u64 = 25_000;
@@ -29,13 +25,19 @@ const OUTAGE: Duration = Duration::from_millis(1_500);
 /// How long something is waited for that comes within a second or two.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One test at a time: most of them kill the server that all of them use.
+/// The server that all of these tests use, and most kill.
+fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| Server::start(Options::default()))
+}
+
+/// One test at a time: see [`server`].
 fn one_at_a_time() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     // A test that failed may have left it dead, which is not the next one's fault.
-    if Server::shared().query("SELECT 1").is_err() {
-        Server::shared().restart();
+    if server().query("SELECT 1").is_err() {
+        server().restart();
     }
     turn
 }
@@ -44,7 +46,7 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
 fn month() -> &'static Database<'static> {
     static MONTH: OnceLock<Database<'static>> = OnceLock::new();
     MONTH.get_or_init(|| {
-        let database = Server::shared().database("outages");
+        let database = server().database("outages");
         database.load_schema();
         database.load_sample_month(OBSERVATIONS);
         // 40 MB, more than the buffers of a connection hold.
@@ -556,10 +558,7 @@ fn assert_resumable(tool: Tool, database: &Database) {
 #[test]
 fn a_run_is_not_continued_in_another_database_of_the_same_content() {
     let _turn = one_at_a_time();
-    let (database, other) = (
-        Server::shared().database("original"),
-        Server::shared().database("copy"),
-    );
+    let (database, other) = (server().database("original"), server().database("copy"));
     for database in [&database, &other] {
         database.load_small_month();
     }
@@ -573,7 +572,7 @@ fn a_run_is_not_continued_in_another_database_of_the_same_content() {
 #[test]
 fn a_run_is_not_continued_on_another_server_of_the_same_content() {
     let _turn = one_at_a_time();
-    let database = Server::shared().database("original");
+    let database = server().database("original");
     let server = Server::start(Options::default());
     let other = Database {
         server: &server,
@@ -595,7 +594,7 @@ fn a_run_is_not_continued_on_another_server_of_the_same_content() {
 #[test]
 fn a_run_is_not_continued_with_other_source_columns_until_they_are_the_same_again() {
     let _turn = one_at_a_time();
-    let database = Server::shared().database("columns");
+    let database = server().database("columns");
     database.load_small_month();
     let mut tool = unfinished_run(&database);
     for (change, undo, words) in [

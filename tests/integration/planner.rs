@@ -1,21 +1,19 @@
 //! A plan covers every row of its partition exactly once, whatever the ids and however the rows are
 //! spread, and reading its segments scans little more than the rows that are there.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::{Database, Options, Server, TESTER, Tool, repository_file};
 use events_backfill::internals::{
     Compression, Connection, ConnectionOptions, Password, Segment, Source, TableInfo, Trust,
     quoting, read_settings, segments,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use support::{Database, Options, Server, TESTER, Tool, repository_file};
 use tokio::runtime::Runtime;
 use url::Url;
 

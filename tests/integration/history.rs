@@ -1,13 +1,10 @@
 //! A history of three months, with everything that there is to write, through interruptions, and
 //! proven afterwards.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-
-use differential::{Specification, add_experiments, ask_number, assert_equal, execute};
-use support::{Database, Server, Tool};
+use crate::support::differential::{
+    Specification, add_experiments, ask_number, assert_equal, execute,
+};
+use crate::support::{Database, Server, Tool};
 
 const MONTHS: [(&str, &str); 3] = [
     ("202404", "2024-04-01"),

@@ -1,18 +1,11 @@
 //! A repair mends what verify finds, writes nothing else, and reads hardly anything else.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-#[path = "support/repair.rs"]
-mod repair;
-
-use differential::{ask_number, execute};
-use repair::{
+use crate::support::differential::{ask_number, execute};
+use crate::support::repair::{
     ALIKE, BOTH, OF_OBSERVATION, OF_TRACE, assert_each_once, assert_equal, assert_mended,
     backfilled, change, delete, merge, merges, month, repair, some_events, wait_for_rows,
 };
-use support::{BLIND_OPERATOR, OPERATOR, Options, Server, Tool};
+use crate::support::{BLIND_OPERATOR, OPERATOR, Options, Server, Tool};
 
 #[test]
 fn a_month_that_is_right_is_left_alone() {

@@ -1,15 +1,13 @@
 //! Files that the user names: whatever a file is, it stays that, and says what it must.
 
-mod support;
-
 use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
+use crate::support::{SAMPLE_PARTITION, Tool, small_month, untouched};
 use nix::sys::stat::Mode;
 use serde_json::Value;
-use support::{SAMPLE_PARTITION, Tool, small_month, untouched};
 
 /// What is reported on, with what the report says of itself.
 const COMMANDS: [(&[&str], &str); 4] = [

@@ -1,11 +1,6 @@
 //! What `status` tells of the runs in a state directory, while they go on too, and that none of
 //! them notices it.
 
-#[path = "support/proxy.rs"]
-#[allow(dead_code)]
-mod proxy;
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,9 +9,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use proxy::{Action, FOREVER, Fault, Place, Proxy};
+use crate::support::proxy::{Action, FOREVER, Fault, Place, Proxy};
+use crate::support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, Tool, small_month};
 use serde_json::{Value, json};
-use support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, Tool, small_month};
 
 /// In the statement that reads a segment, and in no other.
 const SEGMENT: &str = "FINAL ARRAY JOIN [1]";

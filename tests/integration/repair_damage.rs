@@ -1,23 +1,15 @@
 //! A repair after each kind of damage that verify knows: it mends what can be mended, says what
 //! cannot, and what it reads besides what verify reads stays small.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-#[path = "support/live.rs"]
-mod live;
-#[path = "support/repair.rs"]
-mod repair;
-
-use differential::{ask_number, execute};
-use live::{IS_LIVE, Way};
-use repair::{
+use crate::support::differential::{ask_number, execute};
+use crate::support::live::{IS_LIVE, Way};
+use crate::support::repair::{
     ALIKE, BOTH, OF_OBSERVATION, OF_TRACE, assert_each_once, assert_equal, backfilled, change,
     delete, merges, never_merge_by_itself, repair, run_and_count, some_events,
 };
+use crate::support::{Database, Tool};
+use crate::support::{differential, live, repair};
 use serde_json::Value;
-use support::{Database, Tool};
 
 /// What verify calls the damage, and how much of it there is.
 type Found<'a> = &'a [(&'a str, u64)];

@@ -2,28 +2,19 @@
 //!
 //! Nothing is merged throughout, so a row that is written twice is there twice.
 
-mod support;
-
-#[path = "support/differential.rs"]
-mod differential;
-#[allow(dead_code)]
-#[path = "support/proxy.rs"]
-mod proxy;
-#[path = "support/repair.rs"]
-mod repair;
-
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use differential::{ask_number, execute, slow_down, speed_up};
-use proxy::{Action, Fault, Place, Proxy};
-use repair::{
+use crate::support::differential::{ask_number, execute, slow_down, speed_up};
+use crate::support::proxy::{Action, Fault, Place, Proxy};
+use crate::support::repair;
+use crate::support::repair::{
     BOTH, assert_each_once, assert_equal, backfill_month, backfilled, copy_of, delete,
     never_merge_by_itself, repair, wait_for_rows,
 };
-use support::{Database, SAMPLE_PARTITION, Server, Tool};
+use crate::support::{Database, SAMPLE_PARTITION, Server, Tool};
 
 /// How often the server is killed.
 const SERVER_KILLS: u32 = 4;
