@@ -48,14 +48,14 @@ pub mod internals {
     pub use crate::cli::arguments::Arguments;
     pub use crate::cli::options::{Options, Request};
     pub use crate::clickhouse::{
-        Compression, Connection, ConnectionOptions, Password, TableColumn, TableInfo, Trust,
-        quoting,
+        Compression, Connection, ConnectionOptions, NativeStream, Password, Statement, TableColumn,
+        TableInfo, Trust, quoting,
     };
     pub use crate::commands::each_partition;
     pub use crate::enrich::{Aside, Enricher, Unknown};
     pub use crate::error::Error;
     pub use crate::inspect::segments::{self, Boundary, Segment};
-    pub use crate::inspect::statements::read_settings;
+    pub use crate::inspect::statements::of_segment;
     pub use crate::mapping::{Mapping, Source, Wanted};
     pub use crate::memory::buffer_pool::BufferPool;
     pub use crate::native::{

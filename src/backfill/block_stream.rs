@@ -1,25 +1,10 @@
 //! A statement's answer as blocks.
 
-use std::time::Duration;
-
 use super::error::WorkError;
-use crate::clickhouse::{Connection, NativeStream};
+use crate::clickhouse::{Connection, NativeStream, Statement};
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader};
 use crate::shutdown::Shutdown;
-
-/// How a statement is asked.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Reading<'a> {
-    /// The statement.
-    pub sql: &'a str,
-    /// Its settings.
-    pub settings: &'a [(&'static str, String)],
-    /// How long the server may be silent.
-    pub silence: Duration,
-    /// The largest block that may arrive, in bytes.
-    pub max_block_bytes: usize,
-}
 
 /// The blocks of an answer, in the order in which they arrive.
 pub(crate) struct BlockStream<'a> {
@@ -30,20 +15,20 @@ pub(crate) struct BlockStream<'a> {
 }
 
 impl<'a> BlockStream<'a> {
-    /// Sends the statement.
+    /// Sends a statement, of whose answer no block may take more than `max_block_bytes`.
     ///
     /// # Errors
     /// [`WorkError::Request`] where it cannot be formed.
     pub(crate) fn open(
         connection: &Connection,
-        reading: Reading<'_>,
+        statement: &Statement,
+        max_block_bytes: usize,
         pool: &BufferPool,
         shutdown: &'a Shutdown,
     ) -> Result<Self, WorkError> {
-        let stream = connection.stream(reading.sql, reading.settings)?;
         Ok(Self {
-            stream: stream.with_silence(reading.silence),
-            reader: BlockReader::new(reading.max_block_bytes, pool),
+            stream: connection.send(statement)?,
+            reader: BlockReader::new(max_block_bytes, pool),
             shutdown,
             is_complete: false,
         })

@@ -32,11 +32,6 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the server may be silent while it reads for us.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How long the server may read the ids of a whole table, and sort or group them.
-pub(crate) const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// Bytes beyond which the server is asked to do that on its disk.
-pub(crate) const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
-
 /// Connects to one ClickHouse server. Cheap to clone; connections are pooled.
 #[derive(Clone)]
 pub struct Connection {
@@ -272,7 +267,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`RequestError::Unexpected`] where the request cannot even be formed.
-    pub fn stream(
+    pub(super) fn stream(
         &self,
         sql: &str,
         settings: &[(&str, String)],

@@ -12,14 +12,17 @@ mod schema;
 mod settings;
 mod settle;
 mod sizes;
+mod statement;
 mod tls;
 
 pub use connection::Connection;
-pub(crate) use connection::{NativeStream, ON_DISK_FROM_BYTES, TABLE_TIMEOUT};
+pub use connection::NativeStream;
 pub(crate) use error::RequestError;
 pub(crate) use insert::InsertRequest;
 pub use options::{Compression, ConnectionOptions, Password};
 pub(crate) use schema::{PartitionSize, ServerInfo, now_in_microseconds};
 pub use schema::{TableColumn, TableInfo};
 pub(crate) use sizes::{ColumnSizes, StoredBytes, TableName, TableSize};
+pub use statement::Statement;
+pub(crate) use statement::{ON_DISK_FROM_BYTES, TABLE_TIMEOUT};
 pub use tls::Trust;

@@ -2,7 +2,7 @@
 //! anything is done, and decoded where they are read.
 
 use super::segments::Segment;
-use crate::clickhouse::TableInfo;
+use crate::clickhouse::{Statement, TableInfo};
 use crate::mapping::{Mapping, Source};
 
 /// How the rows of a segment are asked for.
@@ -37,27 +37,17 @@ impl SegmentQuery {
     }
 }
 
-/// The settings with which a segment is read, in blocks of at most `block_rows`
-/// rows and about `block_bytes` bytes.
-pub fn read_settings(block_rows: usize, block_bytes: usize) -> [(&'static str, String); 6] {
-    [
-        ("max_block_size", block_rows.to_string()),
-        ("preferred_block_size_bytes", block_bytes.to_string()),
-        // With it, blocks are whole granules: the setting before is not heeded.
-        ("use_query_condition_cache", "0".to_owned()),
+/// The statement that reads a segment, in blocks of at most `block_rows` rows and about `block_bytes`
+/// bytes.
+pub fn of_segment(sql: impl Into<String>, block_rows: usize, block_bytes: usize) -> Statement {
+    Statement::new(sql, block_rows)
+        .in_bytes(block_bytes)
         // Deleted rows must be seen by FINAL before a condition hides them.
-        ("optimize_move_to_prewhere_if_final", "0".to_owned()),
+        .with("optimize_move_to_prewhere_if_final", 0)
         // Otherwise every thread's layer reads a granule of every part again.
-        (
-            "split_intersecting_parts_ranges_into_layers_final",
-            "0".to_owned(),
-        ),
+        .with("split_intersecting_parts_ranges_into_layers_final", 0)
         // A key never lies in two partitions, so none has to be compared across them.
-        (
-            "do_not_merge_across_partitions_select_final",
-            "1".to_owned(),
-        ),
-    ]
+        .with("do_not_merge_across_partitions_select_final", 1)
 }
 
 /// How the traces table is called inside the SELECT.

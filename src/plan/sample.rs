@@ -22,7 +22,7 @@ use crate::enrich::{Aside, EnrichError, Enricher, Unknown};
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::inspect::segments::Segment;
-use crate::inspect::statements::read_settings;
+use crate::inspect::statements::of_segment;
 use crate::mapping::Helper;
 use crate::mapping::Source;
 use crate::memory::Budget;
@@ -422,8 +422,8 @@ impl Reading {
         block_rows: usize,
         kept: &mut Vec<Block>,
     ) -> Result<(), WorkError> {
-        let settings = read_settings(block_rows, self.budget.preferred_block_bytes);
-        let mut stream = self.connection.stream(statement, &settings)?;
+        let statement = of_segment(statement, block_rows, self.budget.preferred_block_bytes);
+        let mut stream = self.connection.send(&statement)?;
         let mut reader = BlockReader::new(self.budget.max_block_bytes, &self.pool);
         let mut kept_bytes: usize = kept.iter().map(|block| block.held_bytes).sum();
         loop {

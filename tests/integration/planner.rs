@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Database, Options, Server, TESTER, Tool, repository_file};
 use events_backfill::internals::{
     Compression, Connection, ConnectionOptions, Password, Segment, Source, TableInfo, Trust,
-    quoting, read_settings, segments,
+    of_segment, quoting, segments,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -209,8 +209,7 @@ impl<'a> Partition<'a> {
 
     /// Reads a segment to its end in the form of the program, as its user.
     fn read(&self, segment: &Segment) -> u64 {
-        // The same as in job.rs and pipeline.rs, but for the columns: settings have to be changed
-        // here together with those there. A whole run, below, has the real ones.
+        // The same as a run reads, but for the columns. A whole run, below, has the real ones.
         let select = format!(
             "SELECT o.id, o.project_id, CAST(o.type, 'String'), o.start_time, o.name, o.event_ts \
              FROM {} AS o FINAL WHERE o._partition_id = {} AND {}",
@@ -218,9 +217,9 @@ impl<'a> Partition<'a> {
             quoting::string(PARTITION),
             segment.predicate()
         );
-        let settings = read_settings(8_192, 4_000_000);
+        let statement = of_segment(select, 8_192, 4_000_000);
         self.runtime.block_on(async {
-            let mut stream = self.connection.stream(&select, &settings).unwrap();
+            let mut stream = self.connection.send(&statement).unwrap();
             let mut bytes = 0;
             while let Some(chunk) = stream.next_chunk().await.unwrap() {
                 bytes += chunk.len() as u64;

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::backfill::block_stream::BlockStream;
 use crate::inspect::statements::items_query;
 use crate::state::counts::ExperimentCounts;
 use tokio::task::block_in_place;
@@ -18,10 +19,12 @@ use super::pointers::Pointers;
 use super::traces::{Trace, condition, key_of};
 use super::tree::Spans;
 use crate::backfill::error::WorkError;
-use crate::clickhouse::{Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, quoting};
+use crate::clickhouse::{
+    Connection, ON_DISK_FROM_BYTES, Statement, TABLE_TIMEOUT, TableInfo, quoting,
+};
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
-use crate::native::{Block, BlockReader, FixedCursor, StringCursor};
+use crate::native::{Block, FixedCursor, StringCursor};
 use crate::shutdown::Shutdown;
 use crate::trace_store::{ExperimentWriter, TraceStore};
 
@@ -189,31 +192,15 @@ impl ExperimentSource<'_> {
         block_rows: usize,
         mut take: impl FnMut(&Block) -> Result<(), WorkError>,
     ) -> Result<(), WorkError> {
-        let on_disk = ON_DISK_FROM_BYTES.to_string();
-        let settings = [
-            ("max_block_size", block_rows.to_string()),
-            (
-                "preferred_block_size_bytes",
-                self.preferred_block_bytes.to_string(),
-            ),
-            ("use_query_condition_cache", "0".to_owned()),
-            ("max_bytes_before_external_group_by", on_disk.clone()),
-            ("max_bytes_before_external_sort", on_disk),
-        ];
-        let stream = self.connection.stream(query, &settings)?;
-        let mut stream = stream.with_silence(TABLE_TIMEOUT);
-        let mut reader = BlockReader::new(self.max_block_bytes, &self.pool);
-        loop {
-            let chunk = tokio::select! {
-                chunk = stream.next_chunk() => chunk?,
-                _ = self.shutdown.requested() => return Err(WorkError::Interrupted),
-            };
-            let Some(chunk) = chunk else { break };
-            reader.push(&chunk);
-            while let Some(block) = reader.next_block()? {
-                block_in_place(|| take(&block))?;
-            }
+        let statement = Statement::new(query, block_rows)
+            .in_bytes(self.preferred_block_bytes)
+            .of_a_table();
+        let most = self.max_block_bytes;
+        let mut blocks =
+            BlockStream::open(self.connection, &statement, most, &self.pool, self.shutdown)?;
+        while let Some(block) = blocks.next().await? {
+            block_in_place(|| take(&block))?;
         }
-        Ok(reader.finish()?)
+        Ok(())
     }
 }

@@ -20,9 +20,9 @@ use fastbloom::BloomFilter;
 use tokio::task::block_in_place;
 
 use super::row_hash::{RowColumns, hash_key, microseconds, version_place};
-use crate::backfill::block_stream::{BlockStream, Reading};
+use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
-use crate::clickhouse::{Connection, TABLE_TIMEOUT, TableInfo, quoting};
+use crate::clickhouse::{Connection, Statement, TableInfo, quoting};
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, FixedCursor};
 use crate::shutdown::Shutdown;
@@ -42,7 +42,7 @@ const BUFFER_BYTES: usize = 8 * 1024;
 /// Bits of the Bloom filter for each row of the month: 1 % of what it lets through is wrong.
 const BITS_PER_ROW: u64 = 10;
 /// Most rows in one block that is read.
-const BLOCK_ROWS: u64 = 65_536;
+const BLOCK_ROWS: usize = 65_536;
 
 /// What is read, and where it is put.
 pub(crate) struct VersionScan<'a> {
@@ -137,14 +137,10 @@ impl VersionScan<'_> {
             version_place("o.start_time", "o.type"),
             self.observations.qualified_name(),
         );
-        let settings = [("max_block_size", BLOCK_ROWS.to_string())];
-        let reading = Reading {
-            sql: &query,
-            settings: &settings,
-            silence: TABLE_TIMEOUT,
-            max_block_bytes: self.max_block_bytes,
-        };
-        let mut blocks = BlockStream::open(self.connection, reading, &self.pool, self.shutdown)?;
+        let statement = Statement::new(query, BLOCK_ROWS).of_a_table();
+        let most = self.max_block_bytes;
+        let mut blocks =
+            BlockStream::open(self.connection, &statement, most, &self.pool, self.shutdown)?;
         while let Some(block) = blocks.next().await? {
             block_in_place(|| for_each_row(&block, self.directory, &mut take))?;
             (self.on_rows)(block.rows as u64);

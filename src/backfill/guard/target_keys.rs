@@ -14,9 +14,11 @@ use tokio::task::block_in_place;
 use super::core_view::CoreView;
 use super::row_hash::{KeyParts, microseconds};
 use super::target::{BY_MONTH, COLUMNS, EVENT, Extent, Target};
-use crate::backfill::block_stream::{BlockStream, Reading};
+use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
-use crate::clickhouse::{ON_DISK_FROM_BYTES, RequestError, TABLE_TIMEOUT, TableInfo, quoting};
+use crate::clickhouse::{
+    ON_DISK_FROM_BYTES, RequestError, Statement, TABLE_TIMEOUT, TableInfo, quoting,
+};
 use crate::native::{FixedCursor, NativeError};
 use crate::partition::Day;
 use crate::state::counts::{OwnRows, TargetState};
@@ -25,7 +27,7 @@ use crate::trace_store::{Against, RowKey, SortedWriter, TargetRow, TraceStore};
 /// Rows of the target whose keys one statement sorts, about.
 const ROWS_PER_QUERY: u64 = 4_000_000;
 /// Most rows in one block of keys, of 31 bytes each.
-const BLOCK_ROWS: u64 = 32_768;
+const BLOCK_ROWS: usize = 32_768;
 
 /// The condition for the rows of a backfill that count as there.
 fn counts_as_there(own_rows: OwnRows) -> Option<String> {
@@ -202,20 +204,10 @@ impl Target {
         query: &str,
         mut take: impl FnMut(&crate::native::Block) -> Result<(), WorkError>,
     ) -> Result<(), WorkError> {
-        let settings = [
-            ("max_block_size", BLOCK_ROWS.to_string()),
-            (
-                "max_bytes_before_external_sort",
-                ON_DISK_FROM_BYTES.to_string(),
-            ),
-        ];
-        let reading = Reading {
-            sql: query,
-            settings: &settings,
-            silence: TABLE_TIMEOUT,
-            max_block_bytes: self.max_block_bytes,
-        };
-        let mut blocks = BlockStream::open(&self.connection, reading, &self.pool, &self.shutdown)?;
+        let statement = Statement::new(query, BLOCK_ROWS).of_a_table();
+        let (connection, most) = (&self.connection, self.max_block_bytes);
+        let mut blocks =
+            BlockStream::open(connection, &statement, most, &self.pool, &self.shutdown)?;
         while let Some(block) = blocks.next().await? {
             block_in_place(|| take(&block))?;
         }

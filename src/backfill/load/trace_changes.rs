@@ -10,13 +10,11 @@ use std::time::Duration;
 use tokio::task::block_in_place;
 
 use super::versions::{self, TraceRows};
-use crate::backfill::block_stream::{BlockStream, Reading};
+use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
 use crate::backfill::guard::row_hash::microseconds;
 use crate::clickhouse::retry::Retries;
-use crate::clickhouse::{
-    Connection, ON_DISK_FROM_BYTES, TABLE_TIMEOUT, TableInfo, now_in_microseconds,
-};
+use crate::clickhouse::{Connection, Statement, TableInfo, now_in_microseconds};
 use crate::error::Error;
 use crate::inspect::statements::TRACE;
 use crate::inspect::statements::select_items;
@@ -132,26 +130,13 @@ impl TraceChanges {
             self.traces.qualified_name(),
             microseconds("t.event_ts"),
         );
-        let settings = [
-            ("max_block_size", block_rows.to_string()),
-            (
-                "preferred_block_size_bytes",
-                self.budget.preferred_block_bytes.to_string(),
-            ),
-            ("use_query_condition_cache", "0".to_owned()),
-            (
-                "max_bytes_before_external_sort",
-                ON_DISK_FROM_BYTES.to_string(),
-            ),
-        ];
-        let reading = Reading {
-            sql: &query,
-            settings: &settings,
-            silence: TABLE_TIMEOUT,
-            // The segments hold their own shares meanwhile.
-            max_block_bytes: self.budget.max_block_bytes / 2,
-        };
-        let mut blocks = BlockStream::open(&self.connection, reading, &self.pool, &self.shutdown)?;
+        let statement = Statement::new(query, block_rows)
+            .in_bytes(self.budget.preferred_block_bytes)
+            .of_a_table();
+        // The segments hold their own shares meanwhile.
+        let most = self.budget.max_block_bytes / 2;
+        let (connection, shutdown) = (&self.connection, &self.shutdown);
+        let mut blocks = BlockStream::open(connection, &statement, most, &self.pool, shutdown)?;
         while let Some(block) = blocks.next().await? {
             block_in_place(|| self.take(&block))?;
         }

@@ -10,13 +10,14 @@ use std::ops::RangeInclusive;
 
 use serde_bytes::Bytes as Text;
 
+use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
-use crate::clickhouse::{Connection, TableInfo, quoting};
+use crate::clickhouse::{Connection, Statement, TableInfo, quoting};
 use crate::inspect::statements::{ATTRIBUTES, KEYS, TRACE, select_items};
 use crate::mapping::Mapping;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
-use crate::native::{ArrayCursor, Block, BlockReader, FixedCursor, NativeError, StringCursor};
+use crate::native::{ArrayCursor, Block, FixedCursor, NativeError, StringCursor};
 use crate::partition::Day;
 use crate::partition::Partition;
 use crate::shutdown::Shutdown;
@@ -77,33 +78,18 @@ impl TraceSource<'_> {
         on_rows: &(dyn Fn(u64) + Sync),
         shutdown: &Shutdown,
     ) -> Result<BTreeMap<Day, LoadedDay>, WorkError> {
-        let settings = [
-            ("max_block_size", block_rows.to_string()),
-            (
-                "preferred_block_size_bytes",
-                self.budget.preferred_block_bytes.to_string(),
-            ),
-            // With it, blocks are whole granules whatever is asked for.
-            ("use_query_condition_cache", "0".to_owned()),
+        let statement = Statement::new(self.query(&days), block_rows)
+            .in_bytes(self.budget.preferred_block_bytes)
             // Parts are sorted by this key: merge them, do not sort.
-            ("optimize_read_in_order", "1".to_owned()),
-        ];
-        let mut stream = self.connection.stream(&self.query(&days), &settings)?;
-        let mut reader = BlockReader::new(self.budget.load_block_bytes, &self.pool);
+            .with("optimize_read_in_order", 1);
+        let most = self.budget.load_block_bytes;
+        let mut blocks =
+            BlockStream::open(self.connection, &statement, most, &self.pool, shutdown)?;
         let mut latest = LatestVersions::new(store, days)?;
-        loop {
-            let chunk = tokio::select! {
-                chunk = stream.next_chunk() => chunk?,
-                _ = shutdown.requested() => return Err(WorkError::Interrupted),
-            };
-            let Some(chunk) = chunk else { break };
-            reader.push(&chunk);
-            while let Some(block) = reader.next_block()? {
-                tokio::task::block_in_place(|| latest.take_block(&block, seen))?;
-                on_rows(block.rows as u64);
-            }
+        while let Some(block) = blocks.next().await? {
+            tokio::task::block_in_place(|| latest.take_block(&block, seen))?;
+            on_rows(block.rows as u64);
         }
-        reader.finish()?;
         tokio::task::block_in_place(|| latest.finish(seen))
     }
 

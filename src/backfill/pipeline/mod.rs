@@ -28,7 +28,7 @@ use crate::clickhouse::{NativeStream, RequestError};
 use crate::enrich::{Aside, EnrichError, EnrichedBlock, Enricher, Unknown};
 use crate::error::Error;
 use crate::inspect::segments::Segment;
-use crate::inspect::statements::{SegmentQuery, read_settings};
+use crate::inspect::statements::{SegmentQuery, of_segment};
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader, NativeError};
@@ -322,13 +322,12 @@ impl Work {
         let (rows, unknown) = match &self.piece {
             Piece::Segment(segment) => {
                 let preferred_bytes = pipeline.budget.preferred_block_bytes;
-                let settings = read_settings(block_rows, preferred_bytes);
                 let sql = match &pipeline.wanted {
                     Some(wanted) => wanted.sql(&pipeline.query, segment)?,
                     None => pipeline.query.sql(segment),
                 };
                 let connection = &pipeline.destination.connection;
-                let stream = connection.stream(&sql, &settings)?;
+                let stream = connection.send(&of_segment(sql, block_rows, preferred_bytes))?;
                 (Rows::Server(Box::new(stream)), pipeline.unknown)
             }
             // By now there is nobody else to ask.

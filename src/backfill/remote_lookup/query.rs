@@ -17,12 +17,13 @@ use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
+use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
 use crate::backfill::load::versions::{TraceRows, TraceSource};
-use crate::clickhouse::{ON_DISK_FROM_BYTES, TABLE_TIMEOUT, quoting};
+use crate::clickhouse::{ON_DISK_FROM_BYTES, Statement, TABLE_TIMEOUT, quoting};
 use crate::inspect::statements::TRACE;
 use crate::inspect::statements::select_items;
-use crate::native::{Block, BlockReader, StringCursor};
+use crate::native::{Block, StringCursor};
 use crate::partition::Day;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{About, ElsewhereWriter, TraceRecord, TraceStore, key};
@@ -209,34 +210,16 @@ impl TraceSource<'_> {
             self.table.qualified_name(),
             question.condition(),
         );
-        let settings = [
-            ("max_block_size", block_rows.to_string()),
-            (
-                "preferred_block_size_bytes",
-                self.budget.preferred_block_bytes.to_string(),
-            ),
-            ("use_query_condition_cache", "0".to_owned()),
-            (
-                "max_bytes_before_external_sort",
-                ON_DISK_FROM_BYTES.to_string(),
-            ),
-        ];
-        let stream = self.connection.stream(&query, &settings)?;
-        let mut stream = stream.with_silence(TABLE_TIMEOUT);
-        let mut reader = BlockReader::new(self.budget.load_block_bytes, &self.pool);
+        let statement = Statement::new(query, block_rows)
+            .in_bytes(self.budget.preferred_block_bytes)
+            .of_a_table();
+        let most = self.budget.load_block_bytes;
+        let mut blocks =
+            BlockStream::open(self.connection, &statement, most, &self.pool, shutdown)?;
         let mut answers = Answers::new(question, about, store);
-        loop {
-            let chunk = tokio::select! {
-                chunk = stream.next_chunk() => chunk?,
-                _ = shutdown.requested() => return Err(WorkError::Interrupted),
-            };
-            let Some(chunk) = chunk else { break };
-            reader.push(&chunk);
-            while let Some(block) = reader.next_block()? {
-                tokio::task::block_in_place(|| answers.take_block(&block))?;
-            }
+        while let Some(block) = blocks.next().await? {
+            tokio::task::block_in_place(|| answers.take_block(&block))?;
         }
-        reader.finish()?;
         tokio::task::block_in_place(|| answers.finish())
     }
 }
