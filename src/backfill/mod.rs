@@ -1,6 +1,7 @@
 //! The backfill of one partition, once it is inspected: load traces, stream, report. And a repair, which
 //! sends some rows the same way.
 
+pub(crate) mod attempts;
 pub(crate) mod block_stream;
 pub(crate) mod error;
 pub(crate) mod experiments;

@@ -282,7 +282,7 @@ impl Job {
         let rows = inspected.observation_rows.rows;
         let phase = Phase::begin(&self.display, "observations compared", rows, 0);
         let recovery = self.recovery(store);
-        let mut tries = self.retries.tries();
+        let mut attempts = recovery.attempts("reading the versions of observations");
         loop {
             let on_rows = |rows| phase.advance(rows);
             let scan = VersionScan {
@@ -302,8 +302,7 @@ impl Job {
                 Ok(_) => break,
                 Err(error) => error,
             };
-            let doing = "reading the versions of observations";
-            recovery.wait_or_give_up(&mut tries, doing, error).await?;
+            attempts.failed(error).await?;
         }
         phase.finish();
         Ok(())
@@ -326,13 +325,12 @@ impl Job {
             partition_id: &self.inspected.observation_rows.partition_id,
             live_days: self.has_live_rows().then_some(days),
         };
-        let mut tries = self.retries.tries();
+        let mut attempts = recovery.attempts("reading which traces have a root already");
         loop {
             let Err(error) = scan.run(store).await else {
                 return Ok(());
             };
-            let doing = "reading which traces have a root already";
-            recovery.wait_or_give_up(&mut tries, doing, error).await?;
+            attempts.failed(error).await?;
         }
     }
 
@@ -403,15 +401,14 @@ impl Job {
         }
         let recovery = self.recovery(store);
         let prefix = format!("{}level", self.query_prefix());
-        let mut tries = self.retries.tries();
+        let mut attempts = recovery.attempts("giving the table of the view what it lacks");
         loop {
             let leveled = tokio::select! {
                 leveled = self.level_once(&recovery.keys, extents, &prefix) => leveled,
                 signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
             };
             let Err(error) = leveled else { return Ok(()) };
-            let doing = "giving the table of the view what it lacks";
-            recovery.wait_or_give_up(&mut tries, doing, error).await?;
+            attempts.failed(error).await?;
             recovery.end_inserts(&prefix).await?;
         }
     }

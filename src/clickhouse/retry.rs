@@ -84,6 +84,11 @@ impl Tries<'_> {
         self.failures
     }
 
+    /// The signal by which the run was asked to end, if it was.
+    pub(crate) fn signal(&self) -> Option<u8> {
+        self.retries.shutdown.signal()
+    }
+
     /// How many tries failed, for a message, if it was more than one.
     pub fn in_words(&self) -> String {
         match self.failures {

@@ -11,13 +11,14 @@ use serde::Serialize;
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::Instant;
 
+use crate::backfill::attempts::Attempts;
 use crate::backfill::error::WorkError;
 use crate::backfill::load::versions::{self, TraceSource};
 use crate::backfill::pipeline::batch::BatchMaker;
 use crate::backfill::remote_lookup::query::Question;
 use crate::cli::options::Options;
 use crate::clickhouse::Connection;
-use crate::clickhouse::retry::{Retries, Tries};
+use crate::clickhouse::retry::Retries;
 use crate::enrich::{Aside, EnrichError, Enricher, Unknown};
 use crate::error::Error;
 use crate::inspect::Inspected;
@@ -150,7 +151,7 @@ impl Sampler<'_> {
         }
         let days = self.options.partition.days_with_margin(0);
         let source = self.trace_source();
-        let mut attempts = Attempts::new(self.retries, "loading traces", versions::BLOCK_ROWS);
+        let mut attempts = attempts(self.retries, "loading traces", versions::BLOCK_ROWS);
         loop {
             let mut seen = SeenTraces::new(MOST_ROWS, self.options.budget.seen_bytes);
             let rows = AtomicU64::new(0);
@@ -161,7 +162,7 @@ impl Sampler<'_> {
             let load = source.load_days(
                 store,
                 days.clone(),
-                attempts.block_rows,
+                attempts.block_rows(),
                 &mut seen,
                 &count,
                 self.shutdown,
@@ -240,11 +241,10 @@ impl Sampler<'_> {
             // A trace begins when its first observation does, or a little earlier.
             let question = question.on_days(first.saturating_sub(1)..=*last);
             let source = self.trace_source();
-            let mut attempts =
-                Attempts::new(self.retries, "looking for traces", versions::BLOCK_ROWS);
+            let mut attempts = attempts(self.retries, "looking for traces", versions::BLOCK_ROWS);
             let (about, shutdown) = (About::Missing, self.shutdown);
             while let Err(error) = source
-                .ask(&question, about, store, attempts.block_rows, shutdown)
+                .ask(&question, about, store, attempts.block_rows(), shutdown)
                 .await
             {
                 attempts.failed(error).await?;
@@ -314,35 +314,14 @@ impl Sampler<'_> {
     }
 }
 
-/// Tries to do something: again while what stops it may pass, and in smaller blocks
-/// where rows are large.
-struct Attempts<'a> {
-    doing: &'static str,
-    block_rows: usize,
-    tries: Tries<'a>,
-}
-
-impl<'a> Attempts<'a> {
-    fn new(retries: &'a Retries, doing: &'static str, block_rows: usize) -> Self {
-        Self {
-            doing,
-            block_rows,
-            tries: retries.tries(),
-        }
-    }
-
-    /// After an attempt that failed: returns when there is to be another one.
-    async fn failed(&mut self, error: WorkError) -> Result<(), Error> {
-        if let Some(fewer) = error.smaller_blocks(self.block_rows) {
-            self.block_rows = fewer;
-            return Ok(());
-        }
-        let what = format!("{} for a sample: {error}", self.doing);
-        match self.tries.again(error.hope(), what).await {
-            true => Ok(()),
-            false => Err(given_up(&error, &self.tries.in_words())),
-        }
-    }
+/// Attempts at a part of a sample.
+fn attempts<'a>(retries: &'a Retries, doing: &str, block_rows: usize) -> Attempts<'a> {
+    Attempts::new(
+        retries,
+        format!("{doing} for a sample"),
+        "a sample could not be taken",
+    )
+    .in_blocks_of(block_rows)
 }
 
 fn given_up(error: &WorkError, tries: &str) -> Error {
@@ -408,8 +387,11 @@ impl Reading {
         while !self.is_enough()
             && let Some(statement) = self.next_statement()
         {
-            let mut attempts = Attempts::new(retries, "reading", block_rows);
-            while let Err(error) = self.read(&statement, attempts.block_rows, &mut kept).await {
+            let mut attempts = attempts(retries, "reading", block_rows);
+            while let Err(error) = self
+                .read(&statement, attempts.block_rows(), &mut kept)
+                .await
+            {
                 attempts.failed(error).await?;
             }
         }

@@ -13,6 +13,7 @@ use self::find::ExperimentSource;
 use self::traces::Trace;
 use super::job::{Job, store_failed, work_failed};
 use super::load::versions;
+use crate::backfill::attempts::Attempts;
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::state::counts::ExperimentCounts;
@@ -86,28 +87,15 @@ impl Job {
         traces: &[Trace],
         store: &TraceStore,
     ) -> Result<ExperimentCounts, Error> {
-        let mut tries = self.retries.tries();
-        let mut block_rows = versions::BLOCK_ROWS;
+        let doing = "finding the spans of dataset run items";
+        let failed = "the spans of dataset run items could not be found";
+        let mut attempts =
+            Attempts::new(&self.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
         let source = self.experiment_source()?;
         loop {
-            let error = match source.keep(traces, block_rows, store).await {
+            match source.keep(traces, attempts.block_rows(), store).await {
                 Ok(counts) => return Ok(counts),
-                Err(error) => error,
-            };
-            if let Some(signal) = self.shutdown.signal() {
-                return Err(Error::interrupted(signal));
-            }
-            if let Some(fewer) = error.smaller_blocks(block_rows) {
-                block_rows = fewer;
-                continue;
-            }
-            let what = format!("finding the spans of dataset run items: {error}");
-            if !tries.again(error.hope(), what).await {
-                return Err(Error::Failed(format!(
-                    "the spans of dataset run items could not be found{}: {error}{}",
-                    tries.in_words(),
-                    error.advice()
-                )));
+                Err(error) => attempts.failed(error).await?,
             }
         }
     }

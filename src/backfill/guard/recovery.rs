@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::leftover_inserts;
 use super::target::{Extent, Target};
-use crate::backfill::error::WorkError;
-use crate::clickhouse::retry::{Retries, Tries};
+use crate::backfill::attempts::Attempts;
+use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::segments::Segment;
 use crate::partition::Day;
@@ -64,16 +64,14 @@ impl Recovery {
     /// # Errors
     /// [`Error`] where they do not end.
     pub(crate) async fn end_inserts(&self, prefix: &str) -> Result<(), Error> {
-        let mut tries = self.retries.tries();
+        let mut attempts = self.attempts("waiting for the inserts of before to end");
         loop {
             let ended = tokio::select! {
                 ended = leftover_inserts::end(&self.keys.connection, prefix) => ended,
                 signal = self.keys.shutdown.requested() => return Err(Error::interrupted(signal)),
             };
             let Err(error) = ended else { return Ok(()) };
-            let doing = "waiting for the inserts of before to end";
-            self.wait_or_give_up(&mut tries, doing, error.into())
-                .await?;
+            attempts.failed(error.into()).await?;
         }
     }
 
@@ -86,40 +84,19 @@ impl Recovery {
     /// # Errors
     /// [`Error`] where they cannot be read.
     pub(crate) async fn load_into(&self, against: Against, extent: &Extent) -> Result<(), Error> {
-        let mut tries = self.retries.tries();
+        let mut attempts = self.attempts("reading which rows the target has");
         loop {
             let load = self.keys.load(extent, self.own_rows, against, &self.store);
             let Err(error) = load.await else {
                 return Ok(());
             };
-            let doing = "reading which rows the target has";
-            self.wait_or_give_up(&mut tries, doing, error).await?;
+            attempts.failed(error).await?;
         }
     }
 
-    /// After an error: waits, if the same may work later.
-    ///
-    /// # Errors
-    /// [`Error`] where it does not pass, or the run is asked to end.
-    pub(crate) async fn wait_or_give_up(
-        &self,
-        tries: &mut Tries<'_>,
-        doing: &str,
-        error: WorkError,
-    ) -> Result<(), Error> {
-        let again = tries.again(error.hope(), format!("{doing}: {error}"));
-        let again = again.await;
-        if let Some(signal) = self.keys.shutdown.signal() {
-            return Err(Error::interrupted(signal));
-        }
-        match again {
-            true => Ok(()),
-            false => Err(Error::Failed(format!(
-                "{doing} failed{}: {error}{}",
-                tries.in_words(),
-                error.advice()
-            ))),
-        }
+    /// Attempts at what the recovery does, or needs.
+    pub(crate) fn attempts(&self, doing: &str) -> Attempts<'_> {
+        Attempts::new(&self.retries, doing, format!("{doing} failed"))
     }
 
     fn month(&self) -> RangeInclusive<Day> {

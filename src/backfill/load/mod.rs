@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::versions::{LoadedDay, TraceSource};
 use super::job::{Job, store_failed};
+use crate::backfill::attempts::Attempts;
 use crate::error::Error;
 use crate::partition::Day;
 use crate::partition::Partition;
@@ -95,7 +96,9 @@ impl Job {
         phase: &Phase,
     ) -> Result<BTreeMap<Day, LoadedDay>, Error> {
         let source = self.trace_source();
-        let mut tries = self.retries.tries();
+        let doing = format!("loading the traces of {}", dates(days));
+        let failed = format!("the traces of {} could not be loaded", dates(days));
+        let mut attempts = Attempts::new(&self.retries, doing, failed).in_blocks_of(*block_rows);
         loop {
             let shown = AtomicU64::new(0);
             let on_rows = |rows| {
@@ -105,32 +108,21 @@ impl Job {
             let load = source.load_days(
                 store,
                 days.clone(),
-                *block_rows,
+                attempts.block_rows(),
                 seen,
                 &on_rows,
                 &self.shutdown,
             );
-            let error = match load.await {
-                Ok(loaded) => return Ok(loaded),
-                Err(error) => error,
-            };
-            phase.go_back(shown.into_inner());
-            if let Some(signal) = self.shutdown.signal() {
-                return Err(Error::interrupted(signal));
-            }
-            if let Some(fewer) = error.smaller_blocks(*block_rows) {
-                // Rows are larger than expected, and the other days' are alike.
-                *block_rows = fewer;
-                continue;
-            }
-            let what = format!("loading the traces of {}: {error}", dates(days));
-            if !tries.again(error.hope(), what).await {
-                return Err(Error::Failed(format!(
-                    "the traces of {} could not be loaded{}: {error}{}",
-                    dates(days),
-                    tries.in_words(),
-                    error.advice()
-                )));
+            match load.await {
+                Ok(loaded) => {
+                    // Where rows are larger than expected, the other days' are alike.
+                    *block_rows = attempts.block_rows();
+                    return Ok(loaded);
+                }
+                Err(error) => {
+                    phase.go_back(shown.into_inner());
+                    attempts.failed(error).await?;
+                }
             }
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::task::block_in_place;
 
 use super::versions::{self, TraceRows};
+use crate::backfill::attempts::Attempts;
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
 use crate::backfill::guard::row_hash::microseconds;
@@ -92,32 +93,15 @@ impl TraceChanges {
     /// [`Error`] where it does not pass.
     pub(crate) async fn reload(&self) -> Result<(), Error> {
         let now = now_in_microseconds() + self.clock_ahead;
-        let mut tries = self.retries.tries();
-        let mut block_rows = versions::BLOCK_ROWS;
-        loop {
-            let error = match self.reload_once(block_rows).await {
-                Ok(()) => {
-                    self.read_until.store(now, Ordering::Relaxed);
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            if let Some(signal) = self.shutdown.signal() {
-                return Err(Error::interrupted(signal));
-            }
-            if let Some(fewer) = error.smaller_blocks(block_rows) {
-                block_rows = fewer;
-                continue;
-            }
-            let what = format!("loading the traces that changed: {error}");
-            if !tries.again(error.hope(), what).await {
-                return Err(Error::Failed(format!(
-                    "the traces that changed could not be loaded{}: {error}{}",
-                    tries.in_words(),
-                    error.advice()
-                )));
-            }
+        let doing = "loading the traces that changed";
+        let failed = "the traces that changed could not be loaded";
+        let mut attempts =
+            Attempts::new(&self.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
+        while let Err(error) = self.reload_once(attempts.block_rows()).await {
+            attempts.failed(error).await?;
         }
+        self.read_until.store(now, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn reload_once(&self, block_rows: usize) -> Result<(), WorkError> {

@@ -9,6 +9,7 @@ use self::query::{Answer, Question};
 use super::job::{Job, work_failed};
 use super::load::versions;
 use super::pipeline::Pipeline;
+use crate::backfill::attempts::Attempts;
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::native::BlockReader;
@@ -110,33 +111,20 @@ impl Job {
         about: About,
         store: &TraceStore,
     ) -> Result<Answer, Error> {
-        let mut tries = self.retries.tries();
-        let mut block_rows = versions::BLOCK_ROWS;
+        let count = question.len();
+        let doing = format!("looking for {count} traces in other months");
+        let failed = format!("{count} traces could not be looked for in other months");
+        let mut attempts =
+            Attempts::new(&self.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
         let source = self.trace_source();
         loop {
-            let asked = source.ask(question, about, store, block_rows, &self.shutdown);
-            let error = match asked.await {
+            let rows = attempts.block_rows();
+            match source
+                .ask(question, about, store, rows, &self.shutdown)
+                .await
+            {
                 Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            if let Some(signal) = self.shutdown.signal() {
-                return Err(Error::interrupted(signal));
-            }
-            if let Some(fewer) = error.smaller_blocks(block_rows) {
-                block_rows = fewer;
-                continue;
-            }
-            let what = format!(
-                "looking for {} traces in other months: {error}",
-                question.len()
-            );
-            if !tries.again(error.hope(), what).await {
-                return Err(Error::Failed(format!(
-                    "{} traces could not be looked for in other months{}: {error}{}",
-                    question.len(),
-                    tries.in_words(),
-                    error.advice()
-                )));
+                Err(error) => attempts.failed(error).await?,
             }
         }
     }
