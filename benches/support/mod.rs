@@ -175,15 +175,17 @@ fn trace_record(number: usize) -> Vec<u8> {
         day: 19_875,
         public: number.is_multiple_of(16),
         bookmarked: number % 16 == 1,
-        name: Text::new(b"summarise-document"),
-        user_id: Text::new(user.as_bytes()),
-        session_id: Text::new(if number.is_multiple_of(3) {
-            session.as_bytes()
-        } else {
-            b""
-        }),
-        release: Text::new(b"2024.7"),
-        version: Text::new(b""),
+        texts: [
+            &b"summarise-document"[..],
+            user.as_bytes(),
+            match number.is_multiple_of(3) {
+                true => session.as_bytes(),
+                false => b"",
+            },
+            b"2024.7",
+            b"",
+        ]
+        .map(Text::new),
         tags: vec![Text::new(b"customer:acme")],
         metadata: vec![(Text::new(b"customer_tier"), Text::new(b"enterprise"))],
     };

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::mapping::{Enriched, Helper, Mapping, Source};
+use crate::mapping::{Enriched, Helper, Mapping, Source, VERSION};
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{
     Block, DataType, FixedCursor, NativeError, NullableStringCursor, StringCursor,
@@ -391,10 +391,7 @@ impl Enricher {
     ) -> Result<(), NativeError> {
         match column {
             Enriched::Version => self.build_version(block, traces, out)?,
-            Enriched::Release => traces.put_strings(out, |trace| trace.release),
-            Enriched::UserId => traces.put_strings(out, |trace| trace.user_id),
-            Enriched::SessionId => traces.put_strings(out, |trace| trace.session_id),
-            Enriched::TraceName => traces.put_strings(out, |trace| trace.name),
+            Enriched::Text(text) => traces.put_text(text, out),
             Enriched::Tags => traces.put_tags(out),
             Enriched::Public => {
                 out.extend(
@@ -437,7 +434,7 @@ impl Enricher {
         let own = self.helper(block, Helper::Version)?;
         let mut own = NullableStringCursor::new(own, block.rows)?;
         for trace in traces.iter() {
-            let of_trace = trace.map_or(&b""[..], |trace| trace.version);
+            let of_trace = trace.map_or(&b""[..], |trace| trace.texts[VERSION]);
             put_string(out, own.next_value()?.unwrap_or(of_trace));
         }
         Ok(())

@@ -1,7 +1,5 @@
 //! What the rows of a block take from their traces.
 
-use serde_bytes::Bytes as Text;
-
 use crate::native::{StringArrayWriter, put_string};
 use crate::trace_store::TraceRecord;
 
@@ -26,19 +24,16 @@ impl<'a, 'r> RowTraces<'a, 'r> {
         let of_record: Vec<usize> = self
             .records
             .iter()
-            .map(|record| record.as_ref().map_or(0, attribute_bytes))
+            .map(|record| record.as_ref().map_or(0, TraceRecord::attribute_bytes))
             .collect();
         let slots = self.of_row.iter();
         slots.map(|&slot| of_record[slot as usize]).sum()
     }
 
-    pub(super) fn put_strings(
-        &self,
-        out: &mut Vec<u8>,
-        attribute: impl Fn(&TraceRecord<'r>) -> &'r Text,
-    ) {
+    /// One of their texts.
+    pub(super) fn put_text(&self, text: usize, out: &mut Vec<u8>) {
         for trace in self.iter() {
-            put_string(out, trace.map_or(&b""[..], |trace| attribute(trace)));
+            put_string(out, trace.map_or(&b""[..], |trace| trace.texts[text]));
         }
     }
 
@@ -51,18 +46,4 @@ impl<'a, 'r> RowTraces<'a, 'r> {
             column.end_row();
         }
     }
-}
-
-/// An upper bound for the bytes one row takes from its trace.
-fn attribute_bytes(record: &TraceRecord<'_>) -> usize {
-    let tags: usize = record.tags.iter().map(|tag| tag.len() + 4).sum();
-    let texts = [
-        record.name,
-        record.user_id,
-        record.session_id,
-        record.release,
-        record.version,
-    ];
-    let texts: usize = texts.iter().map(|text| text.len()).sum();
-    record.metadata_bytes() + tags + texts
 }

@@ -3,7 +3,7 @@
 
 use super::segments::Segment;
 use crate::clickhouse::{Statement, TableInfo};
-use crate::mapping::{Mapping, Source};
+use crate::mapping::{Mapping, Source, TRACE_TEXTS};
 
 /// How the rows of a segment are asked for.
 pub struct SegmentQuery {
@@ -53,72 +53,49 @@ pub fn of_segment(sql: impl Into<String>, block_rows: usize, block_bytes: usize)
 /// How the traces table is called inside the SELECT.
 pub(crate) const TRACE: &str = Source::Traces.alias();
 
-/// Columns of the SELECT list before the attributes.
+/// Columns of the SELECT list over traces before what events take from them.
 pub(crate) const KEYS: usize = 5;
 
-/// The items of the SELECT list: the keys, then [`ATTRIBUTES`] in their order.
+/// Columns of the SELECT list over traces: the keys, `public` and `bookmarked`, [`TRACE_TEXTS`], the tags,
+/// and names and values of the metadata.
+pub(crate) const TRACE_COLUMNS: usize = KEYS + 2 + TRACE_TEXTS.len() + 3;
+
+/// The items of that list.
 pub(crate) fn select_items(mapping: &Mapping) -> Vec<String> {
     let wanted = mapping.trace_columns();
-    let keys: [&str; KEYS] = [
-        "CAST(t.project_id, 'String')",
-        "CAST(t.id, 'String')",
-        "CAST(toDate(t.timestamp), 'UInt16')",
-        "CAST(t.event_ts, 'DateTime64(6)')",
-        "CAST(t.is_deleted, 'UInt8')",
+    // Nothing is read of a column that nothing is taken from.
+    let read = |column: &str, expression: String, otherwise: &str, data_type: &str| match wanted
+        .contains(&column)
+    {
+        true => format!("CAST({expression}, '{data_type}')"),
+        false => format!("CAST({otherwise}, '{data_type}')"),
+    };
+    let flag = |column: &str| read(column, format!("{TRACE}.{column}"), "0", "UInt8");
+    let text = |column: &str| {
+        let expression = format!("ifNull({TRACE}.{column}, '')");
+        read(column, expression, "''", "String")
+    };
+    let list = |column: &str, expression: String| read(column, expression, "[]", "Array(String)");
+    let mut items = vec![
+        "CAST(t.project_id, 'String')".to_owned(),
+        "CAST(t.id, 'String')".to_owned(),
+        "CAST(toDate(t.timestamp), 'UInt16')".to_owned(),
+        "CAST(t.event_ts, 'DateTime64(6)')".to_owned(),
+        "CAST(t.is_deleted, 'UInt8')".to_owned(),
+        flag("public"),
+        flag("bookmarked"),
     ];
-    let attributes = ATTRIBUTES.iter().map(|attribute| {
-        let expression = match wanted.contains(&attribute.column) {
-            true => attribute.expression,
-            false => attribute.otherwise,
-        };
-        format!("CAST({expression}, '{}')", attribute.data_type)
-    });
-    let expressions = keys.iter().map(|&key| key.to_owned()).chain(attributes);
-    expressions
-        .enumerate()
+    items.extend(TRACE_TEXTS.iter().map(|of_trace| text(of_trace.column)));
+    items.extend([
+        list("tags", format!("{TRACE}.tags")),
+        list("metadata", format!("mapKeys({TRACE}.metadata)")),
+        list("metadata", format!("mapValues({TRACE}.metadata)")),
+    ]);
+    let items = items.into_iter().enumerate();
+    items
         .map(|(index, expression)| format!("{expression} AS c{index}"))
         .collect()
 }
-
-/// Something that events take from a trace.
-pub(crate) struct Attribute {
-    /// The column of `traces` it comes from.
-    column: &'static str,
-    /// The type in which it is read.
-    data_type: &'static str,
-    /// What it is read as.
-    expression: &'static str,
-    /// What is read where nothing is taken from that column.
-    otherwise: &'static str,
-}
-
-const fn attribute(
-    column: &'static str,
-    data_type: &'static str,
-    expression: &'static str,
-    otherwise: &'static str,
-) -> Attribute {
-    Attribute {
-        column,
-        data_type,
-        expression,
-        otherwise,
-    }
-}
-
-/// The attributes in the order of the query, in which they are decoded.
-pub(crate) const ATTRIBUTES: [Attribute; 10] = [
-    attribute("public", "UInt8", "t.public", "0"),
-    attribute("bookmarked", "UInt8", "t.bookmarked", "0"),
-    attribute("name", "String", "ifNull(t.name, '')", "''"),
-    attribute("user_id", "String", "ifNull(t.user_id, '')", "''"),
-    attribute("session_id", "String", "ifNull(t.session_id, '')", "''"),
-    attribute("release", "String", "ifNull(t.release, '')", "''"),
-    attribute("version", "String", "ifNull(t.version, '')", "''"),
-    attribute("tags", "Array(String)", "t.tags", "[]"),
-    attribute("metadata", "Array(String)", "mapKeys(t.metadata)", "[]"),
-    attribute("metadata", "Array(String)", "mapValues(t.metadata)", "[]"),
-];
 
 /// What is read of an item, as text that is never null.
 pub(crate) const ITEM_TEXTS: [&str; 10] = [

@@ -2,20 +2,64 @@
 
 use super::rules::Source;
 use crate::native::DataType;
+use crate::trace_store::TEXTS;
+
+/// A text that events take from their trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TraceText {
+    /// The column of `traces`.
+    pub column: &'static str,
+    /// The column of the events.
+    pub event_column: &'static str,
+}
+
+/// The texts that events take from their trace, in the order in which a trace record has them.
+pub(crate) const TRACE_TEXTS: [TraceText; TEXTS] = [
+    trace_text("name", "trace_name"),
+    trace_text("user_id", "user_id"),
+    trace_text("session_id", "session_id"),
+    trace_text("release", "release"),
+    trace_text("version", "version"),
+];
+
+/// The place of the version, of which a row may have one for itself.
+pub(crate) const VERSION: usize = 4;
+
+const fn trace_text(column: &'static str, event_column: &'static str) -> TraceText {
+    TraceText {
+        column,
+        event_column,
+    }
+}
+
+/// The event columns that the trace has a part in, besides the texts.
+pub(super) const OF_TRACE: [(&str, Enriched); 6] = [
+    ("tags", Enriched::Tags),
+    ("public", Enriched::Public),
+    ("bookmarked", Enriched::Bookmarked),
+    ("metadata_names", Enriched::MetadataNames),
+    ("metadata_values", Enriched::MetadataValues),
+    ("metadata", Enriched::MetadataMap),
+];
+
+/// The event columns of the texts.
+pub(super) fn texts() -> impl Iterator<Item = (&'static str, Enriched)> {
+    TRACE_TEXTS.iter().enumerate().map(|(place, text)| {
+        let form = match place {
+            VERSION => Enriched::Version,
+            place => Enriched::Text(place),
+        };
+        (text.event_column, form)
+    })
+}
 
 /// What the trace has a part in, and how it is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enriched {
     /// The observation's version, else the trace's.
     Version,
-    /// `traces.release`
-    Release,
-    /// `traces.user_id`
-    UserId,
-    /// `traces.session_id`
-    SessionId,
-    /// `traces.name`
-    TraceName,
+    /// One of [`TRACE_TEXTS`], by its place.
+    Text(usize),
     /// `traces.tags`
     Tags,
     /// `traces.public`
@@ -135,11 +179,8 @@ impl Enriched {
     /// The column of `traces` it takes something from, if any.
     pub(super) fn trace_column(self) -> Option<&'static str> {
         let column = match self {
-            Enriched::Version => "version",
-            Enriched::Release => "release",
-            Enriched::UserId => "user_id",
-            Enriched::SessionId => "session_id",
-            Enriched::TraceName => "name",
+            Enriched::Version => TRACE_TEXTS[VERSION].column,
+            Enriched::Text(text) => TRACE_TEXTS[text].column,
             Enriched::Tags => "tags",
             Enriched::Public => "public",
             Enriched::Bookmarked => "bookmarked",
@@ -155,6 +196,11 @@ impl Enriched {
 
     pub(super) fn is_metadata(self) -> bool {
         self.trace_column() == Some("metadata")
+    }
+
+    /// Whether it is true or false.
+    pub(super) fn is_flag(self) -> bool {
+        matches!(self, Enriched::Public | Enriched::Bookmarked)
     }
 
     /// Whether an item of a dataset run says it.

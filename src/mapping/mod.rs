@@ -11,8 +11,10 @@ mod rules;
 use crate::clickhouse::{TableColumn, TableInfo, quoting};
 use crate::native::{DataType, TypeError};
 
-use columns::EXPERIMENT;
-pub(crate) use columns::{Enriched, EnrichedColumn, Experiment, Helper, Selected};
+use columns::{EXPERIMENT, OF_TRACE, texts};
+pub(crate) use columns::{
+    Enriched, EnrichedColumn, Experiment, Helper, Selected, TRACE_TEXTS, VERSION,
+};
 pub use rules::Source;
 use rules::{Form, Rule};
 
@@ -154,15 +156,8 @@ impl Mapping {
             let without = EXPERIMENT.iter().filter(|(_, form)| !has(*form));
             without_place.extend(without.map(|(name, _)| (*name).to_owned()));
         }
-        for (name, column) in [
-            ("release", Enriched::Release),
-            ("user_id", Enriched::UserId),
-            ("session_id", Enriched::SessionId),
-            ("trace_name", Enriched::TraceName),
-            ("public", Enriched::Public),
-            ("bookmarked", Enriched::Bookmarked),
-            ("version", Enriched::Version),
-        ] {
+        let scalars = OF_TRACE.into_iter().filter(|(_, form)| form.is_flag());
+        for (name, column) in texts().chain(scalars) {
             if !has(column) {
                 without_place.push(name.to_owned());
             }
@@ -401,20 +396,8 @@ fn enriched_columns(
         true => &EXPERIMENT,
         false => &[],
     };
-    let of_trace = [
-        ("version", Enriched::Version),
-        ("release", Enriched::Release),
-        ("user_id", Enriched::UserId),
-        ("session_id", Enriched::SessionId),
-        ("trace_name", Enriched::TraceName),
-        ("tags", Enriched::Tags),
-        ("public", Enriched::Public),
-        ("bookmarked", Enriched::Bookmarked),
-        ("metadata_names", Enriched::MetadataNames),
-        ("metadata_values", Enriched::MetadataValues),
-        ("metadata", Enriched::MetadataMap),
-    ];
-    for (name, form) in of_trace.iter().chain(experiments).copied() {
+    let of_trace = texts().chain(OF_TRACE);
+    for (name, form) in of_trace.chain(experiments.iter().copied()) {
         let Some(column) = insertable(target, name) else {
             continue;
         };

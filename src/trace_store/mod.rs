@@ -28,6 +28,7 @@ pub(crate) use families::Against;
 pub(crate) use items::{ExperimentWriter, FoundItems, ItemRecord};
 pub use load::{DayWriter, SeenTraces};
 pub(crate) use lookup::Found;
+pub(crate) use record::TEXTS;
 pub use record::TraceRecord;
 pub(crate) use remote::{About, ElsewhereWriter};
 pub use store::TraceStore;

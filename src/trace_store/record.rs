@@ -10,6 +10,10 @@ use serde_bytes::Bytes;
 use super::error::StoreError;
 use crate::partition::Day;
 
+/// How many texts events take from a trace. Whoever changes it increases the version of the
+/// checkpoint's format.
+pub(crate) const TEXTS: usize = 5;
+
 /// The attributes of one version of a trace. Text is bytes, since ClickHouse
 /// strings need not be UTF-8; null is stored as empty, as events have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,21 +28,9 @@ pub struct TraceRecord<'a> {
     pub public: bool,
     /// `traces.bookmarked`
     pub bookmarked: bool,
-    /// `traces.name`
+    /// The texts that events take from it, each where the mapping's table has it.
     #[serde(borrow)]
-    pub name: &'a Bytes,
-    /// `traces.user_id`
-    #[serde(borrow)]
-    pub user_id: &'a Bytes,
-    /// `traces.session_id`
-    #[serde(borrow)]
-    pub session_id: &'a Bytes,
-    /// `traces.release`
-    #[serde(borrow)]
-    pub release: &'a Bytes,
-    /// `traces.version`
-    #[serde(borrow)]
-    pub version: &'a Bytes,
+    pub texts: [&'a Bytes; TEXTS],
     /// `traces.tags`
     #[serde(borrow)]
     pub tags: Vec<&'a Bytes>,
@@ -50,18 +42,13 @@ pub struct TraceRecord<'a> {
 impl<'a> TraceRecord<'a> {
     /// A record that says only that the trace is deleted.
     pub fn deleted(event_ts: i64, day: Day) -> Self {
-        let empty = Bytes::new(&[]);
         Self {
             event_ts,
             is_deleted: true,
             day,
             public: false,
             bookmarked: false,
-            name: empty,
-            user_id: empty,
-            session_id: empty,
-            release: empty,
-            version: empty,
+            texts: [Bytes::new(&[]); TEXTS],
             tags: Vec::new(),
             metadata: Vec::new(),
         }
@@ -83,12 +70,14 @@ impl<'a> TraceRecord<'a> {
         decode(bytes)
     }
 
-    /// Bytes of all metadata, for bounding what an enriched block may take.
-    pub fn metadata_bytes(&self) -> usize {
-        self.metadata
-            .iter()
-            .map(|(key, value)| key.len() + value.len() + 4)
-            .sum()
+    /// An upper bound for the bytes that one row takes from it, for bounding what an enriched block may
+    /// take.
+    pub(crate) fn attribute_bytes(&self) -> usize {
+        let pairs = self.metadata.iter();
+        let metadata: usize = pairs.map(|(key, value)| key.len() + value.len() + 4).sum();
+        let tags: usize = self.tags.iter().map(|tag| tag.len() + 4).sum();
+        let texts: usize = self.texts.iter().map(|text| text.len()).sum();
+        metadata + tags + texts
     }
 }
 
@@ -150,7 +139,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_record_is_read_back_as_it_was_stored(
-            event_ts: i64, day: Day, flags: (bool, bool, bool), texts in vec(text(), 5),
+            event_ts: i64, day: Day, flags: (bool, bool, bool), texts in vec(text(), TEXTS),
             tags in vec(text(), 0..4), metadata in vec((text(), text()), 0..4),
         ) {
             let record = TraceRecord {
@@ -159,11 +148,7 @@ mod tests {
                 day,
                 public: flags.1,
                 bookmarked: flags.2,
-                name: Bytes::new(&texts[0]),
-                user_id: Bytes::new(&texts[1]),
-                session_id: Bytes::new(&texts[2]),
-                release: Bytes::new(&texts[3]),
-                version: Bytes::new(&texts[4]),
+                texts: std::array::from_fn(|index| Bytes::new(&texts[index])),
                 tags: tags.iter().map(|tag| Bytes::new(tag)).collect(),
                 metadata: metadata.iter().map(|(k, v)| (Bytes::new(k), Bytes::new(v))).collect(),
             };

@@ -6,11 +6,13 @@
 //! time, from the specification of the tables and independent of `enrich.rs`:
 //! whoever proves something by itself proves nothing.
 
+use std::borrow::Cow;
+
 use super::observation_columns::OwnColumn;
-use super::origin::{EVENT, Origin, event_column, metadata_of, table_of};
+use super::origin::{EVENT, Item, Origin, event_column, metadata_of, table_of};
 use crate::clickhouse::TableInfo;
 use crate::inspect::statements::TRACE;
-use crate::mapping::{Enriched, Mapping};
+use crate::mapping::{Enriched, Mapping, TRACE_TEXTS, VERSION};
 use crate::native::DataType;
 
 /// How texts that the trace has a part in stand in a statement.
@@ -163,13 +165,16 @@ impl Columns {
     /// Items of the SELECT list over observations or traces that
     /// [`Columns::trace_hash`] and [`Columns::trace_details`] need of the row itself,
     /// as `(name, expression)`. A root span has its trace's metadata as its own.
-    pub(super) fn own_items(&self, origin: Origin, texts: Texts) -> Vec<(&'static str, String)> {
+    pub(super) fn own_items(&self, origin: Origin, texts: Texts) -> Vec<Item> {
         let table = table_of(origin);
         let mut items = Vec::new();
         if self.has(Enriched::Version) {
             let version = format!("CAST({table}.version, 'Nullable(String)')");
-            items.push(("own_has_version", format!("isNotNull({version})")));
-            items.push(("own_version", texts.text(&format!("ifNull({version}, '')"))));
+            items.push(("own_has_version".into(), format!("isNotNull({version})")));
+            items.push((
+                "own_version".into(),
+                texts.text(&format!("ifNull({version}, '')")),
+            ));
         }
         if self.has(Enriched::Bookmarked) {
             let has_no_parent = match origin {
@@ -178,40 +183,38 @@ impl Columns {
                     "ifNull(CAST({table}.parent_observation_id, 'Nullable(String)'), '') = ''"
                 ),
             };
-            items.push(("own_has_no_parent", has_no_parent));
+            items.push(("own_has_no_parent".into(), has_no_parent));
         }
         if self.has_metadata() {
             let (names, values) = metadata_of(table);
-            items.push(("own_names", texts.elements(&names)));
-            items.push(("own_values", texts.elements(&values)));
+            items.push(("own_names".into(), texts.elements(&names)));
+            items.push(("own_values".into(), texts.elements(&values)));
         }
         items
     }
 
     /// The same that they need of the trace.
-    pub(super) fn items_of_trace(&self, texts: Texts) -> Vec<(&'static str, String)> {
+    pub(super) fn items_of_trace(&self, texts: Texts) -> Vec<Item> {
         let nullable = |name: &str| format!("ifNull(CAST(t.{name}, 'Nullable(String)'), '')");
+        let text = |place: usize| {
+            let expression = texts.text(&nullable(TRACE_TEXTS[place].column));
+            (Cow::from(item_of(place)), expression)
+        };
         let tags = "CAST(t.tags, 'Array(String)')";
         let mut items = Vec::new();
         for column in &self.of_trace {
             match column.form {
-                Enriched::Version => {
-                    items.push(("trace_version", texts.text(&nullable("version"))))
-                }
-                Enriched::Release => {
-                    items.push(("trace_release", texts.text(&nullable("release"))))
-                }
-                Enriched::UserId => items.push(("trace_user", texts.text(&nullable("user_id")))),
-                Enriched::SessionId => {
-                    items.push(("trace_session", texts.text(&nullable("session_id"))));
-                }
-                Enriched::TraceName => items.push(("trace_name", texts.text(&nullable("name")))),
-                Enriched::Tags => items.push(("trace_tags", texts.text(tags))),
+                Enriched::Version => items.push(text(VERSION)),
+                Enriched::Text(place) => items.push(text(place)),
+                Enriched::Tags => items.push(("trace_tags".into(), texts.text(tags))),
                 Enriched::Public => {
-                    items.push(("trace_public", "CAST(t.public, 'UInt8')".to_owned()))
+                    items.push(("trace_public".into(), "CAST(t.public, 'UInt8')".to_owned()))
                 }
                 Enriched::Bookmarked => {
-                    items.push(("trace_bookmarked", "CAST(t.bookmarked, 'UInt8')".to_owned()));
+                    items.push((
+                        "trace_bookmarked".into(),
+                        "CAST(t.bookmarked, 'UInt8')".to_owned(),
+                    ));
                 }
                 // They are compared apart.
                 Enriched::Experiment(_) => {}
@@ -224,13 +227,13 @@ impl Columns {
         }
         if self.has_metadata() && self.trace_metadata {
             let (names, values) = metadata_of(TRACE);
-            items.push(("trace_names", texts.elements(&names)));
-            items.push(("trace_values", texts.elements(&values)));
+            items.push(("trace_names".into(), texts.elements(&names)));
+            items.push(("trace_values".into(), texts.elements(&values)));
         }
         if self.has_metadata() && self.tags_in_metadata {
-            items.push(("trace_has_tags", format!("notEmpty({tags})")));
+            items.push(("trace_has_tags".into(), format!("notEmpty({tags})")));
             items.push((
-                "trace_tags_as_json",
+                "trace_tags_as_json".into(),
                 texts.text(&format!("toJSONString({tags})")),
             ));
         }
@@ -293,12 +296,9 @@ impl Columns {
         match form {
             Enriched::Version => text(format!(
                 "if(own_has_version, own_version, {})",
-                of_trace("trace_version", "''")
+                of_trace(&item_of(VERSION), "''")
             )),
-            Enriched::Release => text(of_trace("trace_release", "''")),
-            Enriched::UserId => text(of_trace("trace_user", "''")),
-            Enriched::SessionId => text(of_trace("trace_session", "''")),
-            Enriched::TraceName => text(of_trace("trace_name", "''")),
+            Enriched::Text(place) => text(of_trace(&item_of(place), "''")),
             Enriched::Tags => list(of_trace("trace_tags", EMPTY_LIST)),
             Enriched::Public => flag("toUInt8(trace_public)".to_owned()),
             Enriched::Bookmarked => {
@@ -350,12 +350,7 @@ impl TraceColumn {
         let column = event_column(&self.name);
         let strings = format!("CAST({column}, 'Array(String)')");
         match self.form {
-            Enriched::Version
-            | Enriched::Release
-            | Enriched::UserId
-            | Enriched::SessionId
-            | Enriched::TraceName
-            | Enriched::Experiment(_) => {
+            Enriched::Version | Enriched::Text(_) | Enriched::Experiment(_) => {
                 let value = self.actual_text(&column, texts);
                 Value::new(value.clone(), value)
             }
@@ -393,6 +388,11 @@ impl TraceColumn {
         };
         format!("if(isNull({column}), {null}, {})", texts.text(&text))
     }
+}
+
+/// What a text of a trace is called in the statements.
+fn item_of(place: usize) -> String {
+    format!("trace_{}", TRACE_TEXTS[place].column)
 }
 
 fn as_flag(expression: &str) -> String {

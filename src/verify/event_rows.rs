@@ -5,7 +5,7 @@
 use serde_bytes::ByteBuf;
 
 use super::columns::Texts;
-use super::origin::{EVENT, OBSERVATION, Origin, listed, microseconds, text};
+use super::origin::{EVENT, Item, OBSERVATION, Origin, listed, microseconds, text};
 use super::scope::{Class, Names, Scope, between, on_days, one_of};
 use super::statements::{Side, Statements};
 use crate::clickhouse::quoting;
@@ -42,8 +42,11 @@ impl Statements {
             class = format!("if({is_live}, {}, {class})", Class::Live as u8);
         }
         let mut own = vec![
-            ("class", format!("toUInt8({class})")),
-            ("own_hash", self.columns.own_hash(Origin::Observation)),
+            ("class".into(), format!("toUInt8({class})")),
+            (
+                "own_hash".into(),
+                self.columns.own_hash(Origin::Observation),
+            ),
         ];
         own.extend(self.columns.own_items(Origin::Observation, Texts::Hashed));
         let traces = self.latest_traces(
@@ -64,7 +67,7 @@ impl Statements {
     /// Observations, with these items of each, joined with their traces.
     pub(super) fn observations_with_traces(
         &self,
-        items: &[(&'static str, String)],
+        items: &[Item],
         condition: &str,
         traces: &str,
     ) -> String {
@@ -80,7 +83,7 @@ impl Statements {
 
     /// The root spans that traces make, on the days of the scope.
     fn rows_of_traces(&self, scope: &Scope) -> String {
-        let mut items = vec![("own_hash", self.columns.own_hash(Origin::Trace))];
+        let mut items = vec![("own_hash".into(), self.columns.own_hash(Origin::Trace))];
         items.extend(self.columns.own_items(Origin::Trace, Texts::Hashed));
         items.extend(self.columns.items_of_trace(Texts::Hashed));
         if scope.has_live {
@@ -92,9 +95,9 @@ impl Statements {
                 Class::Live as u8,
                 Class::Root as u8
             );
-            items.push(("class", class));
+            items.push(("class".into(), class));
         } else {
-            items.push(("class", format!("toUInt8({})", Class::Root as u8)));
+            items.push(("class".into(), format!("toUInt8({})", Class::Root as u8)));
         }
         let conditions = scope.trace_conditions(&scope.batch_days);
         let conditions: Vec<String> = conditions
@@ -117,7 +120,7 @@ impl Statements {
         &self,
         scope: &Scope,
         conditions: &[String],
-        items: &[(&'static str, String)],
+        items: &[Item],
     ) -> String {
         let excluded = format!(
             "{}{}",
@@ -184,11 +187,7 @@ impl Statements {
 
     /// These items of traces, as the versions say that count, if they are not
     /// deleted. No row may meet two of the conditions.
-    pub(super) fn latest_traces(
-        &self,
-        conditions: &[String],
-        items: &[(&'static str, String)],
-    ) -> String {
+    pub(super) fn latest_traces(&self, conditions: &[String], items: &[Item]) -> String {
         self.latest(conditions, &listed(items))
     }
 

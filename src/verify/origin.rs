@@ -1,5 +1,7 @@
 //! What rows are read from, and how statements call it.
 
+use std::borrow::Cow;
+
 use crate::clickhouse::quoting;
 use crate::inspect::statements::TRACE;
 use crate::mapping::Source;
@@ -54,8 +56,11 @@ pub(super) fn microseconds(moment: &str) -> String {
     format!("toUnixTimestamp64Micro(CAST({moment}, 'DateTime64(6)'))")
 }
 
+/// An item of a SELECT: its name, and what it is.
+pub(super) type Item = (Cow<'static, str>, String);
+
 /// Items of a SELECT, behind others.
-pub(super) fn listed(items: &[(&'static str, String)]) -> String {
+pub(super) fn listed(items: &[Item]) -> String {
     items
         .iter()
         .map(|(name, expression)| format!(", {expression} AS {name}"))

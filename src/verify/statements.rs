@@ -339,8 +339,8 @@ impl Statements {
         let own = |origin| {
             let (hashes, texts) = self.columns.own_details(origin);
             let mut items = vec![
-                ("own_hashes", hash_array(&hashes)),
-                ("own_texts", text_array(&texts)),
+                ("own_hashes".into(), hash_array(&hashes)),
+                ("own_texts".into(), text_array(&texts)),
             ];
             items.extend(self.columns.own_items(origin, Texts::Plain));
             items

@@ -396,7 +396,7 @@ fn assert_time_zone_changes_nothing(name: &str, time_zone: &str, first_day: &str
     if env::var("TZ").as_deref() != Ok(time_zone) {
         let this_test = env::current_exe().expect("the path of this program is known");
         let again = Command::new(this_test)
-            .args(["--exact", name, "--nocapture"])
+            .args(["--exact", &format!("specification::{name}"), "--nocapture"])
             .env("TZ", time_zone)
             .output()
             .expect("this program can be started");

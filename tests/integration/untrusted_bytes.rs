@@ -93,11 +93,7 @@ fn a_damaged_record_is_an_error_or_a_record() {
         day: 19_875,
         public: true,
         bookmarked: false,
-        name: Bytes::new(b"a trace"),
-        user_id: Bytes::new(b"a user"),
-        session_id: Bytes::new(b"a session"),
-        release: Bytes::new(b"1.2.3"),
-        version: Bytes::new(b"4"),
+        texts: [&b"a trace"[..], b"a user", b"a session", b"1.2.3", b"4"].map(Bytes::new),
         tags: vec![Bytes::new(b"one"), Bytes::new(b"two")],
         metadata: vec![(Bytes::new(b"key"), Bytes::new(b"value")); 3],
     };

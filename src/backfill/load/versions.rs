@@ -13,7 +13,7 @@ use serde_bytes::Bytes as Text;
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{Connection, Statement, TableInfo, quoting};
-use crate::inspect::statements::{ATTRIBUTES, KEYS, TRACE, select_items};
+use crate::inspect::statements::{KEYS, TRACE, TRACE_COLUMNS, select_items};
 use crate::mapping::Mapping;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
@@ -21,7 +21,7 @@ use crate::native::{ArrayCursor, Block, FixedCursor, NativeError, StringCursor};
 use crate::partition::Day;
 use crate::partition::Partition;
 use crate::shutdown::Shutdown;
-use crate::trace_store::{DayWriter, SeenTraces, StoreError, TraceRecord, TraceStore, key};
+use crate::trace_store::{DayWriter, SeenTraces, StoreError, TEXTS, TraceRecord, TraceStore, key};
 
 /// Most rows in one block of traces, unless they turn out to be large.
 pub(crate) const BLOCK_ROWS: usize = 8_192;
@@ -263,18 +263,18 @@ pub(crate) struct TraceRows<'a> {
     days: FixedCursor<'a, 2>,
     event_ts: FixedCursor<'a, 8>,
     flags: [FixedCursor<'a, 1>; 3],
-    texts: [StringCursor<'a>; 5],
+    texts: [StringCursor<'a>; TEXTS],
     arrays: [(ArrayCursor<'a>, StringCursor<'a>); 3],
 }
 
 impl<'a> TraceRows<'a> {
     /// The rows of a block of the columns of [`select_items`].
     pub(crate) fn new(block: &'a Block) -> Result<Self, NativeError> {
-        if block.columns.len() != ATTRIBUTES.len() + KEYS {
+        if block.columns.len() != TRACE_COLUMNS {
             return Err(NativeError::corrupt(format!(
                 "{} columns arrived where {} were asked for",
                 block.columns.len(),
-                ATTRIBUTES.len() + KEYS
+                TRACE_COLUMNS
             )));
         }
         let text = |index| StringCursor::new(block.values(index));
@@ -288,9 +288,13 @@ impl<'a> TraceRows<'a> {
             trace_ids: text(1),
             days: FixedCursor::new(block.values(2)),
             event_ts: FixedCursor::new(block.values(3)),
-            flags: [flag(4), flag(5), flag(6)],
-            texts: [text(7), text(8), text(9), text(10), text(11)],
-            arrays: [array(12)?, array(13)?, array(14)?],
+            flags: [flag(KEYS - 1), flag(KEYS), flag(KEYS + 1)],
+            texts: std::array::from_fn(|place| text(KEYS + 2 + place)),
+            arrays: [
+                array(TRACE_COLUMNS - 3)?,
+                array(TRACE_COLUMNS - 2)?,
+                array(TRACE_COLUMNS - 1)?,
+            ],
         })
     }
 
@@ -304,7 +308,7 @@ impl<'a> TraceRows<'a> {
         for (flag, column) in flags.iter_mut().zip(&mut self.flags) {
             *flag = column.next_value()? != [0];
         }
-        let mut texts = [Text::new(&[]); 5];
+        let mut texts = [Text::new(&[]); TEXTS];
         for (text, column) in texts.iter_mut().zip(&mut self.texts) {
             *text = Text::new(column.next_value()?);
         }
@@ -322,18 +326,13 @@ impl<'a> TraceRows<'a> {
         if is_deleted {
             return Ok(row(TraceRecord::deleted(event_ts, day)));
         }
-        let [name, user_id, session_id, release, version] = texts;
         Ok(row(TraceRecord {
             event_ts,
             is_deleted,
             day,
             public,
             bookmarked,
-            name,
-            user_id,
-            session_id,
-            release,
-            version,
+            texts,
             tags,
             metadata: names.into_iter().zip(values).collect(),
         }))
