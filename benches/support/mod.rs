@@ -169,23 +169,25 @@ fn trace_record(number: usize) -> Vec<u8> {
         format!("user-{}", number % 20_000),
         format!("session-{number}"),
     );
+    let texts = [
+        &b"summarise-document"[..],
+        user.as_bytes(),
+        match number.is_multiple_of(3) {
+            true => session.as_bytes(),
+            false => b"",
+        },
+        b"2024.7",
+        b"",
+    ];
     let record = TraceRecord {
         event_ts: 1_717_200_000_000_000 + number as i64,
         is_deleted: false,
         day: 19_875,
         public: number.is_multiple_of(16),
         bookmarked: number % 16 == 1,
-        texts: [
-            &b"summarise-document"[..],
-            user.as_bytes(),
-            match number.is_multiple_of(3) {
-                true => session.as_bytes(),
-                false => b"",
-            },
-            b"2024.7",
-            b"",
-        ]
-        .map(Text::new),
+        texts: std::array::from_fn(|place| {
+            Text::new(texts.get(place).copied().unwrap_or_default())
+        }),
         tags: vec![Text::new(b"customer:acme")],
         metadata: vec![(Text::new(b"customer_tier"), Text::new(b"enterprise"))],
     };
