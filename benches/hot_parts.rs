@@ -28,7 +28,9 @@ mod support;
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use events_backfill::internals::{Aside, Block, BlockReader, BufferPool, Day, Enricher, Unknown};
+use events_backfill::internals::{
+    Block, BlockReader, BufferPool, Day, Enricher, SetAside, Unknown,
+};
 
 use support::{BLOCK_ROWS, FIRST_DAY, Payload, mapping, native_block, store_of_traces, trace_key};
 
@@ -122,9 +124,14 @@ fn enrich(criterion: &mut Criterion) {
         let enricher = Enricher::new(mapping.clone(), store.clone(), pool.clone());
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let mut aside = Aside::default();
+                let mut set_aside = SetAside::default();
                 let enriched = enricher
-                    .enrich(&mut blocks, Unknown::WithoutTrace, &mut aside, MAX_BYTES)
+                    .enrich(
+                        &mut blocks,
+                        Unknown::WithoutTrace,
+                        &mut set_aside,
+                        MAX_BYTES,
+                    )
                     .expect("the block can be enriched");
                 assert_eq!(enriched[0].without_trace, 0);
                 black_box(enriched)

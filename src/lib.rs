@@ -52,7 +52,7 @@ pub mod internals {
         TableInfo, Trust, quoting,
     };
     pub use crate::commands::each_partition;
-    pub use crate::enrich::{Aside, Enricher, Unknown};
+    pub use crate::enrich::{Enricher, SetAside, Unknown};
     pub use crate::error::Error;
     pub use crate::inspect::segments::{self, Boundary, Segment};
     pub use crate::inspect::statements::of_segment;
@@ -64,7 +64,7 @@ pub mod internals {
         put_varint,
     };
     pub use crate::partition::Day;
-    pub use crate::state::checkpoint::{Checkpoint, MadeFor};
+    pub use crate::state::checkpoint::{Checkpoint, RunIdentity};
     pub use crate::state::counts::SegmentCounts;
     pub use crate::trace_store::{DayWriter, SeenTraces, TraceRecord, TraceStore, key};
 }

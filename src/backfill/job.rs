@@ -21,12 +21,12 @@ use crate::partition::{Day, seconds_since_1970};
 use crate::progress::{Display, words};
 use crate::session::Session;
 use crate::shutdown::Shutdown;
-use crate::state::checkpoint::{Checkpoint, MadeFor, new_run_id};
+use crate::state::checkpoint::{Checkpoint, RunIdentity, new_run_id};
 use crate::state::counts::SegmentCounts;
 use crate::state::directory::StateDir;
 use crate::state::files::advice_on_files;
 use crate::state::report::{self, Report, Seconds, TraceId};
-use crate::state::resume::{self, Begin};
+use crate::state::resume::{self, Decision};
 use crate::trace_store::{StoreError, TraceStore};
 
 /// How a job ended.
@@ -54,15 +54,15 @@ pub(crate) async fn run(
     started: Instant,
 ) -> Result<Ended, Error> {
     let display = session.display.clone();
-    let made_for = MadeFor::new(&options, &inspected);
+    let identity = RunIdentity::new(&options, &inspected);
     let stored = Checkpoint::read(&state.checkpoint());
-    let begin = resume::decide(stored, &made_for, state.path(), &options)?;
+    let begin = resume::decide(stored, &identity, state.path(), &options)?;
     let (checkpoint, resumed) = match begin {
-        Begin::Over(checkpoint) => {
+        Decision::AlreadyFinished(checkpoint) => {
             display.note(resume::over(&checkpoint, state.path()));
             (*checkpoint, false)
         }
-        Begin::Continue(checkpoint) => {
+        Decision::Continue(checkpoint) => {
             describe(&options, &inspected, &display);
             display.note(format_args!(
                 "going on with {}",
@@ -70,7 +70,7 @@ pub(crate) async fn run(
             ));
             (*checkpoint, true)
         }
-        Begin::Fresh => {
+        Decision::Fresh => {
             if options.restart {
                 state.mark_restart()?;
             }
@@ -80,7 +80,7 @@ pub(crate) async fn run(
             let now = seconds_since_1970();
             let checkpoint = Checkpoint {
                 with_experiments: options.experiments,
-                ..Checkpoint::begin(made_for, new_run_id(), now)
+                ..Checkpoint::begin(identity, new_run_id(), now)
             };
             (checkpoint, false)
         }

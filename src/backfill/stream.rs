@@ -7,7 +7,7 @@ use super::guard::Guard;
 use super::job::Job;
 use super::pipeline::batch::{BatchLimit, BatchMaker};
 use super::pipeline::send::Destination;
-use super::pipeline::{self, Done, Journal, Piece, Pipeline};
+use super::pipeline::{self, Done, Journal, Pipeline, WorkItem};
 use super::remote_lookup::deferred_rows::DeferredRows;
 use super::wanted_rows::WantedRows;
 use crate::clickhouse::Compression;
@@ -56,7 +56,7 @@ impl Job {
             while outcome.is_ok() && !self.is_streamed(source) {
                 outcome = self.stream_segments(source, &pipeline, &phase).await;
                 if outcome.is_ok() {
-                    outcome = self.stream_late(source, &pipeline, store).await;
+                    outcome = self.stream_deferred(source, &pipeline, store).await;
                 }
             }
             outcome
@@ -73,7 +73,7 @@ impl Job {
     }
 
     fn is_streamed(&self, source: Source) -> bool {
-        self.checkpoint.remaining(source).is_empty() && self.checkpoint.late.is_empty()
+        self.checkpoint.remaining(source).is_empty() && self.checkpoint.deferred.is_empty()
     }
 
     /// Works on the segments that are left, until too much waits for its traces.
@@ -84,7 +84,7 @@ impl Job {
         phase: &Arc<Phase>,
     ) -> Result<(), Error> {
         let pieces = self.checkpoint.remaining(source);
-        let pieces = pieces.into_iter().map(Piece::Segment);
+        let pieces = pieces.into_iter().map(WorkItem::Segment);
         let pieces = pieces.collect();
         let mut journal = SegmentJournal(self);
         let (pipeline, phase) = (Arc::clone(pipeline), Arc::clone(phase));
@@ -92,28 +92,33 @@ impl Job {
     }
 
     /// Looks for the traces of the observations that wait, and makes events of them.
-    async fn stream_late(
+    async fn stream_deferred(
         &mut self,
         source: Source,
         pipeline: &Arc<Pipeline>,
         store: &Arc<TraceStore>,
     ) -> Result<(), Error> {
-        if self.checkpoint.late.is_empty() {
+        if self.checkpoint.deferred.is_empty() {
             return Ok(());
         }
-        let rows = self.checkpoint.late.values().map(|late| late.rows).sum();
+        let rows = self
+            .checkpoint
+            .deferred
+            .values()
+            .map(|deferred| deferred.rows)
+            .sum();
         let name = "with traces elsewhere";
         let phase = Arc::new(Phase::begin(&self.display, name, rows, 0));
         self.look_elsewhere(source, pipeline, store).await?;
-        let late = self.checkpoint.late.iter();
-        let pieces = late.filter_map(|(&number, &counts)| {
+        let deferred = self.checkpoint.deferred.iter();
+        let pieces = deferred.filter_map(|(&number, &counts)| {
             let segment = self.checkpoint.segment(number)?.clone();
-            Some(Piece::Late { segment, counts })
+            Some(WorkItem::Deferred { segment, counts })
         });
-        let pieces: Vec<Piece> = pieces.collect();
+        let pieces: Vec<WorkItem> = pieces.collect();
         let mut journal = LateJournal {
             job: self,
-            late: pipeline.late.clone(),
+            deferred: pipeline.deferred.clone(),
         };
         let (pipeline, shown) = (Arc::clone(pipeline), Arc::clone(&phase));
         let outcome = pipeline::run(pipeline, pieces, shown, &mut journal).await;
@@ -195,11 +200,11 @@ impl Job {
                 compression: self.connection.compression(),
                 pool: budget.pool(),
             },
-            late: DeferredRows::new(self.state.deferred_rows()),
+            deferred: DeferredRows::new(self.state.deferred_rows()),
             unknown: match (source, self.options.remote_lookup) {
                 (Source::Observations, false) => Unknown::WithoutTrace,
                 // What is missing arrived after the traces were loaded.
-                (Source::Traces, _) | (_, true) => Unknown::Late,
+                (Source::Traces, _) | (_, true) => Unknown::Deferred,
             },
             batch_rows: self.options.batch_rows,
             // A block is never divided, so it must not be larger than a batch.
@@ -213,7 +218,7 @@ impl Job {
 struct SegmentJournal<'a>(&'a mut Job);
 
 impl Journal for SegmentJournal<'_> {
-    fn begin(&mut self, piece: &Piece) -> Result<(), Error> {
+    fn begin(&mut self, piece: &WorkItem) -> Result<(), Error> {
         let checkpoint = &mut self.0.checkpoint;
         let number = piece.segment().number;
         let is_new = checkpoint.begun.insert(number);
@@ -229,8 +234,8 @@ impl Journal for SegmentJournal<'_> {
         let checkpoint = &mut self.0.checkpoint;
         checkpoint.begun.remove(&number);
         checkpoint.done.insert(number, done.counts);
-        if done.late.rows > 0 {
-            checkpoint.late.insert(number, done.late);
+        if done.deferred.rows > 0 {
+            checkpoint.deferred.insert(number, done.deferred);
         }
         if done.was_repeated {
             checkpoint.repeated.insert(number);
@@ -239,9 +244,15 @@ impl Journal for SegmentJournal<'_> {
             let checkpoint = &mut self.0.checkpoint;
             checkpoint.begun.insert(number);
             checkpoint.done.remove(&number);
-            checkpoint.late.remove(&number);
+            checkpoint.deferred.remove(&number);
         })?;
-        let waiting: u64 = self.0.checkpoint.late.values().map(|late| late.bytes).sum();
+        let waiting: u64 = self
+            .0
+            .checkpoint
+            .deferred
+            .values()
+            .map(|deferred| deferred.bytes)
+            .sum();
         Ok(waiting < LATE_BYTES)
     }
 }
@@ -249,11 +260,11 @@ impl Journal for SegmentJournal<'_> {
 /// The same of what segments have left for later.
 struct LateJournal<'a> {
     job: &'a mut Job,
-    late: DeferredRows,
+    deferred: DeferredRows,
 }
 
 impl Journal for LateJournal<'_> {
-    fn begin(&mut self, piece: &Piece) -> Result<(), Error> {
+    fn begin(&mut self, piece: &WorkItem) -> Result<(), Error> {
         let number = piece.segment().number;
         if self.job.checkpoint.late_begun.insert(number) {
             return self.job.save();
@@ -265,7 +276,7 @@ impl Journal for LateJournal<'_> {
         let number = done.number;
         let checkpoint = &mut self.job.checkpoint;
         checkpoint.late_begun.remove(&number);
-        let before = checkpoint.late.remove(&number);
+        let before = checkpoint.deferred.remove(&number);
         checkpoint.late_done.insert(number, done.counts);
         if done.was_repeated {
             checkpoint.repeated.insert(number);
@@ -274,9 +285,11 @@ impl Journal for LateJournal<'_> {
             let checkpoint = &mut self.job.checkpoint;
             checkpoint.late_begun.insert(number);
             checkpoint.late_done.remove(&number);
-            checkpoint.late.extend(before.map(|late| (number, late)));
+            checkpoint
+                .deferred
+                .extend(before.map(|deferred| (number, deferred)));
         })?;
-        self.late.remove(number);
+        self.deferred.remove(number);
         Ok(true)
     }
 }

@@ -17,7 +17,7 @@ use crate::inspect::{Months, months};
 use crate::partition::Partition;
 use crate::progress::words::{count, seconds};
 use crate::session::Session;
-use crate::state::checkpoint::{Checkpoint, MadeFor};
+use crate::state::checkpoint::{Checkpoint, RunIdentity};
 use crate::state::directory::{PartitionDir, StateDir};
 use crate::state::report::{self, Report};
 use crate::state::resume;
@@ -161,7 +161,7 @@ async fn prepare(
     let inspected = session.inspect(&mut newest, &retries).await?;
     let mut prepared = VecDeque::new();
     let mut has_state = false;
-    let made_for = |options: &Options| MadeFor::new(options, &inspected);
+    let identity = |options: &Options| RunIdentity::new(options, &inspected);
     let checked = selected.partitions.iter().try_for_each(|&partition| {
         let mut options = request.job(partition);
         let state = StateDir::prepare(&options.state_dir, partition, options.dry_run)?;
@@ -172,7 +172,7 @@ async fn prepare(
         options.resume &= is_there;
         options.experiments_so_far = resume::experiments_so_far(&stored, &options);
         options.settle(inspected.defaults);
-        resume::decide(stored, &made_for(&options), state.path(), &options)?;
+        resume::decide(stored, &identity(&options), state.path(), &options)?;
         prepared.push_back(Prepared {
             rows: months.rows.get(&partition).copied().unwrap_or(0),
             options,

@@ -296,7 +296,7 @@ impl Progress {
         let [observations, root_spans] = Source::BOTH.map(|source| checkpoint.counts(source));
         let is_loaded = checkpoint.superseded.is_some();
         let segments_total = checkpoint.segments.as_ref().map_or(0, Vec::len);
-        let margin = checkpoint.made_for.trace_margin_days();
+        let margin = checkpoint.identity.trace_margin_days();
         Self {
             begun_at: Moment(checkpoint.started_at),
             saved_at: Moment(checkpoint.saved_at),
@@ -311,7 +311,7 @@ impl Progress {
             segments_done: checkpoint.done.len() as u64,
             segments_total: segments_total as u64,
             awaits_experiments: checkpoint.awaits_experiments(),
-            observations_waiting: checkpoint.late.values().map(|late| late.rows).sum(),
+            observations_waiting: checkpoint.deferred.values().map(|late| late.rows).sum(),
             observations_processed: observations.observations,
             events_inserted: observations.inserted,
             root_spans_inserted: root_spans.inserted,

@@ -8,7 +8,7 @@ pub(super) enum Disposition {
     /// An event.
     Event,
     /// It waits for its trace.
-    Late,
+    Deferred,
     /// Nothing: another version of it counts, or it is deleted.
     Superseded,
 }
@@ -18,11 +18,11 @@ pub(super) type Rows = Vec<Range<usize>>;
 
 /// The rows that become events now, and those that wait.
 pub(super) fn divide(dispositions: &[Disposition]) -> (Rows, Rows) {
-    let (mut in_time, mut late) = (Rows::new(), Rows::new());
+    let (mut in_time, mut deferred) = (Rows::new(), Rows::new());
     for (row, disposition) in dispositions.iter().enumerate() {
         let rows = match disposition {
             Disposition::Event => &mut in_time,
-            Disposition::Late => &mut late,
+            Disposition::Deferred => &mut deferred,
             Disposition::Superseded => continue,
         };
         match rows.last_mut() {
@@ -30,7 +30,7 @@ pub(super) fn divide(dispositions: &[Disposition]) -> (Rows, Rows) {
             _ => rows.push(row..row + 1),
         }
     }
-    (in_time, late)
+    (in_time, deferred)
 }
 
 /// The values of some rows; of none, where there are none of any.

@@ -66,9 +66,9 @@ impl EnrichedBlock {
 
 /// Rows that do not become events now.
 #[derive(Debug, Default)]
-pub struct Aside {
+pub struct SetAside {
     /// Blocks of rows of whose traces the store knows nothing, or too little.
-    pub late: Vec<Block>,
+    pub deferred: Vec<Block>,
     /// Rows that are nothing: versions of traces that do not count.
     pub superseded: usize,
 }
@@ -81,7 +81,7 @@ pub enum Unknown {
     /// known is deleted by now.
     WithoutTrace,
     /// It is put aside, unless it has no trace id.
-    Late,
+    Deferred,
 }
 
 /// Enriches blocks. Shared by all segments.
@@ -106,7 +106,7 @@ impl Enricher {
 
     /// Looks up the traces of some blocks, all together, and builds the blocks of
     /// events, within `max_bytes` of memory besides the blocks themselves. Rows that do
-    /// not become events now are taken out of the blocks, and put `aside`, whatever comes
+    /// not become events now are taken out of the blocks, and put into `set_aside`, whatever comes
     /// of the others.
     ///
     /// # Errors
@@ -117,7 +117,7 @@ impl Enricher {
         &self,
         blocks: &mut Vec<Block>,
         unknown: Unknown,
-        aside: &mut Aside,
+        set_aside: &mut SetAside,
         max_bytes: usize,
     ) -> Result<Vec<EnrichedBlock>, EnrichError> {
         let rows = blocks.iter().map(|block| block.rows).max().unwrap_or(0);
@@ -144,7 +144,7 @@ impl Enricher {
         let records = records.collect::<Result<Vec<_>, _>>()?;
         let items = found_items.records()?;
         let dispositions = self.dispositions(blocks, unknown, &slots, &records, &found)?;
-        let kept = self.put_aside(blocks, &dispositions, aside)?;
+        let kept = self.put_aside(blocks, &dispositions, set_aside)?;
         let held = found.held_bytes() + found_items.held_bytes();
         let mut room = max_bytes.saturating_sub(held);
         let mut enriched = Vec::with_capacity(blocks.len());
@@ -171,7 +171,7 @@ impl Enricher {
         &self,
         blocks: &mut Vec<Block>,
         dispositions: &[Disposition],
-        aside: &mut Aside,
+        set_aside: &mut SetAside,
     ) -> Result<Vec<Rows>, NativeError> {
         // The pool's buffers are larger than most blocks: the copies would hold more memory than
         // the blocks did, and batches would be sent early to make room.
@@ -182,14 +182,16 @@ impl Enricher {
         for block in blocks.drain(..) {
             let dispositions = &dispositions[first..first + block.rows];
             let among_all = |range: &Range<usize>| range.start + first..range.end + first;
-            let (in_time, late) = divide(dispositions);
+            let (in_time, deferred) = divide(dispositions);
             let rows = in_time.iter().map(among_all).collect();
             first += block.rows;
             let is_superseded =
                 |disposition: &&Disposition| **disposition == Disposition::Superseded;
-            aside.superseded += dispositions.iter().filter(is_superseded).count();
-            if !late.is_empty() {
-                aside.late.push(block.take_rows(&late, exact.take())?);
+            set_aside.superseded += dispositions.iter().filter(is_superseded).count();
+            if !deferred.is_empty() {
+                set_aside
+                    .deferred
+                    .push(block.take_rows(&deferred, exact.take())?);
             }
             let is_whole = in_time.first() == Some(&(0..block.rows));
             match (is_whole, in_time.is_empty()) {
@@ -341,7 +343,7 @@ impl Enricher {
         found: &Found,
     ) -> Result<Vec<Disposition>, EnrichError> {
         let wait = |otherwise| match unknown {
-            Unknown::Late => Disposition::Late,
+            Unknown::Deferred => Disposition::Deferred,
             Unknown::WithoutTrace => otherwise,
         };
         let of_row = slots.of_row.iter().map(|&slot| slot as usize);

@@ -19,7 +19,7 @@ use crate::backfill::remote_lookup::query::Question;
 use crate::cli::options::Options;
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
-use crate::enrich::{Aside, EnrichError, Enricher, Unknown};
+use crate::enrich::{EnrichError, Enricher, SetAside, Unknown};
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::inspect::segments::Segment;
@@ -287,9 +287,10 @@ impl Sampler<'_> {
         let (mut rows, mut bytes) = (0, 0);
         let mut groups = groups(blocks, budget.look_up_bytes);
         while let Some(mut group) = groups.pop() {
-            // Without late rows, nothing is put aside.
-            let (unknown, mut aside) = (Unknown::WithoutTrace, Aside::default());
-            let enriched = enricher.enrich(&mut group, unknown, &mut aside, budget.segment_bytes);
+            // Without deferred rows, nothing is put aside.
+            let (unknown, mut set_aside) = (Unknown::WithoutTrace, SetAside::default());
+            let enriched =
+                enricher.enrich(&mut group, unknown, &mut set_aside, budget.segment_bytes);
             let events = match enriched {
                 Err(EnrichError::Native(NativeError::TooLarge { .. })) if group.len() > 1 => {
                     let second = group.split_off(group.len() / 2);

@@ -30,7 +30,7 @@ use crate::inspect::Inspected;
 use crate::memory::peak_resident_bytes;
 use crate::partition::seconds_since_1970;
 use crate::session::Session;
-use crate::state::checkpoint::{Checkpoint, MadeFor, new_run_id};
+use crate::state::checkpoint::{Checkpoint, RunIdentity, new_run_id};
 use crate::state::directory::StateDir;
 use crate::state::resume;
 use crate::trace_store::{StoreError, TraceStore};
@@ -140,9 +140,9 @@ async fn find(
     state: &StateDir,
     report: &mut Report,
 ) -> Result<Findings, Error> {
-    let made_for = MadeFor::new(options, inspected);
+    let identity = RunIdentity::new(options, inspected);
     if options.resume
-        && let Some(findings) = take_up(options, &made_for, state)?
+        && let Some(findings) = take_up(options, &identity, state)?
     {
         session.display.note(format_args!(
             "going on with {}",
@@ -167,7 +167,7 @@ async fn find(
     let (wanted, segments) = divided;
     found.wanted = wanted;
     report.found = found;
-    let mut checkpoint = Checkpoint::begin(made_for, run_id, now);
+    let mut checkpoint = Checkpoint::begin(identity, run_id, now);
     session.display.note(format_args!(
         "{} rows to write in {} segments, and {} that only the view's table lacks",
         HumanCount(
@@ -203,7 +203,7 @@ async fn find(
 /// What another process has found and not mended, if there is anything.
 fn take_up(
     options: &Options,
-    made_for: &MadeFor,
+    identity: &RunIdentity,
     state: &StateDir,
 ) -> Result<Option<Findings>, Error> {
     let unusable = |what: String| {
@@ -217,7 +217,7 @@ fn take_up(
     let Some(checkpoint) = stored.filter(|checkpoint| !checkpoint.finished) else {
         return Ok(None);
     };
-    if let Some(difference) = checkpoint.made_for.difference(made_for) {
+    if let Some(difference) = checkpoint.identity.difference(identity) {
         return Err(unusable(difference));
     }
     let found = std::fs::read(found_file(state)).map_err(|error| unusable(error.to_string()))?;

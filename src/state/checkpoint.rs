@@ -24,7 +24,7 @@ use crate::partition::{Day, seconds_since_1970};
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
 /// Increased whenever [`Checkpoint`] changes, or what the trace store holds.
-const FORMAT_VERSION: u32 = 6;
+const FORMAT_VERSION: u32 = 7;
 /// Most bytes that a length in the payload may claim; otherwise a damaged one
 /// would ask for more memory than there is.
 const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
@@ -35,7 +35,7 @@ const HEADER: usize = 8 + 4 + 8 + 4;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// What the run was made for.
-    pub made_for: MadeFor,
+    pub identity: RunIdentity,
     /// Name of the run; its trace store bears it too.
     pub run_id: String,
     /// Seconds since 1970 when the run began.
@@ -64,7 +64,7 @@ pub struct Checkpoint {
     /// Segments that are done, but for what they left for later.
     pub done: BTreeMap<u32, SegmentCounts>,
     /// What segments left for later, and is not done yet.
-    pub late: BTreeMap<u32, DeferredCounts>,
+    pub deferred: BTreeMap<u32, DeferredCounts>,
     /// What segments left for later, and is done.
     pub late_done: BTreeMap<u32, SegmentCounts>,
     /// What became of the traces that were asked for one by one.
@@ -92,9 +92,9 @@ pub struct Elsewhere {
 /// What a run was made for, as pairs of a name and a value that people can read.
 /// A run must not be continued for anything else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MadeFor(BTreeMap<String, String>);
+pub struct RunIdentity(BTreeMap<String, String>);
 
-impl MadeFor {
+impl RunIdentity {
     /// These facts: names with their values.
     pub fn of(facts: BTreeMap<String, String>) -> Self {
         Self(facts)
@@ -226,9 +226,9 @@ pub enum CheckpointError {
 
 impl Checkpoint {
     /// A run that has just begun.
-    pub fn begin(made_for: MadeFor, run_id: String, now: u64) -> Self {
+    pub fn begin(identity: RunIdentity, run_id: String, now: u64) -> Self {
         Self {
-            made_for,
+            identity,
             run_id,
             started_at: now,
             saved_at: now,
@@ -242,7 +242,7 @@ impl Checkpoint {
             traces_reloaded: 0,
             traces_changed: 0,
             done: BTreeMap::new(),
-            late: BTreeMap::new(),
+            deferred: BTreeMap::new(),
             late_done: BTreeMap::new(),
             elsewhere: Elsewhere::default(),
             with_experiments: false,
@@ -389,7 +389,7 @@ mod tests {
 
     fn example() -> Checkpoint {
         let facts = BTreeMap::from([("the server".to_owned(), "http://a".to_owned())]);
-        let mut checkpoint = Checkpoint::begin(MadeFor(facts), "run".to_owned(), 1);
+        let mut checkpoint = Checkpoint::begin(RunIdentity(facts), "run".to_owned(), 1);
         checkpoint.days.insert(19_875, (12, 10));
         checkpoint.superseded = Some(1);
         checkpoint.segments = Some(vec![Segment {
@@ -442,7 +442,7 @@ mod tests {
     #[test]
     fn a_difference_names_what_it_is_about() {
         let facts = |value: &str| {
-            MadeFor(BTreeMap::from([(
+            RunIdentity(BTreeMap::from([(
                 "the target table".to_owned(),
                 value.to_owned(),
             )]))
@@ -453,7 +453,9 @@ mod tests {
             "the target table was a and is b"
         );
         assert_eq!(
-            facts("a").difference(&MadeFor(BTreeMap::new())).unwrap(),
+            facts("a")
+                .difference(&RunIdentity(BTreeMap::new()))
+                .unwrap(),
             "the target table was a and is not there"
         );
     }

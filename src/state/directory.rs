@@ -319,7 +319,7 @@ impl StateDir {
 
     /// Where observations wait whose trace is not known.
     pub(crate) fn deferred_rows(&self) -> PathBuf {
-        self.path().join("late")
+        self.path().join("deferred")
     }
 
     /// Where the trace store is.

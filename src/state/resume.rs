@@ -6,20 +6,20 @@ use std::path::Path;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use super::checkpoint::{Checkpoint, CheckpointError, MadeFor};
+use super::checkpoint::{Checkpoint, CheckpointError, RunIdentity};
 use super::directory::PartitionDir;
 use crate::cli::options::Options;
 use crate::error::Error;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Begin {
+pub(crate) enum Decision {
     /// Start from nothing; whatever is there is to be removed.
     Fresh,
     /// Go on from here.
     Continue(Box<Checkpoint>),
     /// It is done, as this says; see [`over`].
-    Over(Box<Checkpoint>),
+    AlreadyFinished(Box<Checkpoint>),
 }
 
 /// Decides for the state in `directory`.
@@ -28,10 +28,10 @@ pub(crate) enum Begin {
 /// [`Error::Configuration`], with what is there and what can be done.
 pub(crate) fn decide(
     stored: Result<Option<Checkpoint>, CheckpointError>,
-    made_for: &MadeFor,
+    identity: &RunIdentity,
     directory: &Path,
     options: &Options,
-) -> Result<Begin, Error> {
+) -> Result<Decision, Error> {
     let directory = directory.display();
     if options.restart {
         return match &stored {
@@ -42,7 +42,7 @@ pub(crate) fn decide(
                      first if that is what you want"
                 )))
             }
-            _ => Ok(Begin::Fresh),
+            _ => Ok(Decision::Fresh),
         };
     }
     let stored = stored.map_err(|error| {
@@ -56,12 +56,12 @@ pub(crate) fn decide(
             true => Err(Error::Configuration(format!(
                 "there is nothing to resume in {directory}: start without --resume"
             ))),
-            false => Ok(Begin::Fresh),
+            false => Ok(Decision::Fresh),
         };
     };
     if checkpoint.finished {
-        return match checkpoint.made_for.difference(made_for) {
-            None => Ok(Begin::Over(Box::new(checkpoint))),
+        return match checkpoint.identity.difference(identity) {
+            None => Ok(Decision::AlreadyFinished(Box::new(checkpoint))),
             Some(difference) => Err(Error::Configuration(format!(
                 "the run in {directory} is finished, and was made for something else: \
                  {difference}; make it the same again, or do it again with --restart"
@@ -77,8 +77,8 @@ pub(crate) fn decide(
             progress(&checkpoint)
         )));
     }
-    match checkpoint.made_for.difference(made_for) {
-        None => Ok(Begin::Continue(Box::new(checkpoint))),
+    match checkpoint.identity.difference(identity) {
+        None => Ok(Decision::Continue(Box::new(checkpoint))),
         Some(difference) => Err(Error::Configuration(format!(
             "the run in {directory} was made for something else: {difference}; make it the same \
              again to resume, or start over with --restart"

@@ -30,7 +30,7 @@ pub use load::{DayWriter, SeenTraces};
 pub(crate) use lookup::Found;
 pub(crate) use record::TEXTS;
 pub use record::TraceRecord;
-pub(crate) use remote::{About, ElsewhereWriter};
+pub(crate) use remote::{About, RemoteWriter};
 pub use store::TraceStore;
 pub(crate) use store::disk_bytes;
 pub(crate) use target_rows::{

@@ -47,14 +47,14 @@ pub(crate) enum About {
     Moved,
 }
 
-/// Writes answers. All of them are in the store after [`ElsewhereWriter::finish`].
-pub(crate) struct ElsewhereWriter<'a> {
+/// Writes answers. All of them are in the store after [`RemoteWriter::finish`].
+pub(crate) struct RemoteWriter<'a> {
     store: &'a TraceStore,
     about: About,
     batch: WriteBatch,
 }
 
-impl<'a> ElsewhereWriter<'a> {
+impl<'a> RemoteWriter<'a> {
     /// A writer of answers.
     pub(crate) fn new(store: &'a TraceStore, about: About) -> Self {
         Self {

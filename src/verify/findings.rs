@@ -123,7 +123,7 @@ pub(crate) struct Place {
 /// An event of which the piece has no observation that starts with it. What it is has to be
 /// looked for elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stray {
+pub(super) struct Unmatched {
     /// When it starts, in microseconds.
     pub start: i64,
     /// Its `event_ts` in microseconds.
@@ -143,7 +143,7 @@ struct Version {
 
 /// Puts the two sides of a span next to each other. What changed after `until` is left to
 /// Langfuse, if it writes to the target too.
-pub(super) fn judge(span: &SpanRow, until: Option<i64>) -> (Vec<Finding>, Vec<Stray>) {
+pub(super) fn judge(span: &SpanRow, until: Option<i64>) -> (Vec<Finding>, Vec<Unmatched>) {
     if span.expected.is_empty() {
         return (Vec::new(), strays(span));
     }
@@ -166,7 +166,7 @@ pub(super) fn judge(span: &SpanRow, until: Option<i64>) -> (Vec<Finding>, Vec<St
     let strays = actual
         .into_iter()
         .flat_map(|(start, events)| events.into_iter().map(move |event| (start, event.event_ts)));
-    let strays = strays.map(|(start, event_ts)| Stray {
+    let strays = strays.map(|(start, event_ts)| Unmatched {
         start,
         event_ts,
         right: Some(right.clone()),
@@ -195,9 +195,9 @@ pub(super) fn elsewhere(event_ts: i64, of_observation: i64) -> Kind {
     }
 }
 
-fn strays(span: &SpanRow) -> Vec<Stray> {
+fn strays(span: &SpanRow) -> Vec<Unmatched> {
     let strays = span.events.iter();
-    let strays = strays.map(|&(start, event_ts, ..)| Stray {
+    let strays = strays.map(|&(start, event_ts, ..)| Unmatched {
         start,
         event_ts,
         right: None,
@@ -277,7 +277,7 @@ mod tests {
     }
 
     /// What an event is that starts at another time than its observation.
-    fn strays_of(observations: &[Row], events: &[Row]) -> Vec<Stray> {
+    fn strays_of(observations: &[Row], events: &[Row]) -> Vec<Unmatched> {
         judge(&span(observations, events, 0), None).1
     }
 
@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(kinds(&[row], &[(11, 100, 1, 1)], 0), [Kind::Missing]);
         let strays = strays_of(&[row], &[row, (11, 100, 1, 1)]);
         let [
-            Stray {
+            Unmatched {
                 start: 11,
                 event_ts: 100,
                 right: Some((100, place)),
@@ -373,7 +373,7 @@ mod tests {
         assert!(findings.is_empty());
         assert_eq!(
             strays,
-            [Stray {
+            [Unmatched {
                 start: 10,
                 event_ts: 100,
                 right: None

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_bytes::ByteBuf;
 
 use super::examples::Example;
-use super::findings::{Finding, FoundRow, Kind, Place, Stray, Unlisted, elsewhere, judge};
+use super::findings::{Finding, FoundRow, Kind, Place, Unlisted, Unmatched, elsewhere, judge};
 use super::missing::MOST_WRONG;
 use super::pieces::BATCH_ROWS;
 use super::report::EXAMPLES;
@@ -28,7 +28,7 @@ const MOST_SLICES: u64 = 10_000;
 const MOST_LOOKED_FOR: usize = 200_000;
 
 /// Events that have no observation in their piece, by trace and span.
-type Strays = BTreeMap<(ByteBuf, ByteBuf), Vec<Stray>>;
+type UnmatchedEvents = BTreeMap<(ByteBuf, ByteBuf), Vec<Unmatched>>;
 
 impl Verification<'_> {
     /// Finds the rows behind sums that differ.
@@ -151,7 +151,7 @@ impl Verification<'_> {
             .server
             .rows_of_share::<SpanRow>("the spans", &sql, scope.share)
             .await?;
-        let mut strays: BTreeMap<ByteBuf, Strays> = BTreeMap::new();
+        let mut strays: BTreeMap<ByteBuf, UnmatchedEvents> = BTreeMap::new();
         let mut missing_roots: BTreeMap<ByteBuf, Vec<(EventKey, Finding)>> = BTreeMap::new();
         for span in spans {
             let (findings, unknown) = judge(&span, self.until);
@@ -242,7 +242,7 @@ impl Verification<'_> {
         &mut self,
         scope: &Scope,
         project: &ByteBuf,
-        strays: Strays,
+        strays: UnmatchedEvents,
     ) -> Result<(), Error> {
         let observations = self.observations_of(project, &strays).await?;
         for ((trace_id, span_id), events) in &strays {
@@ -267,7 +267,7 @@ impl Verification<'_> {
     async fn observations_of(
         &mut self,
         project: &ByteBuf,
-        strays: &Strays,
+        strays: &UnmatchedEvents,
     ) -> Result<HashMap<ByteBuf, Vec<FoundObservation>>, Error> {
         let left = MOST_LOOKED_FOR.saturating_sub(self.looked_for);
         let ids = strays.keys().map(|(_, span_id)| span_id.clone());
@@ -346,7 +346,11 @@ impl Verification<'_> {
 
 /// What an event is that no observation of its piece starts with, by the observations that have
 /// the id of its span, the latest first.
-fn explain(event: &Stray, trace_id: &ByteBuf, found: &[FoundObservation]) -> (Kind, Option<Place>) {
+fn explain(
+    event: &Unmatched,
+    trace_id: &ByteBuf,
+    found: &[FoundObservation],
+) -> (Kind, Option<Place>) {
     let same = found.iter().find(|found| found.trace_id == *trace_id);
     let was_there = same.is_some_and(|same| same.starts.contains(&event.start));
     if let Some((event_ts, place)) = &event.right {

@@ -117,7 +117,7 @@ pub(super) struct DayStart {
 
 /// A trace that has versions on several days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Row, Deserialize)]
-pub(super) struct Wanderer {
+pub(super) struct MovedTrace {
     /// Of its id.
     pub hash: u64,
     /// The first of these days.

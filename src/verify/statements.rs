@@ -194,8 +194,8 @@ impl Statements {
     }
 
     /// The traces that have versions on several days, with one of some days among or
-    /// between them: [`Wanderer`]s. Grouped by hashes, a fraction of the ids' memory.
-    pub(super) fn wanderers(&self, days: &RangeInclusive<Day>) -> String {
+    /// between them: [`MovedTrace`]s. Grouped by hashes, a fraction of the ids' memory.
+    pub(super) fn moved_traces(&self, days: &RangeInclusive<Day>) -> String {
         let day = format!("toUInt16(toDate({TRACE}.timestamp))");
         format!(
             "SELECT {} AS hash, min({day}) AS first, max({day}) AS last, \

@@ -6,7 +6,7 @@
 
 use serde_bytes::ByteBuf;
 
-use super::rows::{Id, Place, Wanderer};
+use super::rows::{Id, MovedTrace, Place};
 use super::scope::Scope;
 use super::server::{Refusal, Server};
 use super::statements::Statements;
@@ -19,18 +19,18 @@ pub(super) const IDS_PER_STATEMENT: usize = 50_000;
 pub(super) async fn find_far_traces(
     server: &Server,
     statements: &Statements,
-    wanderers: &[Wanderer],
+    moved_traces: &[MovedTrace],
     scope: &mut Scope,
 ) -> Result<bool, Refusal> {
     let far = &mut scope.far;
-    for wanderer in wanderers {
-        let may_be_needed = wanderer.first <= *scope.trace_days.end()
-            && wanderer.last >= *scope.trace_days.start()
-            && !scope.days.contains(&wanderer.latest)
-            && scope.share.contains(wanderer.hash);
+    for moved_trace in moved_traces {
+        let may_be_needed = moved_trace.first <= *scope.trace_days.end()
+            && moved_trace.last >= *scope.trace_days.start()
+            && !scope.days.contains(&moved_trace.latest)
+            && scope.share.contains(moved_trace.hash);
         if may_be_needed {
-            far.hashes.insert(wanderer.hash);
-            far.days.insert(wanderer.latest);
+            far.hashes.insert(moved_trace.hash);
+            far.days.insert(moved_trace.latest);
         }
     }
     // One more than is taken, unless it has to be all.

@@ -10,7 +10,7 @@ use super::findings::Findings;
 use super::missing::Missing;
 use super::pieces::{Batch, Calendar, DifferentPieces, Pieces, with_margin};
 use super::report::Report;
-use super::rows::{DayStart, EventRows, Number, PieceRows, Sums, Versions, Wanderer, Widths};
+use super::rows::{DayStart, EventRows, MovedTrace, Number, PieceRows, Sums, Versions, Widths};
 use super::scope::{Class, Scope, Share};
 use super::server::{Refusal, Server};
 use super::statements::{Pair, Side, Statements};
@@ -37,7 +37,7 @@ pub(super) struct Verification<'a> {
     pub(super) findings: &'a mut dyn Findings,
     pub(super) month: RangeInclusive<Day>,
     pub(super) calendar: Calendar,
-    pub(super) wanderers: Vec<Wanderer>,
+    pub(super) moved_traces: Vec<MovedTrace>,
     pub(super) superseding: Superseding,
     pub(super) different: DifferentPieces,
     pub(super) missing: Missing,
@@ -94,7 +94,7 @@ impl<'a> Verification<'a> {
             findings,
             month: first..=last,
             calendar: Calendar::new(first, Vec::new()),
-            wanderers: Vec::new(),
+            moved_traces: Vec::new(),
             superseding: Superseding::default(),
             different: DifferentPieces::new(),
             missing: Missing::default(),
@@ -119,11 +119,11 @@ impl<'a> Verification<'a> {
         let pieces = self.count_pieces().await?;
         self.report.pieces = pieces.count();
         self.event_rows = pieces.events();
-        let wanderers = self.statements.wanderers(&with_margin(&self.month));
-        let wanderers = self
+        let moved_traces = self.statements.moved_traces(&with_margin(&self.month));
+        let moved_traces = self
             .server
-            .rows("the traces with versions on several days", &wanderers);
-        self.wanderers = wanderers.await?;
+            .rows("the traces with versions on several days", &moved_traces);
+        self.moved_traces = moved_traces.await?;
         let passes = self.find_superseding(None).await?;
         let batches = pieces.batches(&self.month);
         let rows: u64 = batches.iter().map(|batch| batch.rows).sum();
@@ -321,7 +321,7 @@ impl<'a> Verification<'a> {
             None => return Ok(None),
         }
         let (server, statements) = (&self.server, &self.statements);
-        match find_far_traces(server, statements, &self.wanderers, scope).await? {
+        match find_far_traces(server, statements, &self.moved_traces, scope).await? {
             true => self.sums(pair, scope, 1).await.map(Some),
             false => Ok(None),
         }

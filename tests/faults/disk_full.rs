@@ -473,7 +473,7 @@ fn files_of_another_user_in_the_state_directory_are_told_one_after_another() {
         give_away(&entry.unwrap().path());
     }
     // Where observations wait whose trace is not known.
-    let late = state.join("late");
+    let late = state.join("deferred");
     let path = late.display().to_string();
     resume().assert_one_error(1, &[&path, "Permission denied"]);
     // Whoever is given all of it can go on with it.

@@ -295,7 +295,7 @@ fn a_damaged_file_of_waiting_observations_is_noticed() {
     let database = two_months("damaged_late", 60_000);
     let tool = tool(&database).args(["--segment-rows", "1000", "--concurrency", "1"]);
     let mut run = tool.spawn();
-    let directory = tool.state_dir().join(SAMPLE_PARTITION).join("late");
+    let directory = tool.state_dir().join(SAMPLE_PARTITION).join("deferred");
     let file = loop {
         assert!(run.is_running(), "the run ended before anything waited");
         let files = std::fs::read_dir(&directory)
@@ -319,5 +319,5 @@ fn a_damaged_file_of_waiting_observations_is_noticed() {
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
     let outcome = tool.arg("--resume").run();
-    outcome.assert_one_error(1, &["late", "--restart"]);
+    outcome.assert_one_error(1, &["deferred", "--restart"]);
 }

@@ -6,7 +6,7 @@ use std::panic::catch_unwind;
 
 use crate::support::mutate::mutate;
 use events_backfill::internals::{
-    Boundary, Checkpoint, MadeFor, Segment, SegmentCounts, Source, TraceRecord,
+    Boundary, Checkpoint, RunIdentity, Segment, SegmentCounts, Source, TraceRecord,
 };
 use serde_bytes::{ByteBuf, Bytes};
 
@@ -38,7 +38,7 @@ fn errors_among_mutations(
 
 fn checkpoint() -> Checkpoint {
     let facts = BTreeMap::from([("the server".to_owned(), "http://a".to_owned())]);
-    let mut checkpoint = Checkpoint::begin(MadeFor::of(facts), "run".to_owned(), 1);
+    let mut checkpoint = Checkpoint::begin(RunIdentity::of(facts), "run".to_owned(), 1);
     let boundary = |day| Boundary {
         project_id: ByteBuf::from("project"),
         observation_type: ByteBuf::from("SPAN"),

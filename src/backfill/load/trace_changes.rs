@@ -25,7 +25,7 @@ use crate::memory::buffer_pool::BufferPool;
 use crate::native::Block;
 use crate::partition::Day;
 use crate::shutdown::Shutdown;
-use crate::trace_store::{About, ElsewhereWriter, TraceRecord, TraceStore, key};
+use crate::trace_store::{About, RemoteWriter, TraceRecord, TraceStore, key};
 
 /// Versions are read from so long before the last time on, in microseconds: they carry the time
 /// at which Langfuse made them, and reach ClickHouse minutes later.
@@ -139,7 +139,7 @@ impl TraceChanges {
             latest.insert(encoded, (row.day, row.record));
         }
         let latest: Vec<Arrived<'_>> = latest.into_iter().collect();
-        let mut writer = ElsewhereWriter::new(&self.store, About::Moved);
+        let mut writer = RemoteWriter::new(&self.store, About::Moved);
         let mut rest = latest.as_slice();
         let mut at_once = rest.len().max(1);
         while !rest.is_empty() {
@@ -159,7 +159,7 @@ impl TraceChanges {
     fn keep_newer(
         &self,
         versions: &[Arrived<'_>],
-        writer: &mut ElsewhereWriter<'_>,
+        writer: &mut RemoteWriter<'_>,
     ) -> Result<bool, WorkError> {
         let asked: Vec<(Day, &[u8])> = versions
             .iter()

@@ -18,14 +18,14 @@ use bytes::Bytes;
 use tokio::task::block_in_place;
 
 use self::batch::{Batch, BatchMaker};
-use self::send::{Arriving, Destination, Sender, Sip};
+use self::send::{Arriving, Destination, KeepAlive, Sender};
 use super::error::WorkError;
 use super::guard::Guard;
 use super::guard::recovery::Recovery;
 use super::remote_lookup::deferred_rows::{DeferredReader, DeferredRows, DeferredWriter};
 use super::wanted_rows::WantedRows;
 use crate::clickhouse::{NativeStream, RequestError};
-use crate::enrich::{Aside, EnrichError, EnrichedBlock, Enricher, Unknown};
+use crate::enrich::{EnrichError, EnrichedBlock, Enricher, SetAside, Unknown};
 use crate::error::Error;
 use crate::inspect::segments::Segment;
 use crate::inspect::statements::{SegmentQuery, of_segment};
@@ -56,7 +56,7 @@ pub(crate) struct Pipeline {
     /// Makes batches.
     pub batches: BatchMaker,
     /// Where observations wait whose trace is not known.
-    pub late: DeferredRows,
+    pub deferred: DeferredRows,
     /// Whether they do, when they come from the server.
     pub unknown: Unknown,
     /// Most rows in one insert.
@@ -69,11 +69,11 @@ pub(crate) struct Pipeline {
 
 /// A piece of work.
 #[derive(Debug, Clone)]
-pub(crate) enum Piece {
+pub(crate) enum WorkItem {
     /// The observations of a segment.
     Segment(Segment),
     /// What a segment has left for later.
-    Late {
+    Deferred {
         /// The segment.
         segment: Segment,
         /// How much that is.
@@ -81,11 +81,11 @@ pub(crate) enum Piece {
     },
 }
 
-impl Piece {
+impl WorkItem {
     /// The segment that it is, or is a part of.
     pub(crate) fn segment(&self) -> &Segment {
         match self {
-            Piece::Segment(segment) | Piece::Late { segment, .. } => segment,
+            WorkItem::Segment(segment) | WorkItem::Deferred { segment, .. } => segment,
         }
     }
 
@@ -95,16 +95,16 @@ impl Piece {
 
     fn rows(&self) -> u64 {
         match self {
-            Piece::Segment(segment) => segment.rows,
-            Piece::Late { counts, .. } => counts.rows,
+            WorkItem::Segment(segment) => segment.rows,
+            WorkItem::Deferred { counts, .. } => counts.rows,
         }
     }
 
     fn name(&self) -> String {
         let number = self.number();
         match self {
-            Piece::Segment(_) => format!("segment {number}"),
-            Piece::Late { .. } => format!("what segment {number} left for later"),
+            WorkItem::Segment(_) => format!("segment {number}"),
+            WorkItem::Deferred { .. } => format!("what segment {number} left for later"),
         }
     }
 }
@@ -117,7 +117,7 @@ pub(crate) struct Done {
     /// What became events.
     pub counts: SegmentCounts,
     /// What is left for later.
-    pub late: DeferredCounts,
+    pub deferred: DeferredCounts,
     /// Whether an attempt failed that had sent something.
     pub was_repeated: bool,
 }
@@ -128,7 +128,7 @@ pub(crate) trait Journal {
     ///
     /// # Errors
     /// [`Error`] where it cannot be written down; then the piece is not begun.
-    fn begin(&mut self, piece: &Piece) -> Result<(), Error>;
+    fn begin(&mut self, piece: &WorkItem) -> Result<(), Error>;
 
     /// When all of a piece is acknowledged. Says whether to begin another one.
     ///
@@ -145,11 +145,11 @@ pub(crate) trait Journal {
 /// done before stay done.
 pub(crate) async fn run(
     pipeline: Arc<Pipeline>,
-    mut pieces: Vec<Piece>,
+    mut pieces: Vec<WorkItem>,
     phase: Arc<Phase>,
     journal: &mut impl Journal,
 ) -> Result<(), Error> {
-    pieces.sort_by_key(Piece::rows);
+    pieces.sort_by_key(WorkItem::rows);
     let mut running = JoinSet::new();
     let mut first_error = None;
     let mut is_enough = false;
@@ -202,7 +202,7 @@ const MOST_DIVISIONS: u32 = 16;
 struct Work {
     pipeline: Arc<Pipeline>,
     phase: Arc<Phase>,
-    piece: Piece,
+    piece: WorkItem,
 }
 
 /// How far one try at a piece got, for the progress bar.
@@ -288,8 +288,8 @@ impl Work {
     async fn try_once(&self, block_rows: usize, attempt: &mut Attempt) -> Result<Done, WorkError> {
         let number = self.piece.number();
         let kind = match &self.piece {
-            Piece::Segment(_) => "",
-            Piece::Late { .. } => "late-",
+            WorkItem::Segment(_) => "",
+            WorkItem::Deferred { .. } => "deferred-",
         };
         let name = format!("{kind}{number}-{}", attempt.number);
         let sender = Sender::new(&self.pipeline.destination, self.piece.name(), name);
@@ -308,11 +308,11 @@ impl Work {
         counts.left_out = left_out;
         counts.observations += left_out.written_before;
         counts.inserted += left_out.written_before;
-        let late = block_in_place(|| work.late.finish())?;
+        let deferred = block_in_place(|| work.deferred.finish())?;
         Ok(Done {
             number,
             counts,
-            late,
+            deferred,
             was_repeated: false,
         })
     }
@@ -320,7 +320,7 @@ impl Work {
     fn begin(&self, block_rows: usize, sender: Sender) -> Result<Try<'_>, WorkError> {
         let pipeline = &*self.pipeline;
         let (rows, unknown) = match &self.piece {
-            Piece::Segment(segment) => {
+            WorkItem::Segment(segment) => {
                 let preferred_bytes = pipeline.budget.preferred_block_bytes;
                 let sql = match &pipeline.wanted {
                     Some(wanted) => wanted.sql(&pipeline.query, segment)?,
@@ -331,8 +331,8 @@ impl Work {
                 (Rows::Server(Box::new(stream)), pipeline.unknown)
             }
             // By now there is nobody else to ask.
-            Piece::Late { segment, counts } => {
-                let file = pipeline.late.reader(segment.number, counts.bytes)?;
+            WorkItem::Deferred { segment, counts } => {
+                let file = pipeline.deferred.reader(segment.number, counts.bytes)?;
                 (Rows::File(file), Unknown::WithoutTrace)
             }
         };
@@ -341,7 +341,7 @@ impl Work {
             phase: &self.phase,
             rows,
             unknown,
-            late: pipeline.late.writer(self.piece.number()),
+            deferred: pipeline.deferred.writer(self.piece.number()),
             reader: BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool),
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -359,7 +359,7 @@ enum Rows {
     File(DeferredReader),
 }
 
-impl Sip for Rows {
+impl KeepAlive for Rows {
     async fn next_chunk(&mut self) -> Result<Option<Bytes>, WorkError> {
         match self {
             Rows::Server(stream) => Ok(stream.next_chunk().await?),
@@ -374,7 +374,7 @@ struct Try<'a> {
     phase: &'a Phase,
     rows: Rows,
     unknown: Unknown,
-    late: DeferredWriter,
+    deferred: DeferredWriter,
     reader: BlockReader,
     /// Blocks that have come and are not enriched yet.
     waiting: Vec<Block>,
@@ -466,17 +466,17 @@ impl Try<'_> {
         while let Some(mut group) = groups.pop() {
             let room = self.room(self.reader.held_with(0));
             let enricher = &self.pipeline.enricher;
-            let mut aside = Aside::default();
+            let mut set_aside = SetAside::default();
             self.waiting_bytes -= held_bytes(&group);
             let events = block_in_place(|| {
-                let events = enricher.enrich(&mut group, self.unknown, &mut aside, room);
-                for block in aside.late.drain(..) {
-                    self.late.push(&block)?;
+                let events = enricher.enrich(&mut group, self.unknown, &mut set_aside, room);
+                for block in set_aside.deferred.drain(..) {
+                    self.deferred.push(&block)?;
                 }
                 Ok::<_, WorkError>(events)
             })?;
             self.waiting_bytes += held_bytes(&group);
-            self.superseded += aside.superseded as u64;
+            self.superseded += set_aside.superseded as u64;
             match events {
                 Ok(events) => {
                     self.waiting_bytes -= held_bytes(&group);

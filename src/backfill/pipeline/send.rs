@@ -52,7 +52,7 @@ pub(crate) struct Destination {
 }
 
 /// Something that gives bytes, a little at a time.
-pub(crate) trait Sip {
+pub(crate) trait KeepAlive {
     /// The next bytes, or `None` at the end.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ pub(crate) struct Arriving<'a, S> {
     pub max_buffered_bytes: usize,
 }
 
-impl<S: Sip> Arriving<'_, S> {
+impl<S: KeepAlive> Arriving<'_, S> {
     /// Reads a little, if there is room for it: rather let the read break, and
     /// the segment be done again, than go over budget. The wait is short, so
     /// that the end of the insert is not missed.
@@ -95,7 +95,7 @@ const NOWHERE: Option<Arriving<'static, Nothing>> = None;
 /// Gives nothing.
 struct Nothing;
 
-impl Sip for Nothing {
+impl KeepAlive for Nothing {
     async fn next_chunk(&mut self) -> Result<Option<Bytes>, WorkError> {
         Ok(None)
     }
@@ -188,7 +188,7 @@ impl Sender {
     ///
     /// # Errors
     /// Whatever became of the batch.
-    pub(crate) async fn settle<S: Sip>(
+    pub(crate) async fn settle<S: KeepAlive>(
         &mut self,
         mut source: Option<Arriving<'_, S>>,
     ) -> Result<(), WorkError> {

@@ -32,10 +32,10 @@ impl Job {
             Source::Observations => About::Missing,
             Source::Traces => About::Moved,
         };
-        let late = self.checkpoint.late.clone();
+        let deferred = self.checkpoint.deferred.clone();
         let mut question = Question::default();
-        for (segment, counts) in late {
-            let file = pipeline.late.reader(segment, counts.bytes);
+        for (segment, counts) in deferred {
+            let file = pipeline.deferred.reader(segment, counts.bytes);
             let mut file = file.map_err(work_failed)?;
             let mut blocks = BlockReader::new(pipeline.budget.max_block_bytes, &self.pool);
             while let Some(chunk) = block_in_place(|| file.next_chunk()).map_err(work_failed)? {

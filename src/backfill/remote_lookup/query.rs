@@ -26,7 +26,7 @@ use crate::inspect::statements::select_items;
 use crate::native::{Block, StringCursor};
 use crate::partition::Day;
 use crate::shutdown::Shutdown;
-use crate::trace_store::{About, ElsewhereWriter, TraceRecord, TraceStore, key};
+use crate::trace_store::{About, RemoteWriter, TraceRecord, TraceStore, key};
 
 /// Bytes of ids that one question asks for. ClickHouse takes about three times as much for
 /// the text of the query and the set it makes of it.
@@ -227,7 +227,7 @@ impl TraceSource<'_> {
 /// Puts the versions of traces that arrive, the latest last, into the store.
 struct Answers<'a> {
     question: &'a Question,
-    writer: ElsewhereWriter<'a>,
+    writer: RemoteWriter<'a>,
     /// Whether the latest version of each trace that came is not deleted.
     is_live: BTreeMap<&'a [u8], bool>,
 }
@@ -236,7 +236,7 @@ impl<'a> Answers<'a> {
     fn new(question: &'a Question, about: About, store: &'a TraceStore) -> Self {
         Self {
             question,
-            writer: ElsewhereWriter::new(store, about),
+            writer: RemoteWriter::new(store, about),
             is_live: BTreeMap::new(),
         }
     }
