@@ -2,8 +2,8 @@
 //! it and as the event has it, in SQL.
 //!
 //! What comes from the observation alone is the same expression that a run
-//! selects (`mapping.rs`). What the trace has a part in is written here a second
-//! time, from the specification of the tables and independent of `enrich.rs`:
+//! selects (`mapping/`). What the trace has a part in is written here a second
+//! time, from the specification of the tables and independent of `enrich/`:
 //! whoever proves something by itself proves nothing.
 
 use std::borrow::Cow;

@@ -1,4 +1,4 @@
-//! What the statements of `sql.rs` yield.
+//! What the statements of `statements.rs` yield.
 
 use clickhouse::Row;
 use serde::Deserialize;
