@@ -1,6 +1,7 @@
 //! What can go wrong between this program and a ClickHouse server, and which of
 //! it passes by itself. This is the only place that decides what is retried.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::time::Duration;
 
@@ -125,6 +126,23 @@ const TIMEOUT: u32 = 159;
 /// MEMORY_LIMIT_EXCEEDED
 const MEMORY: u32 = 241;
 
+/// Limits of the user's settings profile, by the exception that says that one is met. All of them are
+/// lifted where the profile lets us.
+const LIMITS: &[(u32, &str)] = &[
+    (
+        158,
+        "max_rows_to_read, max_result_rows or max_rows_to_group_by",
+    ), // TOO_MANY_ROWS
+    (160, "min_execution_speed or max_estimated_execution_time"), // TOO_SLOW
+    (161, "max_columns_to_read"),                                 // TOO_MANY_COLUMNS
+    (165, "max_temporary_columns"),                               // TOO_MANY_TEMPORARY_COLUMNS
+    (166, "max_temporary_non_const_columns"), // TOO_MANY_TEMPORARY_NON_CONST_COLUMNS
+    (191, "max_rows_in_set or max_rows_in_join"), // SET_SIZE_LIMIT_EXCEEDED
+    (307, "max_bytes_to_read"),               // TOO_MANY_BYTES
+    (396, "max_result_rows or max_result_bytes"), // TOO_MANY_ROWS_OR_BYTES
+    (565, "max_partitions_to_read"),          // TOO_MANY_PARTITIONS
+];
+
 /// Whether it is a limit of time that the profile holds, so that it will be met again: where it may be
 /// lifted, it is.
 fn is_limit_of_time(code: u32, message: &str) -> bool {
@@ -132,8 +150,14 @@ fn is_limit_of_time(code: u32, message: &str) -> bool {
 }
 
 /// What a limit of the user's settings profile is called, and what to do.
-fn limit_named(code: u32, message: &str) -> &'static str {
-    match code {
+fn limit_named(code: u32, message: &str) -> Cow<'static, str> {
+    if let Some((_, name)) = LIMITS.iter().find(|limit| limit.0 == code) {
+        return format!(
+            "; the user's settings profile holds it ({name}): let the profile allow more"
+        )
+        .into();
+    }
+    let advice = match code {
         TIMEOUT if is_limit_of_time(code, message) => {
             "; max_execution_time of the user's settings profile ends what takes longer, and may not be \
              lifted: let the profile allow it, or read less at once with a smaller --segment-rows"
@@ -147,7 +171,8 @@ fn limit_named(code: u32, message: &str) -> &'static str {
              raise it"
         }
         _ => "",
-    }
+    };
+    advice.into()
 }
 
 fn describe_status(status: Option<u16>) -> String {
@@ -174,6 +199,12 @@ impl RequestError {
             | RequestError::Compressed
             | RequestError::Certificate(_) => false,
         }
+    }
+
+    /// Whether a limit of the user's settings profile is met, whatever was asked.
+    pub(crate) fn is_held_limit(&self) -> bool {
+        let code = self.code();
+        LIMITS.iter().any(|limit| Some(limit.0) == code)
     }
 
     /// Whether the server, or a proxy before it, would take less at once.

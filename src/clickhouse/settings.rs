@@ -176,12 +176,15 @@ pub(super) const MEANING: &[(&str, &str)] = &[
     ("insert_shard_id", "0"),
 ];
 
+/// The only preference that is no limit.
+pub(super) const COMPRESSION_LEVEL: &str = "http_zlib_compression_level";
+
 /// What is better otherwise, and is so where the profile lets us: limits to what a statement may take,
 /// above all, since a run takes long and reads much on purpose, and bounds its memory itself.
 pub(super) const PREFERENCES: &[(&str, &str)] = &[
     // Of LZ4 too. From 3 on, which is the default, it is the slow kind (LZ4HC), which takes the
     // server five times as long.
-    ("http_zlib_compression_level", "1"),
+    (COMPRESSION_LEVEL, "1"),
     ("max_execution_time", "0"),
     ("max_execution_time_leaf", "0"),
     ("max_estimated_execution_time", "0"),
@@ -237,12 +240,19 @@ pub(super) struct Settings {
 pub(super) struct Known {
     /// Those that go with each statement.
     pub(super) sent: Vec<(&'static str, &'static str)>,
+    /// Limits that the profile holds, with their values.
+    pub(super) held_limits: Vec<(&'static str, String)>,
 }
 
 impl Settings {
     /// What goes with each statement.
     pub(super) fn all(&self) -> &[(&'static str, &'static str)] {
         self.known.get().map_or(&[], |known| &known.sent)
+    }
+
+    /// Limits that could not be lifted.
+    pub(super) fn held_limits(&self) -> &[(&'static str, String)] {
+        self.known.get().map_or(&[], |known| &known.held_limits)
     }
 
     /// Whether the server has been asked.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::connection::Connection;
 use super::error::RequestError;
 use super::quoting;
-use super::settings::{Known, MEANING, OF_STATEMENTS, PREFERENCES};
+use super::settings::{COMPRESSION_LEVEL, Known, MEANING, OF_STATEMENTS, PREFERENCES};
 
 /// What the question for the settings themselves depends on. All servers know these.
 const OF_QUESTION: &[(&str, &str)] = &[
@@ -60,7 +60,10 @@ impl Connection {
             return Ok(());
         }
         let there_are = self.settings_of_user().await?;
-        let mut known = Known { sent: Vec::new() };
+        let mut known = Known {
+            sent: Vec::new(),
+            held_limits: Vec::new(),
+        };
         for &(name, wanted) in MEANING {
             match there_are.get(name) {
                 None => {}
@@ -75,6 +78,9 @@ impl Connection {
             match there_are.get(name) {
                 Some(setting) if self.may_be_set(name, wanted, setting).await? => {
                     known.sent.push((name, wanted));
+                }
+                Some(setting) if name != COMPRESSION_LEVEL && setting.value != wanted => {
+                    known.held_limits.push((name, setting.value.clone()));
                 }
                 _ => {}
             }
@@ -92,6 +98,12 @@ impl Connection {
         // If another task was faster, it has come to the same.
         let _ = self.settings.known.set(known);
         Ok(())
+    }
+
+    /// The limits that the profile holds, each with its value: what takes more than that fails. None
+    /// before the server has been asked.
+    pub(crate) fn held_limits(&self) -> &[(&'static str, String)] {
+        self.settings.held_limits()
     }
 
     /// What the server knows of itself.

@@ -148,6 +148,9 @@ fn server() -> &'static Server {
             ("block", holds("max_block_size", "65409")),
             ("threads", holds("max_threads", "1")),
             ("little_memory", holds("max_memory_usage", "20000000")),
+            ("few_bytes", holds("max_bytes_to_read", "10000")),
+            ("few_columns", holds("max_columns_to_read", "8")),
+            ("few_partitions", holds("max_partitions_to_read", "1")),
             (
                 "few_threads",
                 "<max_block_size>100</max_block_size><max_threads>1</max_threads><constraints>\
@@ -393,6 +396,33 @@ fn a_limit_of_memory_that_is_too_low_is_named() {
     let tool = tool(&database, "little_memory").env("MAX_RETRIES", "1");
     tool.run()
         .assert_one_error(1, &["max_memory_usage", "raise it"]);
+}
+
+#[test]
+fn limits_that_cannot_be_lifted_are_named() {
+    for (user, setting) in [
+        ("few_bytes", "max_bytes_to_read"),
+        ("few_columns", "max_columns_to_read"),
+        ("few_partitions", "max_partitions_to_read"),
+    ] {
+        let database = copy(user);
+        let outcome = tool(&database, user).run();
+        if user == "few_partitions" {
+            // The sample has no more.
+            outcome
+                .assert_code(0)
+                .assert_stderr_contains("holds max_partitions_to_read = 1");
+        } else {
+            let code = outcome.code.unwrap();
+            assert_ne!(code, 0);
+            let last = outcome.assert_one_error(code, &[setting, "settings profile"]);
+            assert!(!last.contains("another type"), "{last}");
+        }
+        command(&database, user, "plan")
+            .arg("--strict")
+            .run()
+            .assert_one_error(2, &[&format!("holds {setting}"), "--strict"]);
+    }
 }
 
 #[test]
