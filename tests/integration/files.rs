@@ -116,6 +116,19 @@ fn standard_output_takes_the_report_after_all_else() {
 }
 
 #[test]
+fn a_report_does_not_take_the_place_of_a_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    for path in [state.clone(), state.join("202406/checkpoint")] {
+        for (command, _) in COMMANDS {
+            let tool = tool(command, &path).env("STATE_DIR", &state);
+            tool.run().assert_one_error(2, &["--report", "state"]);
+        }
+    }
+    assert!(!state.exists());
+}
+
+#[test]
 fn what_cannot_be_written_is_told_before_the_work() {
     let database = small_month("unwritable");
     let directory = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ mod until;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -235,6 +235,10 @@ impl Options {
             // With experiments it would have no effect.
             asked.experiments = Choice::Off;
         }
+        let state_dir = environment.state_dir(arguments.state_dir);
+        if let Some(report) = &subject.report {
+            require_outside(report, &state_dir)?;
+        }
         Ok(Self {
             partition,
             connection,
@@ -246,7 +250,7 @@ impl Options {
             resume: arguments.resume,
             restart: arguments.restart,
             keep_traces: arguments.keep_traces,
-            state_dir: environment.state_dir(arguments.state_dir),
+            state_dir,
             memory_limit,
             budget,
             concurrency,
@@ -413,6 +417,33 @@ impl Settings<'_> {
             }
             _ => Ok(Password::default()),
         }
+    }
+}
+
+/// Refuses a report that would take the place of a month's state, or of the directory of all of it.
+fn require_outside(report: &Path, state_dir: &Path) -> Result<(), Error> {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let state_dir = absolute(state_dir);
+    let report_path = absolute(report);
+    let Ok(below) = report_path.strip_prefix(&state_dir) else {
+        return Ok(());
+    };
+    let is_month = |name: &str| {
+        name.get(..6)
+            .is_some_and(|month| month.parse::<u32>().is_ok())
+    };
+    match below
+        .iter()
+        .next()
+        .map(|name| is_month(&name.to_string_lossy()))
+    {
+        Some(false) => Ok(()),
+        Some(true) | None => Err(Error::Configuration(format!(
+            "--report names {}, where the state of a run is: name a file outside of the state \
+             directory {}",
+            report.display(),
+            state_dir.display()
+        ))),
     }
 }
 
