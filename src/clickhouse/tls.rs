@@ -49,7 +49,10 @@ pub(super) fn client_config(needed: bool, trust: &Trust) -> Result<ClientConfig,
 fn authorities_of_machine() -> Result<RootCertStore, String> {
     // Empty is as good as not set, but not to the library.
     let found = match env::var_os("SSL_CERT_FILE").is_some_and(|file| file.is_empty()) {
-        true => return Err("SSL_CERT_FILE is empty: unset it, or name a file".to_owned()),
+        true => {
+            let of_machine = openssl_probe::probe();
+            load_certs_from_paths(of_machine.cert_file.as_deref(), None)
+        }
         false => load_native_certs(),
     };
     let (roots, error) = parsed(found);

@@ -151,7 +151,7 @@ fn a_file_of_authorities_that_is_not_there_or_holds_none_is_named() {
     plan(&address)
         .env("SSL_CERT_FILE", "")
         .run()
-        .assert_one_error(2, &["SSL_CERT_FILE is empty"]);
+        .assert_one_error(2, &["nobody whom this machine trusts"]);
 }
 
 #[test]
