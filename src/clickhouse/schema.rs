@@ -133,7 +133,26 @@ struct Count {
     count: u64,
 }
 
+#[derive(Row, Deserialize)]
+struct Granted {
+    #[serde(rename = "result")]
+    granted: u8,
+}
+
 impl Connection {
+    /// Whether the user has a right on a table. A server that cannot be asked says it when the right
+    /// is needed.
+    ///
+    /// # Errors
+    /// Whatever the request met.
+    pub(crate) async fn may(&self, right: &str, table: &TableInfo) -> Result<bool, RequestError> {
+        let question = format!("CHECK GRANT {right} ON {}", table.qualified_name());
+        match self.rows::<Granted>(&question).await {
+            Err(RequestError::Exception { .. }) => Ok(true),
+            granted => Ok(granted?.iter().all(|row| row.granted != 0)),
+        }
+    }
+
     /// The server's version.
     ///
     /// # Errors

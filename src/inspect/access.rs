@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-use clickhouse::Row;
-use serde::Deserialize;
-
 use super::{ACCESS_DENIED, Count, Inspector};
 use crate::cli::options::Intent;
 use crate::clickhouse::{RequestError, TableInfo, quoting};
@@ -14,12 +11,6 @@ use crate::error::Error;
 const MOST_COUNTS: usize = 5;
 /// How long the server may count: it has to read what a row policy looks at.
 const PATIENCE: Duration = Duration::from_secs(300);
-
-#[derive(Row, Deserialize)]
-struct Granted {
-    #[serde(rename = "result")]
-    granted: u8,
-}
 
 impl Inspector {
     /// Refuses where the user may not even say which settings a statement has, or only read where
@@ -43,6 +34,18 @@ impl Inspector {
         }
     }
 
+    /// Tells of limits that the profile holds: what takes more than that ends the run.
+    pub(super) fn warn_of_held_limits(&mut self) -> Result<(), Error> {
+        for (name, value) in self.connection.held_limits().to_vec() {
+            self.warn(format!(
+                "the settings profile of user '{}' holds {name} = {value}: what takes more than that \
+                 ends the run; let the profile allow to change it",
+                self.options.connection.user
+            ))?;
+        }
+        Ok(())
+    }
+
     /// The target, and the tables that its views fill, which are kept right with it.
     pub(super) async fn written_tables(&self, target: &TableInfo) -> Result<Vec<TableInfo>, Error> {
         let mut tables = vec![target.clone()];
@@ -60,13 +63,7 @@ impl Inspector {
         }
         let user = self.options.connection.user.clone();
         for table in written {
-            let question = format!("CHECK GRANT INSERT ON {}", table.qualified_name());
-            let granted = match self.connection.rows::<Granted>(&question).await {
-                // A server that cannot be asked says it when there is something to write.
-                Err(RequestError::Exception { .. }) => continue,
-                granted => self.ask(async { granted }).await?,
-            };
-            if granted.iter().any(|row| row.granted == 0) {
+            if !self.ask(self.connection.may("INSERT", table)).await? {
                 let name = format!("{}.{}", table.database, table.name);
                 self.refuse_to_write(format!(
                     "user '{user}' may not write into {name}: GRANT INSERT ON {name} TO {user}"
@@ -99,6 +96,25 @@ impl Inspector {
             }
         }
         Ok(())
+    }
+
+    /// Tells where the user may not see which statements are under way: a run that is resumed waits
+    /// for the inserts of the process before.
+    pub(super) async fn look_for_processes(&mut self) -> Result<(), Error> {
+        if self.options.intent == Intent::Look {
+            return Ok(());
+        }
+        let question = "SELECT query_id FROM system.processes LIMIT 0";
+        match self.connection.check(question).await {
+            Err(error) if error.code() == Some(ACCESS_DENIED) => {
+                let user = self.options.connection.user.clone();
+                self.warn(format!(
+                    "user '{user}' may not read system.processes, which --resume needs: GRANT SELECT ON \
+                     system.processes TO {user}"
+                ))
+            }
+            asked => self.ask(async { asked }).await,
+        }
     }
 
     /// What is in the way of writing: a warning as long as nothing is to be written.

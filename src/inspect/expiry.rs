@@ -1,6 +1,9 @@
-//! Rows that the target's TTL takes as soon as they are written.
+//! Rows and values that the target's TTLs take as soon as they are written.
 
 use std::fmt;
+
+use clickhouse::Row;
+use serde::Deserialize;
 
 use super::{Count, Inspector};
 use crate::clickhouse::{PartitionSize, TableInfo, quoting};
@@ -10,7 +13,8 @@ use crate::error::Error;
 const OTHER_NAMES: [(&str, &str); 1] = [("span_id", "id")];
 
 impl Inspector {
-    /// Warns where a TTL of one of these tables takes rows of the month; gives the sentence.
+    /// Warns where a TTL of one of these tables takes rows of the month, or what is in a column of
+    /// them; gives the sentence.
     pub(super) async fn look_for_expiry(
         &mut self,
         written: &[TableInfo],
@@ -41,8 +45,39 @@ impl Inspector {
                 self.warn(what.clone())?;
                 told.get_or_insert(what);
             }
+            for (column, ttl) in self.column_ttls_of(table).await? {
+                let taken = self.rows_taken(&ttl, table, observations, rows).await;
+                let how_many = match taken {
+                    Some(0) => continue,
+                    None => "rows".to_owned(),
+                    Some(taken) => format!("{taken} of {} rows", rows.rows),
+                };
+                let what = format!(
+                    "the TTL of column {column} of {}.{} ({ttl}) and partition {}: it takes the values \
+                     of what is made of {how_many} of observations, which ClickHouse empties when it \
+                     merges; ALTER TABLE {} MODIFY COLUMN {column} REMOVE TTL, or a longer one, keeps \
+                     them",
+                    table.database,
+                    table.name,
+                    self.options.partition,
+                    table.qualified_name(),
+                );
+                self.warn(what.clone())?;
+                told.get_or_insert(what);
+            }
         }
         Ok(told)
+    }
+
+    async fn column_ttls_of(&self, table: &TableInfo) -> Result<Vec<(String, Ttl)>, Error> {
+        let question = format!(
+            "SELECT create_table_query AS statement FROM system.tables WHERE database = {} AND name = {}",
+            quoting::string(&table.database),
+            quoting::string(&table.name)
+        );
+        let made = self.ask(self.connection.rows::<Made>(&question)).await?;
+        let made = made.first();
+        Ok(made.map_or_else(Vec::new, |made| column_ttls(&made.statement)))
     }
 
     /// How many events of the month it takes, if that can be told from the observations.
@@ -90,6 +125,12 @@ impl Inspector {
     }
 }
 
+/// The statement that makes a table.
+#[derive(Row, Deserialize)]
+struct Made {
+    statement: String,
+}
+
 /// When rows are deleted.
 #[derive(Debug, PartialEq, Eq)]
 struct Ttl {
@@ -117,6 +158,27 @@ fn delete_ttls(engine_full: &str) -> Vec<Ttl> {
     let end = find_word(clause, "SETTINGS").unwrap_or(clause.len());
     let elements = divided(&clause[..end]);
     elements.into_iter().filter_map(ttl).collect()
+}
+
+/// The columns of a table that have a TTL, from the statement that makes it:
+/// `CREATE TABLE … (a T, b T CODEC(…) TTL c SETTINGS (…), INDEX …) ENGINE = …`.
+fn column_ttls(create: &str) -> Vec<(String, Ttl)> {
+    let Some((_, columns)) = create.split_once('(') else {
+        return Vec::new();
+    };
+    let end = outside(columns).find(|&(_, c)| c == ')');
+    let columns = end.map_or(columns, |(end, _)| &columns[..end]);
+    let with_ttl = divided(columns).into_iter().filter_map(|element| {
+        let ttl = &element[find_word(element, "TTL")? + "TTL".len()..];
+        let ttl = &ttl[..find_word(ttl, "SETTINGS").unwrap_or(ttl.len())];
+        let name = element.split_whitespace().next()?;
+        let ttl = Ttl {
+            expression: ttl.trim().to_owned(),
+            condition: None,
+        };
+        Some((name.trim_matches('`').to_owned(), ttl))
+    });
+    with_ttl.collect()
 }
 
 fn ttl(element: &str) -> Option<Ttl> {
@@ -152,7 +214,7 @@ fn outside(text: &str) -> impl Iterator<Item = (usize, char)> {
             None => match c {
                 '\'' | '"' | '`' => quote = Some(c),
                 '(' | '[' => depth += 1,
-                ')' | ']' => depth = depth.saturating_sub(1),
+                ')' | ']' if depth > 0 => depth -= 1,
                 _ => return depth == 0,
             },
         }
@@ -213,5 +275,28 @@ mod tests {
             (days(4), None),
         ];
         assert_eq!(of(&many), expected);
+    }
+
+    #[test]
+    fn the_times_at_which_columns_are_emptied_are_read_from_the_statement() {
+        let of = |create: &str| -> Vec<(String, String)> {
+            let ttls = column_ttls(create).into_iter();
+            ttls.map(|(name, ttl)| (name, ttl.expression)).collect()
+        };
+        let create = "CREATE TABLE a.b (`c, TTL` Map(String, String) DEFAULT map('TTL', ')'), \
+                      `input` String CODEC(ZSTD(3)) TTL toDateTime(start_time) + toIntervalDay(30), \
+                      `d` String TTL e SETTINGS (min_compress_block_size = 1), \
+                      INDEX f g TYPE text(tokenizer = 'TTL') GRANULARITY 1) \
+                      ENGINE = MergeTree ORDER BY (a, b) TTL h, i DELETE SETTINGS j = 1, k = 2";
+        let expected = [
+            ("input", "toDateTime(start_time) + toIntervalDay(30)"),
+            ("d", "e"),
+        ];
+        let expected = expected.map(|(name, ttl)| (name.to_owned(), ttl.to_owned()));
+        assert_eq!(of(create), expected);
+        assert_eq!(
+            of("CREATE TABLE a.b (`c` String) ENGINE = MergeTree ORDER BY c TTL d"),
+            []
+        );
     }
 }

@@ -26,6 +26,11 @@ const TARGETS: [&str; 2] = ["events_full", "events"];
 /// Table that says which traces belong to dataset runs.
 const DATASET_ITEMS: &str = "dataset_run_items_rmt";
 
+/// The way out that is always there, at the end of a sentence.
+const UNVERIFIED: &str = "or, where nobody can be between you and the server, say \
+                          --dangerously-accept-invalid-certificates";
+/// What is said of a certificate that no authority's signature would help.
+const IN_ITSELF: [&str; 2] = ["an authority's own", "version 1"];
 /// What rustls says of a certificate for another server.
 const OTHER_NAME: &str = "not valid for name";
 /// The user lacks a right.
@@ -83,6 +88,8 @@ pub struct Inspected {
     pub expiry: Option<String>,
     /// Which rows the user does not see, as a sentence.
     pub hidden: Option<String>,
+    /// The target, and the tables that its views fill.
+    pub written: Vec<TableInfo>,
 }
 
 impl Inspected {
@@ -282,6 +289,7 @@ impl Inspector {
         let written = self.written_tables(&target).await?;
         self.require_insert(&written).await?;
         self.require_select(&written).await?;
+        self.look_for_processes().await?;
         let sources: Vec<&TableInfo> = [&observations, &traces]
             .into_iter()
             .chain(&dataset_items)
@@ -321,6 +329,7 @@ impl Inspector {
             item_bytes,
             expiry,
             hidden,
+            written,
             server,
             observations,
             traces,
@@ -366,13 +375,20 @@ impl Inspector {
             ),
             (RequestError::Certificate(why), _) if why.contains(OTHER_NAME) => format!(
                 "the certificate of ClickHouse at {address} is for another name ({why}): name the \
-                 server in CLICKHOUSE_URL as its certificate does, or, if anybody may be between you \
-                 and the server, say --dangerously-accept-invalid-certificates"
+                 server in CLICKHOUSE_URL as its certificate does, {UNVERIFIED}"
             ),
+            (RequestError::Certificate(why), _)
+                if IN_ITSELF.iter().any(|one| why.contains(one)) =>
+            {
+                format!(
+                    "the certificate of ClickHouse at {address} is not accepted ({why}): give the server \
+                     one of version 3 with CA:FALSE and its name as subjectAltName, signed by an \
+                     authority that SSL_CERT_FILE names, {UNVERIFIED}"
+                )
+            }
             (RequestError::Certificate(why), _) => format!(
                 "the certificate of ClickHouse at {address} is not accepted ({why}): name a file with \
-                 the certificates of the authority that signed it in SSL_CERT_FILE, or, if anybody \
-                 may be between you and the server, say --dangerously-accept-invalid-certificates"
+                 the certificates of the authority that signed it in SSL_CERT_FILE, {UNVERIFIED}"
             ),
             (RequestError::Compressed, _) => error.to_string(),
             (_, Some(ACCESS_DENIED)) => format!("user '{user}' lacks a right: {error}"),
@@ -400,7 +416,7 @@ impl Inspector {
         let Err(error) = self.connection.check(&select(&items.join(", "))).await else {
             return Ok(());
         };
-        if error.code() == Some(ACCESS_DENIED) {
+        if error.code() == Some(ACCESS_DENIED) || error.is_held_limit() {
             return Err(self.describe(&error));
         }
         for item in items {
@@ -426,6 +442,7 @@ impl Inspector {
     async fn server(&mut self) -> Result<ServerInfo, Error> {
         self.require_changeable_settings().await?;
         self.ask(self.connection.settle_settings()).await?;
+        self.warn_of_held_limits()?;
         let server = self.ask(self.connection.server_info()).await?;
         let database = &self.options.database;
         if self.ask(self.connection.database_exists(database)).await? {

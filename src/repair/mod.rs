@@ -70,6 +70,9 @@ pub(crate) async fn run(mut options: Options, optimize: bool) -> Result<(), Erro
              that sees all rows in CLICKHOUSE_USER"
         )));
     }
+    if optimize && !options.dry_run {
+        require_merges(&session, &inspected, &options).await?;
+    }
     let state = StateDir::prepare_repair(&options.state_dir, options.partition, options.dry_run)?;
     if !options.dry_run {
         backfill::require_alone(&session, &inspected.target, options.partition).await?;
@@ -149,7 +152,7 @@ async fn find(
             resume::progress(&findings.checkpoint)
         ));
         report.resumed = true;
-        report.take(&findings.checkpoint);
+        report.take(&findings.checkpoint, findings.found.wanted);
         return Ok(findings);
     }
     state.clear()?;
@@ -171,13 +174,14 @@ async fn find(
     session.display.note(format_args!(
         "{} rows to write in {} segments, and {} that only the view's table lacks",
         HumanCount(
-            segments.iter().map(|segment| segment.rows).sum::<u64>() + wanted.rows_of_whole_days
+            (segments.iter().map(|segment| segment.rows).sum::<u64>() + wanted.rows_of_whole_days)
+                .saturating_sub(wanted.of_either)
         ),
         HumanCount(segments.len() as u64),
         HumanCount(wanted.only_missing_in_core),
     ));
     checkpoint.segments = Some(segments);
-    report.take(&checkpoint);
+    report.take(&checkpoint, wanted);
     if !options.dry_run {
         // What the checkpoint speaks of must outlast it.
         crate::state::report::keep(&found, &found_file(state))?;
@@ -254,6 +258,27 @@ async fn mend(
         let counted = session.unless_interrupted(optimizer.rows_left()).await;
         merged?;
         report.rows_to_merge = Some(counted?);
+    }
+    Ok(())
+}
+
+/// Refuses where the user may not have the tables merged.
+async fn require_merges(
+    session: &Session,
+    inspected: &Inspected,
+    options: &Options,
+) -> Result<(), Error> {
+    let user = &options.connection.user;
+    for table in &inspected.written {
+        let granted = session.connection.may("OPTIMIZE", table).await;
+        let granted = granted.map_err(|error| Error::Configuration(error.to_string()))?;
+        if !granted {
+            let name = format!("{}.{}", table.database, table.name);
+            return Err(Error::Configuration(format!(
+                "user '{user}' may not have {name} merged: GRANT OPTIMIZE ON {name} TO {user}, or leave \
+                 --optimize out"
+            )));
+        }
     }
     Ok(())
 }

@@ -27,6 +27,9 @@ pub(super) struct Wanted {
     pub rows_of_whole_days: u64,
     /// Rows that only the view's table lacks.
     pub only_missing_in_core: u64,
+    /// Rows that are wanted of a trace and of an observation, since nobody knows which of the two
+    /// they are made of.
+    pub of_either: u64,
 }
 
 /// Keeps what is found.
@@ -41,11 +44,8 @@ pub(super) struct Keeper {
 impl Findings for Keeper {
     fn found(&mut self, row: &FoundRow<'_>) {
         let kept = match row.kind {
-            Kind::Missing
-            | Kind::Different
-            | Kind::Stale
-            | Kind::Experiment
-            | Kind::DifferentInCore => self.keep_row(row),
+            Kind::Missing | Kind::Different | Kind::Stale => self.keep_row(row, row.source),
+            Kind::Experiment | Kind::DifferentInCore => self.keep_event(row),
             Kind::MissingInCore => self.keep_core(row),
             _ => Ok(()),
         };
@@ -78,10 +78,20 @@ impl Keeper {
         }
     }
 
-    fn keep_row(&mut self, row: &FoundRow<'_>) -> Result<(), StoreError> {
+    /// Keeps an event that was not compared with its source: one that is called as a root span may be
+    /// an observation's. The one that it is not made of has no such row, or leaves it to the other.
+    fn keep_event(&mut self, row: &FoundRow<'_>) -> Result<(), StoreError> {
+        if row.source == Source::Traces {
+            self.wanted.of_either += 1;
+            self.keep_row(row, Source::Observations)?;
+        }
+        self.keep_row(row, row.source)
+    }
+
+    fn keep_row(&mut self, row: &FoundRow<'_>, source: Source) -> Result<(), StoreError> {
         self.wanted.rows += 1;
         self.store.want_row(&WantedRow {
-            source: row.source as u8,
+            source: source as u8,
             project: row.key.project.to_vec(),
             day: row.day,
             trace_id: row.key.trace_id.to_vec(),

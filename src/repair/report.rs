@@ -119,9 +119,10 @@ impl Report {
     }
 
     /// Takes what is to be done.
-    pub(super) fn take(&mut self, checkpoint: &Checkpoint) {
+    pub(super) fn take(&mut self, checkpoint: &Checkpoint, wanted: Wanted) {
         let segments = checkpoint.segments.iter().flatten();
-        self.rows_wanted = segments.map(|segment| segment.rows).sum();
+        let rows: u64 = segments.map(|segment| segment.rows).sum();
+        self.rows_wanted = rows.saturating_sub(wanted.of_either);
         self.segments_total = checkpoint.segments.as_ref().map_or(0, Vec::len) as u64;
     }
 
@@ -135,6 +136,9 @@ impl Report {
 
     /// Rows that were to be written, and are not: what they are made of is not there any more.
     fn gone(&self) -> u64 {
+        if self.dry_run {
+            return 0;
+        }
         let done = self.rows_written + self.rows_there_meanwhile;
         self.rows_wanted.saturating_sub(done)
     }

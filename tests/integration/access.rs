@@ -28,6 +28,7 @@ fn server() -> &'static Server {
                 "some_of_nothing",
                 "blind_to_full",
                 "blind_to_core",
+                "blind_to_nothing",
             ]
             .map(|name| (name, String::new()))
             .into(),
@@ -49,6 +50,7 @@ fn server() -> &'static Server {
                 ),
                 ("blind_to_full", sees_all_but("events_full")),
                 ("blind_to_core", sees_all_but("events_core")),
+                ("blind_to_nothing", sees_all_but("nothing")),
             ],
             ..Options::default()
         })
@@ -249,12 +251,32 @@ fn a_right_to_read_the_events_that_is_missing_is_told_before_anything_is_loaded(
 }
 
 #[test]
+fn a_right_to_merge_that_is_missing_is_told_before_anything_is_compared() {
+    // Who may insert into all tables, and read them.
+    let repair = tool(&["repair", "--optimize"], "blind_to_nothing");
+    repair
+        .run()
+        .assert_one_error(2, &["GRANT OPTIMIZE ON", "--optimize"]);
+    tool(&["repair"], "blind_to_nothing").run().assert_code(0);
+}
+
+#[test]
 fn the_rights_of_the_readme_are_enough_to_look_at_everything() {
     let server = Server::start(Options {
         config: "<access_control_improvements>\
                  <select_from_system_db_requires_grant>true</select_from_system_db_requires_grant>\
                  </access_control_improvements>"
             .to_owned(),
+        profiles: vec![("sees_no_processes", String::new())],
+        of_users: vec![(
+            "sees_no_processes",
+            format!(
+                "<grants><query>GRANT SELECT, INSERT, SHOW ON granted_{}_1.*</query>\
+                 <query>GRANT SELECT ON system.parts</query>\
+                 <query>GRANT SELECT ON system.parts_columns</query></grants>",
+                process::id()
+            ),
+        )],
         ..Options::default()
     });
     let database = server.database("granted");
@@ -267,6 +289,14 @@ fn the_rights_of_the_readme_are_enough_to_look_at_everything() {
             .with_defaults()
             .run()
             .assert_code(0);
+        let blind = Tool::new(&database)
+            .args([command, "--partition", SAMPLE_PARTITION])
+            .env("CLICKHOUSE_USER", "sees_no_processes")
+            .with_defaults()
+            .run();
+        blind
+            .assert_code(0)
+            .assert_stderr_contains("GRANT SELECT ON system.processes TO sees_no_processes");
     }
 }
 
@@ -357,6 +387,23 @@ fn rows_that_a_ttl_takes_are_told() {
         .assert_code(0)
         .assert_stderr_contains("WHERE type = 'nothing') and partition 202406: it may take rows");
     execute(&database, "ALTER TABLE events_full REMOVE TTL");
+    let of_column = "ALTER TABLE events_full MODIFY COLUMN input TTL \
+                     toDateTime(start_time) + INTERVAL 30 DAY";
+    execute(&database, of_column);
+    plan(&[
+        "column input of",
+        &format!("{rows} of {rows} rows of observations"),
+    ]);
+    Tool::new(&database)
+        .args(["--strict"])
+        .args(month)
+        .run()
+        .assert_one_error(2, &["column input", "REMOVE TTL"]);
+    execute(
+        &database,
+        "ALTER TABLE events_full MODIFY COLUMN input REMOVE TTL",
+    );
+    assert!(!plan(&[]).contains("TTL"));
     let of_core = "ALTER TABLE events_core MODIFY TTL toDateTime(start_time) + INTERVAL 1 WEEK";
     execute(&database, of_core);
     plan(&["events_core"]);

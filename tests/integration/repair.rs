@@ -287,7 +287,9 @@ fn a_dry_run_says_what_there_is_to_write_and_writes_nothing() {
     delete(&database, &BOTH, &some_events(&database, OF_OBSERVATION, 4));
     let rows = ask_number(&database, "SELECT count() FROM events_full");
     let tool = repair(&database).arg("--dry-run");
-    tool.run().assert_code(0);
+    let outcome = tool.run();
+    outcome.assert_code(0);
+    assert!(!outcome.stdout.contains("Left"), "{}", outcome.stdout);
     assert_eq!(tool.report()["rows_wanted"], 4);
     assert_eq!(
         ask_number(&database, "SELECT count() FROM events_full"),

@@ -324,6 +324,32 @@ fn events_that_events_core_has_otherwise() {
     }
 }
 
+/// They are no root span that a trace makes.
+#[test]
+fn events_of_observations_that_are_called_as_root_spans() {
+    let called_so = "(project_id, trace_id, span_id) IN \
+                     (SELECT project_id, trace_id, id FROM observations WHERE id = concat('t-', trace_id))";
+    for (name, table, kind) in [
+        ("core", "events_core", "different_in_core"),
+        ("full", "events_full", "different"),
+    ] {
+        let database = backfilled(&format!("damage_called_as_roots_{name}"));
+        let events = some_events(&database, called_so, 3);
+        change(&database, table, "'other' AS output", &events);
+        assert_mended(&database, &[(kind, 3)], 3);
+    }
+    let database = backfilled("damage_called_as_roots_experiments");
+    let condition = format!("{called_so} AND experiment_id != ''");
+    let events = some_events(&database, &condition, 1);
+    change(
+        &database,
+        "events_full",
+        "'other' AS experiment_name",
+        &events,
+    );
+    assert_mended(&database, &[("different_experiments", 1)], 1);
+}
+
 #[test]
 fn events_that_only_events_core_has() {
     let database = backfilled("damage_core_extra");
