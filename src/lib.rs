@@ -51,7 +51,7 @@ pub mod internals {
         Compression, Connection, ConnectionOptions, NativeStream, Password, Statement, TableColumn,
         TableInfo, Trust, quoting,
     };
-    pub use crate::commands::each_partition;
+    pub use crate::commands::each_partition::{self, Looked};
     pub use crate::enrich::{Enricher, SetAside, Unknown};
     pub use crate::error::Error;
     pub use crate::inspect::segments::{self, Boundary, Segment};
@@ -64,6 +64,7 @@ pub mod internals {
         put_varint,
     };
     pub use crate::partition::Day;
+    pub use crate::session::Session;
     pub use crate::state::checkpoint::{Checkpoint, RunIdentity};
     pub use crate::state::counts::SegmentCounts;
     pub use crate::trace_store::{DayWriter, SeenTraces, TraceRecord, TraceStore, key};

@@ -1,8 +1,5 @@
 //! The connection, the display and the signals: one of each for a process.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
-
 use crate::cli::options::Options;
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
@@ -12,13 +9,13 @@ use crate::progress::Display;
 use crate::shutdown::Shutdown;
 
 /// What all jobs of a process share.
-pub(crate) struct Session {
+pub struct Session {
     /// The way to ClickHouse; what it asks is asked once.
-    pub connection: Connection,
+    pub(crate) connection: Connection,
     /// Where progress is shown.
-    pub display: Display,
+    pub(crate) display: Display,
     /// Whether the process has been asked to end.
-    pub shutdown: Shutdown,
+    pub(crate) shutdown: Shutdown,
 }
 
 impl Session {
@@ -41,9 +38,9 @@ impl Session {
         Ok(Self {
             display,
             shutdown: Shutdown::listen(tell)
-                .map_err(|error| Error::failed("the program cannot listen to signals", error))?,
+                .map_err(|error| Error::caused("the program cannot listen to signals", error))?,
             connection: Connection::new(options.connection.clone())
-                .map_err(Error::Configuration)?,
+                .map_err(Error::configuration)?,
         })
     }
 
@@ -58,7 +55,7 @@ impl Session {
     /// address that is wrong is told at once.
     ///
     /// # Errors
-    /// [`Error::Configuration`] with what is wrong, or [`Error::Interrupted`].
+    /// [`Kind::Configuration`](crate::error::Kind) with what is wrong, or [`Kind::Interrupted`](crate::error::Kind).
     pub(crate) async fn inspect(
         &self,
         options: &mut Options,
@@ -90,25 +87,15 @@ impl Session {
             .unless_interrupted(inspect(connection, options, retries))
             .await?;
         for note in &inspected.notes {
-            self.tell_once(note);
+            self.display.note_once(note.clone());
         }
         Ok(inspected)
-    }
-
-    /// Prints what is the same for all partitions once for each process: a proof has a session for
-    /// each of its partitions.
-    fn tell_once(&self, note: &str) {
-        static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-        let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.insert(note.to_owned()) {
-            self.display.note(note);
-        }
     }
 
     /// Does something that leaves nothing half done, until it is asked to end.
     ///
     /// # Errors
-    /// Those of the work, or [`Error::Interrupted`].
+    /// Those of the work, or [`Kind::Interrupted`](crate::error::Kind).
     pub(crate) async fn unless_interrupted<T>(
         &self,
         work: impl Future<Output = Result<T, Error>>,

@@ -53,12 +53,10 @@ impl<'a> Attempts<'a> {
         self.unless_interrupted()?;
         match again {
             true => Ok(()),
-            false => Err(Error::Failed(format!(
-                "{}{}: {error}{}",
-                self.failed,
-                self.tries.in_words(),
-                error.advice()
-            ))),
+            false => {
+                let failed = format!("{}{}", self.failed, self.tries.in_words());
+                Err(Error::caused(failed, &error).with(error.advice()))
+            }
         }
     }
 

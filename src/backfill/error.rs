@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use crate::clickhouse::RequestError;
 use crate::clickhouse::retry::Hope;
 use crate::enrich::EnrichError;
-use crate::memory::{ByteSize, open_files};
+use crate::error::{Advice, Error};
+use crate::memory::ByteSize;
 use crate::native::NativeError;
-use crate::state::files::{DISK_FULL, advice_on_files};
+use crate::state::files::{advice_on_files, advice_on_words};
 use crate::trace_store::StoreError;
 
 /// Why reading, enriching or writing some rows did not work, before it is
@@ -47,7 +48,7 @@ pub(crate) enum WorkError {
         /// The system's words.
         message: String,
         /// What to do about it, if there is something.
-        advice: &'static str,
+        advice: Option<Advice>,
     },
     /// The spans of a trace do not fit into memory together.
     #[error("trace {trace} of project {project} has spans of more than {} of ids", ByteSize(*limit as u64))]
@@ -127,30 +128,33 @@ impl WorkError {
         (rows > 1).then(|| (rows / SMALLER_BLOCKS).max(1))
     }
 
-    /// What to do about it, if there is something, to be put behind the error.
-    pub(crate) fn advice(&self) -> &'static str {
+    /// What to do about it, if there is something.
+    pub(crate) fn advice(&self) -> Option<Advice> {
         match self {
             WorkError::Native(NativeError::TooLarge { rows: 1, .. }) => {
-                ": a single row is larger than that; raise --memory-limit or lower --concurrency"
+                Some(Advice::MakeRoomForRow)
             }
-            WorkError::Store(StoreError::Database { message, .. })
-                if message.contains("No space left") =>
-            {
-                DISK_FULL
-            }
-            WorkError::Store(StoreError::Database { message, .. })
-                if open_files::are_too_many(message) =>
-            {
-                open_files::ADVICE
-            }
-            WorkError::File { advice, .. } => advice,
-            WorkError::LargeTrace { .. } => ": raise --memory-limit",
+            WorkError::Store(StoreError::Database { message, .. }) => advice_on_words(message),
+            WorkError::File { advice, .. } => advice.clone(),
+            WorkError::LargeTrace { .. } => Some(Advice::RaiseMemoryLimit),
             WorkError::InsertFailed { error, .. } if error.is_too_large() => {
-                ": even a single row is too large for the server, or for a proxy before it; raise \
-                 its limit"
+                Some(Advice::RaiseServerLimit)
             }
-            _ => "",
+            _ => None,
         }
+    }
+}
+
+/// There is no use in trying again.
+impl From<WorkError> for Error {
+    fn from(error: WorkError) -> Self {
+        Error::failed(error.to_string()).with(error.advice())
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        WorkError::Store(error).into()
     }
 }
 

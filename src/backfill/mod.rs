@@ -3,18 +3,24 @@
 
 pub(crate) mod attempts;
 pub(crate) mod block_stream;
+mod context;
 pub(crate) mod error;
 pub(crate) mod experiments;
 pub(crate) mod guard;
 mod job;
+mod journal;
+mod known_rows;
 pub(crate) mod load;
 mod mend;
 pub(crate) mod pipeline;
 pub(crate) mod remote_lookup;
+mod run_report;
 mod stream;
 mod target;
+mod views;
 pub(crate) mod wanted_rows;
 
+pub(crate) use context::{Context, target_keys};
 pub(crate) use job::{Ended, run};
-pub(crate) use mend::{Mending, mend};
-pub(crate) use target::{require_alone, target_keys};
+pub(crate) use mend::mend;
+pub(crate) use target::require_alone;

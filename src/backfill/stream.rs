@@ -1,293 +1,268 @@
 //! The second phase: observations become events, then traces root spans.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::context::Context;
 use super::guard::Guard;
-use super::job::Job;
+use super::journal::Journal;
+use super::known_rows::recovery;
+use super::load::trace_changes::TraceChanges;
 use super::pipeline::batch::{BatchLimit, BatchMaker};
 use super::pipeline::send::Destination;
-use super::pipeline::{self, Done, Journal, Pipeline, WorkItem};
+use super::pipeline::{self, Done, Pipeline, Records, WorkItem};
+use super::remote_lookup;
 use super::remote_lookup::deferred_rows::DeferredRows;
 use super::wanted_rows::WantedRows;
 use crate::clickhouse::Compression;
 use crate::enrich::{Enricher, Unknown};
 use crate::error::Error;
-use crate::inspect::segments;
 use crate::mapping::Source;
 use crate::memory;
 use crate::memory::numbers::in_memory;
 use crate::progress::Phase;
+use crate::state::checkpoint::Checkpoint;
 use crate::trace_store::TraceStore;
 
 /// When observations of so many bytes wait for their traces, these are looked for before
 /// more segments are begun.
-const LATE_BYTES: u64 = 1 << 30;
+const DEFERRED_BYTES: u64 = 1 << 30;
 
-impl Job {
-    /// Makes events of the rows of a source.
-    pub(super) async fn stream(
-        &mut self,
-        source: Source,
-        store: &Arc<TraceStore>,
-        destination: &Arc<Destination>,
-    ) -> Result<(), Error> {
-        let rows = |source| self.checkpoint.segments_of(source).map(|s| s.rows).sum();
-        let planned: u64 = rows(source);
-        let before = match source {
-            Source::Observations => 0,
-            Source::Traces => rows(Source::Observations),
-        };
-        let whole = Source::BOTH.map(rows).iter().sum();
-        let left = self.checkpoint.remaining(source);
-        let left: u64 = left.iter().map(|segment| segment.rows).sum();
-        let name = match (source, self.options.dry_run) {
-            (Source::Observations, true) => "observations read",
-            (Source::Observations, false) => "observations processed",
-            (Source::Traces, true) => "root spans read",
-            (Source::Traces, false) => "root spans processed",
-        };
-        let phase = Phase::begin(&self.display, name, planned, planned - left);
-        let phase = Arc::new(phase.leading(before, whole));
-        let pipeline = Arc::new(self.pipeline(source, store, destination)?);
-        let changes = Arc::clone(&self.changes);
-        let streaming = async {
-            let mut outcome = Ok(());
-            while outcome.is_ok() && !self.is_streamed(source) {
-                outcome = self.stream_segments(source, &pipeline, &phase).await;
-                if outcome.is_ok() {
-                    outcome = self.stream_deferred(source, &pipeline, store).await;
-                }
+/// Makes events of the rows of a source, while traces that change meanwhile are loaded again.
+///
+/// # Errors
+/// [`Error`] where it does not work, or the run is asked to end.
+pub(super) async fn stream(
+    context: &Context,
+    journal: &mut Journal,
+    source: Source,
+    store: &Arc<TraceStore>,
+    destination: &Arc<Destination>,
+    changes: Option<&TraceChanges>,
+) -> Result<(), Error> {
+    let phase = Arc::new(begin_phase(context, journal.checkpoint(), source));
+    let pipeline = Arc::new(pipeline(context, journal, source, store, destination)?);
+    let streaming = async {
+        let mut outcome = Ok(());
+        while outcome.is_ok() && !is_streamed(journal.checkpoint(), source) {
+            outcome = stream_segments(journal, source, &pipeline, &phase).await;
+            if outcome.is_ok() {
+                outcome = stream_deferred(context, journal, source, &pipeline, store).await;
             }
-            outcome
-        };
-        let outcome = match changes.get() {
-            Some(changes) => tokio::select! {
-                outcome = streaming => outcome,
-                error = changes.watch() => Err(error),
-            },
-            None => streaming.await,
-        };
-        phase.finish();
+        }
         outcome
-    }
+    };
+    let outcome = match changes {
+        Some(changes) => tokio::select! {
+            outcome = streaming => outcome,
+            error = changes.watch() => Err(error),
+        },
+        None => streaming.await,
+    };
+    phase.finish();
+    outcome
+}
 
-    fn is_streamed(&self, source: Source) -> bool {
-        self.checkpoint.remaining(source).is_empty() && self.checkpoint.deferred.is_empty()
-    }
+fn begin_phase(context: &Context, checkpoint: &Checkpoint, source: Source) -> Phase {
+    let rows = |source| checkpoint.segments_of(source).map(|s| s.rows).sum();
+    let planned: u64 = rows(source);
+    let before = match source {
+        Source::Observations => 0,
+        Source::Traces => rows(Source::Observations),
+    };
+    let whole = Source::BOTH.map(rows).iter().sum();
+    let left = checkpoint.remaining(source);
+    let left: u64 = left.iter().map(|segment| segment.rows).sum();
+    let name = match (source, context.options.dry_run) {
+        (Source::Observations, true) => "observations read",
+        (Source::Observations, false) => "observations processed",
+        (Source::Traces, true) => "root spans read",
+        (Source::Traces, false) => "root spans processed",
+    };
+    Phase::begin(&context.display, name, planned, planned - left).leading(before, whole)
+}
 
-    /// Works on the segments that are left, until too much waits for its traces.
-    async fn stream_segments(
-        &mut self,
-        source: Source,
-        pipeline: &Arc<Pipeline>,
-        phase: &Arc<Phase>,
-    ) -> Result<(), Error> {
-        let pieces = self.checkpoint.remaining(source);
-        let pieces = pieces.into_iter().map(WorkItem::Segment);
-        let pieces = pieces.collect();
-        let mut journal = SegmentJournal(self);
-        let (pipeline, phase) = (Arc::clone(pipeline), Arc::clone(phase));
-        pipeline::run(pipeline, pieces, phase, &mut journal).await
-    }
+fn is_streamed(checkpoint: &Checkpoint, source: Source) -> bool {
+    checkpoint.remaining(source).is_empty() && checkpoint.deferred.is_empty()
+}
 
-    /// Looks for the traces of the observations that wait, and makes events of them.
-    async fn stream_deferred(
-        &mut self,
-        source: Source,
-        pipeline: &Arc<Pipeline>,
-        store: &Arc<TraceStore>,
-    ) -> Result<(), Error> {
-        if self.checkpoint.deferred.is_empty() {
-            return Ok(());
-        }
-        let rows = self
-            .checkpoint
-            .deferred
-            .values()
-            .map(|deferred| deferred.rows)
-            .sum();
-        let name = "with traces elsewhere";
-        let phase = Arc::new(Phase::begin(&self.display, name, rows, 0));
-        self.look_elsewhere(source, pipeline, store).await?;
-        let deferred = self.checkpoint.deferred.iter();
-        let pieces = deferred.filter_map(|(&number, &counts)| {
-            let segment = self.checkpoint.segment(number)?.clone();
-            Some(WorkItem::Deferred { segment, counts })
-        });
-        let pieces: Vec<WorkItem> = pieces.collect();
-        let mut journal = LateJournal {
-            job: self,
-            deferred: pipeline.deferred.clone(),
-        };
-        let (pipeline, shown) = (Arc::clone(pipeline), Arc::clone(&phase));
-        let outcome = pipeline::run(pipeline, pieces, shown, &mut journal).await;
-        phase.finish();
-        outcome
-    }
+/// Works on the segments that are left, until too much waits for its traces.
+async fn stream_segments(
+    journal: &mut Journal,
+    source: Source,
+    pipeline: &Arc<Pipeline>,
+    phase: &Arc<Phase>,
+) -> Result<(), Error> {
+    let items = journal.checkpoint().remaining(source);
+    let items = items.into_iter().map(WorkItem::Segment).collect();
+    let mut records = SegmentRecords(journal);
+    let (pipeline, phase) = (Arc::clone(pipeline), Arc::clone(phase));
+    pipeline::run(pipeline, items, phase, &mut records).await
+}
 
-    /// Makes the plan, unless it is in the checkpoint.
-    pub(super) async fn plan(&mut self) -> Result<(), Error> {
-        if self.checkpoint.segments.is_some() {
-            return Ok(());
-        }
-        let sources = self.options.sources().into_iter();
-        let partitions: Vec<_> = sources
-            .map(|source| self.inspected.partition(source))
-            .collect();
-        let plan = segments::make(&self.connection, &partitions, self.options.segment_rows);
-        let segments = tokio::select! {
-            segments = plan => segments.map_err(|error| {
-                Error::failed("the partition cannot be divided into segments", error)
-            })?,
-            signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
-        };
-        self.checkpoint.segments = Some(segments);
-        Ok(())
+/// Looks for the traces of the observations that wait, and makes events of them.
+async fn stream_deferred(
+    context: &Context,
+    journal: &mut Journal,
+    source: Source,
+    pipeline: &Arc<Pipeline>,
+    store: &Arc<TraceStore>,
+) -> Result<(), Error> {
+    let deferred = &journal.checkpoint().deferred;
+    if deferred.is_empty() {
+        return Ok(());
     }
+    let rows = deferred.values().map(|deferred| deferred.rows).sum();
+    let name = "with traces elsewhere";
+    let phase = Arc::new(Phase::begin(&context.display, name, rows, 0));
+    remote_lookup::look_up_deferred(context, journal, pipeline, source, store).await?;
+    let checkpoint = journal.checkpoint();
+    let items = checkpoint.deferred.iter().filter_map(|(&number, &counts)| {
+        let segment = checkpoint.segment(number)?.clone();
+        Some(WorkItem::Deferred { segment, counts })
+    });
+    let items: Vec<WorkItem> = items.collect();
+    let mut records = DeferredRecords {
+        journal,
+        deferred: pipeline.deferred.clone(),
+    };
+    let (pipeline, shown) = (Arc::clone(pipeline), Arc::clone(&phase));
+    let outcome = pipeline::run(pipeline, items, shown, &mut records).await;
+    phase.finish();
+    outcome
+}
 
-    pub(super) fn destination(&self, source: Source) -> Destination {
-        let target = &self.inspected.target;
-        Destination {
-            connection: self.connection.clone(),
-            insert_sql: format!(
-                "INSERT INTO {} ({}) FORMAT Native",
-                target.qualified_name(),
-                self.inspected.mapping_of(source).insert_columns()
-            ),
-            has_views: target.has_views,
-            query_prefix: format!("{}{:x}", self.query_prefix(), fastrand::u64(..)),
-            dry_run: self.options.dry_run,
-            limit: BatchLimit::new(match self.connection.compression() {
-                Compression::None => self.options.budget.batch_bytes,
-                // They take less memory than they have bytes.
-                Compression::Lz4 => in_memory(memory::LARGEST_BATCH),
-            }),
-            retries: self.retries.clone(),
-            shutdown: self.shutdown.clone(),
-            insert_nanoseconds: AtomicU64::new(0),
-        }
+/// Where the events of a source go.
+pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> Destination {
+    let target = &context.inspected.target;
+    Destination {
+        connection: context.connection.clone(),
+        insert_sql: format!(
+            "INSERT INTO {} ({}) FORMAT Native",
+            target.qualified_name(),
+            context.inspected.mapping_of(source).insert_columns()
+        ),
+        has_views: target.has_views,
+        query_prefix: format!("{}{:x}", context.query_prefix(run_id), fastrand::u64(..)),
+        dry_run: context.options.dry_run,
+        limit: BatchLimit::new(match context.connection.compression() {
+            Compression::None => context.options.budget.batch_bytes,
+            // They take less memory than they have bytes.
+            Compression::Lz4 => in_memory(memory::LARGEST_BATCH),
+        }),
+        retries: context.retries.clone(),
+        shutdown: context.shutdown.clone(),
+        insert_nanoseconds: AtomicU64::new(0),
     }
+}
 
-    fn pipeline(
-        &self,
-        source: Source,
-        store: &Arc<TraceStore>,
-        destination: &Arc<Destination>,
-    ) -> Result<Pipeline, Error> {
-        let inspected = &self.inspected;
-        let mapping = Arc::new(inspected.mapping_of(source).clone());
-        let budget = self.options.budget;
-        let until = self.checkpoint.target.as_ref().and_then(|t| t.until);
-        let guard = Guard::new(&mapping, Arc::clone(store), until).map_err(Error::Configuration)?;
-        Ok(Pipeline {
-            guard,
-            recovery: self.recovery(store),
-            enricher: Enricher::new(mapping, Arc::clone(store), budget.pool()),
-            query: inspected.segment_query(source),
-            wanted: self.is_repair.then(|| {
-                let partition = inspected.partition(source);
-                WantedRows {
-                    store: Arc::clone(store),
-                    table: partition.table.qualified_name(),
-                    partition_id: partition.id.to_owned(),
-                }
-            }),
-            destination: Arc::clone(destination),
-            budget,
-            pool: self.pool.clone(),
-            batches: BatchMaker {
-                compression: self.connection.compression(),
-                pool: budget.pool(),
-            },
-            deferred: DeferredRows::new(self.state.deferred_rows()),
-            unknown: match (source, self.options.remote_lookup) {
-                (Source::Observations, false) => Unknown::WithoutTrace,
-                // What is missing arrived after the traces were loaded.
-                (Source::Traces, _) | (_, true) => Unknown::Deferred,
-            },
-            batch_rows: self.options.batch_rows,
-            // A block is never divided, so it must not be larger than a batch.
-            block_rows: self.options.block_rows.min(self.options.batch_rows),
-            concurrency: self.options.concurrency,
-        })
-    }
+fn pipeline(
+    context: &Context,
+    journal: &Journal,
+    source: Source,
+    store: &Arc<TraceStore>,
+    destination: &Arc<Destination>,
+) -> Result<Pipeline, Error> {
+    let (inspected, options) = (&context.inspected, &context.options);
+    let mapping = Arc::new(inspected.mapping_of(source).clone());
+    let budget = options.budget;
+    let target = journal.checkpoint().target.as_ref();
+    let until = target.and_then(|target| target.until);
+    let guard = Guard::new(&mapping, Arc::clone(store), until).map_err(Error::configuration)?;
+    Ok(Pipeline {
+        guard,
+        recovery: recovery(context, journal.checkpoint(), store),
+        enricher: Enricher::new(mapping, Arc::clone(store), budget.pool()),
+        query: inspected.segment_query(source),
+        wanted: context.is_repair.then(|| {
+            let partition = inspected.partition(source);
+            WantedRows {
+                store: Arc::clone(store),
+                table: partition.table.qualified_name(),
+                partition_id: partition.id.to_owned(),
+            }
+        }),
+        destination: Arc::clone(destination),
+        budget,
+        pool: context.pool.clone(),
+        batches: BatchMaker {
+            compression: context.connection.compression(),
+            pool: budget.pool(),
+        },
+        deferred: DeferredRows::new(context.state.deferred_rows()),
+        unknown: match (source, options.remote_lookup) {
+            (Source::Observations, false) => Unknown::WithoutTrace,
+            // What is missing arrived after the traces were loaded.
+            (Source::Traces, _) | (_, true) => Unknown::Deferred,
+        },
+        batch_rows: options.batch_rows,
+        // A block is never divided, so it must not be larger than a batch.
+        block_rows: options.block_rows.min(options.batch_rows),
+        concurrency: options.concurrency,
+    })
 }
 
 /// What of a source is begun and done. What is not written down will be done again.
-struct SegmentJournal<'a>(&'a mut Job);
+struct SegmentRecords<'a>(&'a mut Journal);
 
-impl Journal for SegmentJournal<'_> {
-    fn begin(&mut self, piece: &WorkItem) -> Result<(), Error> {
-        let checkpoint = &mut self.0.checkpoint;
-        let number = piece.segment().number;
-        let is_new = checkpoint.begun.insert(number);
-        self.0.has_written();
-        match is_new {
-            true => self.0.save(),
-            false => Ok(()),
+impl Records for SegmentRecords<'_> {
+    fn begin(&mut self, item: &WorkItem) -> Result<(), Error> {
+        let number = item.segment().number;
+        // From now on what changes may have been written already.
+        let changes = self.0.changes();
+        changes.has_written.store(true, Ordering::Relaxed);
+        match self.0.checkpoint().begun.contains(&number) {
+            true => Ok(()),
+            false => self.0.commit(|checkpoint| {
+                checkpoint.begun.insert(number);
+            }),
         }
     }
 
     fn done(&mut self, done: Done) -> Result<bool, Error> {
         let number = done.number;
-        let checkpoint = &mut self.0.checkpoint;
-        checkpoint.begun.remove(&number);
-        checkpoint.done.insert(number, done.counts);
-        if done.deferred.rows > 0 {
-            checkpoint.deferred.insert(number, done.deferred);
-        }
-        if done.was_repeated {
-            checkpoint.repeated.insert(number);
-        }
-        self.0.save().inspect_err(|_| {
-            let checkpoint = &mut self.0.checkpoint;
-            checkpoint.begun.insert(number);
-            checkpoint.done.remove(&number);
-            checkpoint.deferred.remove(&number);
+        self.0.commit(|checkpoint| {
+            checkpoint.begun.remove(&number);
+            checkpoint.done.insert(number, done.counts);
+            if done.deferred.rows > 0 {
+                checkpoint.deferred.insert(number, done.deferred);
+            }
+            if done.was_repeated {
+                checkpoint.repeated.insert(number);
+            }
         })?;
-        let waiting: u64 = self
-            .0
-            .checkpoint
-            .deferred
-            .values()
-            .map(|deferred| deferred.bytes)
-            .sum();
-        Ok(waiting < LATE_BYTES)
+        let deferred = self.0.checkpoint().deferred.values();
+        let waiting: u64 = deferred.map(|deferred| deferred.bytes).sum();
+        Ok(waiting < DEFERRED_BYTES)
     }
 }
 
-/// The same of what segments have left for later.
-struct LateJournal<'a> {
-    job: &'a mut Job,
+/// The same of what segments have deferred.
+struct DeferredRecords<'a> {
+    journal: &'a mut Journal,
     deferred: DeferredRows,
 }
 
-impl Journal for LateJournal<'_> {
-    fn begin(&mut self, piece: &WorkItem) -> Result<(), Error> {
-        let number = piece.segment().number;
-        if self.job.checkpoint.late_begun.insert(number) {
-            return self.job.save();
+impl Records for DeferredRecords<'_> {
+    fn begin(&mut self, item: &WorkItem) -> Result<(), Error> {
+        let number = item.segment().number;
+        match self.journal.checkpoint().late_begun.contains(&number) {
+            true => Ok(()),
+            false => self.journal.commit(|checkpoint| {
+                checkpoint.late_begun.insert(number);
+            }),
         }
-        Ok(())
     }
 
     fn done(&mut self, done: Done) -> Result<bool, Error> {
         let number = done.number;
-        let checkpoint = &mut self.job.checkpoint;
-        checkpoint.late_begun.remove(&number);
-        let before = checkpoint.deferred.remove(&number);
-        checkpoint.late_done.insert(number, done.counts);
-        if done.was_repeated {
-            checkpoint.repeated.insert(number);
-        }
-        self.job.save().inspect_err(|_| {
-            let checkpoint = &mut self.job.checkpoint;
-            checkpoint.late_begun.insert(number);
-            checkpoint.late_done.remove(&number);
-            checkpoint
-                .deferred
-                .extend(before.map(|deferred| (number, deferred)));
+        self.journal.commit(|checkpoint| {
+            checkpoint.late_begun.remove(&number);
+            checkpoint.deferred.remove(&number);
+            checkpoint.late_done.insert(number, done.counts);
+            if done.was_repeated {
+                checkpoint.repeated.insert(number);
+            }
         })?;
         self.deferred.remove(number);
         Ok(true)

@@ -18,10 +18,10 @@ impl Environment {
     /// The process's environment, and the file `.env` in the current directory.
     ///
     /// # Errors
-    /// [`Error::Configuration`] where `.env` is there and cannot be read.
+    /// [`Kind::Configuration`](crate::error::Kind) where `.env` is there and cannot be read.
     pub fn read() -> Result<Self, Error> {
         let mut variables = HashMap::new();
-        let unreadable = |message| Error::Configuration(message);
+        let unreadable = |message| Error::configuration(message);
         match std::fs::read(".env") {
             Ok(content) => variables.extend(dotenv::settings(&content).map_err(unreadable)?),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -38,7 +38,7 @@ impl Environment {
                 }
                 Err(std::env::VarError::NotPresent) => {}
                 Err(std::env::VarError::NotUnicode(_)) => {
-                    return Err(Error::Configuration(format!(
+                    return Err(Error::configuration(format!(
                         "the environment variable {name} is not UTF-8 text"
                     )));
                 }
@@ -81,7 +81,7 @@ impl Environment {
         match self.get(name).map(str::to_ascii_lowercase).as_deref() {
             None | Some("0" | "false" | "no" | "off" | "n" | "f") => Ok(false),
             Some("1" | "true" | "yes" | "on" | "y" | "t") => Ok(true),
-            Some(other) => Err(Error::Configuration(format!(
+            Some(other) => Err(Error::configuration(format!(
                 "{name} is '{other}': write true or false"
             ))),
         }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use crate::error::Advice;
 use crate::memory::open_files;
 
 /// A request that failed.
@@ -258,7 +259,7 @@ impl RequestError {
             cause = inner.source();
         }
         if open_files::are_too_many(&words) {
-            words.push_str(open_files::ADVICE);
+            words.push_str(&format!("; {}", Advice::RaiseOpenFiles));
         }
         match words.split_once(CERTIFICATE) {
             Some((_, why)) => RequestError::Certificate(explained(why.trim_start_matches(": "))),

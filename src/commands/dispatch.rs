@@ -1,15 +1,18 @@
 //! From the command line to the command, and from its end to the exit code.
 
+use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
+use super::each_partition::Looked;
 use super::{each_partition, run, status};
 use crate::cli::Environment;
 use crate::cli::arguments::{Arguments, Command, RepairArguments, RunArguments, SubjectArguments};
 use crate::cli::options::Request;
 use crate::error::Error;
 use crate::memory::open_files;
-use crate::verify::Verdict;
+use crate::plan::Forecast;
+use crate::session::Session;
 use crate::{plan, repair, verify};
 use clap::Parser;
 
@@ -38,27 +41,30 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
     match arguments.command {
         None => block_on(run::run(Request::new(arguments.run, &environment)?)),
         Some(Command::Verify(arguments)) => {
-            let prove = async |options| match verify::run(options).await? {
-                Verdict::Equal => Ok(()),
-                Verdict::Different(sentence) => Err(Error::Failed(sentence)),
-            };
+            let prove =
+                async |session: &Session, options| verify::run(session, options).await.map(looked);
             block_on(each_partition::each(subject(arguments.subject)?, prove))
         }
         Some(Command::Repair(arguments)) => {
             let optimize = arguments.optimize;
             let request = Request::new(of_repair(arguments), &environment)?;
-            let mend = async |options| repair::run(options, optimize).await;
+            let mend = async |session: &Session, options| {
+                let repaired = repair::run(session, options, optimize).await;
+                repaired.map(looked)
+            };
             block_on(each_partition::each(request, mend))
         }
         Some(Command::Plan(arguments)) => {
             let request = Request::new(arguments.run, &environment)?;
             if arguments.json && request.selection.single().is_none() {
-                return Err(Error::Configuration(
-                    "--json goes with one month that is named: for several, name a file with --report"
-                        .to_owned(),
+                return Err(Error::configuration(
+                    "--json goes with one month that is named: for several, name a file with --report",
                 ));
             }
-            let foresee = async |options| plan::run(options, arguments.json).await.map(drop);
+            let foresee = async |session: &Session, options| {
+                let forecast = plan::run(session, options).await?;
+                foreseen(forecast, arguments.json)
+            };
             block_on(each_partition::each(request, foresee))
         }
         Some(Command::Status(arguments)) => {
@@ -66,6 +72,28 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             status::run(&directory, arguments.json)
         }
     }
+}
+
+/// A report as what is printed and published.
+fn looked<R: Display>((report, outcome): (R, Result<(), Error>)) -> Looked<R> {
+    Looked {
+        text: format!("\n{report}"),
+        report,
+        outcome,
+    }
+}
+
+fn foreseen(forecast: Forecast, as_json: bool) -> Result<Looked<Forecast>, Error> {
+    let text = match as_json {
+        true => serde_json::to_string_pretty(&forecast)
+            .map_err(|error| Error::caused("the plan cannot be written as JSON", error))?,
+        false => forecast.to_string(),
+    };
+    Ok(Looked {
+        text,
+        report: forecast,
+        outcome: Ok(()),
+    })
 }
 
 /// What a repair has in common with a run.
@@ -86,6 +114,6 @@ fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Error::failed("the program cannot start its threads", error))?;
+        .map_err(|error| Error::caused("the program cannot start its threads", error))?;
     runtime.block_on(work)
 }

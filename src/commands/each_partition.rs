@@ -1,12 +1,12 @@
-//! The same for commands that look at one partition at a time and change nothing.
+//! The same for commands that look at one partition at a time.
 
-use std::path::Path;
+use std::io::Write;
 
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::run::select;
 use crate::cli::options::{Options, Request};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::partition::Partition;
 use crate::session::Session;
 use crate::state::report;
@@ -14,113 +14,127 @@ use crate::state::report;
 /// How many errors are told.
 const ERRORS_TOLD: usize = 5;
 
+/// What came of a partition.
+#[derive(Debug)]
+pub struct Looked<R> {
+    /// What `--report` asks for.
+    pub report: R,
+    /// The same for people.
+    pub text: String,
+    /// Whether all is well.
+    pub outcome: Result<(), Error>,
+}
+
 /// Does something for each partition that was asked for, newest first. What fails for one
-/// ([`Error::Failed`]) does not keep the others from being looked at.
+/// ([`Kind::Failed`]) does not keep the others from being looked at.
 ///
 /// With several, the file of `--report` holds the reports of all that were looked at, as
 /// `{"partitions": […]}`.
 ///
 /// # Errors
-/// [`Error::Failed`] where one has failed; any other error, after which none is looked at.
-pub async fn each(
+/// [`Kind::Failed`] where one has failed; any other error, after which none is looked at.
+pub async fn each<R: Serialize>(
     request: Request,
-    work: impl AsyncFn(Options) -> Result<(), Error>,
+    work: impl AsyncFn(&Session, Options) -> Result<Looked<R>, Error>,
 ) -> Result<(), Error> {
-    if let Some(partition) = request.selection.single() {
-        return work(request.job(partition)).await;
+    let shared = request.shared();
+    let session = Session::begin(shared)?;
+    if let Some(path) = &shared.report {
+        report::require_writable(path)?;
     }
-    let session = Session::begin(request.shared())?;
-    let reports = Reports::begin(request.shared())?;
+    if let Some(partition) = request.selection.single() {
+        let looked = work(&session, request.job(partition)).await?;
+        show(&looked.text, shared);
+        // What went wrong first is what the operator must know.
+        return looked.outcome.and(publish_to(shared, &looked.report));
+    }
     let (_, selected) = select(&session, &request).await?;
+    let mut reports = Vec::new();
     let mut errors = Vec::new();
     let mut stopped = Ok(());
-    let mut looked_at = Vec::new();
     for &partition in &selected.partitions {
-        let mut options = request.job(partition);
-        options.report = reports.path(partition);
         session
             .display
             .note(format_args!("\npartition {partition}"));
-        looked_at.push(partition);
-        match work(options).await {
-            Ok(()) => {}
-            Err(Error::Failed(message)) => errors.push((partition, message)),
+        let outcome = match work(&session, request.job(partition)).await {
+            Ok(looked) => {
+                show(&looked.text, shared);
+                reports.push(Entry::Report(looked.report));
+                looked.outcome
+            }
             Err(error) => {
-                stopped = Err(error.in_partition(partition));
+                reports.push(Entry::without_report(partition, &error));
+                Err(error)
+            }
+        };
+        match outcome.map_err(|error| error.in_partition(partition)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == Kind::Failed => errors.push(error),
+            Err(error) => {
+                stopped = Err(error);
                 break;
             }
         }
     }
-    let written = reports.publish(&looked_at, &errors);
+    let reports = Reports {
+        partitions: reports,
+    };
+    let written = publish_to(shared, &reports);
     stopped
-        .and(told(&errors, selected.partitions.len()))
+        .and(summed_up(errors, selected.partitions.len()))
         .and(written)
 }
 
+fn show(text: &str, shared: &Options) {
+    if !shared.quiet {
+        // If nobody reads it, the exit code says it all the same, and there is still the file.
+        let _ = writeln!(std::io::stdout().lock(), "{text}");
+    }
+}
+
+fn publish_to(shared: &Options, report: &impl Serialize) -> Result<(), Error> {
+    let path = shared.report.as_ref();
+    path.map_or(Ok(()), |path| report::publish(report, path))
+}
+
 /// The errors of some of so many partitions, as one.
-fn told(errors: &[(Partition, String)], partitions: usize) -> Result<(), Error> {
+fn summed_up(errors: Vec<Error>, partitions: usize) -> Result<(), Error> {
     if errors.is_empty() {
         return Ok(());
     }
-    let mut words: Vec<String> = errors
+    let told: Vec<String> = errors
         .iter()
         .take(ERRORS_TOLD)
-        .map(|(partition, message)| format!("partition {partition}: {message}"))
+        .map(Error::to_string)
         .collect();
-    if errors.len() > ERRORS_TOLD {
-        words.push(format!("and {} more", errors.len() - ERRORS_TOLD));
-    }
-    Err(Error::Failed(format!(
-        "{} of {partitions} partitions failed: {}",
-        errors.len(),
-        words.join("; ")
-    )))
+    let failed = format!("{} of {partitions} partitions failed", errors.len());
+    let error = Error::caused(failed, told.join("; "));
+    Err(match errors.len().checked_sub(ERRORS_TOLD) {
+        None | Some(0) => error,
+        Some(others) => error.and(format!("and {others} more")),
+    })
 }
 
-/// The reports of all partitions, gathered for one file.
-struct Reports<'a> {
-    wanted: Option<(&'a Path, tempfile::TempDir)>,
+/// What `--report` gets of several partitions.
+#[derive(Serialize)]
+struct Reports<R> {
+    partitions: Vec<Entry<R>>,
 }
 
-impl<'a> Reports<'a> {
-    fn begin(options: &'a Options) -> Result<Self, Error> {
-        let Some(path) = &options.report else {
-            return Ok(Self { wanted: None });
-        };
-        report::require_writable(path)?;
-        let directory = tempfile::tempdir()
-            .map_err(|error| Error::failed("a temporary directory cannot be made", error))?;
-        Ok(Self {
-            wanted: Some((path, directory)),
-        })
-    }
+/// What is known of one of them.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry<R> {
+    Report(R),
+    WithoutReport { partition: String, error: String },
+}
 
-    /// Where the report of a partition goes, until it is put together with the others.
-    fn path(&self, partition: Partition) -> Option<std::path::PathBuf> {
-        let (_, directory) = self.wanted.as_ref()?;
-        Some(directory.path().join(format!("{partition}.json")))
-    }
-
-    /// Writes them all. Where there is none, there are partition and error.
-    fn publish(
-        &self,
-        partitions: &[Partition],
-        errors: &[(Partition, String)],
-    ) -> Result<(), Error> {
-        let Some((path, _)) = &self.wanted else {
-            return Ok(());
-        };
-        let report = |&partition: &Partition| -> Value {
-            let bytes = self.path(partition).and_then(|p| std::fs::read(p).ok());
-            let report = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            report.unwrap_or_else(|| {
-                let error = errors.iter().find(|(failed, _)| *failed == partition);
-                let error = error.map(|(_, message)| message);
-                json!({"partition": partition.to_string(), "error": error})
-            })
-        };
-        let reports: Vec<Value> = partitions.iter().map(report).collect();
-        report::publish(&json!({ "partitions": reports }), path)
+impl<R> Entry<R> {
+    fn without_report(partition: Partition, error: &Error) -> Self {
+        Entry::WithoutReport {
+            partition: partition.to_string(),
+            error: error.to_string(),
+        }
     }
 }
 
@@ -130,20 +144,21 @@ mod tests {
 
     #[test]
     fn some_errors_are_told_and_the_others_counted() {
-        assert_eq!(told(&[], 3), Ok(()));
-        let errors: Vec<(Partition, String)> = (1..=7)
-            .map(|number| {
+        assert_eq!(summed_up(Vec::new(), 3), Ok(()));
+        let errors = |count: u8| {
+            let errors = (1..=count).map(|number| {
                 let month = format!("20240{number}").parse().unwrap();
-                (month, "it differs".to_owned())
-            })
-            .collect();
-        let one = told(&errors[..1], 3).unwrap_err();
+                Error::failed("it differs").in_partition(month)
+            });
+            errors.collect::<Vec<_>>()
+        };
+        let one = summed_up(errors(1), 3).unwrap_err();
         assert_eq!(one.exit_code(), 1);
         assert_eq!(
             one.to_string(),
             "1 of 3 partitions failed: partition 202401: it differs"
         );
-        let all = told(&errors, 9).unwrap_err().to_string();
+        let all = summed_up(errors(7), 9).unwrap_err().to_string();
         assert!(all.starts_with("7 of 9 partitions failed: partition 202401"));
         assert!(all.ends_with("partition 202405: it differs; and 2 more"));
     }

@@ -9,10 +9,10 @@ use std::io::Write;
 use std::time::Instant;
 
 use super::run_summary::{Entry, State, Summary};
-use crate::backfill::{self, Ended};
+use crate::backfill::{self, Context, Ended};
 use crate::cli::options::{Options, Request};
 use crate::cli::selection::{Selected, in_words};
-use crate::error::Error;
+use crate::error::{Advice, Error, Kind};
 use crate::inspect::{Months, months};
 use crate::partition::Partition;
 use crate::progress::words::{count, seconds};
@@ -47,7 +47,8 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     }
     let state = StateDir::prepare(&options.state_dir, options.partition, options.dry_run)?;
     let quiet = options.quiet;
-    let ended = backfill::run(session, options, inspected, retries, state, started).await?;
+    let context = Context::new(session, options, inspected, retries, state, started);
+    let ended = backfill::run(context).await?;
     let write = || {
         let path = wanted.as_ref();
         path.map_or(Ok(()), |path| report::publish(&ended.report, path))
@@ -122,7 +123,7 @@ pub(super) async fn select(
         .map_err(|named| missing(&named))?;
     if selected.partitions.is_empty() {
         return Err(match &*selected.without_rows {
-            [] => Error::Configuration(format!(
+            [] => Error::configuration(format!(
                 "database {} has no rows that could become events",
                 shared.database
             )),
@@ -182,7 +183,7 @@ async fn prepare(
     });
     let nothing_to_resume = newest.resume && !has_state;
     let checked = checked.and(match nothing_to_resume {
-        true => Err(Error::Configuration(format!(
+        true => Err(Error::configuration(format!(
             "there is nothing to resume in {}: start without --resume, or name the directory of the \
              run with --state-dir",
             newest.state_dir.display()
@@ -257,11 +258,11 @@ impl Run<'_> {
         self.session.display.begin_partition(partition, job.rows);
         match self.run_job(job).await {
             Ok(ended) => self.record(partition, ended),
-            Err((Error::Interrupted { signal, .. }, _)) => {
-                self.stop_before(signal, empty);
-                Next::Stop
-            }
             Err((error, next)) => {
+                if let Some(signal) = error.signal() {
+                    self.stop_before(signal, empty);
+                    return Next::Stop;
+                }
                 let next = self.next_after(&error, next);
                 self.fail(partition, error, empty);
                 next
@@ -283,24 +284,17 @@ impl Run<'_> {
             }
         };
         let options = job.options;
-        backfill::run(session, options, inspected, retries, job.state, started)
-            .await
-            .map_err(|error| (error, Next::Go))
+        let context = Context::new(session, options, inspected, retries, job.state, started);
+        let ended = backfill::run(context).await;
+        ended.map_err(|error| (error, Next::Go))
     }
 
     /// Writes down that the process was asked to end before a job was begun.
     fn stop_before(&mut self, signal: u8, empty: Report) {
-        let way_on = match empty.dry_run {
-            true => "",
-            false => ": continue with --resume",
-        };
-        self.first_error = Some(Error::Interrupted {
-            signal,
-            message: format!(
-                "interrupted before partition {} was begun{way_on}",
-                empty.partition
-            ),
-        });
+        let partition = format_args!("partition {}", empty.partition);
+        let error = Error::interrupted_before(signal, partition);
+        let way_on = (!empty.dry_run).then_some(Advice::Resume { so_far: None });
+        self.first_error = Some(error.with(way_on));
         self.entries.push(Entry::new(State::NotBegun, empty, None));
     }
 
@@ -329,18 +323,17 @@ impl Run<'_> {
 
     /// Whether to go on after an error, given whether the next partition would meet it too.
     fn next_after(&self, error: &Error, next: Next) -> Next {
-        match error {
-            Error::Interrupted { .. } => Next::Stop,
-            _ if self.keep_going => next,
-            _ => Next::Stop,
+        match self.keep_going && error.signal().is_none() {
+            true => next,
+            false => Next::Stop,
         }
     }
 
     fn fail(&mut self, partition: Partition, error: Error, report: Report) {
         let error = error.in_partition(partition);
-        let state = match error {
-            Error::Interrupted { .. } => State::Interrupted,
-            Error::Configuration(_) | Error::Failed(_) => State::Failed,
+        let state = match error.kind() {
+            Kind::Interrupted { .. } => State::Interrupted,
+            Kind::Configuration | Kind::Failed => State::Failed,
         };
         if self.keep_going && !self.waiting.is_empty() && state == State::Failed {
             self.session.display.note(format_args!("failed: {error}"));
@@ -360,25 +353,21 @@ impl Run<'_> {
         };
         let count = |state| self.entries.iter().filter(|e| e.state == state).count();
         let (failed, not_begun) = (count(State::Failed), count(State::NotBegun));
-        let mut message = error.to_string();
+        let mut error = error.clone();
         if failed > 1 {
-            message += &format!("; {failed} partitions failed");
+            error = error.and(format!("{failed} partitions failed"));
         }
         if not_begun > 0 {
             let partitions = match not_begun {
                 1 => "partition was",
                 _ => "partitions were",
             };
-            message += &format!("; {not_begun} {partitions} not begun");
+            error = error.and(format!("{not_begun} {partitions} not begun"));
         }
         let nothing_was_done = self.entries.iter().all(|entry| !entry.has_worked());
-        Err(match error {
-            Error::Interrupted { signal, .. } => Error::Interrupted {
-                signal: *signal,
-                message,
-            },
-            Error::Configuration(_) if nothing_was_done => Error::Configuration(message),
-            Error::Configuration(_) | Error::Failed(_) => Error::Failed(message),
+        Err(match nothing_was_done {
+            true => error,
+            false => error.after_work(),
         })
     }
 }

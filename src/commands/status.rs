@@ -21,7 +21,7 @@ use crate::trace_store;
 /// Prints how far the runs in the state directory `root` are, as a table or as JSON.
 ///
 /// # Errors
-/// [`Error::Configuration`] where there is no such directory; [`Error::Failed`],
+/// [`Kind::Configuration`](crate::error::Kind) where there is no such directory; [`Kind::Failed`](crate::error::Kind),
 /// after all else is printed, with the partitions whose state cannot be used.
 pub(crate) fn run(root: &Path, as_json: bool) -> Result<(), Error> {
     let directories = PartitionDir::all(root).map_err(|error| unreadable(root, &error))?;
@@ -39,13 +39,13 @@ pub(crate) fn run(root: &Path, as_json: bool) -> Result<(), Error> {
         .collect();
     match errors.is_empty() {
         true => Ok(()),
-        false => Err(Error::Failed(errors.join("; "))),
+        false => Err(Error::failed(errors.join("; "))),
     }
 }
 
 fn unreadable(root: &Path, error: &std::io::Error) -> Error {
     let root = root.display();
-    Error::Configuration(match error.kind() {
+    Error::configuration(match error.kind() {
         std::io::ErrorKind::NotFound => {
             format!("there is no state directory {root}: name the one of the runs with --state-dir")
         }
@@ -340,7 +340,7 @@ fn json(root: &Path, partitions: &[PartitionStatus]) -> Result<String, Error> {
         partitions,
     };
     serde_json::to_string_pretty(&all)
-        .map_err(|error| Error::failed("the status cannot be written as JSON", error))
+        .map_err(|error| Error::caused("the status cannot be written as JSON", error))
 }
 
 /// What the columns of the table are called.

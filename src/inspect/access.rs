@@ -26,7 +26,7 @@ impl Inspector {
                      user in CLICKHOUSE_USER"
                 )),
             },
-            Some(level) => Err(Error::Configuration(format!(
+            Some(level) => Err(Error::configuration(format!(
                 "user '{user}' may not change settings (readonly = {level} in its settings profile), \
                  on which the meaning of statements depends: name another user in CLICKHOUSE_USER; \
                  readonly = 2 is enough to verify"
@@ -89,7 +89,7 @@ impl Inspector {
                     match self.options.intent {
                         // A plan does without.
                         Intent::Rehearse if !self.options.dry_run => self.warn(what)?,
-                        _ => return Err(Error::Configuration(what)),
+                        _ => return Err(Error::configuration(what)),
                     }
                 }
                 readable => self.ask(async { readable }).await?,
@@ -120,7 +120,7 @@ impl Inspector {
     /// What is in the way of writing: a warning as long as nothing is to be written.
     fn refuse_to_write(&mut self, what: String) -> Result<(), Error> {
         match self.options.intent {
-            Intent::Write => Err(Error::Configuration(what)),
+            Intent::Write => Err(Error::configuration(what)),
             Intent::Rehearse | Intent::Look => self.warn(what),
         }
     }
@@ -225,7 +225,7 @@ impl Inspector {
     /// Tells the user of something that may be as it is meant, unless it is to be an error.
     pub(super) fn warn(&mut self, what: String) -> Result<(), Error> {
         if self.options.strict {
-            return Err(Error::Configuration(format!("{what} (--strict)")));
+            return Err(Error::configuration(format!("{what} (--strict)")));
         }
         self.notes.push(format!("warning: {what}"));
         Ok(())

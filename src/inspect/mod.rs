@@ -179,7 +179,7 @@ impl Months {
 /// events. Once the server has answered, what may pass is asked again.
 ///
 /// # Errors
-/// [`Error::Configuration`] with what is wrong and what to do.
+/// [`Kind::Configuration`](crate::error::Kind) with what is wrong and what to do.
 pub(crate) async fn months(
     connection: &Connection,
     options: &Options,
@@ -214,7 +214,7 @@ pub(crate) async fn months(
 /// tables. Once the server has answered, what may pass is asked again.
 ///
 /// # Errors
-/// [`Error::Configuration`] with what is wrong and what to do.
+/// [`Kind::Configuration`](crate::error::Kind) with what is wrong and what to do.
 pub(crate) async fn inspect(
     connection: &Connection,
     options: &mut Options,
@@ -364,7 +364,7 @@ impl Inspector {
     fn describe(&self, error: &RequestError) -> Error {
         let address = self.connection.address();
         let user = &self.options.connection.user;
-        Error::Configuration(match (error, error.code()) {
+        Error::configuration(match (error, error.code()) {
             (_, Some(516 | 192 | 193 | 194)) => format!(
                 "ClickHouse at {address} does not let user '{user}' in: check CLICKHOUSE_USER and \
                  CLICKHOUSE_PASSWORD"
@@ -427,7 +427,7 @@ impl Inspector {
                     .filter(|column| mentions(item, alias, &column.name))
                     .map(|column| format!("{} is {}", column.name, column.data_type))
                     .collect();
-                return Err(Error::Configuration(format!(
+                return Err(Error::configuration(format!(
                     "table {}.{} has a column of another type than Langfuse's ({}): {item} fails, \
                      {error}",
                     table.database,
@@ -448,7 +448,7 @@ impl Inspector {
         if self.ask(self.connection.database_exists(database)).await? {
             return Ok(server);
         }
-        Err(Error::Configuration(format!(
+        Err(Error::configuration(format!(
             "ClickHouse at {} has no database '{database}', or user '{}' may not see it: check \
              CLICKHOUSE_DB",
             self.connection.address(),
@@ -464,13 +464,13 @@ impl Inspector {
     async fn source(&self, name: &str) -> Result<TableInfo, Error> {
         let database = &self.options.database;
         let Some(table) = self.find(name).await? else {
-            return Err(Error::Configuration(format!(
+            return Err(Error::configuration(format!(
                 "database '{database}' has no table {name}: is it the one that Langfuse uses? \
                  Check CLICKHOUSE_DB"
             )));
         };
         if !table.is_replacing() {
-            return Err(Error::Configuration(format!(
+            return Err(Error::configuration(format!(
                 "table {database}.{name} is a {}, not a ReplacingMergeTree, so which version of a \
                  row counts cannot be told",
                 table.engine
@@ -519,7 +519,7 @@ impl Inspector {
         match &self.options.target_table {
             Some(name) => {
                 let table = self.find(name).await?.ok_or_else(|| {
-                    Error::Configuration(format!(
+                    Error::configuration(format!(
                         "database '{}' has no table {name} to write to",
                         self.options.database
                     ))
@@ -542,14 +542,14 @@ impl Inspector {
         }
         let database = &self.options.database;
         if let Some(source) = self.ask(self.connection.fed_by_view(&table)).await? {
-            return Err(Error::Configuration(format!(
+            return Err(Error::configuration(format!(
                 "table {database}.{} is filled from {source} by a materialized view: write to \
                  {source}",
                 table.name
             )));
         }
         if table.has_views && !self.ask(self.connection.sees_views_of(&table)).await? {
-            return Err(Error::Configuration(format!(
+            return Err(Error::configuration(format!(
                 "user '{}' does not see the materialized views that read {database}.{}, so that the \
                  table which v4 reads (events_core) could not be kept right: \
                  GRANT SHOW TABLES ON {database}.* TO {}",
@@ -557,7 +557,7 @@ impl Inspector {
             )));
         }
         if !table.is_replacing() && !self.options.allow_duplicates {
-            return Err(Error::Configuration(format!(
+            return Err(Error::configuration(format!(
                 "the target {database}.{} is a {}, not a ReplacingMergeTree: a run that is done \
                  again or resumed, and a batch that is tried again, would leave rows in it twice; say --allow-duplicates if that \
                  is what you want",
@@ -573,7 +573,7 @@ impl Inspector {
                 return Ok((table, name != TARGETS[0]));
             }
         }
-        Err(Error::Configuration(format!(
+        Err(Error::configuration(format!(
             "database '{}' has neither a table events_full nor events: run Langfuse's v4 \
              migrations first, or name the table with --target-table",
             self.options.database
@@ -590,7 +590,7 @@ impl Inspector {
             (false, false) => return Ok(None),
         };
         let Some(table) = self.find(DATASET_ITEMS).await? else {
-            return Err(Error::Configuration(format!(
+            return Err(Error::configuration(format!(
                 "{flag} needs the table {DATASET_ITEMS}, which database '{}' does not have",
                 self.options.database
             )));
@@ -608,7 +608,7 @@ impl Inspector {
 }
 
 fn describe_mapping(error: MappingError) -> Error {
-    Error::Configuration(format!(
+    Error::configuration(format!(
         "{error}; is this database a Langfuse v3 or v4 that has run all its migrations?"
     ))
 }
@@ -697,7 +697,7 @@ fn no_partition(
         1 => "has no",
         _ => "has",
     };
-    Error::Configuration(format!(
+    Error::configuration(format!(
         "{table} {} {has_no} {partitions} {}: {there_are}",
         tables.join(" and "),
         missing.join(", ")
@@ -720,7 +720,7 @@ fn require_monthly(source: Source, table: &TableInfo) -> Result<(), Error> {
     if table.partition_key == expected {
         return Ok(());
     }
-    Err(Error::Configuration(format!(
+    Err(Error::configuration(format!(
         "table {}.{} is partitioned by '{}', not by month ({expected}), so its partitions are not \
          months",
         table.database, table.name, table.partition_key

@@ -2,7 +2,7 @@
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-use crate::error::Error;
+use crate::error::{Advice, Error};
 
 /// Open files of the store at most.
 const MOST_OF_STORE: rlim_t = 512;
@@ -11,15 +11,11 @@ const FEWEST_OF_STORE: rlim_t = 32;
 /// Who has more than this many has enough for connections, too.
 const OF_ANYTHING_ELSE: rlim_t = 64;
 
-/// What to do where there are too many, to be put behind an error.
-pub(crate) const ADVICE: &str =
-    "; raise the limit of open files, for example with `ulimit -n 1024`";
-
 /// Raises the limit as far as the operating system lets a user. Many systems set it low, for the sake
 /// of programs that do not expect a large number.
 ///
 /// # Errors
-/// [`Error::Configuration`] where it is too low all the same.
+/// [`Kind::Configuration`](crate::error::Kind) where it is too low all the same.
 pub(crate) fn raise_limit() -> Result<(), Error> {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return Ok(());
@@ -30,9 +26,10 @@ pub(crate) fn raise_limit() -> Result<(), Error> {
     }
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(soft, |limits| limits.0);
     match limit < FEWEST_OF_STORE + OF_ANYTHING_ELSE {
-        true => Err(Error::Configuration(format!(
-            "this process may open only {limit} files at once{ADVICE}"
-        ))),
+        true => Err(Error::configuration(format!(
+            "this process may open only {limit} files at once"
+        ))
+        .with(Advice::RaiseOpenFiles)),
         false => Ok(()),
     }
 }

@@ -7,8 +7,6 @@ mod sample;
 mod summary;
 mod time;
 
-use std::io::Write;
-
 use crate::cli::options::{Intent, Options};
 use crate::clickhouse::{ColumnSizes, Connection, RequestError, TableInfo, TableName, TableSize};
 use crate::error::Error;
@@ -20,7 +18,6 @@ use crate::mapping::Source;
 use crate::session::Session;
 use crate::state::checkpoint::Checkpoint;
 use crate::state::directory::{PartitionDir, free_bytes};
-use crate::state::report;
 use crate::state::resume;
 
 use disk::{Growth, RootSpanSources, RootSpans, Sources, Table};
@@ -39,26 +36,12 @@ const FINAL_COLUMNS: [&str; 6] = [
     "is_deleted",
 ];
 
-/// Forecasts the run of one partition, and prints and gives the forecast.
+/// Forecasts the run of one partition.
 ///
 /// # Errors
 /// [`Error`] with a sentence for the operator and the exit code.
-pub(crate) async fn run(options: Options, as_json: bool) -> Result<Forecast, Error> {
-    let session = Session::begin(&options)?;
-    let forecast = session.unless_interrupted(make(&session, &options)).await?;
-    if !options.quiet {
-        let text = match as_json {
-            true => serde_json::to_string_pretty(&forecast)
-                .map_err(|error| Error::failed("the plan cannot be written as JSON", error))?,
-            false => forecast.to_string(),
-        };
-        // If nobody reads it, there is still the file.
-        let _ = writeln!(std::io::stdout().lock(), "{text}");
-    }
-    if let Some(path) = &options.report {
-        report::publish(&forecast, path)?;
-    }
-    Ok(forecast)
+pub(crate) async fn run(session: &Session, options: Options) -> Result<Forecast, Error> {
+    session.unless_interrupted(make(session, &options)).await
 }
 
 async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
@@ -69,15 +52,12 @@ async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
     };
     let inspected = session.inspect(&mut options, retries).await?;
     let options = &options;
-    if let Some(path) = &options.report {
-        report::require_writable(path)?;
-    }
     let connection = session.connection.with_retries(retries);
     let sources = options.sources().into_iter();
     let partitions: Vec<_> = sources.map(|source| inspected.partition(source)).collect();
     let segments = segments::make(&connection, &partitions, options.segment_rows)
         .await
-        .map_err(|error| Error::failed("the partition cannot be divided into segments", error))?;
+        .map_err(|error| Error::caused("the partition cannot be divided into segments", error))?;
     let sampler = Sampler {
         options,
         connection: &connection,
@@ -326,7 +306,7 @@ impl Forecaster<'_> {
             Err(error) => error,
         };
         if error.code().is_none() {
-            return Err(Error::failed("the server does not answer", error));
+            return Err(Error::caused("the server does not answer", error));
         }
         let note = format!(
             "user '{}' cannot see {what}, so it is left out: {error}",

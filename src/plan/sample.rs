@@ -98,10 +98,10 @@ impl Sampler<'_> {
     /// Takes a sample: of the traces, and of these segments of observations.
     ///
     /// # Errors
-    /// [`Error::Failed`] where the server or the temporary directory does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) where the server or the temporary directory does not let it.
     pub(super) async fn take(&self, segments: &[Segment]) -> Result<Sample, Error> {
         let directory = tempfile::tempdir().map_err(|error| {
-            Error::Failed(format!(
+            Error::failed(format!(
                 "a sample needs a temporary directory, and there is none: {error}; name another \
                  one with TMPDIR"
             ))
@@ -204,7 +204,7 @@ impl Sampler<'_> {
         let mut kept = Vec::new();
         while let Some(ended) = readers.join_next().await {
             let blocks =
-                ended.map_err(|error| Error::failed("reading a sample ended unexpectedly", error));
+                ended.map_err(|error| Error::caused("reading a sample ended unexpectedly", error));
             kept.extend(blocks??);
         }
         let nanoseconds = work.nanoseconds.load(Ordering::Relaxed);
@@ -307,7 +307,7 @@ impl Sampler<'_> {
                 bytes += event.bytes() as u64;
                 batch
                     .push(event)
-                    .map_err(|error| Error::failed("a sample cannot be compressed", error))?;
+                    .map_err(|error| Error::caused("a sample cannot be compressed", error))?;
             }
         }
         let seconds = started.elapsed().as_secs_f64();
@@ -326,10 +326,7 @@ fn attempts<'a>(retries: &'a Retries, doing: &str, block_rows: usize) -> Attempt
 }
 
 fn given_up(error: &WorkError, tries: &str) -> Error {
-    Error::Failed(format!(
-        "a sample could not be taken{tries}: {error}{}",
-        error.advice()
-    ))
+    Error::caused(format_args!("a sample could not be taken{tries}"), error).with(error.advice())
 }
 
 /// Blocks of about so many bytes together, as they are enriched at once.

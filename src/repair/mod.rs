@@ -11,7 +11,6 @@ mod optimize;
 mod pieces;
 mod report;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,9 +19,9 @@ use indicatif::HumanCount;
 
 use self::optimize::Optimizer;
 use self::pieces::Keeper;
-use self::report::{Found, Report};
-use crate::backfill::error::WorkError;
-use crate::backfill::{self, Mending};
+use self::report::Found;
+pub(crate) use self::report::Report;
+use crate::backfill::{self, Context};
 use crate::cli::options::Options;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
@@ -33,7 +32,7 @@ use crate::session::Session;
 use crate::state::checkpoint::{Checkpoint, RunIdentity, new_run_id};
 use crate::state::directory::StateDir;
 use crate::state::resume;
-use crate::trace_store::{StoreError, TraceStore};
+use crate::trace_store::TraceStore;
 use crate::verify;
 
 /// What was found, and is to be written: all that another process needs to go on.
@@ -44,57 +43,49 @@ struct Findings {
     resumed: bool,
 }
 
-/// Mends one partition and prints what came of it. With `optimize`, what stands more than once is
-/// merged.
+/// Mends one partition, and says what came of it, also where it ended early. With `optimize`, what
+/// stands more than once is merged.
 ///
 /// # Errors
-/// [`Error::Failed`] with what is left, or what went wrong.
-pub(crate) async fn run(mut options: Options, optimize: bool) -> Result<(), Error> {
+/// [`Error`] where nothing was begun.
+pub(crate) async fn run(
+    session: &Session,
+    mut options: Options,
+    optimize: bool,
+) -> Result<(Report, Result<(), Error>), Error> {
     let started = Instant::now();
     if !options.observations {
-        return Err(Error::Configuration(
-            "--only goes with a run and a plan: repair mends the events of observations too"
-                .to_owned(),
+        return Err(Error::configuration(
+            "--only goes with a run and a plan: repair mends the events of observations too",
         ));
     }
-    if let Some(path) = &options.report {
-        crate::state::report::require_writable(path)?;
-    }
-    let session = Session::begin(&options)?;
     let retries = session.retries(&options);
     let inspected = session.inspect(&mut options, &retries).await?;
     resume::require_finished(&options)?;
     if let Some(hidden) = inspected.hidden.as_ref().filter(|_| !options.dry_run) {
-        return Err(Error::Configuration(format!(
+        return Err(Error::configuration(format!(
             "{hidden}: what is made of rows that are not seen would be taken for wrong; name a user \
              that sees all rows in CLICKHOUSE_USER"
         )));
     }
     if optimize && !options.dry_run {
-        require_merges(&session, &inspected, &options).await?;
+        require_merges(session, &inspected, &options).await?;
     }
     let state = StateDir::prepare_repair(&options.state_dir, options.partition, options.dry_run)?;
     if !options.dry_run {
-        backfill::require_alone(&session, &inspected.target, options.partition).await?;
+        backfill::require_alone(session, &inspected.target, options.partition).await?;
     }
     let mut report = Report::begin(&options, &inspected);
-    let findings = find(
-        &session,
-        &options,
-        &inspected,
-        &retries,
-        &state,
-        &mut report,
-    )
-    .await;
+    let dry_run = options.dry_run;
+    let findings = find(session, &options, &inspected, &retries, &state, &mut report).await;
     let outcome = match findings {
         Err(error) => Err(error),
-        Ok(_) if options.dry_run => {
+        Ok(_) if dry_run => {
             state.remove();
             Ok(())
         }
         Ok(findings) => {
-            let optimizer = optimize.then(|| Optimizer {
+            let wanted = optimize.then(|| Optimizer {
                 connection: session.connection.clone(),
                 display: session.display.clone(),
                 shutdown: session.shutdown.clone(),
@@ -107,31 +98,21 @@ pub(crate) async fn run(mut options: Options, optimize: bool) -> Result<(), Erro
                     &options,
                 ),
             });
-            let mending = Mending {
-                inspected,
-                options: options.clone(),
-                retries: retries.clone(),
-                state,
-                store: findings.store,
-                checkpoint: findings.checkpoint,
-                resumed: findings.resumed,
-                started,
-            };
-            report.found = findings.found;
-            mend(&session, mending, optimizer, &mut report).await
+            let retries = retries.clone();
+            let context = Context::new(session, options, inspected, retries, state, started)
+                .of_repair(findings.resumed);
+            mend(session, &context, findings, wanted, &mut report).await
         }
     };
     report.retries = retries.repeated();
     report.seconds = started.elapsed().as_secs_f64();
     report.peak_rss_bytes = peak_resident_bytes();
     report.complete = outcome.is_ok();
-    let published = publish(&report, &options);
-    // What went wrong first is what the operator must know.
-    outcome.and(published)?;
-    match report.what_is_left() {
-        Some(sentence) if !options.dry_run => Err(Error::Failed(sentence)),
+    let outcome = outcome.and_then(|()| match report.what_is_left() {
+        Some(sentence) if !dry_run => Err(Error::failed(sentence)),
         _ => Ok(()),
-    }
+    });
+    Ok((report, outcome))
 }
 
 /// Finds what is wrong, or takes what an earlier process found.
@@ -159,14 +140,14 @@ async fn find(
     let (run_id, now) = (new_run_id(), seconds_since_1970());
     let cache_bytes = options.budget.cache_bytes;
     let store = TraceStore::create(&state.trace_store(), cache_bytes, &run_id);
-    let store = Arc::new(store.map_err(store_failed)?);
+    let store = Arc::new(store?);
     let mut keeper = Keeper::new(Arc::clone(&store));
     let (verified, outcome) =
         verify::examine(session, options, inspected, retries, &mut keeper).await;
     let mut found = Found::of(&verified);
     report.found = found;
     outcome?;
-    let divided = tokio::task::block_in_place(|| keeper.finish()).map_err(store_failed)?;
+    let divided = tokio::task::block_in_place(|| keeper.finish())?;
     let (wanted, segments) = divided;
     found.wanted = wanted;
     report.found = found;
@@ -185,16 +166,8 @@ async fn find(
     if !options.dry_run {
         // What the checkpoint speaks of must outlast it.
         crate::state::report::keep(&found, &found_file(state))?;
-        store.sync().map_err(store_failed)?;
-        checkpoint.write(&state.checkpoint()).map_err(|error| {
-            Error::failed(
-                format!(
-                    "the checkpoint {} cannot be written",
-                    state.checkpoint().display()
-                ),
-                error,
-            )
-        })?;
+        store.sync()?;
+        checkpoint.keep(&state.checkpoint())?;
     }
     Ok(Findings {
         found,
@@ -211,7 +184,7 @@ fn take_up(
     state: &StateDir,
 ) -> Result<Option<Findings>, Error> {
     let unusable = |what: String| {
-        Error::Configuration(format!(
+        Error::configuration(format!(
             "the repair in {} cannot be continued: {what}; without --resume it is begun anew",
             state.path().display()
         ))
@@ -243,16 +216,21 @@ fn take_up(
 
 async fn mend(
     session: &Session,
-    mending: Mending,
+    context: &Context,
+    findings: Findings,
     optimizer: Option<Optimizer>,
     report: &mut Report,
 ) -> Result<(), Error> {
-    let directory = mending.state.path().to_owned();
-    let (mended, outcome) = backfill::mend(session, mending).await;
+    report.found = findings.found;
+    let Findings {
+        checkpoint, store, ..
+    } = findings;
+    let (mended, outcome) = backfill::mend(context, checkpoint, &store).await;
     report.add(&mended);
     outcome?;
+    drop(store);
     // All of it is done: nothing is left to go on with.
-    let _ = std::fs::remove_dir_all(directory);
+    context.remove_state();
     if let Some(optimizer) = optimizer {
         let merged = optimizer.run(&mut report.optimized).await;
         let counted = session.unless_interrupted(optimizer.rows_left()).await;
@@ -271,10 +249,10 @@ async fn require_merges(
     let user = &options.connection.user;
     for table in &inspected.written {
         let granted = session.connection.may("OPTIMIZE", table).await;
-        let granted = granted.map_err(|error| Error::Configuration(error.to_string()))?;
+        let granted = granted.map_err(|error| Error::configuration(error.to_string()))?;
         if !granted {
             let name = format!("{}.{}", table.database, table.name);
-            return Err(Error::Configuration(format!(
+            return Err(Error::configuration(format!(
                 "user '{user}' may not have {name} merged: GRANT OPTIMIZE ON {name} TO {user}, or leave \
                  --optimize out"
             )));
@@ -283,20 +261,6 @@ async fn require_merges(
     Ok(())
 }
 
-fn publish(report: &Report, options: &Options) -> Result<(), Error> {
-    if !options.quiet {
-        // If nobody reads it, the exit code says it all the same.
-        let _ = writeln!(std::io::stdout().lock(), "\n{report}");
-    }
-    let path = options.report.as_ref();
-    path.map_or(Ok(()), |path| crate::state::report::publish(report, path))
-}
-
 fn found_file(state: &StateDir) -> PathBuf {
     state.path().join("found.json")
-}
-
-fn store_failed(error: StoreError) -> Error {
-    let error = WorkError::Store(error);
-    Error::Failed(format!("{error}{}", error.advice()))
 }

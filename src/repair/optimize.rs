@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::backfill::guard::core_view::CoreView;
 use crate::backfill::guard::target::Target;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::partition::Partition;
 use crate::progress::{Display, Phase};
 use crate::shutdown::Shutdown;
@@ -44,7 +44,7 @@ pub(super) struct Optimizer {
 
 /// What became of a table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Optimized {
+pub(crate) struct Optimized {
     /// Its name.
     pub table: String,
     /// Rows before.
@@ -93,16 +93,16 @@ impl Optimizer {
     /// after one that the server does not merge.
     ///
     /// # Errors
-    /// [`Error::Failed`] where the server does not do it; [`Error::Interrupted`].
+    /// [`Kind::Failed`](crate::error::Kind) where the server does not do it; [`Kind::Interrupted`](crate::error::Kind).
     pub(super) async fn run(&self, optimized: &mut Vec<Optimized>) -> Result<(), Error> {
         let views = CoreView::all(&self.connection, &self.target).await;
-        let views = views.map_err(|error| Error::failed("the views cannot be read", error))?;
+        let views = views.map_err(|error| Error::caused("the views cannot be read", error))?;
         let tables = views.into_iter().map(|view| view.table);
         let mut outcome = Ok(());
         for table in tables.chain([self.target.clone()]) {
             match self.optimize(&table).await {
                 Ok(merged) => optimized.push(merged),
-                Err(error @ Error::Failed(_)) => outcome = outcome.and(Err(error)),
+                Err(error) if error.kind() == Kind::Failed => outcome = outcome.and(Err(error)),
                 Err(error) => return Err(error),
             }
         }
@@ -112,18 +112,18 @@ impl Optimizer {
     /// Rows that stand more than once all the same.
     ///
     /// # Errors
-    /// [`Error::Failed`] where they cannot be counted.
+    /// [`Kind::Failed`](crate::error::Kind) where they cannot be counted.
     pub(super) async fn rows_left(&self) -> Result<u64, Error> {
         let rows = self.keys.rows_to_merge().await;
         rows.map_err(|error| {
-            Error::failed("the rows that wait to be merged cannot be counted", error)
+            Error::caused("the rows that wait to be merged cannot be counted", error)
         })
     }
 
     async fn optimize(&self, table: &TableInfo) -> Result<Optimized, Error> {
         let started = Instant::now();
         let name = format!("{}.{}", table.database, table.name);
-        let failed = |error| Error::failed(format!("{name} could not be merged"), error);
+        let failed = |error| Error::caused(format!("{name} could not be merged"), error);
         let before = self.parts(table).await.map_err(failed)?;
         let phase = Phase::begin(&self.display, "rows merged", before.rows, 0);
         let mut failures = 0;
@@ -193,7 +193,7 @@ impl Optimizer {
                 Err(error) => {
                     failures += 1;
                     if failures > FAILURES {
-                        return Err(Error::failed(format!("{name} could not be merged"), error));
+                        return Err(Error::caused(format!("{name} could not be merged"), error));
                     }
                 }
             }

@@ -20,7 +20,7 @@ const SEGMENT_DAYS: usize = 64;
 
 /// How much is to be written, as far as it was looked at one by one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     /// Rows.
     pub rows: u64,
     /// Rows of days that are written as a whole.

@@ -13,7 +13,7 @@ use crate::state::checkpoint::Checkpoint;
 
 /// What was wrong before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// Observations and traces without an event.
     pub missing: u64,
     /// Events that differ in something of the observation.
@@ -71,7 +71,7 @@ impl Found {
 
 /// What a repair did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub(super) struct Report {
+pub(crate) struct Report {
     /// The partition, `YYYYMM`.
     pub partition: String,
     /// `database.table` that was mended.

@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::counts::{DeferredCounts, ExperimentCounts, SegmentCounts, TargetState};
+use super::files::advice_on_files;
 use crate::cli::options::Options;
 use crate::clickhouse::TableInfo;
+use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::inspect::segments::Segment;
 use crate::mapping::Source;
@@ -251,6 +253,12 @@ impl Checkpoint {
         }
     }
 
+    /// Whether something live has written to the target, as far as the run has looked.
+    pub(crate) fn has_live_rows(&self) -> bool {
+        let target = self.target.as_ref();
+        target.is_some_and(|target| target.has_live_rows)
+    }
+
     /// Traces that count.
     pub fn traces(&self) -> u64 {
         let loaded: u64 = self.days.values().map(|(_, traces)| traces).sum();
@@ -292,6 +300,12 @@ impl Checkpoint {
         numbers.filter_map(|&number| self.segment(number))
     }
 
+    /// Segments of which an attempt failed that may have written something.
+    pub(crate) fn repeated_segments(&self) -> impl Iterator<Item = &Segment> {
+        let numbers = self.repeated.iter();
+        numbers.filter_map(|&number| self.segment(number))
+    }
+
     /// Segments of a source that are not done.
     pub fn remaining(&self, source: Source) -> Vec<Segment> {
         self.segments_of(source)
@@ -310,6 +324,17 @@ impl Checkpoint {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Keeps it at `path`, as [`Checkpoint::write`] does.
+    ///
+    /// # Errors
+    /// [`Error`] with what to do where the file system does not let it.
+    pub(crate) fn keep(&self, path: &Path) -> Result<(), Error> {
+        self.write(path).map_err(|error| {
+            let what = format!("the checkpoint {} cannot be written", path.display());
+            Error::caused(what, &error).with(advice_on_files(&error))
+        })
     }
 
     /// Replaces the checkpoint at `path`, atomically and durably.

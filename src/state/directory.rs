@@ -207,7 +207,7 @@ impl StateDir {
     /// Makes the directory, or takes the one that is there.
     ///
     /// # Errors
-    /// [`Error::Configuration`] where it cannot be made or written to, or
+    /// [`Kind::Configuration`](crate::error::Kind) where it cannot be made or written to, or
     /// another process uses it.
     pub(crate) fn prepare(root: &Path, partition: Partition, dry_run: bool) -> Result<Self, Error> {
         Self::take(PartitionDir::new(root, partition, dry_run))
@@ -228,7 +228,7 @@ impl StateDir {
     fn take(directory: PartitionDir) -> Result<Self, Error> {
         let path = &directory.path;
         let wrong = |error: std::io::Error| {
-            Error::Configuration(format!(
+            Error::configuration(format!(
                 "the state directory {} cannot be used: {error}; name another one with --state-dir",
                 path.display()
             ))
@@ -267,10 +267,10 @@ impl StateDir {
     /// checkpoint first, since it speaks of the store.
     ///
     /// # Errors
-    /// [`Error::Failed`] where the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
     pub(crate) fn clear(&self) -> Result<(), Error> {
         match std::fs::remove_file(self.checkpoint()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::failed(
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::caused(
                 format!(
                     "the checkpoint {} cannot be removed",
                     self.checkpoint().display()
@@ -289,11 +289,11 @@ impl StateDir {
     /// interrupted before it has come so far.
     ///
     /// # Errors
-    /// [`Error::Failed`] where the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
     pub(crate) fn mark_restart(&self) -> Result<(), Error> {
         let mark = self.restart_mark();
         std::fs::write(&mark, b"").map_err(|error| {
-            Error::failed(
+            Error::caused(
                 format!("the file {} cannot be written", mark.display()),
                 error,
             )
@@ -330,7 +330,7 @@ impl StateDir {
     /// Removes the trace store, and observations that wait.
     ///
     /// # Errors
-    /// [`Error::Failed`] where the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
     pub(crate) fn remove_work_files(&self) -> Result<(), Error> {
         remove(&self.deferred_rows(), "the directory of rows that wait")?;
         self.remove_trace_store()
@@ -339,7 +339,7 @@ impl StateDir {
     /// Removes the trace store, if there is one.
     ///
     /// # Errors
-    /// [`Error::Failed`] where the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
     pub(crate) fn remove_trace_store(&self) -> Result<(), Error> {
         remove(&self.trace_store(), "the trace store")
     }
@@ -347,13 +347,13 @@ impl StateDir {
     /// Makes sure that the disk has room for a store of about `needed` bytes.
     ///
     /// # Errors
-    /// [`Error::Configuration`] where it has not.
+    /// [`Kind::Configuration`](crate::error::Kind) where it has not.
     pub(crate) fn require_space(&self, needed: u64) -> Result<(), Error> {
         let Some(available) = free_bytes(self.path()) else {
             return Ok(());
         };
         if available < needed {
-            return Err(Error::Configuration(format!(
+            return Err(Error::configuration(format!(
                 "the traces of this partition need about {} of disk, and {} has {} left: name a \
                  state directory on a larger disk with --state-dir",
                 ByteSize(needed),
@@ -369,7 +369,7 @@ impl StateDir {
 fn lock(directory: &PartitionDir) -> Result<Flock<File>, Error> {
     let path = directory.lock();
     let wrong = |error: std::io::Error| {
-        Error::Configuration(format!(
+        Error::configuration(format!(
             "the lock {} cannot be used: {error}",
             path.display()
         ))
@@ -386,7 +386,7 @@ fn lock(directory: &PartitionDir) -> Result<Flock<File>, Error> {
         Err((mut file, Errno::EWOULDBLOCK)) => {
             let mut holder = String::new();
             let _ = file.read_to_string(&mut holder);
-            return Err(Error::Configuration(format!(
+            return Err(Error::configuration(format!(
                 "the state directory {} is in use by {}: wait for it to end, or name another \
                  directory with --state-dir",
                 directory.path.display(),
@@ -410,7 +410,7 @@ fn lock(directory: &PartitionDir) -> Result<Flock<File>, Error> {
 /// Removes a directory with all that is in it, if it is there.
 fn remove(directory: &Path, what: &str) -> Result<(), Error> {
     match std::fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::failed(
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::caused(
             format!("{what} {} cannot be removed", directory.display()),
             error,
         )),

@@ -127,10 +127,10 @@ impl TraceId {
 /// Makes sure that a report can be written to `path`, before there is one.
 ///
 /// # Errors
-/// [`Error::Configuration`] where it cannot.
+/// [`Kind::Configuration`](crate::error::Kind) where it cannot.
 pub(crate) fn require_writable(path: &Path) -> Result<(), Error> {
     output_file::require_writable(path).map_err(|error| {
-        Error::Configuration(format!(
+        Error::configuration(format!(
             "the report {} cannot be written: {error}; name another file with --report",
             path.display()
         ))
@@ -150,7 +150,7 @@ fn write_json(summary: &impl Serialize, path: &Path) -> std::io::Result<()> {
 /// Writes a summary where it is wanted.
 ///
 /// # Errors
-/// [`Error::Failed`] where the file system does not let it.
+/// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
 pub(crate) fn publish(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
     write_json(summary, path).map_err(|error| unwritable(path, &error))
 }
@@ -158,7 +158,7 @@ pub(crate) fn publish(summary: &impl Serialize, path: &Path) -> Result<(), Error
 /// Keeps a summary in the state directory, whole or not at all, for its owner alone.
 ///
 /// # Errors
-/// [`Error::Failed`] where the file system does not let it.
+/// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
 pub(crate) fn keep(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
     let kept = || {
         let directory = path.parent().unwrap_or(Path::new("."));
@@ -170,16 +170,13 @@ pub(crate) fn keep(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
         Ok(())
     };
     kept().map_err(|error: std::io::Error| {
-        Error::Failed(format!(
-            "the report {} cannot be written: {error}{}",
-            path.display(),
-            advice_on_files(&error)
-        ))
+        let what = format!("the report {} cannot be written", path.display());
+        Error::caused(what, &error).with(advice_on_files(&error))
     })
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Error {
-    Error::Failed(format!(
+    Error::failed(format!(
         "the report {} cannot be written: {error}; the work itself is done as far as it is said above",
         path.display(),
     ))

@@ -25,7 +25,7 @@ pub(crate) enum Decision {
 /// Decides for the state in `directory`.
 ///
 /// # Errors
-/// [`Error::Configuration`], with what is there and what can be done.
+/// [`Kind::Configuration`](crate::error::Kind), with what is there and what can be done.
 pub(crate) fn decide(
     stored: Result<Option<Checkpoint>, CheckpointError>,
     identity: &RunIdentity,
@@ -36,7 +36,7 @@ pub(crate) fn decide(
     if options.restart {
         return match &stored {
             Ok(Some(before)) if before.with_experiments && !options.experiments => {
-                Err(Error::Configuration(format!(
+                Err(Error::configuration(format!(
                     "the run in {directory} was made with experiments, and one without would \
                      write over what it said of them: add --experiments, or remove {directory} \
                      first if that is what you want"
@@ -46,14 +46,14 @@ pub(crate) fn decide(
         };
     }
     let stored = stored.map_err(|error| {
-        Error::Configuration(format!(
+        Error::configuration(format!(
             "the checkpoint in {directory} cannot be used: {error}; --restart discards it and \
              starts over"
         ))
     })?;
     let Some(checkpoint) = stored else {
         return match options.resume {
-            true => Err(Error::Configuration(format!(
+            true => Err(Error::configuration(format!(
                 "there is nothing to resume in {directory}: start without --resume"
             ))),
             false => Ok(Decision::Fresh),
@@ -62,14 +62,14 @@ pub(crate) fn decide(
     if checkpoint.finished {
         return match checkpoint.identity.difference(identity) {
             None => Ok(Decision::AlreadyFinished(Box::new(checkpoint))),
-            Some(difference) => Err(Error::Configuration(format!(
+            Some(difference) => Err(Error::configuration(format!(
                 "the run in {directory} is finished, and was made for something else: \
                  {difference}; make it the same again, or do it again with --restart"
             ))),
         };
     }
     if !options.resume {
-        return Err(Error::Configuration(format!(
+        return Err(Error::configuration(format!(
             "{directory} holds an unfinished run, begun on {}, last saved on {}, with {}: add \
              --resume to continue it, or --restart to discard it and start over",
             moment(checkpoint.started_at),
@@ -79,7 +79,7 @@ pub(crate) fn decide(
     }
     match checkpoint.identity.difference(identity) {
         None => Ok(Decision::Continue(Box::new(checkpoint))),
-        Some(difference) => Err(Error::Configuration(format!(
+        Some(difference) => Err(Error::configuration(format!(
             "the run in {directory} was made for something else: {difference}; make it the same \
              again to resume, or start over with --restart"
         ))),
@@ -102,11 +102,11 @@ pub(crate) fn experiments_so_far(
 /// more what somebody else writes meanwhile.
 ///
 /// # Errors
-/// [`Error::Configuration`], with what can be done.
+/// [`Kind::Configuration`](crate::error::Kind), with what can be done.
 pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
     let directory = PartitionDir::new(&options.state_dir, options.partition, false);
     match Checkpoint::read(&directory.checkpoint()) {
-        Ok(Some(checkpoint)) if !checkpoint.finished => Err(Error::Configuration(format!(
+        Ok(Some(checkpoint)) if !checkpoint.finished => Err(Error::configuration(format!(
             "the run in {} is not finished, with {}: finish it first, with --resume; it writes what \
              is missing",
             directory.path.display(),

@@ -35,11 +35,10 @@ mod twice;
 mod verification;
 mod versions;
 
-use std::io::Write;
 use std::time::Instant;
 
 pub(crate) use self::findings::{Findings, FoundRow, Kind, OnlyCounted, Unlisted};
-pub(crate) use self::report::{Report, Verdict};
+pub(crate) use self::report::Report;
 
 use self::verification::Verification;
 use crate::cli::options::{Intent, Options};
@@ -48,21 +47,18 @@ use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::session::Session;
 
-/// Verifies one partition and prints what came of it.
+/// Verifies one partition, and says what came of it, also where it ended early.
 ///
 /// # Errors
-/// [`Error`] where it cannot be told whether both sides agree, or the report cannot
-/// be written.
-pub(crate) async fn run(options: Options) -> Result<Verdict, Error> {
-    let session = Session::begin(&options)?;
-    if let Some(path) = &options.report {
-        crate::state::report::require_writable(path)?;
-    }
+/// [`Error`] where nothing could be compared.
+pub(crate) async fn run(
+    session: &Session,
+    options: Options,
+) -> Result<(Report, Result<(), Error>), Error> {
     let retries = session.retries(&options);
     if !options.observations {
-        return Err(Error::Configuration(
-            "--only goes with a run and a plan: verify compares the events of observations too"
-                .to_owned(),
+        return Err(Error::configuration(
+            "--only goes with a run and a plan: verify compares the events of observations too",
         ));
     }
     let mut options = Options {
@@ -73,11 +69,9 @@ pub(crate) async fn run(options: Options) -> Result<Verdict, Error> {
     };
     let inspected = session.inspect(&mut options, &retries).await?;
     let (report, outcome) =
-        examine(&session, &options, &inspected, &retries, &mut OnlyCounted).await;
-    let published = publish(&report, &options);
-    // What went wrong first is what the operator must know.
-    outcome.and(published)?;
-    Ok(report.verdict())
+        examine(session, &options, &inspected, &retries, &mut OnlyCounted).await;
+    let outcome = outcome.and_then(|()| report.verdict());
+    Ok((report, outcome))
 }
 
 /// Verifies one partition, and hands each row that is wrong to `findings`, as it is found. Prints
@@ -103,16 +97,4 @@ pub(crate) async fn examine(
     report.complete = outcome.is_ok();
     report.equal = report.complete && report.wrong() == 0;
     (report, outcome)
-}
-
-/// Prints and writes what came of it.
-fn publish(report: &Report, options: &Options) -> Result<(), Error> {
-    if !options.quiet {
-        // If nobody reads it, the exit code says it all the same.
-        let _ = writeln!(std::io::stdout().lock(), "\n{report}");
-    }
-    options
-        .report
-        .as_ref()
-        .map_or(Ok(()), |path| crate::state::report::publish(report, path))
 }

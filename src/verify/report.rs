@@ -7,18 +7,10 @@ use serde::Serialize;
 
 use super::examples::Example;
 use super::findings::Kind;
+use crate::error::Error;
 
 /// Rows that are shown.
 pub(super) const EXAMPLES: usize = 10;
-
-/// What is to be said about a partition of which everything was compared.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Nothing is wrong.
-    Equal,
-    /// What is wrong, and what to do about it, in one sentence.
-    Different(String),
-}
 
 /// What the proof came to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -199,10 +191,13 @@ impl Report {
         self.kinds().iter().map(|(_, count, _)| count).sum()
     }
 
-    /// What it says about both sides, and what to do where something is wrong.
-    pub(crate) fn verdict(&self) -> Verdict {
+    /// What it says about both sides, once all was compared.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`](crate::error::Kind::Failed) with what is wrong, and what to do about it.
+    pub(super) fn verdict(&self) -> Result<(), Error> {
         if self.wrong() == 0 {
-            return Verdict::Equal;
+            return Ok(());
         }
         let kinds = self.kinds();
         let wrong = || kinds.iter().filter(|(_, count, _)| *count > 0);
@@ -256,14 +251,14 @@ impl Report {
             0 => "",
             _ => "at least ",
         };
-        Verdict::Different(format!(
+        Err(Error::failed(format!(
             "{at_least}{} {rows} of {}, partition {}, {are} not what observations and traces make \
              of {them} ({}): {advice}",
             HumanCount(self.wrong()),
             self.target_table,
             self.partition,
             there_are.join(", ")
-        ))
+        )))
     }
 }
 

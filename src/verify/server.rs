@@ -78,7 +78,7 @@ impl Server {
     /// All rows of a result, which is small.
     ///
     /// # Errors
-    /// [`Error::Failed`] with `what` cannot be compared.
+    /// [`Kind::Failed`](crate::error::Kind) with `what` cannot be compared.
     pub(super) async fn rows<T>(&self, what: &str, sql: &str) -> Result<Vec<T>, Error>
     where
         T: RowOwned + RowRead,
@@ -137,7 +137,7 @@ impl Server {
                 };
                 return Err(Refusal {
                     is_to_be_divided,
-                    error: Error::Failed(format!(
+                    error: Error::failed(format!(
                         "{what} cannot be compared{}: {error}{advice}",
                         tries.in_words()
                     )),

@@ -11,7 +11,9 @@ use crate::support::differential::{
 };
 use crate::support::{Database, Outcome, Running, Server, Tool, repository_file};
 use clap::Parser;
-use events_backfill::internals::{Arguments, Environment, Error, Options, Request, each_partition};
+use events_backfill::internals::{
+    Arguments, Environment, Error, Looked, Options, Request, Session, each_partition,
+};
 use serde_json::Value;
 
 /// The months that there are, the newest first.
@@ -511,14 +513,16 @@ fn what_only_looks_goes_through_all_of_them_and_tells_which_failed() {
         ("CLICKHOUSE_DB", &database.name),
     ]);
     let request = Request::new(Arguments::parse_from(arguments).run, &environment).unwrap();
-    let look = async |options: Options| {
+    let look = async |_: &Session, options: Options| {
         let partition = options.partition.to_string();
         if partition == "202406" {
-            return Err(Error::Failed("it differs".to_owned()));
+            return Err(Error::failed("it differs"));
         }
-        let text = format!("{{\"partition\": \"{partition}\", \"equal\": true}}");
-        fs::write(options.report.expect("a report is wanted"), text).unwrap();
-        Ok(())
+        Ok(Looked {
+            text: String::new(),
+            report: serde_json::json!({"partition": partition, "equal": true}),
+            outcome: Ok(()),
+        })
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -25,6 +25,7 @@ use crate::memory::buffer_pool::BufferPool;
 use crate::native::Block;
 use crate::partition::Day;
 use crate::shutdown::Shutdown;
+use crate::state::checkpoint::Checkpoint;
 use crate::trace_store::{About, RemoteWriter, TraceRecord, TraceStore, key};
 
 /// Versions are read from so long before the last time on, in microseconds: they carry the time
@@ -41,6 +42,20 @@ pub(crate) struct ChangeCounts {
     pub reloaded: AtomicU64,
     /// Those of them that changed in what events take from them, after events had been written.
     pub after_writing: AtomicU64,
+    /// Whether any events have been written.
+    pub has_written: AtomicBool,
+}
+
+impl ChangeCounts {
+    /// Those of a run that goes on.
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
+        let has_begun = !checkpoint.done.is_empty() || !checkpoint.begun.is_empty();
+        Self {
+            reloaded: checkpoint.traces_reloaded.into(),
+            after_writing: checkpoint.traces_changed.into(),
+            has_written: has_begun.into(),
+        }
+    }
 }
 
 /// Loads traces again that changed. Everything is its own, so that it can work beside the
@@ -70,10 +85,8 @@ pub(crate) struct TraceChanges {
     pub clock_ahead: i64,
     /// What was read before, in microseconds since 1970 by that clock.
     pub read_until: AtomicI64,
-    /// Whether any events have been written.
-    pub has_written: AtomicBool,
     /// What was found.
-    pub counts: ChangeCounts,
+    pub counts: Arc<ChangeCounts>,
 }
 
 impl TraceChanges {
@@ -189,7 +202,7 @@ impl TraceChanges {
                 // Events of a trace that was not there have nothing of it.
                 None => record.is_deleted || known_ts.is_none(),
             };
-            if !is_same && self.has_written.load(Ordering::Relaxed) {
+            if !is_same && self.counts.has_written.load(Ordering::Relaxed) {
                 self.counts.after_writing.fetch_add(1, Ordering::Relaxed);
             }
         }

@@ -26,7 +26,7 @@ use super::remote_lookup::deferred_rows::{DeferredReader, DeferredRows, Deferred
 use super::wanted_rows::WantedRows;
 use crate::clickhouse::{NativeStream, RequestError};
 use crate::enrich::{EnrichError, EnrichedBlock, Enricher, SetAside, Unknown};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::inspect::segments::Segment;
 use crate::inspect::statements::{SegmentQuery, of_segment};
 use crate::memory::Budget;
@@ -123,7 +123,7 @@ pub(crate) struct Done {
 }
 
 /// Writes down what is begun and what is done, one at a time.
-pub(crate) trait Journal {
+pub(crate) trait Records {
     /// Before anything of a piece is sent.
     ///
     /// # Errors
@@ -140,14 +140,14 @@ pub(crate) trait Journal {
 /// Works through all pieces; the largest first, so that none holds the rest up.
 ///
 /// # Errors
-/// [`Error::Failed`] with the piece and the server's words;
-/// [`Error::Interrupted`] where the run was asked to end. Pieces that were
+/// [`Kind::Failed`](crate::error::Kind) with the piece and the server's words;
+/// [`Kind::Interrupted`](crate::error::Kind) where the run was asked to end. Pieces that were
 /// done before stay done.
 pub(crate) async fn run(
     pipeline: Arc<Pipeline>,
     mut pieces: Vec<WorkItem>,
     phase: Arc<Phase>,
-    journal: &mut impl Journal,
+    journal: &mut impl Records,
 ) -> Result<(), Error> {
     pieces.sort_by_key(WorkItem::rows);
     let mut running = JoinSet::new();
@@ -176,7 +176,7 @@ pub(crate) async fn run(
         let outcome = match running.join_next().await {
             None => break,
             Some(Ok(outcome)) => outcome,
-            Some(Err(error)) => Err(Error::failed("a segment ended unexpectedly", error)),
+            Some(Err(error)) => Err(Error::caused("a segment ended unexpectedly", error)),
         };
         match outcome.and_then(|done| journal.done(done)) {
             Ok(another) => is_enough |= !another,
@@ -263,26 +263,21 @@ impl Work {
             } else {
                 let what = format!("{name}: {error}");
                 if !tries.again(error.hope(), what).await {
-                    return Err(Error::Failed(format!(
-                        "{name} could not be done{}: {error}{}",
-                        tries.in_words(),
-                        error.advice()
-                    )));
+                    let failed = format!("{name} could not be done{}", tries.in_words());
+                    return Err(Error::caused(failed, &error).with(error.advice()));
                 }
             }
             if let Some(prefix) = attempt.sent_as {
                 was_repeated = true;
                 let recovery = &self.pipeline.recovery;
                 let seen = recovery.after_attempt(self.piece.segment(), &prefix).await;
-                seen.map_err(|error| match error {
-                    Error::Failed(message) => {
-                        Error::Failed(format!("{name} could not be done: {message}"))
-                    }
-                    error => error,
+                seen.map_err(|error| match error.kind() {
+                    Kind::Failed => error.during(format_args!("{name} could not be done")),
+                    _ => error,
                 })?;
             }
         }
-        Err(Error::Failed(format!("{name} was never begun")))
+        Err(Error::failed(format!("{name} was never begun")))
     }
 
     async fn try_once(&self, block_rows: usize, attempt: &mut Attempt) -> Result<Done, WorkError> {

@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::backfill::error::WorkError;
+use crate::error::Advice;
 use crate::native::Block;
 use crate::state::counts::DeferredCounts;
 
@@ -58,7 +59,7 @@ impl DeferredRows {
         let file = open().map_err(|error| WorkError::File {
             path: path.clone(),
             message: error.to_string(),
-            advice: "; --restart discards the run and starts over",
+            advice: Some(Advice::Restart),
         })?;
         Ok(DeferredReader { path, file })
     }

@@ -29,7 +29,7 @@ impl Choice {
     /// before the environment; clap sees to it that it does not say both.
     ///
     /// # Errors
-    /// [`Error::Configuration`] where the environment says both.
+    /// [`Kind::Configuration`](crate::error::Kind) where the environment says both.
     pub(super) fn of(
         flags: (bool, bool),
         variable: &str,
@@ -44,7 +44,7 @@ impl Choice {
         let is_on = environment.flag(variable)?;
         let opposite = format!("NO_{variable}");
         match (is_on, environment.flag(&opposite)?) {
-            (true, true) => Err(Error::Configuration(format!(
+            (true, true) => Err(Error::configuration(format!(
                 "{variable} and {opposite} are both true: take one of them away"
             ))),
             (true, false) => Ok(Choice::On),

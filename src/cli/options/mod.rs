@@ -39,7 +39,7 @@ impl Request {
     /// Puts everything together.
     ///
     /// # Errors
-    /// [`Error::Configuration`], with a sentence that names the setting.
+    /// [`Kind::Configuration`](crate::error::Kind), with a sentence that names the setting.
     pub fn new(arguments: RunArguments, environment: &Environment) -> Result<Self, Error> {
         let selection = selection(&arguments, environment)?;
         let keep_going = arguments.keep_going;
@@ -70,7 +70,7 @@ fn selection(arguments: &RunArguments, environment: &Environment) -> Result<Sele
     let subject = &arguments.subject;
     if !subject.partition.is_empty() {
         let texts = subject.partition.iter().map(String::as_str);
-        return Selection::parse(texts).map_err(Error::Configuration);
+        return Selection::parse(texts).map_err(Error::configuration);
     }
     if subject.all_partitions {
         return Ok(Selection::All);
@@ -79,17 +79,15 @@ fn selection(arguments: &RunArguments, environment: &Environment) -> Result<Sele
         environment.get("PARTITION"),
         environment.flag("ALL_PARTITIONS")?,
     ) {
-        (Some(text), false) => Selection::parse([text]).map_err(Error::Configuration),
+        (Some(text), false) => Selection::parse([text]).map_err(Error::configuration),
         (None, true) => Ok(Selection::All),
-        (Some(_), true) => Err(Error::Configuration(
+        (Some(_), true) => Err(Error::configuration(
             "PARTITION and ALL_PARTITIONS are both set: take one of them away, or say --partition \
-             or --all-partitions"
-                .to_owned(),
+             or --all-partitions",
         )),
-        (None, false) => Err(Error::Configuration(
+        (None, false) => Err(Error::configuration(
             "which month? Name its partition with --partition YYYYMM, for example \
-             --partition 202406, or say --all-partitions"
-                .to_owned(),
+             --partition 202406, or say --all-partitions",
         )),
     }
 }
@@ -181,7 +179,7 @@ impl Options {
     /// Puts everything together for one partition.
     ///
     /// # Errors
-    /// [`Error::Configuration`], with a sentence that names the setting.
+    /// [`Kind::Configuration`](crate::error::Kind), with a sentence that names the setting.
     fn new(
         arguments: RunArguments,
         environment: &Environment,
@@ -191,8 +189,8 @@ impl Options {
         let settings = Settings { environment };
         let dry_run = arguments.dry_run || environment.flag("DRY_RUN")?;
         if dry_run && arguments.resume {
-            return Err(Error::Configuration(
-                "--resume goes with no dry run: a dry run keeps no checkpoint".to_owned(),
+            return Err(Error::configuration(
+                "--resume goes with no dry run: a dry run keeps no checkpoint",
             ));
         }
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
@@ -207,8 +205,8 @@ impl Options {
             .text(arguments.memory_limit, "MEMORY_LIMIT")
             .unwrap_or_else(|| "512MiB".to_owned())
             .parse::<ByteSize>()
-            .map_err(|error| Error::Configuration(format!("--memory-limit: {error}")))?;
-        let budget = Budget::new(memory_limit, concurrency).map_err(Error::Configuration)?;
+            .map_err(|error| Error::configuration(format!("--memory-limit: {error}")))?;
+        let budget = Budget::new(memory_limit, concurrency).map_err(Error::configuration)?;
         let compression = settings.text(subject.compression, "COMPRESSION");
         let connection = settings.connection(
             compression.as_deref(),
@@ -290,7 +288,7 @@ impl Options {
                 || environment.flag("NO_TRACE_METADATA")?),
             until: settings
                 .text(subject.until, "UNTIL")
-                .map(|text| until::parse(&text).map_err(Error::Configuration))
+                .map(|text| until::parse(&text).map_err(Error::configuration))
                 .transpose()?,
             allow_duplicates: arguments.allow_duplicates,
             report: subject.report,
@@ -352,7 +350,7 @@ impl Settings<'_> {
             .ok()
             .filter(|number| range.contains(number))
             .ok_or_else(|| {
-                Error::Configuration(format!(
+                Error::configuration(format!(
                     "{name} is '{text}': it must be a whole number from {} to {}",
                     range.start(),
                     range.end()
@@ -368,13 +366,13 @@ impl Settings<'_> {
         let text = self
             .text(None, "CLICKHOUSE_URL")
             .unwrap_or_else(|| "http://localhost:8123".to_owned());
-        let url = parse_url(&text).map_err(Error::Configuration)?;
+        let url = parse_url(&text).map_err(Error::configuration)?;
         let compression = match compression {
             None | Some("auto") if is_loopback(&url) => Compression::None,
             None | Some("auto" | "lz4") => Compression::Lz4,
             Some("none") => Compression::None,
             Some(other) => {
-                return Err(Error::Configuration(format!(
+                return Err(Error::configuration(format!(
                     "--compression is '{other}': it must be auto, lz4 or none"
                 )));
             }
@@ -383,8 +381,8 @@ impl Settings<'_> {
             .text(None, "CLICKHOUSE_USER")
             .unwrap_or_else(|| "default".to_owned());
         if user.contains(':') {
-            return Err(Error::Configuration(
-                "CLICKHOUSE_USER contains a colon, which cannot be sent over HTTP".to_owned(),
+            return Err(Error::configuration(
+                "CLICKHOUSE_USER contains a colon, which cannot be sent over HTTP",
             ));
         }
         let authorities = self.environment.get("SSL_CERT_FILE");
@@ -409,7 +407,7 @@ impl Settings<'_> {
             (Some(password), _) if !password.is_empty() => Ok(Password::new(password)),
             (_, Some(file)) => {
                 let content = std::fs::read_to_string(file).map_err(|error| {
-                    Error::Configuration(format!(
+                    Error::configuration(format!(
                         "the password file {file} (CLICKHOUSE_PASSWORD_FILE) cannot be read: {error}"
                     ))
                 })?;
@@ -438,7 +436,7 @@ fn require_outside(report: &Path, state_dir: &Path) -> Result<(), Error> {
         .map(|name| is_month(&name.to_string_lossy()))
     {
         Some(false) => Ok(()),
-        Some(true) | None => Err(Error::Configuration(format!(
+        Some(true) | None => Err(Error::configuration(format!(
             "--report names {}, where the state of a run is: name a file outside of the state \
              directory {}",
             report.display(),

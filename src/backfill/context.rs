@@ -1,0 +1,156 @@
+//! What all phases of one month's work read, and none of them changes.
+
+use std::ops::RangeInclusive;
+use std::time::Instant;
+
+use super::guard::leftover_inserts;
+use super::guard::target::Target;
+use super::load::versions::TraceSource;
+use crate::cli::options::Options;
+use crate::clickhouse::Connection;
+use crate::clickhouse::retry::Retries;
+use crate::error::Error;
+use crate::inspect::Inspected;
+use crate::memory::buffer_pool::BufferPool;
+use crate::partition::Day;
+use crate::progress::Display;
+use crate::session::Session;
+use crate::shutdown::Shutdown;
+use crate::state::directory::StateDir;
+
+/// One month's work: what was asked for, what there is, and what it may use.
+pub(crate) struct Context {
+    pub(super) options: Options,
+    pub(super) connection: Connection,
+    pub(super) inspected: Inspected,
+    pub(super) state: StateDir,
+    pub(super) display: Display,
+    pub(super) shutdown: Shutdown,
+    pub(super) retries: Retries,
+    pub(super) pool: BufferPool,
+    pub(super) started: Instant,
+    /// Whether another process has begun it.
+    pub(super) resumed: bool,
+    /// Whether only some rows are wanted, which the store names.
+    pub(super) is_repair: bool,
+}
+
+impl Context {
+    /// The work for a month that is inspected, in a state directory that is this process's own. The
+    /// time in total is counted from `started`.
+    pub(crate) fn new(
+        session: &Session,
+        options: Options,
+        inspected: Inspected,
+        retries: Retries,
+        state: StateDir,
+        started: Instant,
+    ) -> Self {
+        Self {
+            connection: session.connection.with_retries(&retries),
+            display: session.display.clone(),
+            shutdown: session.shutdown.clone(),
+            pool: options.budget.pool(),
+            resumed: false,
+            is_repair: false,
+            options,
+            inspected,
+            state,
+            retries,
+            started,
+        }
+    }
+
+    /// The same for a repair, which another process may have begun.
+    pub(crate) fn of_repair(self, resumed: bool) -> Self {
+        Self {
+            resumed,
+            is_repair: true,
+            ..self
+        }
+    }
+
+    /// Removes the state, of which nothing is left to go on with.
+    pub(crate) fn remove_state(&self) {
+        let _ = std::fs::remove_dir_all(self.state.path());
+    }
+
+    /// The days of the month.
+    pub(super) fn month(&self) -> RangeInclusive<Day> {
+        self.options.partition.days_with_margin(0)
+    }
+
+    /// The days whose traces are loaded.
+    pub(super) fn days_of_traces(&self) -> RangeInclusive<Day> {
+        let margin = self.options.trace_margin_days;
+        self.options.partition.days_with_margin(margin)
+    }
+
+    /// What the query ids of all statements begin with by which a run writes.
+    pub(super) fn query_prefix(&self, run_id: &str) -> String {
+        let of_month = leftover_inserts::prefix_of(self.options.partition);
+        format!("{of_month}{run_id}-")
+    }
+
+    /// A moment of this machine's clock, in seconds since 1970, by the server's clock, in
+    /// microseconds.
+    pub(super) fn server_time(&self, seconds: u64) -> i64 {
+        let microseconds = i64::try_from(seconds)
+            .unwrap_or(0)
+            .saturating_mul(1_000_000);
+        microseconds.saturating_add(self.inspected.server.clock_ahead)
+    }
+
+    /// What reads traces.
+    pub(super) fn trace_source(&self) -> TraceSource<'_> {
+        TraceSource {
+            connection: &self.connection,
+            table: &self.inspected.traces,
+            mapping: &self.inspected.mapping,
+            budget: self.options.budget,
+            pool: self.pool.clone(),
+            most_rows: None,
+        }
+    }
+
+    /// What reads the month of the target, with the month's buffers.
+    pub(super) fn target_keys(&self) -> Target {
+        let connection = self.connection.clone();
+        Target {
+            pool: self.pool.clone(),
+            ..target_keys(connection, &self.shutdown, &self.inspected, &self.options)
+        }
+    }
+
+    /// Does something that leaves nothing half done, until the run is asked to end.
+    ///
+    /// # Errors
+    /// Those of the work, or [`Kind::Interrupted`](crate::error::Kind).
+    pub(super) async fn unless_interrupted<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            outcome = work => outcome,
+            signal = self.shutdown.requested() => Err(Error::interrupted(signal)),
+        }
+    }
+}
+
+/// What reads the month of the target, with buffers of its own.
+pub(crate) fn target_keys(
+    connection: Connection,
+    shutdown: &Shutdown,
+    inspected: &Inspected,
+    options: &Options,
+) -> Target {
+    Target {
+        connection,
+        table: inspected.target.clone(),
+        start_type: inspected.start_type(),
+        partition: options.partition,
+        max_block_bytes: options.budget.max_block_bytes,
+        pool: options.budget.pool(),
+        shutdown: shutdown.clone(),
+    }
+}

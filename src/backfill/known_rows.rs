@@ -1,0 +1,185 @@
+//! What the store must know before rows are written: which rows the target has, which versions of
+//! observations count, and which traces have a root already.
+
+use std::sync::Arc;
+
+use super::context::Context;
+use super::guard::observation_versions::VersionScan;
+use super::guard::recovery::Recovery;
+use super::guard::roots::RootScan;
+use super::guard::target::Extent;
+use super::journal::Journal;
+use super::target;
+use crate::error::Error;
+use crate::mapping::Source;
+use crate::progress::Phase;
+use crate::state::checkpoint::Checkpoint;
+use crate::state::counts::OwnRows;
+use crate::trace_store::{Against, TraceStore};
+
+/// What finds out what an attempt has left in the target.
+pub(super) fn recovery(
+    context: &Context,
+    checkpoint: &Checkpoint,
+    store: &Arc<TraceStore>,
+) -> Recovery {
+    let target = checkpoint.target.as_ref();
+    Recovery {
+        keys: Arc::new(context.target_keys()),
+        store: Arc::clone(store),
+        own_rows: target.map_or(OwnRows::Keep, |target| target.own_rows),
+        retries: context.retries.clone(),
+    }
+}
+
+/// Finds out which rows the target has: those that stood there before the run, and those that
+/// an earlier process of the run may have written.
+///
+/// # Errors
+/// [`Error`] where they cannot be read, or the run is asked to end.
+pub(super) async fn read_target(
+    context: &Context,
+    journal: &mut Journal,
+    store: &Arc<TraceStore>,
+) -> Result<(), Error> {
+    let recovery = recovery(context, journal.checkpoint(), store);
+    read_what_is_in_doubt(context, journal, &recovery).await?;
+    let Some(target) = journal.checkpoint().target.clone() else {
+        return Ok(());
+    };
+    let counts_none = target.own_rows != OwnRows::Keep && !target.has_live_rows;
+    if !target.keys_loaded && target.rows > 0 && !counts_none {
+        store.clear(Against::RowsBefore)?;
+        read_rows(context, &recovery, target.rows, "days of the target read").await?;
+    } else if context.resumed && target.has_live_rows {
+        // An earlier process has looked, and Langfuse went on.
+        read_live_rows(context, recovery).await?;
+    }
+    journal.commit_with(store, |checkpoint| {
+        if let Some(target) = &mut checkpoint.target {
+            target.keys_loaded = true;
+        }
+    })
+}
+
+/// Finds out what an earlier process of the run has written that no checkpoint speaks of.
+///
+/// # Errors
+/// [`Error`] where it cannot be found out, or the run is asked to end.
+pub(super) async fn read_what_is_in_doubt(
+    context: &Context,
+    journal: &mut Journal,
+    recovery: &Recovery,
+) -> Result<(), Error> {
+    if !context.resumed {
+        return Ok(());
+    }
+    let checkpoint = journal.checkpoint();
+    let in_doubt: Vec<_> = checkpoint.in_doubt().cloned().collect();
+    let prefix = context.query_prefix(&checkpoint.run_id);
+    recovery.after_process(in_doubt.iter(), &prefix).await?;
+    let numbers = in_doubt.iter().map(|segment| segment.number);
+    journal.commit(|checkpoint| checkpoint.repeated.extend(numbers))
+}
+
+/// Reads the keys of the rows that something live has written since the target was read.
+async fn read_live_rows(context: &Context, recovery: Recovery) -> Result<(), Error> {
+    let recovery = Recovery {
+        own_rows: OwnRows::Rewrite,
+        ..recovery
+    };
+    let rows = context.inspected.observation_rows.rows;
+    read_rows(context, &recovery, rows, "days of live rows read").await
+}
+
+async fn read_rows(
+    context: &Context,
+    recovery: &Recovery,
+    rows: u64,
+    name: &'static str,
+) -> Result<(), Error> {
+    let days = recovery.keys.days_to_read(rows);
+    let phase = Phase::begin(&context.display, name, days.len() as u64, 0);
+    for days in days {
+        let extent = Extent::of_days(days);
+        recovery.load_into(Against::RowsBefore, &extent).await?;
+        phase.advance(1);
+    }
+    phase.finish();
+    Ok(())
+}
+
+/// Finds out which version of each observation counts.
+///
+/// # Errors
+/// [`Error`] where it cannot be found out, or the run is asked to end.
+pub(super) async fn scan_versions(
+    context: &Context,
+    journal: &Journal,
+    store: &Arc<TraceStore>,
+) -> Result<(), Error> {
+    let checkpoint = journal.checkpoint();
+    let is_wanted = context.options.sources().contains(&Source::Observations)
+        && !checkpoint.remaining(Source::Observations).is_empty();
+    if !is_wanted {
+        return Ok(());
+    }
+    let inspected = &context.inspected;
+    let rows = inspected.observation_rows.rows;
+    let phase = Phase::begin(&context.display, "observations compared", rows, 0);
+    let recovery = recovery(context, checkpoint, store);
+    let mut attempts = recovery.attempts("reading the versions of observations");
+    loop {
+        let on_rows = |rows| phase.advance(rows);
+        let scan = VersionScan {
+            connection: &context.connection,
+            observations: &inspected.observations,
+            partition_id: &inspected.observation_rows.partition_id,
+            rows,
+            has_other_months: inspected.has_more_observations,
+            filter_bytes: context.options.budget.seen_bytes,
+            max_block_bytes: context.options.budget.load_block_bytes,
+            pool: context.pool.clone(),
+            directory: context.state.path(),
+            shutdown: &context.shutdown,
+            on_rows: &on_rows,
+        };
+        match scan.run(store).await {
+            Ok(_) => break,
+            Err(error) => attempts.failed(error).await?,
+        }
+    }
+    phase.finish();
+    Ok(())
+}
+
+/// Finds out which traces have a root already.
+///
+/// # Errors
+/// [`Error`] where it cannot be found out, or the run is asked to end.
+pub(super) async fn read_roots(
+    context: &Context,
+    journal: &mut Journal,
+    store: &Arc<TraceStore>,
+) -> Result<(), Error> {
+    if !journal.checkpoint().has_live_rows() && !context.is_repair {
+        target::look_for_live_rows(context, journal).await?;
+        if journal.checkpoint().has_live_rows() {
+            let recovery = recovery(context, journal.checkpoint(), store);
+            read_live_rows(context, recovery).await?;
+        }
+    }
+    let checkpoint = journal.checkpoint();
+    let recovery = recovery(context, checkpoint, store);
+    let scan = RootScan {
+        keys: &recovery.keys,
+        observations: &context.inspected.observations,
+        partition_id: &context.inspected.observation_rows.partition_id,
+        live_days: checkpoint.has_live_rows().then(|| context.days_of_traces()),
+    };
+    let mut attempts = recovery.attempts("reading which traces have a root already");
+    while let Err(error) = scan.run(store).await {
+        attempts.failed(error).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! What a run has done, put together for the summary.
+
+use std::time::Duration;
+
+use super::context::Context;
+use crate::mapping::Source;
+use crate::memory::peak_resident_bytes;
+use crate::progress::words;
+use crate::state::checkpoint::Checkpoint;
+use crate::state::counts::SegmentCounts;
+use crate::state::report::{Report, Seconds, TraceId};
+
+/// Where the time of this process went, and what it met.
+#[derive(Debug, Default)]
+pub(super) struct Spent {
+    pub(super) load: Duration,
+    /// On each source.
+    pub(super) stream: [Duration; 2],
+    pub(super) insert: Duration,
+    pub(super) store_bytes: u64,
+    /// Rows of each source that were done before this process began.
+    pub(super) before: [u64; 2],
+    /// Rows that wait to be merged, where all were written again.
+    pub(super) rows_to_merge: Option<u64>,
+}
+
+impl Spent {
+    /// Nothing yet, after what a checkpoint says.
+    pub(super) fn after(checkpoint: &Checkpoint) -> Self {
+        Self {
+            before: Source::BOTH.map(|source| checkpoint.counts(source).observations),
+            ..Self::default()
+        }
+    }
+}
+
+/// What a run has done so far, this process and those before it.
+pub(super) fn report(
+    context: &Context,
+    checkpoint: &Checkpoint,
+    spent: &Spent,
+    failed: bool,
+) -> Report {
+    let [observations, root_spans] = Source::BOTH.map(|source| checkpoint.counts(source));
+    let [stream, root_span_stream] = spent.stream.map(|time| time.as_secs_f64());
+    let now =
+        |counts: SegmentCounts, source: Source| counts.observations - spent.before[source as usize];
+    let target = &context.inspected.target;
+    let target_state = checkpoint.target.as_ref();
+    let elsewhere = &checkpoint.elsewhere;
+    Report {
+        partition: context.options.partition.to_string(),
+        target_table: format!("{}.{}", target.database, target.name),
+        dry_run: context.options.dry_run,
+        resumed: context.resumed,
+        traces_loaded: checkpoint.traces(),
+        observations_processed: observations.observations
+            + observations.left_out.live
+            + observations.left_out.already_there
+            + observations.left_out.live_path,
+        events_inserted: observations.inserted,
+        observations_without_trace: observations.without_trace,
+        traces_superseded: context
+            .options
+            .root_spans
+            .then_some(root_spans.superseded + root_spans.left_out.superseded),
+        root_spans_inserted: context.options.root_spans.then_some(root_spans.inserted),
+        spans_in_experiments: context
+            .options
+            .experiments
+            .then_some(observations.in_experiments + root_spans.in_experiments),
+        observations_superseded: observations.left_out.superseded,
+        left_to_live_rows: observations.left_out.live + root_spans.left_out.live,
+        root_spans_left_to_live_roots: root_spans.left_out.live_root,
+        root_spans_left_to_observations: root_spans.left_out.root_observation,
+        items_left_to_live_spans: checkpoint
+            .experiments
+            .map_or(0, |found| found.items_left_to_live_spans),
+        already_there: observations.left_out.already_there + root_spans.left_out.already_there,
+        left_to_live_path: observations.left_out.live_path + root_spans.left_out.live_path,
+        until: target_state
+            .and_then(|target| target.until)
+            .map(words::moment),
+        traces_reloaded: checkpoint.traces_reloaded,
+        traces_changed_after_writing: checkpoint.traces_changed,
+        rows_to_merge: spent.rows_to_merge,
+        traces_found_elsewhere: elsewhere.found,
+        traces_nowhere: elsewhere.asked - elsewhere.found.min(elsewhere.asked),
+        traces_nowhere_listed: elsewhere
+            .nowhere
+            .iter()
+            .map(|(project, trace)| TraceId::new(project, trace))
+            .collect(),
+        errors: u64::from(failed),
+        retries: context.retries.repeated(),
+        segments_total: checkpoint.segments.as_ref().map_or(0, Vec::len) as u64,
+        segments_done: checkpoint.done.len() as u64,
+        peak_rss_bytes: peak_resident_bytes(),
+        store_bytes: spent.store_bytes,
+        seconds: Seconds {
+            load: spent.load.as_secs_f64(),
+            stream,
+            root_spans: root_span_stream,
+            insert: spent.insert.as_secs_f64(),
+            total: context.started.elapsed().as_secs_f64(),
+        },
+        observations_per_second: per_second(now(observations, Source::Observations), stream),
+        root_spans_per_second: per_second(now(root_spans, Source::Traces), root_span_stream),
+    }
+}
+
+fn per_second(rows: u64, seconds: f64) -> f64 {
+    match seconds > 0.0 {
+        true => rows as f64 / seconds,
+        false => 0.0,
+    }
+}

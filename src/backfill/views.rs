@@ -1,0 +1,146 @@
+//! Once rows are written: the tables that the target's views fill have what the target has, and what
+//! stands twice is counted.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::context::Context;
+use super::error::WorkError;
+use super::guard::core_view::{CoreView, Whose};
+use super::guard::target::{Extent, Target};
+use super::known_rows::recovery;
+use crate::error::Error;
+use crate::mapping::Source;
+use crate::state::checkpoint::Checkpoint;
+use crate::state::counts::OwnRows;
+use crate::trace_store::TraceStore;
+
+/// Makes sure that the tables that the target's views fill have what the target has, where
+/// that is in doubt.
+///
+/// # Errors
+/// [`Error`] where it does not work, or the run is asked to end.
+pub(super) async fn level(
+    context: &Context,
+    checkpoint: &Checkpoint,
+    store: &Arc<TraceStore>,
+) -> Result<(), Error> {
+    let Some(target) = &checkpoint.target else {
+        return Ok(());
+    };
+    let keys = context.target_keys();
+    let days = |rows| {
+        let days = keys.days_to_read(rows).into_iter();
+        days.map(Extent::of_days).collect()
+    };
+    let extents: BTreeSet<Extent> = match target.rows {
+        0 => repeated_extents(context, checkpoint),
+        rows => days(rows),
+    };
+    // With more extents than days, days may be read again and again.
+    let extents = match extents.len() > context.month().len() {
+        true => days(context.inspected.observation_rows.rows),
+        false => extents,
+    };
+    level_extents(context, checkpoint, store, &extents).await
+}
+
+/// Makes sure that the tables that the target's views fill have what the target has in some
+/// extents.
+///
+/// # Errors
+/// [`Error`] where it does not work, or the run is asked to end.
+pub(super) async fn level_extents(
+    context: &Context,
+    checkpoint: &Checkpoint,
+    store: &Arc<TraceStore>,
+    extents: &BTreeSet<Extent>,
+) -> Result<(), Error> {
+    if extents.is_empty() || context.options.dry_run {
+        return Ok(());
+    }
+    let recovery = recovery(context, checkpoint, store);
+    let prefix = format!("{}level", context.query_prefix(&checkpoint.run_id));
+    let mut attempts = recovery.attempts("giving the table of the view what it lacks");
+    loop {
+        let level =
+            async { Ok(level_once(context, checkpoint, &recovery.keys, extents, &prefix).await) };
+        let Err(error) = context.unless_interrupted(level).await? else {
+            return Ok(());
+        };
+        attempts.failed(error).await?;
+        recovery.end_inserts(&prefix).await?;
+    }
+}
+
+async fn level_once(
+    context: &Context,
+    checkpoint: &Checkpoint,
+    keys: &Target,
+    extents: &BTreeSet<Extent>,
+    prefix: &str,
+) -> Result<(), WorkError> {
+    let views = CoreView::all(&context.connection, &context.inspected.target).await?;
+    let target = checkpoint.target.as_ref();
+    let rewritten_since = target.and_then(|target| match target.own_rows {
+        OwnRows::KeepAfterBlock(block) => Some((block, &target.view_blocks)),
+        _ => None,
+    });
+    let whose = match context.is_repair {
+        true => Whose::Everybodys,
+        false => Whose::Backfills,
+    };
+    for view in &views {
+        for extent in extents {
+            if !view.is_level(keys, extent).await? {
+                view.level(keys, extent, whose, prefix).await?;
+            }
+        }
+        let Some((block, view_blocks)) = rewritten_since else {
+            continue;
+        };
+        let of_table = view_blocks.get(&view.table.qualified_name()).copied();
+        // What was written again has the same keys as before: it cannot be told whether the
+        // view has copied it, where an insert has failed.
+        for extent in repeated_extents(context, checkpoint) {
+            view.copy_again(keys, &extent, (block, of_table), prefix)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Where segments lie of which an attempt failed that may have written something.
+fn repeated_extents(context: &Context, checkpoint: &Checkpoint) -> BTreeSet<Extent> {
+    let month = context.month();
+    let repeated = checkpoint.repeated_segments();
+    repeated
+        .map(|segment| Extent::of_segment(segment, &month).of_whole_days())
+        .collect()
+}
+
+/// Counts the rows that wait to be merged, where all were written again.
+///
+/// # Errors
+/// [`Error`] where they cannot be counted, or the run is asked to end.
+pub(super) async fn count_rows_to_merge(
+    context: &Context,
+    checkpoint: &Checkpoint,
+) -> Result<Option<u64>, Error> {
+    let rewrites = |own_rows| own_rows != OwnRows::Keep;
+    let target = checkpoint.target.as_ref();
+    let has_rewritten = target.is_some_and(|target| rewrites(target.own_rows));
+    let counts = Source::BOTH.map(|source| checkpoint.counts(source).left_out);
+    let has_replaced = counts.iter().any(|counts| counts.beside_older > 0);
+    if !(has_rewritten || has_replaced) || context.options.dry_run {
+        return Ok(None);
+    }
+    let keys = context.target_keys();
+    let count = async {
+        let rows = keys.rows_to_merge().await;
+        rows.map(Some).map_err(|error| {
+            Error::caused("the rows that wait to be merged cannot be counted", error)
+        })
+    };
+    context.unless_interrupted(count).await
+}
