@@ -82,7 +82,7 @@ impl Context {
 
     /// The days whose traces are loaded.
     pub(super) fn days_of_traces(&self) -> RangeInclusive<Day> {
-        let margin = self.options.trace_margin_days;
+        let margin = self.options.subject.trace_margin_days;
         self.options.partition.days_with_margin(margin)
     }
 

@@ -95,10 +95,7 @@ fn begin(context: &Context) -> Result<(Checkpoint, bool), Error> {
             state.clear()?;
             state.require_space(inspected.store_bytes())?;
             describe(context);
-            let checkpoint = Checkpoint {
-                with_experiments: options.experiments,
-                ..Checkpoint::begin(identity, new_run_id(), seconds_since_1970())
-            };
+            let checkpoint = Checkpoint::begin(identity, new_run_id(), seconds_since_1970());
             Ok((checkpoint, false))
         }
     }
@@ -125,7 +122,7 @@ fn describe(context: &Context) {
         target.name,
     ));
     // What one has no place for, the other has not either.
-    let first = options.sources().into_iter().next();
+    let first = options.subject.sources().into_iter().next();
     let mapping = inspected.mapping_of(first.unwrap_or(Source::Observations));
     if !mapping.without_place.is_empty() {
         display.note_once(format!(
@@ -166,7 +163,7 @@ async fn plan(context: &Context, journal: &Journal) -> Result<Option<Vec<Segment
     if journal.checkpoint().segments.is_some() {
         return Ok(None);
     }
-    let sources = context.options.sources().into_iter();
+    let sources = context.options.subject.sources().into_iter();
     let partitions: Vec<_> = sources
         .map(|source| context.inspected.partition(source))
         .collect();
@@ -214,7 +211,7 @@ async fn with_store(
     spent.load = started.elapsed();
     spent.store_bytes = store.disk_bytes();
     let changes = prepared?;
-    for source in context.options.sources() {
+    for source in context.options.subject.sources() {
         write_source(context, journal, source, store, Some(&changes), spent).await?;
     }
     views::level(context, journal.checkpoint(), store).await?;

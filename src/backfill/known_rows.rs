@@ -119,7 +119,11 @@ pub(super) async fn scan_versions(
     store: &Arc<TraceStore>,
 ) -> Result<(), Error> {
     let checkpoint = journal.checkpoint();
-    let is_wanted = context.options.sources().contains(&Source::Observations)
+    let is_wanted = context
+        .options
+        .subject
+        .sources()
+        .contains(&Source::Observations)
         && !checkpoint.remaining(Source::Observations).is_empty();
     if !is_wanted {
         return Ok(());

@@ -41,7 +41,7 @@ async fn work(
     store: &Arc<TraceStore>,
     spent: &mut Spent,
 ) -> Result<(), Error> {
-    let sources = context.options.sources();
+    let sources = context.options.subject.sources();
     let has_segments =
         |journal: &Journal, source| journal.checkpoint().segments_of(source).next().is_some();
     target::look_for_repair(context, journal).await?;
@@ -64,7 +64,7 @@ async fn prepare(
     journal: &mut Journal,
     store: &Arc<TraceStore>,
 ) -> Result<(), Error> {
-    match context.options.remote_lookup {
+    match context.options.subject.remote_lookup {
         // The traces of the rows at hand are asked for by their ids, and once more after an
         // interruption: they may have changed.
         true => {

@@ -48,6 +48,7 @@ pub(super) fn report(
     let target = &context.inspected.target;
     let target_state = checkpoint.target.as_ref();
     let elsewhere = &checkpoint.elsewhere;
+    let subject = &context.options.subject;
     Report {
         partition: context.options.partition.to_string(),
         target_table: format!("{}.{}", target.database, target.name),
@@ -60,13 +61,11 @@ pub(super) fn report(
             + observations.left_out.live_path,
         events_inserted: observations.inserted,
         observations_without_trace: observations.without_trace,
-        traces_superseded: context
-            .options
+        traces_superseded: subject
             .root_spans
             .then_some(root_spans.superseded + root_spans.left_out.superseded),
-        root_spans_inserted: context.options.root_spans.then_some(root_spans.inserted),
-        spans_in_experiments: context
-            .options
+        root_spans_inserted: subject.root_spans.then_some(root_spans.inserted),
+        spans_in_experiments: subject
             .experiments
             .then_some(observations.in_experiments + root_spans.in_experiments),
         observations_superseded: observations.left_out.superseded,

@@ -190,7 +190,7 @@ fn pipeline(
             pool: budget.pool(),
         },
         deferred: DeferredRows::new(context.state.deferred_rows()),
-        unknown: match (source, options.remote_lookup) {
+        unknown: match (source, options.subject.remote_lookup) {
             (Source::Observations, false) => Unknown::WithoutTrace,
             // What is missing arrived after the traces were loaded.
             (Source::Traces, _) | (_, true) => Unknown::Deferred,

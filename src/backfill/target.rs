@@ -65,7 +65,7 @@ pub(super) async fn look(context: &Context, journal: &mut Journal) -> Result<(),
     }
     let default = context.server_time(journal.checkpoint().started_at) - LIVE_PATH;
     let mut target = state_of_target(context, default, context.state.is_restart()).await?;
-    target.until = options.until.or(target.until);
+    target.until = options.subject.until.or(target.until);
     if target.rows > 0 {
         context.display.note(format_args!(
             "{} has {} rows of {} already",
@@ -132,7 +132,12 @@ pub(super) async fn look_for_live_rows(
     let default = context.server_time(seconds_since_1970()) - LIVE_PATH;
     let target = TargetState {
         has_live_rows: true,
-        until: context.options.until.or(target.until).or(Some(default)),
+        until: context
+            .options
+            .subject
+            .until
+            .or(target.until)
+            .or(Some(default)),
         ..target
     };
     tell_until(context, &target);

@@ -296,7 +296,7 @@ impl Progress {
         let [observations, root_spans] = Source::BOTH.map(|source| checkpoint.counts(source));
         let is_loaded = checkpoint.superseded.is_some();
         let segments_total = checkpoint.segments.as_ref().map_or(0, Vec::len);
-        let margin = checkpoint.identity.trace_margin_days();
+        let margin = checkpoint.identity.subject.trace_margin_days;
         Self {
             begun_at: Moment(checkpoint.started_at),
             saved_at: Moment(checkpoint.saved_at),

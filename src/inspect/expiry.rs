@@ -25,7 +25,7 @@ impl Inspector {
         for table in written {
             for ttl in delete_ttls(&table.engine_full) {
                 let taken = self.rows_taken(&ttl, table, observations, rows).await;
-                let may_take_roots = self.options.root_spans && ttl.condition.is_some();
+                let may_take_roots = self.options.subject.root_spans && ttl.condition.is_some();
                 let how_many = match taken {
                     Some(0) if !may_take_roots => continue,
                     Some(0) | None => "may take rows".to_owned(),

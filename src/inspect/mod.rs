@@ -17,7 +17,7 @@ use crate::cli::options::{Choice, Defaults, Options};
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, quoting};
 use crate::error::Error;
-use crate::mapping::{Mapping, MappingError, Source, Wanted};
+use crate::mapping::{Mapping, MappingError, Source};
 use crate::memory::numbers::whole;
 use crate::partition::Partition;
 
@@ -47,7 +47,7 @@ const STORE_BYTES_EMPTY: u64 = 1 << 20;
 const FILE_BYTES_PER_OBSERVATION: u64 = 29;
 
 /// Everything that is known before the work begins.
-pub struct Inspected {
+pub(crate) struct Inspected {
     /// The server.
     pub server: ServerInfo,
     /// `observations`
@@ -96,14 +96,14 @@ impl Inspected {
     /// How many bytes the trace store can take. LZ4 brings ids and short texts to
     /// about two thirds, but not every text, and a disk that is full is worse than
     /// one that has room left.
-    pub fn store_bytes(&self) -> u64 {
+    pub(crate) fn store_bytes(&self) -> u64 {
         let traces = self.trace_bytes + self.traces_to_load * STORE_BYTES_PER_TRACE;
         let versions = self.observation_rows.rows * FILE_BYTES_PER_OBSERVATION;
         STORE_BYTES_EMPTY + traces + versions + self.item_bytes
     }
 
     /// Type of `observations.start_time`, by whose time zone days are told.
-    pub fn start_type(&self) -> String {
+    pub(crate) fn start_type(&self) -> String {
         let column = self.observations.column("start_time");
         column.map_or_else(
             || "DateTime64(3)".to_owned(),
@@ -112,7 +112,7 @@ impl Inspected {
     }
 
     /// How the rows of a source become events.
-    pub fn mapping_of(&self, source: Source) -> &Mapping {
+    pub(crate) fn mapping_of(&self, source: Source) -> &Mapping {
         match (source, &self.root_spans) {
             (Source::Traces, Some(mapping)) => mapping,
             _ => &self.mapping,
@@ -120,7 +120,7 @@ impl Inspected {
     }
 
     /// The partition of a source.
-    pub fn partition(&self, source: Source) -> segments::Partition<'_> {
+    pub(crate) fn partition(&self, source: Source) -> segments::Partition<'_> {
         let (table, rows) = match source {
             Source::Observations => (&self.observations, &self.observation_rows),
             Source::Traces => (&self.traces, &self.trace_rows),
@@ -134,7 +134,7 @@ impl Inspected {
     }
 
     /// How the rows of a segment are asked for.
-    pub fn segment_query(&self, source: Source) -> SegmentQuery {
+    pub(crate) fn segment_query(&self, source: Source) -> SegmentQuery {
         let partition = self.partition(source);
         let alias = source.alias();
         // The ARRAY JOIN changes no row. It divides blocks to max_block_size,
@@ -188,12 +188,12 @@ pub(crate) async fn months(
     let mut inspector = Inspector::new(connection, options);
     inspector.server().await?;
     inspector.connection = connection.with_retries(retries);
-    if inspector.options.asked.root_spans == Choice::Default {
+    if inspector.options.subject.asked.root_spans == Choice::Default {
         let (target, _) = inspector.find_target().await?;
-        inspector.options.root_spans = is_complete(&target);
+        inspector.options.subject.root_spans = is_complete(&target);
     }
     let mut months = Months::default();
-    for source in inspector.options.sources() {
+    for source in inspector.options.subject.sources() {
         let table = inspector.source(source.table()).await?;
         require_monthly(source, &table)?;
         let partitions = inspector.connection.partitions(&table);
@@ -265,14 +265,11 @@ impl Inspector {
         let dataset_items = self.dataset_items().await?;
         require_monthly(Source::Observations, &observations)?;
         require_monthly(Source::Traces, &traces)?;
-        let wanted = Wanted {
-            trace_metadata: self.options.trace_metadata,
-            experiments: self.options.experiments,
-        };
+        let wanted = self.options.subject.wanted();
         let mapping = |source, table| {
             Mapping::new(source, table, &traces, &target, wanted).map_err(describe_mapping)
         };
-        let root_spans = match self.options.root_spans {
+        let root_spans = match self.options.subject.root_spans {
             true => Some(mapping(Source::Traces, &traces)?),
             false => None,
         };
@@ -318,7 +315,7 @@ impl Inspector {
             trace_bytes += whole((bytes as f64 * share).ceil());
         }
         let item_bytes = match &dataset_items {
-            Some(items) if self.options.experiments => {
+            Some(items) if self.options.subject.experiments => {
                 let sizes = self.connection.column_sizes(items, UNPARTITIONED);
                 let is_stored = |column: &str| column != "dataset_item_input";
                 self.ask(sizes).await?.of(is_stored).uncompressed
@@ -337,7 +334,7 @@ impl Inspector {
             dataset_items,
             defaults,
             notes: std::mem::take(&mut self.notes),
-            excludes_dataset_items: self.options.exclude_dataset_items,
+            excludes_dataset_items: self.options.subject.exclude_dataset_items,
             mapping,
             root_spans,
             observation_rows,
@@ -481,7 +478,7 @@ impl Inspector {
 
     /// What the tables suggest where the user says nothing.
     async fn defaults(&mut self, target: &TableInfo) -> Result<Defaults, Error> {
-        let asked = self.options.asked;
+        let asked = self.options.subject.asked;
         if !is_complete(target) {
             if asked.root_spans == Choice::Default || asked.experiments == Choice::Default {
                 self.notes.push(format!(
@@ -581,10 +578,13 @@ impl Inspector {
     }
 
     async fn dataset_items(&self) -> Result<Option<TableInfo>, Error> {
-        let flag = match (self.options.experiments, self.options.exclude_dataset_items) {
+        let flag = match (
+            self.options.subject.experiments,
+            self.options.subject.exclude_dataset_items,
+        ) {
             (true, _) => "--experiments",
             (false, true) => "--exclude-dataset-items",
-            (false, false) if self.options.asked.experiments == Choice::Default => {
+            (false, false) if self.options.subject.asked.experiments == Choice::Default => {
                 return self.find(DATASET_ITEMS).await;
             }
             (false, false) => return Ok(None),
@@ -595,7 +595,7 @@ impl Inspector {
                 self.options.database
             )));
         };
-        let select = match self.options.experiments {
+        let select = match self.options.subject.experiments {
             true => format!("{} LIMIT 0", items_query(&table, "1")),
             false => format!(
                 "SELECT project_id, trace_id FROM {} FINAL LIMIT 0",
@@ -633,7 +633,7 @@ fn require_partition(
     traces: &[PartitionSize],
 ) -> Result<(), Error> {
     let mut there_are = BTreeSet::new();
-    for source in options.sources() {
+    for source in options.subject.sources() {
         let partitions = match source {
             Source::Observations => observations,
             Source::Traces => traces,
@@ -644,7 +644,12 @@ fn require_partition(
     if there_are.contains(&partition_id) {
         return Ok(());
     }
-    let tables: Vec<&str> = options.sources().iter().map(|s| s.table()).collect();
+    let tables: Vec<&str> = options
+        .subject
+        .sources()
+        .iter()
+        .map(|s| s.table())
+        .collect();
     let there_are: Vec<String> = there_are.into_iter().collect();
     Err(no_partition(
         &options.database,
@@ -658,7 +663,7 @@ fn require_partition(
 pub(crate) fn shares_of_partitions(options: &Options) -> BTreeMap<String, f64> {
     /// Days of a month.
     const MONTH: f64 = 30.0;
-    let margin = options.trace_margin_days;
+    let margin = options.subject.trace_margin_days;
     let mut shares = BTreeMap::new();
     for day in options.partition.days_with_margin(margin) {
         *shares.entry(Partition::id_of(day)).or_insert(0.0) += 1.0 / MONTH;

@@ -6,7 +6,7 @@ use crate::clickhouse::{Statement, TableInfo};
 use crate::mapping::{Mapping, Source, TRACE_TEXTS};
 
 /// How the rows of a segment are asked for.
-pub struct SegmentQuery {
+pub(crate) struct SegmentQuery {
     /// `SELECT … FROM … FINAL … WHERE …`, to which the segment's condition is added.
     pub select: String,
     /// Table whose traces are left out, quoted, if any are.
@@ -15,13 +15,13 @@ pub struct SegmentQuery {
 
 impl SegmentQuery {
     /// The statement that reads a segment.
-    pub fn sql(&self, segment: &Segment) -> String {
+    pub(crate) fn sql(&self, segment: &Segment) -> String {
         let all = format!("{} AND {}", self.select, segment.predicate());
         all + &self.exclusion(segment)
     }
 
     /// The condition for the rows that are left out.
-    pub fn exclusion(&self, segment: &Segment) -> String {
+    pub(crate) fn exclusion(&self, segment: &Segment) -> String {
         let mut sql = String::new();
         if let Some(table) = &self.excluded_by {
             let projects = segment

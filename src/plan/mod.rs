@@ -53,7 +53,7 @@ async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
     let inspected = session.inspect(&mut options, retries).await?;
     let options = &options;
     let connection = session.connection.with_retries(retries);
-    let sources = options.sources().into_iter();
+    let sources = options.subject.sources().into_iter();
     let partitions: Vec<_> = sources.map(|source| inspected.partition(source)).collect();
     let segments = segments::make(&connection, &partitions, options.segment_rows)
         .await
@@ -83,7 +83,7 @@ async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
 
 /// Rows of observations that become events.
 fn observation_rows(options: &Options, inspected: &Inspected) -> u64 {
-    match options.observations {
+    match options.subject.observations {
         true => inspected.observation_rows.rows,
         false => 0,
     }
@@ -148,7 +148,7 @@ impl Forecaster<'_> {
                 parts: inspected.trace_rows.parts,
                 bytes: sources.traces,
             },
-            trace_margin_days: options.trace_margin_days,
+            trace_margin_days: options.subject.trace_margin_days,
             events_there,
             write_bytes: write_bytes + root_spans.as_ref().map_or(0, |r| r.bytes.uncompressed),
             root_spans,
@@ -187,7 +187,7 @@ impl Forecaster<'_> {
             trace_rows: inspected.traces_to_load,
             ..Sources::default()
         };
-        if !self.options.observations {
+        if !self.options.subject.observations {
             sources = Sources {
                 trace_rows: sources.trace_rows,
                 ..Sources::default()
@@ -341,7 +341,7 @@ impl Forecaster<'_> {
                 tables[0].estimated_from
             )
         }));
-        if self.options.remote_lookup && inspected.has_more_traces {
+        if self.options.subject.remote_lookup && inspected.has_more_traces {
             notes.push(
                 "looking for traces of other months groups the ids of all traces on the server, and \
                  observations that wait for them can take some GiB in the state directory"

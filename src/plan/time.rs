@@ -55,7 +55,7 @@ impl Time {
         root_spans: Option<&RootSpans>,
         earlier: Option<Earlier>,
     ) -> Self {
-        let rows = match options.observations {
+        let rows = match options.subject.observations {
             true => inspected.observation_rows.rows,
             false => 0,
         };

@@ -54,7 +54,7 @@ pub(crate) async fn run(
     optimize: bool,
 ) -> Result<(Report, Result<(), Error>), Error> {
     let started = Instant::now();
-    if !options.observations {
+    if !options.subject.observations {
         return Err(Error::configuration(
             "--only goes with a run and a plan: repair mends the events of observations too",
         ));

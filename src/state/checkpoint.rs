@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 
 use super::counts::{DeferredCounts, ExperimentCounts, SegmentCounts, TargetState};
 use super::files::advice_on_files;
-use crate::cli::options::Options;
+use crate::cli::options::{Options, Subject};
 use crate::clickhouse::TableInfo;
 use crate::error::Error;
 use crate::inspect::Inspected;
@@ -26,7 +26,7 @@ use crate::partition::{Day, seconds_since_1970};
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
 /// Increased whenever [`Checkpoint`] changes, or what the trace store holds.
-const FORMAT_VERSION: u32 = 7;
+const FORMAT_VERSION: u32 = 8;
 /// Most bytes that a length in the payload may claim; otherwise a damaged one
 /// would ask for more memory than there is.
 const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
@@ -71,9 +71,6 @@ pub struct Checkpoint {
     pub late_done: BTreeMap<u32, SegmentCounts>,
     /// What became of the traces that were asked for one by one.
     pub elsewhere: Elsewhere,
-    /// Whether spans say to which experiment they belong: settled when the run began, since the
-    /// first items may be linked while it goes on.
-    pub with_experiments: bool,
     /// What belongs to experiments, once that is known and wanted.
     pub experiments: Option<ExperimentCounts>,
     /// Whether everything is done.
@@ -91,60 +88,31 @@ pub struct Elsewhere {
     pub nowhere: Vec<(ByteBuf, ByteBuf)>,
 }
 
-/// What a run was made for, as pairs of a name and a value that people can read.
-/// A run must not be continued for anything else.
+/// What a run was made for. A run must not be continued for anything else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunIdentity(BTreeMap<String, String>);
+pub struct RunIdentity {
+    /// What became of which rows.
+    pub(crate) subject: Subject,
+    /// Which server, month and tables, as pairs of a name and a value that people can read.
+    facts: BTreeMap<String, String>,
+}
 
 impl RunIdentity {
     /// These facts: names with their values.
     pub fn of(facts: BTreeMap<String, String>) -> Self {
-        Self(facts)
+        Self {
+            subject: Subject::default(),
+            facts,
+        }
     }
 
     /// What a run with these options on these tables is made for.
-    pub fn new(options: &Options, inspected: &Inspected) -> Self {
+    pub(crate) fn new(options: &Options, inspected: &Inspected) -> Self {
         let mut facts = BTreeMap::from([
             ("the server".to_owned(), options.connection.url.to_string()),
             ("the partition".to_owned(), options.partition.to_string()),
-            (
-                "--exclude-dataset-items".to_owned(),
-                options.exclude_dataset_items.to_string(),
-            ),
-            (
-                "--experiments".to_owned(),
-                options.asked.experiments.to_string(),
-            ),
-            (
-                "what becomes events".to_owned(),
-                match (options.observations, options.root_spans) {
-                    (true, false) => "observations",
-                    (true, true) => "observations and traces",
-                    (false, _) => "traces",
-                }
-                .to_owned(),
-            ),
-            (
-                "--until".to_owned(),
-                match options.until {
-                    Some(until) => format!("{until} microseconds after 1970"),
-                    None => "an hour before the run".to_owned(),
-                },
-            ),
-            (
-                "--trace-margin-days".to_owned(),
-                options.trace_margin_days.to_string(),
-            ),
-            (
-                "--no-remote-lookup".to_owned(),
-                (!options.remote_lookup).to_string(),
-            ),
-            (
-                "--no-trace-metadata".to_owned(),
-                (!options.trace_metadata).to_string(),
-            ),
         ]);
-        let reads_items = options.experiments || options.exclude_dataset_items;
+        let reads_items = options.subject.reads_dataset_items();
         let dataset_items = inspected.dataset_items.as_ref().filter(|_| reads_items);
         let tables = [
             ("the observations", Some(&inspected.observations)),
@@ -161,21 +129,19 @@ impl RunIdentity {
             facts.insert(format!("the identity of {role} table"), table.uuid.clone());
             facts.extend(columns_of(role, table));
         }
-        Self(facts)
-    }
-
-    /// Days before and after the month whose traces are loaded.
-    pub fn trace_margin_days(&self) -> u16 {
-        let days = self.0.get("--trace-margin-days");
-        days.and_then(|days| days.parse().ok()).unwrap_or(0)
+        Self {
+            subject: options.subject,
+            facts,
+        }
     }
 
     /// The most telling difference, as a sentence, if there is one.
-    pub fn difference(&self, now: &Self) -> Option<String> {
-        let names = self.0.keys().chain(now.0.keys());
+    pub(crate) fn difference(&self, now: &Self) -> Option<String> {
+        let (before, now) = (self.all_facts(), now.all_facts());
+        let names = before.keys().chain(now.keys());
         // Another server or database has other columns and identities too.
         let name = names
-            .filter(|name| self.0.get(*name) != now.0.get(*name))
+            .filter(|name| before.get(*name) != now.get(*name))
             .min_by_key(|name| {
                 let first = [
                     "the server",
@@ -183,17 +149,24 @@ impl RunIdentity {
                     "the traces table",
                     "the target table",
                 ];
-                let place = first.iter().position(|other| other == name);
+                let place = first.iter().position(|other| other == *name);
                 (place.unwrap_or(first.len()), *name)
             })?;
-        let value = |facts: &Self| {
-            facts
-                .0
-                .get(name)
-                .cloned()
-                .unwrap_or_else(|| "not there".to_owned())
+        let value = |facts: &BTreeMap<&str, String>| {
+            let value = facts.get(name).cloned();
+            value.unwrap_or_else(|| "not there".to_owned())
         };
-        Some(format!("{name} was {} and is {}", value(self), value(now)))
+        Some(format!(
+            "{name} was {} and is {}",
+            value(&before),
+            value(&now)
+        ))
+    }
+
+    fn all_facts(&self) -> BTreeMap<&str, String> {
+        let facts = self.facts.iter();
+        let facts = facts.map(|(name, value)| (name.as_str(), value.clone()));
+        facts.chain(self.subject.facts()).collect()
     }
 }
 
@@ -247,7 +220,6 @@ impl Checkpoint {
             deferred: BTreeMap::new(),
             late_done: BTreeMap::new(),
             elsewhere: Elsewhere::default(),
-            with_experiments: false,
             experiments: None,
             finished: false,
         }
@@ -267,7 +239,7 @@ impl Checkpoint {
 
     /// Whether the spans of dataset runs are looked for now.
     pub fn awaits_experiments(&self) -> bool {
-        self.superseded.is_some() && self.with_experiments && self.experiments.is_none()
+        self.superseded.is_some() && self.identity.subject.experiments && self.experiments.is_none()
     }
 
     /// Counts of all that is done of a source.
@@ -414,7 +386,7 @@ mod tests {
 
     fn example() -> Checkpoint {
         let facts = BTreeMap::from([("the server".to_owned(), "http://a".to_owned())]);
-        let mut checkpoint = Checkpoint::begin(RunIdentity(facts), "run".to_owned(), 1);
+        let mut checkpoint = Checkpoint::begin(RunIdentity::of(facts), "run".to_owned(), 1);
         checkpoint.days.insert(19_875, (12, 10));
         checkpoint.superseded = Some(1);
         checkpoint.segments = Some(vec![Segment {
@@ -467,7 +439,7 @@ mod tests {
     #[test]
     fn a_difference_names_what_it_is_about() {
         let facts = |value: &str| {
-            RunIdentity(BTreeMap::from([(
+            RunIdentity::of(BTreeMap::from([(
                 "the target table".to_owned(),
                 value.to_owned(),
             )]))
@@ -479,7 +451,7 @@ mod tests {
         );
         assert_eq!(
             facts("a")
-                .difference(&RunIdentity(BTreeMap::new()))
+                .difference(&RunIdentity::of(BTreeMap::new()))
                 .unwrap(),
             "the target table was a and is not there"
         );

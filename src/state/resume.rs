@@ -35,7 +35,9 @@ pub(crate) fn decide(
     let directory = directory.display();
     if options.restart {
         return match &stored {
-            Ok(Some(before)) if before.with_experiments && !options.experiments => {
+            Ok(Some(before))
+                if before.identity.subject.experiments && !options.subject.experiments =>
+            {
                 Err(Error::configuration(format!(
                     "the run in {directory} was made with experiments, and one without would \
                      write over what it said of them: add --experiments, or remove {directory} \
@@ -93,7 +95,7 @@ pub(crate) fn experiments_so_far(
     options: &Options,
 ) -> Option<bool> {
     match stored {
-        Ok(Some(checkpoint)) if !options.restart => Some(checkpoint.with_experiments),
+        Ok(Some(checkpoint)) if !options.restart => Some(checkpoint.identity.subject.experiments),
         _ => None,
     }
 }

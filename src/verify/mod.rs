@@ -56,7 +56,7 @@ pub(crate) async fn run(
     options: Options,
 ) -> Result<(Report, Result<(), Error>), Error> {
     let retries = session.retries(&options);
-    if !options.observations {
+    if !options.subject.observations {
         return Err(Error::configuration(
             "--only goes with a run and a plan: verify compares the events of observations too",
         ));

@@ -115,12 +115,12 @@ impl Statements {
                 }),
             core: None,
             partition_id,
-            known_days: (!options.remote_lookup).then(|| {
+            known_days: (!options.subject.remote_lookup).then(|| {
                 options
                     .partition
-                    .days_with_margin(options.trace_margin_days)
+                    .days_with_margin(options.subject.trace_margin_days)
             }),
-            root_spans: options.root_spans,
+            root_spans: options.subject.root_spans,
             start_type: inspected.start_type(),
             by_month,
             is_replacing: target.is_replacing(),

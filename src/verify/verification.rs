@@ -69,7 +69,7 @@ impl<'a> Verification<'a> {
             partition: options.partition.to_string(),
             target_table: format!("{}.{}", target.database, target.name),
             not_compared: statements.columns.not_compared.clone(),
-            root_spans_compared: options.root_spans,
+            root_spans_compared: options.subject.root_spans,
             ..Report::default()
         };
         display.note(format_args!(
@@ -101,7 +101,7 @@ impl<'a> Verification<'a> {
             looked_for: 0,
             event_rows: 0,
             has_live: false,
-            until: options.until,
+            until: options.subject.until,
             report,
         }
     }

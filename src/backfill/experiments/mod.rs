@@ -29,7 +29,7 @@ pub(super) async fn find_experiments(
     journal: &mut Journal,
     store: &TraceStore,
 ) -> Result<(), Error> {
-    if !context.options.experiments || journal.checkpoint().experiments.is_some() {
+    if !context.options.subject.experiments || journal.checkpoint().experiments.is_some() {
         return Ok(());
     }
     // What an earlier process began.
@@ -71,7 +71,7 @@ fn source(context: &Context, has_live_rows: bool) -> Result<ExperimentSource<'_>
         .dataset_items
         .as_ref()
         .ok_or_else(|| Error::failed("the table of dataset run items was not looked at"))?;
-    let sources = context.options.sources().into_iter();
+    let sources = context.options.subject.sources().into_iter();
     let budget = context.options.budget;
     Ok(ExperimentSource {
         connection: &context.connection,

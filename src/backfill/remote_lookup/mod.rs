@@ -91,7 +91,7 @@ async fn ask_and_count(
 pub(super) async fn settle_far_moved(context: &Context, store: &TraceStore) -> Result<(), Error> {
     // A root span is written by the month in which its trace's latest version lies, so that
     // one must be known.
-    let is_wanted = context.options.remote_lookup || context.options.root_spans;
+    let is_wanted = context.options.subject.remote_lookup || context.options.subject.root_spans;
     if !is_wanted || !context.inspected.has_more_traces {
         return Ok(());
     }

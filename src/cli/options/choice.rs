@@ -1,10 +1,12 @@
 //! What may be on, off, or left to what suits the tables.
 
+use serde::{Deserialize, Serialize};
+
 use crate::cli::Environment;
 use crate::error::Error;
 
 /// What the user says of something.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Choice {
     /// It is wanted.
     On,
@@ -67,7 +69,7 @@ impl std::fmt::Display for Choice {
 }
 
 /// What the user says of that which makes a month complete.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
     /// Of root spans.
     pub root_spans: Choice,

@@ -2,6 +2,7 @@
 //! and validated. A job takes [`Options`] only, so nothing unchecked is run.
 
 mod choice;
+mod subject;
 mod until;
 
 use std::fmt;
@@ -14,15 +15,15 @@ use std::time::Duration;
 use url::{Host, Url};
 
 use super::Environment;
-use super::arguments::{Only, RunArguments};
+use super::arguments::RunArguments;
 use super::selection::Selection;
 use crate::clickhouse::{Compression, ConnectionOptions, Password, Trust};
 use crate::error::Error;
-use crate::mapping::Source;
 use crate::memory::{Budget, ByteSize};
 use crate::partition::Partition;
 
 pub(crate) use choice::{Asked, Choice, Defaults};
+pub(crate) use subject::Subject;
 
 /// What was asked for: the same job for each of some partitions.
 #[derive(Debug, Clone)]
@@ -140,29 +141,11 @@ pub struct Options {
     pub max_retries: u32,
     /// How often traces that changed are loaded again.
     pub reload_every: Duration,
-    /// Write an event for each observation.
-    pub observations: bool,
-    /// Write a root span for each trace. Until the tables are looked at, whether that was asked
-    /// for: see [`Options::settle`].
-    pub root_spans: bool,
-    /// Say to which experiment spans belong; likewise.
-    pub experiments: bool,
-    /// What the user says of these two.
-    pub asked: Asked,
+    /// What is to become of which rows.
+    pub subject: Subject,
     /// Whether the run that goes on says to which experiment spans belong: where the user leaves
     /// it to the tables, it stays as it was, whatever the tables have by now.
     pub experiments_so_far: Option<bool>,
-    /// Leave out the spans of dataset runs. Never together with `experiments`.
-    pub exclude_dataset_items: bool,
-    /// Days before and after the month whose traces are loaded too.
-    pub trace_margin_days: u16,
-    /// Ask ClickHouse for traces that are on none of these days.
-    pub remote_lookup: bool,
-    /// Add the traces' metadata.
-    pub trace_metadata: bool,
-    /// What changed after this moment is left to Langfuse, where it writes to the target too: in
-    /// microseconds since 1970. An hour before the work begins, where nobody says another.
-    pub until: Option<i64>,
     /// Write to a table that keeps duplicates.
     pub allow_duplicates: bool,
     /// Where to write the summary as JSON.
@@ -207,7 +190,7 @@ impl Options {
             .parse::<ByteSize>()
             .map_err(|error| Error::configuration(format!("--memory-limit: {error}")))?;
         let budget = Budget::new(memory_limit, concurrency).map_err(Error::configuration)?;
-        let compression = settings.text(subject.compression, "COMPRESSION");
+        let compression = settings.text(subject.compression.clone(), "COMPRESSION");
         let connection = settings.connection(
             compression.as_deref(),
             subject.dangerously_accept_invalid_certificates,
@@ -220,19 +203,6 @@ impl Options {
             1..=10_000_000,
         )?;
         let block_rows = settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)?;
-        let asks_for_root_spans = subject.root_spans || subject.only == Some(Only::RootSpans);
-        let root_spans = (asks_for_root_spans, subject.no_root_spans);
-        let experiments = (subject.experiments, subject.no_experiments);
-        let mut asked = Asked {
-            root_spans: Choice::of(root_spans, "ROOT_SPANS", environment)?,
-            experiments: Choice::of(experiments, "EXPERIMENTS", environment)?,
-        };
-        let excludes_dataset_items =
-            subject.exclude_dataset_items || environment.flag("EXCLUDE_DATASET_ITEMS")?;
-        if excludes_dataset_items && asked.experiments == Choice::Default {
-            // With experiments it would have no effect.
-            asked.experiments = Choice::Off;
-        }
         let state_dir = environment.state_dir(arguments.state_dir);
         if let Some(report) = &subject.report {
             require_outside(report, &state_dir)?;
@@ -243,7 +213,7 @@ impl Options {
             database: settings
                 .text(None, "CLICKHOUSE_DB")
                 .unwrap_or_else(|| "default".to_owned()),
-            target_table: settings.text(subject.target_table, "TARGET_TABLE"),
+            target_table: settings.text(subject.target_table.clone(), "TARGET_TABLE"),
             dry_run,
             resume: arguments.resume,
             restart: arguments.restart,
@@ -269,27 +239,8 @@ impl Options {
                 900,
                 1..=900,
             )?),
-            observations: subject.only != Some(Only::RootSpans),
-            root_spans: asked.root_spans == Choice::On,
-            experiments: asked.experiments == Choice::On,
-            asked,
+            subject: settings.subject(&subject)?,
             experiments_so_far: None,
-            // With experiments, these spans are written too, and only once.
-            exclude_dataset_items: excludes_dataset_items && asked.experiments == Choice::Off,
-            trace_margin_days: settings.number(
-                subject.trace_margin_days,
-                "--trace-margin-days",
-                "TRACE_MARGIN_DAYS",
-                1,
-                0..=366,
-            )?,
-            remote_lookup: !(subject.no_remote_lookup || environment.flag("NO_REMOTE_LOOKUP")?),
-            trace_metadata: !(subject.no_trace_metadata
-                || environment.flag("NO_TRACE_METADATA")?),
-            until: settings
-                .text(subject.until, "UNTIL")
-                .map(|text| until::parse(&text).map_err(Error::configuration))
-                .transpose()?,
             allow_duplicates: arguments.allow_duplicates,
             report: subject.report,
             quiet: subject.quiet,
@@ -305,19 +256,10 @@ impl Options {
 impl Options {
     /// Decides what the user has left to the tables.
     pub fn settle(&mut self, defaults: Defaults) {
-        self.root_spans = self.asked.root_spans.or(defaults.root_spans);
+        let subject = &mut self.subject;
+        subject.root_spans = subject.asked.root_spans.or(defaults.root_spans);
         let experiments = self.experiments_so_far.unwrap_or(defaults.experiments);
-        self.experiments = self.asked.experiments.or(experiments);
-    }
-
-    /// The tables whose rows become events, in the order in which that is done.
-    pub fn sources(&self) -> Vec<Source> {
-        let wanted = [
-            (Source::Observations, self.observations),
-            (Source::Traces, self.root_spans),
-        ];
-        let wanted = wanted.into_iter().filter(|(_, is_wanted)| *is_wanted);
-        wanted.map(|(source, _)| source).collect()
+        subject.experiments = subject.asked.experiments.or(experiments);
     }
 }
 
@@ -540,8 +482,12 @@ mod tests {
                     root_spans: suits,
                     experiments: suits,
                 });
-                let excludes = options.exclude_dataset_items;
-                (options.root_spans, options.experiments, excludes)
+                let excludes = options.subject.exclude_dataset_items;
+                (
+                    options.subject.root_spans,
+                    options.subject.experiments,
+                    excludes,
+                )
             })
         };
         let (on, off) = ((true, true, false), (false, false, false));
@@ -585,7 +531,7 @@ mod tests {
             root_spans: true,
             experiments: true,
         });
-        assert!(options.root_spans && !options.experiments);
+        assert!(options.subject.root_spans && !options.subject.experiments);
     }
 
     #[test]
