@@ -9,7 +9,7 @@
 //!                                             └──▶ batches ──▶ send ──▶ ClickHouse
 //! ```
 //!
-//! Imports point down only: `tests/house.rs` has the order of the modules, and sees to it.
+//! Imports point down only: `tests/integration/house.rs` has the order of the modules, and sees to it.
 //! `commands` carry out what `cli` was told; `plan` says what a run would do, `verify` what came of it,
 //! and `repair` mends what it found; `backfill` is one month's work, and keeps its `state` on this
 //! machine; `inspect` knows the server's tables and the statements that read them; `enrich` makes

@@ -26,10 +26,10 @@ const ROOMS: [&str; 21] = [
     "native",
     "clickhouse",
     "trace_store",
-    "partition",
     "progress",
     "memory",
     "error",
+    "partition",
     "shutdown",
 ];
 

@@ -2,27 +2,23 @@
 //! and validated. A job takes [`Options`] only, so nothing unchecked is run.
 
 mod choice;
+mod settings;
 mod subject;
 mod until;
 
-use std::fmt;
-use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
-use url::{Host, Url};
-
+use self::settings::Settings;
 use super::Environment;
 use super::arguments::RunArguments;
 use super::selection::Selection;
-use crate::clickhouse::{Compression, ConnectionOptions, Password, Trust};
+use crate::clickhouse::ConnectionOptions;
 use crate::error::Error;
 use crate::memory::{Budget, ByteSize};
 use crate::partition::Partition;
 
-pub(crate) use choice::{Asked, Choice, Defaults};
+pub(crate) use choice::{Choice, Defaults};
 pub(crate) use subject::Subject;
 
 /// What was asked for: the same job for each of some partitions.
@@ -263,103 +259,6 @@ impl Options {
     }
 }
 
-struct Settings<'a> {
-    environment: &'a Environment,
-}
-
-impl Settings<'_> {
-    fn text(&self, argument: Option<String>, variable: &str) -> Option<String> {
-        argument.or_else(|| self.environment.get(variable).map(str::to_owned))
-    }
-
-    fn number<T>(
-        &self,
-        argument: Option<String>,
-        flag: &str,
-        variable: &str,
-        default: T,
-        range: RangeInclusive<T>,
-    ) -> Result<T, Error>
-    where
-        T: FromStr + PartialOrd + fmt::Display,
-    {
-        let (name, text) = match (argument, self.environment.get(variable)) {
-            (Some(text), _) => (flag, text),
-            (None, Some(text)) => (variable, text.to_owned()),
-            (None, None) => return Ok(default),
-        };
-        text.parse()
-            .ok()
-            .filter(|number| range.contains(number))
-            .ok_or_else(|| {
-                Error::configuration(format!(
-                    "{name} is '{text}': it must be a whole number from {} to {}",
-                    range.start(),
-                    range.end()
-                ))
-            })
-    }
-
-    fn connection(
-        &self,
-        compression: Option<&str>,
-        accept_invalid_certificates: bool,
-    ) -> Result<ConnectionOptions, Error> {
-        let text = self
-            .text(None, "CLICKHOUSE_URL")
-            .unwrap_or_else(|| "http://localhost:8123".to_owned());
-        let url = parse_url(&text).map_err(Error::configuration)?;
-        let compression = match compression {
-            None | Some("auto") if is_loopback(&url) => Compression::None,
-            None | Some("auto" | "lz4") => Compression::Lz4,
-            Some("none") => Compression::None,
-            Some(other) => {
-                return Err(Error::configuration(format!(
-                    "--compression is '{other}': it must be auto, lz4 or none"
-                )));
-            }
-        };
-        let user = self
-            .text(None, "CLICKHOUSE_USER")
-            .unwrap_or_else(|| "default".to_owned());
-        if user.contains(':') {
-            return Err(Error::configuration(
-                "CLICKHOUSE_USER contains a colon, which cannot be sent over HTTP",
-            ));
-        }
-        let authorities = self.environment.get("SSL_CERT_FILE");
-        let trust = match (accept_invalid_certificates, authorities) {
-            (true, _) => Trust::Anybody,
-            (false, Some(file)) => Trust::File(file.into()),
-            (false, None) => Trust::Machine,
-        };
-        Ok(ConnectionOptions {
-            url,
-            user,
-            password: self.password()?,
-            compression,
-            trust,
-        })
-    }
-
-    fn password(&self) -> Result<Password, Error> {
-        // Not trimmed: a password may begin or end with a space.
-        let variable = self.environment.get_untrimmed("CLICKHOUSE_PASSWORD");
-        match (variable, self.environment.get("CLICKHOUSE_PASSWORD_FILE")) {
-            (Some(password), _) if !password.is_empty() => Ok(Password::new(password)),
-            (_, Some(file)) => {
-                let content = std::fs::read_to_string(file).map_err(|error| {
-                    Error::configuration(format!(
-                        "the password file {file} (CLICKHOUSE_PASSWORD_FILE) cannot be read: {error}"
-                    ))
-                })?;
-                Ok(Password::new(content.trim_end_matches(['\r', '\n'])))
-            }
-            _ => Ok(Password::default()),
-        }
-    }
-}
-
 /// Refuses a report that would take the place of a month's state, or of the directory of all of it.
 fn require_outside(report: &Path, state_dir: &Path) -> Result<(), Error> {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -387,42 +286,11 @@ fn require_outside(report: &Path, state_dir: &Path) -> Result<(), Error> {
     }
 }
 
-fn parse_url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| {
-        format!(
-            "CLICKHOUSE_URL cannot be understood ({error}): write for example http://localhost:8123"
-        )
-    })?;
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return Err(format!(
-            "CLICKHOUSE_URL begins with '{}:': it must be the address of ClickHouse's HTTP \
-             interface, for example http://localhost:8123",
-            url.scheme()
-        ));
-    }
-    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-        return Err(
-            "CLICKHOUSE_URL must not hold credentials or parameters: use CLICKHOUSE_USER, \
-                    CLICKHOUSE_PASSWORD and CLICKHOUSE_DB"
-                .to_owned(),
-        );
-    }
-    Ok(url)
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => IpAddr::V4(address).is_loopback(),
-        Some(Host::Ipv6(address)) => IpAddr::V6(address).is_loopback(),
-        None => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::arguments::Arguments;
     use super::*;
+    use crate::clickhouse::Compression;
     use clap::Parser;
 
     fn options(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Options, Error> {

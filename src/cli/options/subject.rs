@@ -3,7 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Choice, Settings, until};
+use super::choice::{Asked, Choice};
+use super::settings::Settings;
+use super::until;
 use crate::cli::arguments::{Only, SubjectArguments};
 use crate::error::Error;
 use crate::mapping::{Source, Wanted};
@@ -14,7 +16,7 @@ pub struct Subject {
     /// Write an event for each observation.
     pub observations: bool,
     /// Write a root span for each trace. Until the tables are looked at, whether that was asked
-    /// for: see [`Options::settle`](super::Options::settle).
+    /// for: see `Options::settle`.
     pub root_spans: bool,
     /// Say to which experiment spans belong; likewise.
     pub experiments: bool,

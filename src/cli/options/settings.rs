@@ -1,0 +1,142 @@
+//! One setting at a time: from the command line or the environment, parsed and in range.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use url::{Host, Url};
+
+use crate::cli::Environment;
+use crate::clickhouse::{Compression, ConnectionOptions, Password, Trust};
+use crate::error::Error;
+
+/// Settings by the name of their variable, for which the command line counts before the environment.
+pub(super) struct Settings<'a> {
+    pub(super) environment: &'a Environment,
+}
+
+impl Settings<'_> {
+    pub(super) fn text(&self, argument: Option<String>, variable: &str) -> Option<String> {
+        argument.or_else(|| self.environment.get(variable).map(str::to_owned))
+    }
+
+    pub(super) fn number<T>(
+        &self,
+        argument: Option<String>,
+        flag: &str,
+        variable: &str,
+        default: T,
+        range: RangeInclusive<T>,
+    ) -> Result<T, Error>
+    where
+        T: FromStr + PartialOrd + fmt::Display,
+    {
+        let (name, text) = match (argument, self.environment.get(variable)) {
+            (Some(text), _) => (flag, text),
+            (None, Some(text)) => (variable, text.to_owned()),
+            (None, None) => return Ok(default),
+        };
+        text.parse()
+            .ok()
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| {
+                Error::configuration(format!(
+                    "{name} is '{text}': it must be a whole number from {} to {}",
+                    range.start(),
+                    range.end()
+                ))
+            })
+    }
+
+    pub(super) fn connection(
+        &self,
+        compression: Option<&str>,
+        accept_invalid_certificates: bool,
+    ) -> Result<ConnectionOptions, Error> {
+        let text = self
+            .text(None, "CLICKHOUSE_URL")
+            .unwrap_or_else(|| "http://localhost:8123".to_owned());
+        let url = parse_url(&text).map_err(Error::configuration)?;
+        let compression = match compression {
+            None | Some("auto") if is_loopback(&url) => Compression::None,
+            None | Some("auto" | "lz4") => Compression::Lz4,
+            Some("none") => Compression::None,
+            Some(other) => {
+                return Err(Error::configuration(format!(
+                    "--compression is '{other}': it must be auto, lz4 or none"
+                )));
+            }
+        };
+        let user = self
+            .text(None, "CLICKHOUSE_USER")
+            .unwrap_or_else(|| "default".to_owned());
+        if user.contains(':') {
+            return Err(Error::configuration(
+                "CLICKHOUSE_USER contains a colon, which cannot be sent over HTTP",
+            ));
+        }
+        let authorities = self.environment.get("SSL_CERT_FILE");
+        let trust = match (accept_invalid_certificates, authorities) {
+            (true, _) => Trust::Anybody,
+            (false, Some(file)) => Trust::File(file.into()),
+            (false, None) => Trust::Machine,
+        };
+        Ok(ConnectionOptions {
+            url,
+            user,
+            password: self.password()?,
+            compression,
+            trust,
+        })
+    }
+
+    fn password(&self) -> Result<Password, Error> {
+        // Not trimmed: a password may begin or end with a space.
+        let variable = self.environment.get_untrimmed("CLICKHOUSE_PASSWORD");
+        match (variable, self.environment.get("CLICKHOUSE_PASSWORD_FILE")) {
+            (Some(password), _) if !password.is_empty() => Ok(Password::new(password)),
+            (_, Some(file)) => {
+                let content = std::fs::read_to_string(file).map_err(|error| {
+                    Error::configuration(format!(
+                        "the password file {file} (CLICKHOUSE_PASSWORD_FILE) cannot be read: {error}"
+                    ))
+                })?;
+                Ok(Password::new(content.trim_end_matches(['\r', '\n'])))
+            }
+            _ => Ok(Password::default()),
+        }
+    }
+}
+
+fn parse_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| {
+        format!(
+            "CLICKHOUSE_URL cannot be understood ({error}): write for example http://localhost:8123"
+        )
+    })?;
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err(format!(
+            "CLICKHOUSE_URL begins with '{}:': it must be the address of ClickHouse's HTTP \
+             interface, for example http://localhost:8123",
+            url.scheme()
+        ));
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+        return Err(
+            "CLICKHOUSE_URL must not hold credentials or parameters: use CLICKHOUSE_USER, \
+                    CLICKHOUSE_PASSWORD and CLICKHOUSE_DB"
+                .to_owned(),
+        );
+    }
+    Ok(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => IpAddr::V4(address).is_loopback(),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address).is_loopback(),
+        None => false,
+    }
+}
