@@ -85,13 +85,18 @@ const EMPTY_LIST: &str = "CAST([], 'Array(String)')";
 
 impl Columns {
     /// What is compared for one source and one target.
-    pub(super) fn new(mapping: &Mapping, target: &TableInfo) -> Self {
+    pub(super) fn new(mapping: &Mapping, root_spans: Option<&Mapping>, target: &TableInfo) -> Self {
         let type_of = |name: &str| target.column(name).map(|column| column.data_type.as_str());
         let own = mapping.pass_through.iter().filter_map(|selected| {
             Some(OwnColumn {
                 name: selected.name.clone(),
                 data_type: DataType::parse(&selected.data_type).ok()?,
                 expression: selected.expression.clone(),
+                root_span: root_spans.and_then(|mapping| {
+                    let mut columns = mapping.pass_through.iter();
+                    let column = columns.find(|column| column.name == selected.name)?;
+                    Some(column.expression.clone())
+                }),
             })
         });
         let is_json = |form| matches!(form, Enriched::MetadataJson | Enriched::MetadataText);

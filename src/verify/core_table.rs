@@ -95,6 +95,7 @@ impl Verification<'_> {
                         name: column.name.clone(),
                         data_type,
                         expression: String::new(),
+                        root_span: None,
                     }),
                     Err(_) => {
                         let what = format!("{label}.{} ({})", column.name, column.data_type);

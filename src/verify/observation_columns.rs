@@ -1,8 +1,7 @@
 //! The columns that come from the observation alone, in SQL.
 
-use super::origin::{Origin, event_column, metadata_of};
+use super::origin::{Origin, event_column};
 use crate::clickhouse::quoting;
-use crate::inspect::statements::TRACE;
 use crate::native::DataType;
 
 /// A column that comes from the observation alone, or for a root span from the
@@ -15,6 +14,8 @@ pub(super) struct OwnColumn {
     pub data_type: DataType,
     /// What it is made of, over the observation.
     pub expression: String,
+    /// The same for a root span, over the trace, if it is made of anything there.
+    pub root_span: Option<String>,
 }
 
 impl OwnColumn {
@@ -37,28 +38,11 @@ impl OwnColumn {
     /// What the root span of a trace has. What a trace knows nothing of is left to
     /// the default of its type.
     fn of_root_span(&self) -> String {
-        let text = |name| format!("ifNull({TRACE}.{name}, '')");
-        match self.name.as_str() {
-            "span_id" => format!("concat('t-', {TRACE}.id)"),
-            "trace_id" => format!("{TRACE}.id"),
-            "start_time" => format!("{TRACE}.timestamp"),
-            "type" => "'SPAN'".to_owned(),
-            "level" => "'DEFAULT'".to_owned(),
-            "model_parameters" => "'{}'".to_owned(),
-            "source" => format!(
-                "if(mapContains({TRACE}.metadata, 'resourceAttributes'), \
-                 'otel-backfill', 'ingestion-api-backfill')"
-            ),
-            "metadata_names" => metadata_of(TRACE).0,
-            "metadata_values" => metadata_of(TRACE).1,
-            name @ ("name" | "input" | "output") => text(name),
-            name @ ("project_id" | "environment" | "metadata" | "created_at" | "updated_at"
-            | "event_ts") => format!("{TRACE}.{name}"),
-            _ => format!(
-                "defaultValueOfTypeName({})",
-                quoting::string(self.data_type.to_string())
-            ),
-        }
+        let default = || {
+            let data_type = quoting::string(self.data_type.to_string());
+            format!("defaultValueOfTypeName({data_type})")
+        };
+        self.root_span.clone().unwrap_or_else(default)
     }
 }
 

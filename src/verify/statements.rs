@@ -124,7 +124,7 @@ impl Statements {
             start_type: inspected.start_type(),
             by_month,
             is_replacing: target.is_replacing(),
-            columns: Columns::new(&inspected.mapping, target),
+            columns: Columns::new(&inspected.mapping, inspected.root_spans.as_ref(), target),
         }
     }
 
