@@ -1,6 +1,6 @@
 //! The columns of a SELECT, and those that enriching appends.
 
-use super::rules::Source;
+use super::source::Source;
 use crate::native::DataType;
 use crate::trace_store::TEXTS;
 
@@ -228,40 +228,27 @@ pub enum Helper {
 
 impl Helper {
     pub(super) fn selected(self, source: Source) -> Selected {
+        let of = |template| source.expression(template);
         let (name, data_type, expression) = match self {
-            Helper::Day => (
-                "helper_day",
-                "Date",
-                match source {
-                    Source::Observations => "toDate({c}.start_time)",
-                    Source::Traces => "toDate({c}.timestamp)",
-                },
-            ),
-            Helper::EventTs => ("helper_event_ts", "DateTime64(6)", "{c}.event_ts"),
-            Helper::Version => ("helper_version", "Nullable(String)", "{c}.version"),
-            Helper::IsRoot => (
-                "helper_is_root",
-                "UInt8",
-                match source {
-                    Source::Observations => "ifNull({c}.parent_observation_id, '') = ''",
-                    Source::Traces => "1",
-                },
-            ),
+            Helper::Day => ("helper_day", "Date", source.day()),
+            Helper::EventTs => ("helper_event_ts", "DateTime64(6)", of("{c}.event_ts")),
+            Helper::Version => ("helper_version", "Nullable(String)", of("{c}.version")),
+            Helper::IsRoot => ("helper_is_root", "UInt8", source.is_root()),
             Helper::MetadataNames => (
                 "helper_metadata_names",
                 "Array(String)",
-                "mapKeys({c}.metadata)",
+                of("mapKeys({c}.metadata)"),
             ),
             Helper::MetadataValues => (
                 "helper_metadata_values",
                 "Array(String)",
-                "mapValues({c}.metadata)",
+                of("mapValues({c}.metadata)"),
             ),
         };
         Selected {
             name: name.to_owned(),
             data_type: data_type.to_owned(),
-            expression: source.expression(expression),
+            expression,
         }
     }
 }

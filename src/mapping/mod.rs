@@ -6,7 +6,8 @@
 //! needs, and the columns that enriching appends.
 
 mod columns;
-mod rules;
+mod event_columns;
+mod source;
 
 use crate::clickhouse::{TableColumn, TableInfo, quoting};
 use crate::native::{DataType, TypeError};
@@ -15,8 +16,8 @@ use columns::{EXPERIMENT, OF_TRACE, texts};
 pub(crate) use columns::{
     Enriched, EnrichedColumn, Experiment, Helper, Selected, TRACE_TEXTS, VERSION,
 };
-pub use rules::Source;
-use rules::{Form, Rule};
+use event_columns::{EVENT_COLUMNS, EventColumn, From};
+pub use source::Source;
 
 /// Event columns without which a row could not be told from another, or read.
 const REQUIRED_TARGET: &[&str] = &[
@@ -131,12 +132,14 @@ impl Mapping {
         )?;
         let mut pass_through = Vec::new();
         let mut without_place = Vec::new();
-        for rule in source.rules() {
-            match insertable(target, rule.target) {
+        let of_source = EVENT_COLUMNS.iter();
+        let of_source = of_source.filter(|column| *column.from(source) != From::Default);
+        for rule in of_source {
+            match insertable(target, rule.name) {
                 Some(column) => pass_through.extend(apply(rule, column, source, table, target)?),
                 // An alias computes itself: it is neither filled nor missed.
-                None if target.column(rule.target).is_none() && rule.target != "total_cost" => {
-                    without_place.push(rule.target.to_owned());
+                None if target.column(rule.name).is_none() && rule.name != "total_cost" => {
+                    without_place.push(rule.name.to_owned());
                 }
                 None => {}
             }
@@ -343,7 +346,7 @@ fn unsupported(table: &TableInfo, column: &TableColumn) -> MappingError {
 /// The selected column for one rule, or none where the source column came
 /// later than the source table was made.
 fn apply(
-    rule: &Rule,
+    rule: &EventColumn,
     column: &TableColumn,
     source: Source,
     table: &TableInfo,
@@ -352,9 +355,10 @@ fn apply(
     let sent = parse_type(target, column)?.without_low_cardinality();
     sent.layout()
         .map_err(|error| column_type(target, column, error))?;
-    let needed_for = format!("event column {} is made of", rule.target);
-    let expression = match &rule.form {
-        Form::Column(name) | Form::ColumnOr(name, _) => {
+    let needed_for = format!("event column {} is made of", rule.name);
+    let expression = match rule.from(source) {
+        From::Default => return Ok(None),
+        from @ (From::Column(name) | From::ColumnOr(name, _)) => {
             let Some(found) = table.column(name) else {
                 return match rule.came_later {
                     true => Ok(None),
@@ -363,8 +367,8 @@ fn apply(
             };
             let value = source.column(name);
             if parse_type(table, found)?.is_nullable() && !sent.is_nullable() {
-                let instead = match rule.form {
-                    Form::ColumnOr(_, literal) => literal.to_owned(),
+                let instead = match from {
+                    From::ColumnOr(_, literal) => (*literal).to_owned(),
                     _ => format!(
                         "defaultValueOfTypeName({})",
                         quoting::string(sent.to_string())
@@ -375,13 +379,13 @@ fn apply(
                 value
             }
         }
-        Form::Expression(template, columns) => {
+        From::Expression(template, columns) => {
             require(table, columns, &needed_for)?;
             source.expression(template)
         }
     };
     Ok(Some(Selected {
-        name: rule.target.to_owned(),
+        name: rule.name.to_owned(),
         data_type: sent.to_string(),
         expression,
     }))
