@@ -9,10 +9,8 @@ use crate::cli::selection::in_words;
 use crate::memory::numbers::whole;
 use crate::memory::{ByteSize, peak_resident_bytes};
 use crate::partition::Partition;
-use crate::progress::words::count;
-use crate::progress::words::seconds;
-use crate::progress::words::write_lines;
-use crate::state::report::{Report, Seconds, dry_run_in_words, write_summary};
+use crate::progress::words::{aligned, count, seconds, write_lines};
+use crate::state::report::{Report, SUMMARY_WIDTH, Seconds, dry_run_in_words, write_summary};
 
 /// What became of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -259,19 +257,8 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = vec![COLUMNS.map(str::to_owned)];
         table.extend(self.partitions.iter().map(Entry::cells));
-        let widths: [usize; COLUMNS.len()] = std::array::from_fn(|column| {
-            let widths = table.iter().map(|row| row[column].chars().count());
-            widths.max().unwrap_or(0)
-        });
-        for row in &table {
-            for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
-                match column {
-                    0 => write!(f, "{cell:<width$}")?,
-                    1 => write!(f, "  {cell:<width$}")?,
-                    _ => write!(f, "  {cell:>width$}")?,
-                }
-            }
-            writeln!(f)?;
+        for line in aligned(&table, 2) {
+            writeln!(f, "{line}")?;
         }
         writeln!(f)?;
         for error in self.partitions.iter().filter_map(|e| e.error.as_ref()) {
@@ -279,7 +266,7 @@ impl fmt::Display for Summary {
         }
         if !self.without_rows_in_words.is_empty() {
             let skipped = self.without_rows_in_words.clone();
-            write_lines(f, [("Months without rows", skipped)])?;
+            write_lines(f, SUMMARY_WIDTH, [("Months without rows", skipped)])?;
         }
         let totals = &self.totals;
         write_summary(

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::ByteSize;
 use crate::partition::Partition;
+use crate::progress::words::aligned;
 use crate::state::checkpoint::{Checkpoint, CheckpointError};
 use crate::state::directory::{Holder, PartitionDir};
 use crate::trace_store;
@@ -364,33 +365,14 @@ fn table(partitions: &[PartitionStatus]) -> String {
     let rows: Vec<[String; COLUMNS.len()]> = std::iter::once(header)
         .chain(partitions.iter().map(cells))
         .collect();
-    let mut widths = [0; COLUMNS.len()];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
     let mut lines = Vec::new();
     let partitions = std::iter::once(None).chain(partitions.iter().map(Some));
-    for (row, partition) in rows.iter().zip(partitions) {
-        lines.push(align(row, &widths));
+    for (line, partition) in aligned(&rows, WORDS).into_iter().zip(partitions) {
+        lines.push(line);
         let next = partition.and_then(|partition| partition.next.as_ref());
         lines.extend(next.map(|next| format!("        {next}")));
     }
     lines.join("\n")
-}
-
-fn align(row: &[String], widths: &[usize]) -> String {
-    let cells: Vec<String> = row
-        .iter()
-        .zip(widths)
-        .enumerate()
-        .map(|(index, (cell, &width))| match index < WORDS {
-            true => format!("{cell:<width$}"),
-            false => format!("{cell:>width$}"),
-        })
-        .collect();
-    cells.join("  ").trim_end().to_owned()
 }
 
 fn cells(partition: &PartitionStatus) -> [String; COLUMNS.len()] {

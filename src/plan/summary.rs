@@ -10,7 +10,7 @@ use super::sample::Sample;
 use super::time::Time;
 use crate::clickhouse::StoredBytes;
 use crate::memory::ByteSize;
-use crate::progress::words::{about, plural};
+use crate::progress::words::{about, plural, write_lines};
 
 /// What is to be read of one table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -254,9 +254,7 @@ impl ServerRoom {
 
 impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, value) in self.rows() {
-            writeln!(f, "{name:<26} {value}")?;
-        }
+        write_lines(f, 27, self.rows())?;
         for note in &self.notes {
             write!(f, "\nnote: {note}")?;
         }

@@ -25,14 +25,35 @@ pub(crate) fn count(number: u64) -> String {
     HumanCount(number).to_string()
 }
 
-/// The lines of the summary, each a name and a value.
-pub(crate) fn write_lines(
+/// The lines of a summary, each a name and a value, which begins after `width` characters.
+pub(crate) fn write_lines<Name: fmt::Display>(
     f: &mut fmt::Formatter<'_>,
-    lines: impl IntoIterator<Item = (&'static str, String)>,
+    width: usize,
+    lines: impl IntoIterator<Item = (Name, String)>,
 ) -> fmt::Result {
-    lines
-        .into_iter()
-        .try_for_each(|(name, value)| writeln!(f, "{name:<28}{value}"))
+    let mut lines = lines.into_iter();
+    lines.try_for_each(|(name, value)| writeln!(f, "{:<width$}{value}", name.to_string()))
+}
+
+/// The rows of a table as lines. Of the columns, so many at the left are words; the others are numbers.
+pub(crate) fn aligned<const COLUMNS: usize>(
+    rows: &[[String; COLUMNS]],
+    words: usize,
+) -> Vec<String> {
+    let widths: [usize; COLUMNS] = std::array::from_fn(|column| {
+        let widths = rows.iter().map(|row| row[column].chars().count());
+        widths.max().unwrap_or(0)
+    });
+    let line = |row: &[String; COLUMNS]| {
+        let cells = row.iter().zip(widths).enumerate();
+        let cells = cells.map(|(index, (cell, width))| match index < words {
+            true => format!("{cell:<width$}"),
+            false => format!("{cell:>width$}"),
+        });
+        let cells: Vec<String> = cells.collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
 }
 
 /// A number of things.

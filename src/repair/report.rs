@@ -9,7 +9,11 @@ use super::optimize::Optimized;
 use super::pieces::Wanted;
 use crate::cli::options::Options;
 use crate::inspect::Inspected;
+use crate::progress::words::{count, seconds, write_lines};
 use crate::state::checkpoint::Checkpoint;
+
+/// Characters before a value in the text.
+const WIDTH: usize = 42;
 
 /// What was wrong before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,8 +209,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut line = |name: &str, value: String| writeln!(f, "{name:<42}{value}");
-        let count = |number: u64| HumanCount(number).to_string();
+        let mut line = |name: &str, value: String| write_lines(f, WIDTH, [(name, value)]);
         let found = &self.found;
         line("Partition", self.partition.clone())?;
         line("Target table", self.target_table.clone())?;
@@ -251,7 +254,7 @@ impl fmt::Display for Report {
                 format!("{} ({advice})", HumanCount(number)),
             )?;
         }
-        line("Time", format!("{:.1} s", self.seconds))?;
+        line("Time", seconds(self.seconds))?;
         line("Peak memory", HumanBytes(self.peak_rss_bytes).to_string())
     }
 }

@@ -13,6 +13,9 @@ use crate::memory::ByteSize;
 use crate::memory::numbers::whole;
 use crate::progress::words::{count, seconds, write_lines};
 
+/// Characters before a value in the summary.
+pub(crate) const SUMMARY_WIDTH: usize = 28;
+
 /// Seconds by the clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Seconds {
@@ -203,11 +206,12 @@ pub(crate) fn write_summary(
         ("Spans in experiments", in_experiments),
     ];
     for line in lines {
-        write_lines(f, [line.clone()])?;
+        write_lines(f, SUMMARY_WIDTH, [line.clone()])?;
         if line.0 == "Events inserted" {
             let asked_for = asked_for.into_iter();
             write_lines(
                 f,
+                SUMMARY_WIDTH,
                 asked_for.filter_map(|(name, number)| Some((name, count(number?)))),
             )?;
         }

@@ -8,6 +8,10 @@ use serde::Serialize;
 use super::examples::Example;
 use super::findings::Kind;
 use crate::error::Error;
+use crate::progress::words::{count, seconds, write_lines};
+
+/// Characters before a value in the text.
+const WIDTH: usize = 30;
 
 /// Rows that are shown.
 pub(super) const EXAMPLES: usize = 10;
@@ -280,7 +284,6 @@ fn table_name(label: &str) -> &str {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = |number: u64| HumanCount(number).to_string();
         let result = match (self.complete, self.equal) {
             (false, _) => "not everything was compared",
             (true, true) => "equal",
@@ -317,11 +320,9 @@ impl fmt::Display for Report {
                 count(self.observations_without_trace),
             ),
             ("Not compared", not_compared),
-            ("Time", format!("{:.1} s", self.seconds)),
+            ("Time", seconds(self.seconds)),
         ];
-        for (name, value) in rows {
-            writeln!(f, "{name:<30}{value}")?;
-        }
+        write_lines(f, WIDTH, rows)?;
         // What most months have nothing of.
         let rest = [
             ("Of versions that do not count", self.superseded),
@@ -343,16 +344,14 @@ impl fmt::Display for Report {
             ("Items left to live spans", self.items_left_to_live_spans),
             ("Left to Langfuse, since late", self.left_to_live_path),
         ];
-        for (name, number) in rest.into_iter().filter(|(_, number)| *number > 0) {
-            writeln!(f, "{name:<30}{}", count(number))?;
-        }
+        let rest = rest.into_iter().filter(|(_, number)| *number > 0);
+        write_lines(f, WIDTH, rest.map(|(name, number)| (name, count(number))))?;
         if self.not_narrowed > 0 {
-            writeln!(
-                f,
-                "{:<30}{} rows in pieces that differ too",
-                "Not looked at one by one",
+            let rows = format!(
+                "{} rows in pieces that differ too",
                 count(self.not_narrowed)
-            )?;
+            );
+            write_lines(f, WIDTH, [("Not looked at one by one", rows)])?;
         }
         if !self.examples.is_empty() {
             writeln!(
