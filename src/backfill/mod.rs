@@ -1,7 +1,6 @@
 //! The backfill of one partition, once it is inspected: load traces, stream, report. And a repair, which
 //! sends some rows the same way.
 
-pub(crate) mod attempts;
 pub(crate) mod block_stream;
 mod context;
 pub(crate) mod error;
@@ -19,6 +18,7 @@ mod stream;
 mod target;
 mod views;
 pub(crate) mod wanted_rows;
+pub(crate) mod work_attempts;
 
 pub(crate) use context::{Context, target_keys};
 pub(crate) use job::{Ended, run};

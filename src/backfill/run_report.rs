@@ -47,7 +47,7 @@ pub(super) fn report(
         |counts: SegmentCounts, source: Source| counts.observations - spent.before[source as usize];
     let target = &context.inspected.target;
     let target_state = checkpoint.target.as_ref();
-    let elsewhere = &checkpoint.elsewhere;
+    let remote = &checkpoint.remote;
     let subject = &context.options.subject;
     Report {
         partition: context.options.partition.to_string(),
@@ -83,10 +83,10 @@ pub(super) fn report(
         traces_reloaded: checkpoint.traces_reloaded,
         traces_changed_after_writing: checkpoint.traces_changed,
         rows_to_merge: spent.rows_to_merge,
-        traces_found_elsewhere: elsewhere.found,
-        traces_nowhere: elsewhere.asked - elsewhere.found.min(elsewhere.asked),
-        traces_nowhere_listed: elsewhere
-            .nowhere
+        traces_remote: remote.found,
+        traces_not_found: remote.asked - remote.found.min(remote.asked),
+        traces_not_found_listed: remote
+            .not_found
             .iter()
             .map(|(project, trace)| TraceId::new(project, trace))
             .collect(),

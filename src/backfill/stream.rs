@@ -113,7 +113,7 @@ async fn stream_deferred(
         return Ok(());
     }
     let rows = deferred.values().map(|deferred| deferred.rows).sum();
-    let name = "with traces elsewhere";
+    let name = "with remote traces";
     let phase = Arc::new(Phase::begin(&context.display, name, rows, 0));
     remote_lookup::look_up_deferred(context, journal, pipeline, source, store).await?;
     let checkpoint = journal.checkpoint();
@@ -246,10 +246,10 @@ struct DeferredRecords<'a> {
 impl Records for DeferredRecords<'_> {
     fn begin(&mut self, item: &WorkItem) -> Result<(), Error> {
         let number = item.segment().number;
-        match self.journal.checkpoint().late_begun.contains(&number) {
+        match self.journal.checkpoint().deferred_begun.contains(&number) {
             true => Ok(()),
             false => self.journal.commit(|checkpoint| {
-                checkpoint.late_begun.insert(number);
+                checkpoint.deferred_begun.insert(number);
             }),
         }
     }
@@ -257,9 +257,9 @@ impl Records for DeferredRecords<'_> {
     fn done(&mut self, done: Done) -> Result<bool, Error> {
         let number = done.number;
         self.journal.commit(|checkpoint| {
-            checkpoint.late_begun.remove(&number);
+            checkpoint.deferred_begun.remove(&number);
             checkpoint.deferred.remove(&number);
-            checkpoint.late_done.insert(number, done.counts);
+            checkpoint.deferred_done.insert(number, done.counts);
             if done.was_repeated {
                 checkpoint.repeated.insert(number);
             }

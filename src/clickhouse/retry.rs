@@ -36,8 +36,8 @@ impl Retries {
     }
 
     /// The tries of one piece of work.
-    pub fn tries(&self) -> Tries<'_> {
-        Tries {
+    pub fn tries(&self) -> Attempts<'_> {
+        Attempts {
             retries: self,
             failures: 0,
             last: String::new(),
@@ -72,13 +72,13 @@ impl From<bool> for Hope {
 }
 
 /// The tries of one piece of work.
-pub struct Tries<'a> {
+pub struct Attempts<'a> {
     retries: &'a Retries,
     failures: u32,
     last: String,
 }
 
-impl Tries<'_> {
+impl Attempts<'_> {
     /// Tries that failed.
     pub fn failures(&self) -> u32 {
         self.failures

@@ -88,8 +88,8 @@ struct Totals {
     observations_without_trace: u64,
     root_spans_inserted: Option<u64>,
     spans_in_experiments: Option<u64>,
-    traces_found_elsewhere: u64,
-    traces_nowhere: u64,
+    traces_remote: u64,
+    traces_not_found: u64,
     errors: u64,
     retries: u64,
     /// Of the process, so not a sum.
@@ -162,8 +162,8 @@ impl Totals {
         self.observations_without_trace += report.observations_without_trace;
         add(&mut self.root_spans_inserted, report.root_spans_inserted);
         add(&mut self.spans_in_experiments, report.spans_in_experiments);
-        self.traces_found_elsewhere += report.traces_found_elsewhere;
-        self.traces_nowhere += report.traces_nowhere;
+        self.traces_remote += report.traces_remote;
+        self.traces_not_found += report.traces_not_found;
         self.errors += u64::from(entry.state == State::Failed);
         self.retries += report.retries;
         self.seconds.load += report.seconds.load;
@@ -200,7 +200,7 @@ impl Totals {
                 "Observations without trace",
                 count(self.observations_without_trace),
             ),
-            ("Traces found elsewhere", count(self.traces_found_elsewhere)),
+            ("Traces of other months", count(self.traces_remote)),
             ("Errors", count(self.errors)),
             ("Retries", count(self.retries)),
             ("Time in total", seconds(self.seconds.total)),

@@ -80,7 +80,7 @@ pub enum Unknown {
     /// It becomes an event with what is known; a version of a trace of which nothing is
     /// known is deleted by now.
     WithoutTrace,
-    /// It is put aside, unless it has no trace id.
+    /// It is set aside, unless it has no trace id.
     Deferred,
 }
 

@@ -11,11 +11,11 @@ use serde::Serialize;
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::Instant;
 
-use crate::backfill::attempts::Attempts;
 use crate::backfill::error::WorkError;
 use crate::backfill::load::versions::{self, TraceSource};
 use crate::backfill::pipeline::batch::BatchMaker;
 use crate::backfill::remote_lookup::query::Question;
+use crate::backfill::work_attempts::WorkAttempts;
 use crate::cli::options::Options;
 use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
@@ -287,7 +287,7 @@ impl Sampler<'_> {
         let (mut rows, mut bytes) = (0, 0);
         let mut groups = groups(blocks, budget.look_up_bytes);
         while let Some(mut group) = groups.pop() {
-            // Without deferred rows, nothing is put aside.
+            // Without deferred rows, nothing is set aside.
             let (unknown, mut set_aside) = (Unknown::WithoutTrace, SetAside::default());
             let enriched =
                 enricher.enrich(&mut group, unknown, &mut set_aside, budget.segment_bytes);
@@ -315,9 +315,9 @@ impl Sampler<'_> {
     }
 }
 
-/// Attempts at a part of a sample.
-fn attempts<'a>(retries: &'a Retries, doing: &str, block_rows: usize) -> Attempts<'a> {
-    Attempts::new(
+/// WorkAttempts at a part of a sample.
+fn attempts<'a>(retries: &'a Retries, doing: &str, block_rows: usize) -> WorkAttempts<'a> {
+    WorkAttempts::new(
         retries,
         format!("{doing} for a sample"),
         "a sample could not be taken",

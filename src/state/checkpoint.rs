@@ -55,7 +55,7 @@ pub struct Checkpoint {
     /// Segments that were begun and are not done: rows of them may be in the target.
     pub begun: BTreeSet<u32>,
     /// Segments of which what they had left for later was begun, and is not done.
-    pub late_begun: BTreeSet<u32>,
+    pub deferred_begun: BTreeSet<u32>,
     /// Segments that were begun more than once: rows of them may be in the target, and not in the
     /// table that its view fills.
     pub repeated: BTreeSet<u32>,
@@ -68,9 +68,9 @@ pub struct Checkpoint {
     /// What segments left for later, and is not done yet.
     pub deferred: BTreeMap<u32, DeferredCounts>,
     /// What segments left for later, and is done.
-    pub late_done: BTreeMap<u32, SegmentCounts>,
+    pub deferred_done: BTreeMap<u32, SegmentCounts>,
     /// What became of the traces that were asked for one by one.
-    pub elsewhere: Elsewhere,
+    pub remote: RemoteTraces,
     /// What belongs to experiments, once that is known and wanted.
     pub experiments: Option<ExperimentCounts>,
     /// Whether everything is done.
@@ -79,13 +79,13 @@ pub struct Checkpoint {
 
 /// Traces that are on none of the days that were loaded.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Elsewhere {
+pub struct RemoteTraces {
     /// How many ClickHouse was asked for.
     pub asked: u64,
     /// How many of them it has, in whatever month.
     pub found: u64,
-    /// Project and id of some that are nowhere.
-    pub nowhere: Vec<(ByteBuf, ByteBuf)>,
+    /// Project and id of some that were not found.
+    pub not_found: Vec<(ByteBuf, ByteBuf)>,
 }
 
 /// What a run was made for. A run must not be continued for anything else.
@@ -212,14 +212,14 @@ impl Checkpoint {
             segments: None,
             target: None,
             begun: BTreeSet::new(),
-            late_begun: BTreeSet::new(),
+            deferred_begun: BTreeSet::new(),
             repeated: BTreeSet::new(),
             traces_reloaded: 0,
             traces_changed: 0,
             done: BTreeMap::new(),
             deferred: BTreeMap::new(),
-            late_done: BTreeMap::new(),
-            elsewhere: Elsewhere::default(),
+            deferred_done: BTreeMap::new(),
+            remote: RemoteTraces::default(),
             experiments: None,
             finished: false,
         }
@@ -247,7 +247,7 @@ impl Checkpoint {
         let mut sum = SegmentCounts::default();
         for segment in self.segments_of(source) {
             let done = self.done.get(&segment.number).into_iter();
-            for counts in done.chain(self.late_done.get(&segment.number)) {
+            for counts in done.chain(self.deferred_done.get(&segment.number)) {
                 sum += *counts;
             }
         }
@@ -268,7 +268,7 @@ impl Checkpoint {
 
     /// Segments of which rows may be in the target that no checkpoint speaks of.
     pub fn in_doubt(&self) -> impl Iterator<Item = &Segment> {
-        let numbers = self.begun.union(&self.late_begun);
+        let numbers = self.begun.union(&self.deferred_begun);
         numbers.filter_map(|&number| self.segment(number))
     }
 

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const NEW_MODE: u32 = 0o666;
 
 /// What a path leads to.
-enum Place {
+enum Output {
     /// Nothing yet.
     New(PathBuf),
     /// A file that may be replaced, unless it cannot.
@@ -36,7 +36,7 @@ enum Place {
 /// Whatever the file system says.
 pub(super) fn require_writable(path: &Path) -> io::Result<()> {
     match place(path)? {
-        Place::New(path) => {
+        Output::New(path) => {
             let directory = directory_of(&path);
             match tempfile::NamedTempFile::new_in(directory) {
                 Ok(_) => Ok(()),
@@ -47,8 +47,8 @@ pub(super) fn require_writable(path: &Path) -> io::Result<()> {
                 Err(error) => Err(error),
             }
         }
-        Place::Regular(path, _) => OpenOptions::new().write(true).open(path).map(drop),
-        Place::Special(path) | Place::Descriptor(path) => Ok(access(&path, AccessFlags::W_OK)?),
+        Output::Regular(path, _) => OpenOptions::new().write(true).open(path).map(drop),
+        Output::Special(path) | Output::Descriptor(path) => Ok(access(&path, AccessFlags::W_OK)?),
     }
 }
 
@@ -58,7 +58,7 @@ pub(super) fn require_writable(path: &Path) -> io::Result<()> {
 /// Whatever the file system says.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match place(path)? {
-        Place::New(path) => {
+        Output::New(path) => {
             let mode = Permissions::from_mode(NEW_MODE);
             let mut file = tempfile::Builder::new()
                 .permissions(mode)
@@ -68,23 +68,23 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
             file.persist(&path).map_err(|error| error.error)?;
             Ok(())
         }
-        Place::Regular(path, before) => match replace(&path, &before, bytes) {
+        Output::Regular(path, before) => match replace(&path, &before, bytes) {
             Ok(true) => Ok(()),
             Ok(false) => write_in_place(&path, bytes),
             Err(error) => Err(error),
         },
-        Place::Special(path) => {
+        Output::Special(path) => {
             let mut file = open_special(&path)?;
             file.write_all(bytes)
         }
         // Not opened anew, which would begin at its first byte again.
-        Place::Descriptor(path) if path.ends_with("1") => {
+        Output::Descriptor(path) if path.ends_with("1") => {
             let mut output = io::stdout().lock();
             output.write_all(bytes)?;
             output.flush()
         }
-        Place::Descriptor(path) if path.ends_with("2") => io::stderr().lock().write_all(bytes),
-        Place::Descriptor(path) => {
+        Output::Descriptor(path) if path.ends_with("2") => io::stderr().lock().write_all(bytes),
+        Output::Descriptor(path) => {
             let mut file = OpenOptions::new().append(true).open(path)?;
             file.write_all(bytes)
         }
@@ -93,14 +93,14 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Follows links, one by one: what they lead to need not be there, and a descriptor is called like
 /// the file that it happens to be.
-fn place(path: &Path) -> io::Result<Place> {
+fn place(path: &Path) -> io::Result<Output> {
     let mut path = match path == Path::new("-") {
         true => PathBuf::from("/dev/stdout"),
         false => path.to_owned(),
     };
     for _ in 0..MOST_LINKS {
         if is_descriptor(&path) {
-            return Ok(Place::Descriptor(path));
+            return Ok(Output::Descriptor(path));
         }
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_symlink() => {
@@ -108,9 +108,9 @@ fn place(path: &Path) -> io::Result<Place> {
                 path = directory_of(&path).join(target);
             }
             Ok(found) if found.is_dir() => return Err(ErrorKind::IsADirectory.into()),
-            Ok(found) if found.is_file() => return Ok(Place::Regular(path, found)),
-            Ok(_) => return Ok(Place::Special(path)),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Place::New(path)),
+            Ok(found) if found.is_file() => return Ok(Output::Regular(path, found)),
+            Ok(_) => return Ok(Output::Special(path)),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Output::New(path)),
             Err(error) => return Err(error),
         }
     }

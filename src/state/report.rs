@@ -82,11 +82,11 @@ pub(crate) struct Report {
     pub rows_to_merge: Option<u64>,
     /// Traces that were found in ClickHouse although they are on none of the days that were
     /// loaded.
-    pub traces_found_elsewhere: u64,
+    pub traces_remote: u64,
     /// Traces that observations name and ClickHouse does not have, or has as deleted.
-    pub traces_nowhere: u64,
+    pub traces_not_found: u64,
     /// Some of these, 100 at most.
-    pub traces_nowhere_listed: Vec<TraceId>,
+    pub traces_not_found_listed: Vec<TraceId>,
     /// Errors that ended work for good.
     pub errors: u64,
     /// Tries that were repeated after a passing error.
@@ -251,8 +251,8 @@ impl fmt::Display for Report {
                 "Traces changed meanwhile",
                 count(self.traces_changed_after_writing),
             ),
-            ("Traces found elsewhere", count(self.traces_found_elsewhere)),
-            ("Traces that are nowhere", count(self.traces_nowhere)),
+            ("Traces of other months", count(self.traces_remote)),
+            ("Traces not found", count(self.traces_not_found)),
             ("Errors", count(self.errors)),
             ("Retries", count(self.retries)),
             (

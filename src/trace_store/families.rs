@@ -9,7 +9,7 @@ pub(super) const SUSPECTS: &str = "suspects";
 /// The version that counts of each trace that really is on more than one day.
 pub(super) const MOVED: &str = "moved";
 /// What was found of traces that are on none of the days.
-pub(super) const ELSEWHERE: &str = "elsewhere";
+pub(super) const REMOTE: &str = "remote";
 pub(super) const DAY_PREFIX: &str = "day-";
 
 /// Most keys asked for at once.

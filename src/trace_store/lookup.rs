@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::error::StoreError;
-use super::families::{ELSEWHERE, KEYS_AT_ONCE, MOVED, day_family};
+use super::families::{KEYS_AT_ONCE, MOVED, REMOTE, day_family};
 use super::record::RecordHead;
 use super::record::TraceRecord;
 use super::store::TraceStore;
@@ -151,8 +151,8 @@ impl TraceStore {
                 }
             }
         }
-        if self.has_elsewhere.load(Ordering::Relaxed) && !missing.is_empty() {
-            self.ask(ELSEWHERE, keys, &mut missing, &mut found)?;
+        if self.has_remote.load(Ordering::Relaxed) && !missing.is_empty() {
+            self.ask(REMOTE, keys, &mut missing, &mut found)?;
         }
         Ok(found)
     }

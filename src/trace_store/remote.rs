@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use rocksdb::WriteBatch;
 
 use super::error::StoreError;
-use super::families::{ELSEWHERE, MOVED};
+use super::families::{MOVED, REMOTE};
 use super::store::TraceStore;
 
 /// Bytes that are gathered before they are written.
@@ -20,7 +20,7 @@ impl TraceStore {
     pub fn is_answered(&self, key: &[u8]) -> Result<bool, StoreError> {
         let answer = self
             .database
-            .get_pinned_cf(&self.family(ELSEWHERE)?, key)
+            .get_pinned_cf(&self.family(REMOTE)?, key)
             .map_err(|error| self.failed(error))?;
         Ok(answer.is_some())
     }
@@ -30,7 +30,7 @@ impl TraceStore {
     /// # Errors
     /// [`StoreError::Database`] where the store fails.
     pub fn forget_answers(&self) -> Result<(), StoreError> {
-        for (family, has_some) in [(ELSEWHERE, &self.has_elsewhere), (MOVED, &self.has_moved)] {
+        for (family, has_some) in [(REMOTE, &self.has_remote), (MOVED, &self.has_moved)] {
             has_some.store(false, Ordering::Relaxed);
             self.empty_family(family, &self.family_options)?;
         }
@@ -71,7 +71,7 @@ impl<'a> RemoteWriter<'a> {
     /// [`StoreError::Database`] where the disk is full.
     pub(crate) fn put(&mut self, key: &[u8], record: &[u8]) -> Result<(), StoreError> {
         let family = self.store.family(match self.about {
-            About::Missing => ELSEWHERE,
+            About::Missing => REMOTE,
             About::Moved => MOVED,
         })?;
         self.batch.put_cf(&family, key, record);
@@ -88,7 +88,7 @@ impl<'a> RemoteWriter<'a> {
     pub(crate) fn finish(self) -> Result<(), StoreError> {
         self.store.write(self.batch)?;
         let has_some = match self.about {
-            About::Missing => &self.store.has_elsewhere,
+            About::Missing => &self.store.has_remote,
             About::Moved => &self.store.has_moved,
         };
         has_some.store(true, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options};
 
 use super::error::StoreError;
 use super::families::{
-    Against, DAY_PREFIX, ELSEWHERE, MOVED, NotEmpty, OF_ITEMS, SUSPECTS, WANTED, day_family,
+    Against, DAY_PREFIX, MOVED, NotEmpty, OF_ITEMS, REMOTE, SUSPECTS, WANTED, day_family,
     is_unfinished,
 };
 use super::options;
@@ -29,7 +29,7 @@ pub struct TraceStore {
     pub(super) walked_options: Options,
     pub(super) days: RwLock<BTreeSet<Day>>,
     pub(super) has_moved: AtomicBool,
-    pub(super) has_elsewhere: AtomicBool,
+    pub(super) has_remote: AtomicBool,
     pub(super) has_experiments: AtomicBool,
     pub(super) not_empty: NotEmpty,
 }
@@ -50,7 +50,7 @@ impl TraceStore {
         let experiment_options = options::compacted(&family_options);
         let walked_options = options::walked(cache_bytes);
         // A directory without a CURRENT file is no database yet; listing would fail.
-        let mut families = BTreeSet::from([SUSPECTS, MOVED, ELSEWHERE, WANTED].map(str::to_owned));
+        let mut families = BTreeSet::from([SUSPECTS, MOVED, REMOTE, WANTED].map(str::to_owned));
         families.extend(OF_ITEMS.map(str::to_owned));
         families.extend(Against::ALL.map(|against| against.family().to_owned()));
         if path.join("CURRENT").exists() {
@@ -79,11 +79,11 @@ impl TraceStore {
             walked_options,
             days: RwLock::new(days),
             has_moved: AtomicBool::new(false),
-            has_elsewhere: AtomicBool::new(false),
+            has_remote: AtomicBool::new(false),
             has_experiments: AtomicBool::new(false),
             not_empty: NotEmpty::default(),
         };
-        for (name, has_some) in [(MOVED, &store.has_moved), (ELSEWHERE, &store.has_elsewhere)] {
+        for (name, has_some) in [(MOVED, &store.has_moved), (REMOTE, &store.has_remote)] {
             has_some.store(!store.family_is_empty(name)?, Ordering::Relaxed);
         }
         store.notice_experiments()?;

@@ -13,7 +13,7 @@ use super::origin::{EVENT, Origin};
 use super::report::EXAMPLES;
 use super::rows::EventKey;
 use super::scope::{Scope, between};
-use super::server::Refusal;
+use super::server::QueryError;
 use super::statements::{Side, Statements};
 use super::verification::Verification;
 use crate::clickhouse::{TableInfo, quoting};
@@ -124,8 +124,8 @@ impl Verification<'_> {
         self.server.rows("the columns of the view", &sql).await
     }
 
-    /// Nothing is noted where it ends with a refusal that is to be divided.
-    pub(super) async fn compare_with_core(&mut self, scope: &Scope) -> Result<(), Refusal> {
+    /// Nothing is noted where it ends with an error that is to be divided.
+    pub(super) async fn compare_with_core(&mut self, scope: &Scope) -> Result<(), QueryError> {
         let sql = self.statements.different_in_core(scope);
         let rows = self
             .server

@@ -106,14 +106,14 @@ pub(crate) struct Finding {
     /// When the event starts, or should, in microseconds.
     pub start: i64,
     /// What the event is made of, where that is somewhere else.
-    pub origin: Option<Place>,
+    pub origin: Option<Location>,
     /// Whether it is, or should be, made of a trace.
     pub of_trace: bool,
 }
 
 /// Where an observation, or a trace, says that its event is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     /// The trace.
     pub trace_id: ByteBuf,
     /// When it starts, in microseconds.
@@ -128,8 +128,8 @@ pub(super) struct Unmatched {
     pub start: i64,
     /// Its `event_ts` in microseconds.
     pub event_ts: i64,
-    /// `event_ts` and place of the observation or trace of its span, if the piece has one.
-    pub right: Option<(i64, Place)>,
+    /// `event_ts` and location of the observation or trace of its span, if the piece has one.
+    pub right: Option<(i64, Location)>,
 }
 
 /// What one side has under one key.
@@ -188,7 +188,7 @@ fn by_start(rows: &[SideRow]) -> BTreeMap<i64, Vec<Version>> {
 }
 
 /// What an event is whose observation starts at another time.
-pub(super) fn elsewhere(event_ts: i64, of_observation: i64) -> Kind {
+pub(super) fn kind_beside(event_ts: i64, of_observation: i64) -> Kind {
     match event_ts > of_observation {
         true => Kind::Newer,
         false => Kind::Doubled,
@@ -205,16 +205,16 @@ fn strays(span: &SpanRow) -> Vec<Unmatched> {
     strays.collect()
 }
 
-/// `event_ts` and place of what was written last of what is expected.
-fn latest(span: &SpanRow) -> (i64, Place) {
+/// `event_ts` and location of what was written last of what is expected.
+fn latest(span: &SpanRow) -> (i64, Location) {
     let written = span.expected.iter();
     let written = written.map(|&(start, event_ts, ..)| (event_ts, start));
     let (event_ts, start) = written.max().unwrap_or_default();
-    let place = Place {
+    let location = Location {
         trace_id: span.trace_id.clone(),
         start,
     };
-    (event_ts, place)
+    (event_ts, location)
 }
 
 /// What is wrong with one key. Observations that differ only in their type have
@@ -314,7 +314,7 @@ mod tests {
         assert_eq!(kinds(&[row], &[(10, 101, 2, 2)], 0), [Kind::Newer]);
         assert_eq!(kinds(&[row], &[], 101), [Kind::Newer]);
         assert_eq!(kinds(&[row], &[], 100), [Kind::Missing]);
-        assert_eq!(elsewhere(101, 100), Kind::Newer);
+        assert_eq!(kind_beside(101, 100), Kind::Newer);
     }
 
     #[test]
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn a_span_has_one_event() {
         let row = (10, 100, 1, 1);
-        assert_eq!(elsewhere(100, 100), Kind::Doubled);
+        assert_eq!(kind_beside(100, 100), Kind::Doubled);
         assert_eq!(kinds(&[row], &[row, row], 0), [Kind::Doubled]);
         assert_eq!(kinds(&[row], &[(11, 100, 1, 1)], 0), [Kind::Missing]);
         let strays = strays_of(&[row], &[row, (11, 100, 1, 1)]);
@@ -344,13 +344,13 @@ mod tests {
             Unmatched {
                 start: 11,
                 event_ts: 100,
-                right: Some((100, place)),
+                right: Some((100, location)),
             },
         ] = &strays[..]
         else {
             panic!("{strays:?}");
         };
-        assert_eq!(place.start, 10);
+        assert_eq!(location.start, 10);
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_bytes::ByteBuf;
 
 use super::examples::Example;
-use super::findings::{Finding, FoundRow, Kind, Place, Unlisted, Unmatched, elsewhere, judge};
+use super::findings::{Finding, FoundRow, Kind, Location, Unlisted, Unmatched, judge, kind_beside};
 use super::missing::MOST_WRONG;
 use super::pieces::BATCH_ROWS;
 use super::report::EXAMPLES;
 use super::rows::{Details, EventKey, FoundObservation, Id, SpanRow};
 use super::scope::{Class, Scope};
-use super::server::Refusal;
+use super::server::QueryError;
 use super::statements::{Pair, Side};
 use super::sums::{SumsKey, different_sums};
 use super::traces::IDS_PER_STATEMENT;
@@ -57,11 +57,11 @@ impl Verification<'_> {
             };
             match compared {
                 Ok(()) => {}
-                Err(refusal) if refusal.is_to_be_divided => {
+                Err(error) if error.is_to_be_divided => {
                     self.report.divided += 1;
                     groups.extend(scope.halves().map(|half| (rows / 2, half)));
                 }
-                Err(refusal) => return Err(refusal.into()),
+                Err(error) => return Err(error.into()),
             }
         }
         self.report.pieces_different = self.different.len() as u64;
@@ -119,12 +119,12 @@ impl Verification<'_> {
         while let Some(scope) = parts.pop() {
             let (expected, actual) = match self.sums(pair, &scope, of).await {
                 Ok(sums) => sums,
-                Err(refusal) if refusal.is_to_be_divided => {
+                Err(error) if error.is_to_be_divided => {
                     self.report.divided += 1;
                     parts.extend(scope.halves());
                     continue;
                 }
-                Err(refusal) => return Err(refusal.into()),
+                Err(error) => return Err(error.into()),
             };
             let mut rows_of_slices: BTreeMap<u64, u64> = BTreeMap::new();
             for ((.., slice), rows) in different_sums(&expected, &actual) {
@@ -144,8 +144,8 @@ impl Verification<'_> {
         Ok(groups)
     }
 
-    /// Nothing is noted where it ends with a refusal that is to be divided.
-    async fn compare_spans(&mut self, scope: &Scope) -> Result<(), Refusal> {
+    /// Nothing is noted where it ends with an error that is to be divided.
+    async fn compare_spans(&mut self, scope: &Scope) -> Result<(), QueryError> {
         let sql = self.statements.different_spans(scope);
         let spans = self
             .server
@@ -350,15 +350,15 @@ fn explain(
     event: &Unmatched,
     trace_id: &ByteBuf,
     found: &[FoundObservation],
-) -> (Kind, Option<Place>) {
+) -> (Kind, Option<Location>) {
     let same = found.iter().find(|found| found.trace_id == *trace_id);
     let was_there = same.is_some_and(|same| same.starts.contains(&event.start));
-    if let Some((event_ts, place)) = &event.right {
-        let kind = match elsewhere(event.event_ts, *event_ts) {
+    if let Some((event_ts, location)) = &event.right {
+        let kind = match kind_beside(event.event_ts, *event_ts) {
             Kind::Doubled if was_there => Kind::Superseded,
             kind => kind,
         };
-        return (kind, Some(place.clone()));
+        return (kind, Some(location.clone()));
     }
     if let Some(same) = same.filter(|same| same.is_deleted != 0) {
         // Where every version is on one day and of one type, it just was deleted.
@@ -371,15 +371,15 @@ fn explain(
     let Some(right) = same.or(alive) else {
         return (Kind::Extra, None);
     };
-    let kind = match elsewhere(event.event_ts, right.event_ts) {
+    let kind = match kind_beside(event.event_ts, right.event_ts) {
         Kind::Doubled if was_there => Kind::Superseded,
         kind => kind,
     };
-    let place = Place {
+    let location = Location {
         trace_id: right.trace_id.clone(),
         start: right.start,
     };
-    (kind, Some(place))
+    (kind, Some(location))
 }
 
 fn key(project: &ByteBuf, trace_id: &ByteBuf, span_id: &ByteBuf, finding: &Finding) -> EventKey {

@@ -130,7 +130,7 @@ pub(super) struct MovedTrace {
 
 /// A day on which a trace has a version.
 #[derive(Debug, Row, Deserialize)]
-pub(super) struct Place {
+pub(super) struct VersionDay {
     /// Of its id.
     pub hash: u64,
     /// The day.

@@ -25,7 +25,7 @@ pub(super) struct Scope {
     /// Only traces whose id has this hash, modulo the first number.
     pub share: Share,
     /// Traces that are, or may be, on other days than the batch's.
-    pub far: Far,
+    pub moved: Moved,
     /// The days of the batch.
     pub batch_days: RangeInclusive<Day>,
     /// Only rows of this class.
@@ -109,7 +109,7 @@ pub(super) fn version_hash() -> String {
 
 /// Where to look for traces besides the days of a scope.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Far {
+pub(super) struct Moved {
     /// Hashes of their ids: shorter than ids, and who shares one does no harm.
     pub hashes: BTreeSet<u64>,
     /// The days on which their versions are.
@@ -205,7 +205,7 @@ impl Scope {
             moments,
             trace_days: batch.trace_days.clone(),
             share,
-            far: Far::default(),
+            moved: Moved::default(),
             batch_days: batch.days.clone(),
             only_class: None,
             slices: None,
@@ -272,12 +272,12 @@ impl Scope {
         let near = on_days(days);
         let share = self.share.condition(&format!("{TRACE}.id"));
         let mut conditions = vec![format!("{projects} AND {near}{share}")];
-        if !self.far.hashes.is_empty() {
+        if !self.moved.hashes.is_empty() {
             conditions.push(format!(
                 "{projects} AND toDate({TRACE}.timestamp) IN ({}) AND {} IN ({}) AND NOT ({near})",
-                listed(self.far.days.iter().map(|day| format!("toDate({day})"))),
+                listed(self.moved.days.iter().map(|day| format!("toDate({day})"))),
                 hash(&format!("{TRACE}.id")),
-                listed(self.far.hashes.iter().map(u64::to_string)),
+                listed(self.moved.hashes.iter().map(u64::to_string)),
             ));
         }
         conditions

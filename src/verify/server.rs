@@ -91,20 +91,25 @@ impl Server {
     /// as it can be divided.
     ///
     /// # Errors
-    /// [`Refusal`]
+    /// [`QueryError`]
     pub(super) async fn rows_of_share<T>(
         &self,
         what: &str,
         sql: &str,
         share: Share,
-    ) -> Result<Vec<T>, Refusal>
+    ) -> Result<Vec<T>, QueryError>
     where
         T: RowOwned + RowRead,
     {
         self.ask(what, sql, Some(share)).await
     }
 
-    async fn ask<T>(&self, what: &str, sql: &str, share: Option<Share>) -> Result<Vec<T>, Refusal>
+    async fn ask<T>(
+        &self,
+        what: &str,
+        sql: &str,
+        share: Option<Share>,
+    ) -> Result<Vec<T>, QueryError>
     where
         T: RowOwned + RowRead,
     {
@@ -135,7 +140,7 @@ impl Server {
                     true => ": verify when the server has less to do, or raise its memory limit",
                     false => "",
                 };
-                return Err(Refusal {
+                return Err(QueryError {
                     is_to_be_divided,
                     error: Error::failed(format!(
                         "{what} cannot be compared{}: {error}{advice}",
@@ -155,13 +160,13 @@ impl Server {
 
 /// Why a statement has no result.
 #[derive(Debug)]
-pub struct Refusal {
+pub(super) struct QueryError {
     /// Whether the server lacks memory for it, and may have enough for its parts.
     pub is_to_be_divided: bool,
     error: Error,
 }
 
-impl From<Error> for Refusal {
+impl From<Error> for QueryError {
     fn from(error: Error) -> Self {
         Self {
             is_to_be_divided: false,
@@ -170,9 +175,9 @@ impl From<Error> for Refusal {
     }
 }
 
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
-        refusal.error
+impl From<QueryError> for Error {
+    fn from(error: QueryError) -> Self {
+        error.error
     }
 }
 

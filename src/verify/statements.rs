@@ -224,7 +224,7 @@ impl Statements {
         )
     }
 
-    /// The days on which these traces have versions: [`Place`]s.
+    /// The days on which these traces have versions: [`VersionDay`]s.
     pub(super) fn places_of_traces(&self, projects: &[ByteBuf], ids: &[ByteBuf]) -> String {
         let condition = format!(
             "{} AND {}",

@@ -6,9 +6,9 @@
 
 use serde_bytes::ByteBuf;
 
-use super::rows::{Id, MovedTrace, Place};
+use super::rows::{Id, MovedTrace, VersionDay};
 use super::scope::Scope;
-use super::server::{Refusal, Server};
+use super::server::{QueryError, Server};
 use super::statements::Statements;
 
 /// Ids in one statement: about two megabytes of them.
@@ -21,16 +21,16 @@ pub(super) async fn find_far_traces(
     statements: &Statements,
     moved_traces: &[MovedTrace],
     scope: &mut Scope,
-) -> Result<bool, Refusal> {
-    let far = &mut scope.far;
+) -> Result<bool, QueryError> {
+    let moved = &mut scope.moved;
     for moved_trace in moved_traces {
         let may_be_needed = moved_trace.first <= *scope.trace_days.end()
             && moved_trace.last >= *scope.trace_days.start()
             && !scope.days.contains(&moved_trace.latest)
             && scope.share.contains(moved_trace.hash);
         if may_be_needed {
-            far.hashes.insert(moved_trace.hash);
-            far.days.insert(moved_trace.latest);
+            moved.hashes.insert(moved_trace.hash);
+            moved.days.insert(moved_trace.latest);
         }
     }
     // One more than is taken, unless it has to be all.
@@ -38,17 +38,17 @@ pub(super) async fn find_far_traces(
     let sql = statements.unresolved_traces(scope, most);
     let unresolved = server.rows_of_share::<Id>("the traces of observations", &sql, scope.share);
     let unresolved: Vec<ByteBuf> = unresolved.await?.into_iter().map(|row| row.id).collect();
-    let most = unresolved.len().max(scope.far.hashes.len());
+    let most = unresolved.len().max(scope.moved.hashes.len());
     if most > IDS_PER_STATEMENT && scope.share.is_divisible() {
         return Ok(false);
     }
     for ids in unresolved.chunks(IDS_PER_STATEMENT) {
         let sql = statements.places_of_traces(&scope.projects, ids);
         let what = "traces that lie far from their observations";
-        let places = server.rows_of_share::<Place>(what, &sql, scope.share);
+        let places = server.rows_of_share::<VersionDay>(what, &sql, scope.share);
         for place in places.await? {
-            scope.far.hashes.insert(place.hash);
-            scope.far.days.insert(place.day);
+            scope.moved.hashes.insert(place.hash);
+            scope.moved.days.insert(place.day);
         }
     }
     Ok(true)

@@ -12,7 +12,7 @@ use super::pieces::{Batch, Calendar, DifferentPieces, Pieces, with_margin};
 use super::report::Report;
 use super::rows::{DayStart, EventRows, MovedTrace, Number, PieceRows, Sums, Versions, Widths};
 use super::scope::{Class, Scope, Share};
-use super::server::{Refusal, Server};
+use super::server::{QueryError, Server};
 use super::statements::{Pair, Side, Statements};
 use super::sums::{BothSums, SumsByKey, different_sums, key_of};
 use super::traces::find_far_traces;
@@ -301,18 +301,18 @@ impl<'a> Verification<'a> {
                     }
                 }
                 Ok(None) => shares.extend(share.halves()),
-                Err(refusal) if refusal.is_to_be_divided => {
+                Err(error) if error.is_to_be_divided => {
                     self.report.divided += 1;
                     shares.extend(share.halves());
                 }
-                Err(refusal) => return Err(refusal.into()),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
 
     /// The sums of a scope, unless too much of it lies far away, or has several versions.
-    async fn look_at(&self, pair: Pair, scope: &mut Scope) -> Result<Option<BothSums>, Refusal> {
+    async fn look_at(&self, pair: Pair, scope: &mut Scope) -> Result<Option<BothSums>, QueryError> {
         if pair == Pair::ViewAndCore {
             return self.sums(pair, scope, 1).await.map(Some);
         }
@@ -366,7 +366,7 @@ impl<'a> Verification<'a> {
         pair: Pair,
         scope: &Scope,
         slices: u64,
-    ) -> Result<BothSums, Refusal> {
+    ) -> Result<BothSums, QueryError> {
         let ask = async |side| {
             let sql = self.statements.sums(pair, side, scope, slices);
             let what = match (pair, side) {
@@ -376,7 +376,7 @@ impl<'a> Verification<'a> {
             };
             let rows = self.server.rows_of_share::<Sums>(what, &sql, scope.share);
             let rows = rows.await?.into_iter();
-            Ok::<_, Refusal>(rows.map(|sums| (key_of(&sums), sums)).collect())
+            Ok::<_, QueryError>(rows.map(|sums| (key_of(&sums), sums)).collect())
         };
         // Waits for both even if one fails: the server would go on with the other.
         let (expected, actual) = tokio::join!(ask(Side::Source), ask(Side::Target));

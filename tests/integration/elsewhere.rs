@@ -156,10 +156,10 @@ fn a_trace_is_found_in_whatever_month_it_lies() {
     assert_equal(&database, "expected", "events_full");
     let report = tool.report();
     // Those on the days around the month are loaded; those that moved are not missing.
-    assert_eq!(report["traces_found_elsewhere"], 9, "{report}");
+    assert_eq!(report["traces_remote"], 9, "{report}");
     // And one that is deleted, and one that is another project's.
-    assert_eq!(report["traces_nowhere"], NOWHERE + 2, "{report}");
-    let listed = report["traces_nowhere_listed"].as_array().unwrap();
+    assert_eq!(report["traces_not_found"], NOWHERE + 2, "{report}");
+    let listed = report["traces_not_found_listed"].as_array().unwrap();
     let listed: Vec<_> = listed
         .iter()
         .map(|id| id["trace_id"].as_str().unwrap())
@@ -201,7 +201,7 @@ fn without_the_remote_lookup_only_the_days_around_the_month_are_known() {
             .args(arguments.iter().copied())
             .arg("--restart");
         tool.run().assert_code(0);
-        assert_eq!(tool.report()["traces_nowhere"], 0);
+        assert_eq!(tool.report()["traces_not_found"], 0);
         ask(
             &database,
             "SELECT arraySort(groupUniqArray(trace_id)) FROM events_full \
@@ -258,10 +258,10 @@ fn each_trace_that_is_missing_is_asked_for_once() {
     let report = tool.report();
     let number = |field: &str| report[field].as_u64().unwrap();
     assert_eq!(
-        number("traces_found_elsewhere") + number("traces_nowhere"),
+        number("traces_remote") + number("traces_not_found"),
         missing
     );
-    assert!(number("traces_found_elsewhere") > 100, "{report}");
+    assert!(number("traces_remote") > 100, "{report}");
     execute(&database, "SYSTEM FLUSH LOGS query_log");
     let questions = ask_number(
         &database,

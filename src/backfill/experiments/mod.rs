@@ -14,7 +14,7 @@ use self::traces::Trace;
 use super::context::Context;
 use super::journal::Journal;
 use super::load::versions;
-use crate::backfill::attempts::Attempts;
+use crate::backfill::work_attempts::WorkAttempts;
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::state::counts::ExperimentCounts;
@@ -103,7 +103,7 @@ async fn keep(
     let doing = "finding the spans of dataset run items";
     let failed = "the spans of dataset run items could not be found";
     let mut attempts =
-        Attempts::new(&context.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
+        WorkAttempts::new(&context.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
     loop {
         match source.keep(traces, attempts.block_rows(), store).await {
             Ok(counts) => return Ok(counts),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::leftover_inserts;
 use super::target::{Extent, Target};
-use crate::backfill::attempts::Attempts;
+use crate::backfill::work_attempts::WorkAttempts;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::segments::Segment;
@@ -94,9 +94,9 @@ impl Recovery {
         }
     }
 
-    /// Attempts at what the recovery does, or needs.
-    pub(crate) fn attempts(&self, doing: &str) -> Attempts<'_> {
-        Attempts::new(&self.retries, doing, format!("{doing} failed"))
+    /// WorkAttempts at what the recovery does, or needs.
+    pub(crate) fn attempts(&self, doing: &str) -> WorkAttempts<'_> {
+        WorkAttempts::new(&self.retries, doing, format!("{doing} failed"))
     }
 
     fn month(&self) -> RangeInclusive<Day> {

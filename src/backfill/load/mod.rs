@@ -15,7 +15,7 @@ use self::versions::LoadedDay;
 use super::context::Context;
 use super::journal::Journal;
 use super::remote_lookup;
-use crate::backfill::attempts::Attempts;
+use crate::backfill::work_attempts::WorkAttempts;
 use crate::error::Error;
 use crate::partition::Day;
 use crate::partition::Partition;
@@ -91,7 +91,7 @@ async fn load_days(
     let source = context.trace_source();
     let doing = format!("loading the traces of {}", dates(days));
     let failed = format!("the traces of {} could not be loaded", dates(days));
-    let mut attempts = Attempts::new(&context.retries, doing, failed).in_blocks_of(*block_rows);
+    let mut attempts = WorkAttempts::new(&context.retries, doing, failed).in_blocks_of(*block_rows);
     loop {
         let shown = AtomicU64::new(0);
         let on_rows = |rows| {

@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::task::block_in_place;
 
 use super::versions::{self, TraceRows};
-use crate::backfill::attempts::Attempts;
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
 use crate::backfill::guard::row_hash::microseconds;
+use crate::backfill::work_attempts::WorkAttempts;
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, Statement, TableInfo, now_in_microseconds};
 use crate::error::Error;
@@ -109,7 +109,7 @@ impl TraceChanges {
         let doing = "loading the traces that changed";
         let failed = "the traces that changed could not be loaded";
         let mut attempts =
-            Attempts::new(&self.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
+            WorkAttempts::new(&self.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
         while let Err(error) = self.reload_once(attempts.block_rows()).await {
             attempts.failed(error).await?;
         }

@@ -67,7 +67,7 @@ pub(crate) struct Pipeline {
     pub concurrency: usize,
 }
 
-/// A piece of work.
+/// An item of work.
 #[derive(Debug, Clone)]
 pub(crate) enum WorkItem {
     /// The observations of a segment.
@@ -109,7 +109,7 @@ impl WorkItem {
     }
 }
 
-/// A piece of work that is done.
+/// An item of work that is done.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Done {
     /// Number of its segment.
@@ -124,32 +124,32 @@ pub(crate) struct Done {
 
 /// Writes down what is begun and what is done, one at a time.
 pub(crate) trait Records {
-    /// Before anything of a piece is sent.
+    /// Before anything of an item is sent.
     ///
     /// # Errors
-    /// [`Error`] where it cannot be written down; then the piece is not begun.
-    fn begin(&mut self, piece: &WorkItem) -> Result<(), Error>;
+    /// [`Error`] where it cannot be written down; then the item is not begun.
+    fn begin(&mut self, item: &WorkItem) -> Result<(), Error>;
 
-    /// When all of a piece is acknowledged. Says whether to begin another one.
+    /// When all of an item is acknowledged. Says whether to begin another one.
     ///
     /// # Errors
-    /// [`Error`] where it cannot be written down; then the piece counts as begun.
+    /// [`Error`] where it cannot be written down; then the item counts as begun.
     fn done(&mut self, done: Done) -> Result<bool, Error>;
 }
 
-/// Works through all pieces; the largest first, so that none holds the rest up.
+/// Works through all items; the largest first, so that none holds the rest up.
 ///
 /// # Errors
-/// [`Kind::Failed`](crate::error::Kind) with the piece and the server's words;
+/// [`Kind::Failed`](crate::error::Kind) with the item and the server's words;
 /// [`Kind::Interrupted`](crate::error::Kind) where the run was asked to end. Pieces that were
 /// done before stay done.
 pub(crate) async fn run(
     pipeline: Arc<Pipeline>,
-    mut pieces: Vec<WorkItem>,
+    mut items: Vec<WorkItem>,
     phase: Arc<Phase>,
-    journal: &mut impl Records,
+    records: &mut impl Records,
 ) -> Result<(), Error> {
-    pieces.sort_by_key(WorkItem::rows);
+    items.sort_by_key(WorkItem::rows);
     let mut running = JoinSet::new();
     let mut first_error = None;
     let mut is_enough = false;
@@ -159,17 +159,17 @@ pub(crate) async fn run(
         while goes_on
             && first_error.is_none()
             && running.len() < pipeline.concurrency
-            && let Some(piece) = pieces.pop()
+            && let Some(item) = items.pop()
         {
-            if let Err(error) = journal.begin(&piece) {
+            if let Err(error) = records.begin(&item) {
                 running.abort_all();
                 first_error = Some(error);
                 break;
             }
-            let work = Work {
+            let work = ItemWork {
                 pipeline: Arc::clone(&pipeline),
                 phase: Arc::clone(&phase),
-                piece,
+                item,
             };
             running.spawn(work.run());
         }
@@ -178,7 +178,7 @@ pub(crate) async fn run(
             Some(Ok(outcome)) => outcome,
             Some(Err(error)) => Err(Error::caused("a segment ended unexpectedly", error)),
         };
-        match outcome.and_then(|done| journal.done(done)) {
+        match outcome.and_then(|done| records.done(done)) {
             Ok(another) => is_enough |= !another,
             Err(error) => {
                 // The others are not waited for: they may take long, or fail alike.
@@ -198,14 +198,14 @@ pub(crate) async fn run(
 /// a few kilobytes. Other segments may make the limit larger meanwhile, so it must have an end.
 const MOST_DIVISIONS: u32 = 16;
 
-/// One piece on its way.
-struct Work {
+/// One item on its way.
+struct ItemWork {
     pipeline: Arc<Pipeline>,
     phase: Arc<Phase>,
-    piece: WorkItem,
+    item: WorkItem,
 }
 
-/// How far one try at a piece got, for the progress bar.
+/// How far one try at an item got, for the progress bar.
 #[derive(Default)]
 struct Attempt {
     number: u32,
@@ -216,9 +216,9 @@ struct Attempt {
     written: u64,
 }
 
-impl Work {
+impl ItemWork {
     async fn run(self) -> Result<Done, Error> {
-        let name = self.piece.name();
+        let name = self.item.name();
         let mut tries = self.pipeline.destination.retries.tries();
         let mut block_rows = self.pipeline.block_rows;
         let mut was_repeated = false;
@@ -232,7 +232,7 @@ impl Work {
             let error = match self.try_once(block_rows, &mut attempt).await {
                 Ok(done) => {
                     self.phase
-                        .finish_piece(attempt.shown_rows, self.piece.rows());
+                        .finish_piece(attempt.shown_rows, self.item.rows());
                     return Ok(Done {
                         was_repeated,
                         ..done
@@ -270,7 +270,7 @@ impl Work {
             if let Some(prefix) = attempt.sent_as {
                 was_repeated = true;
                 let recovery = &self.pipeline.recovery;
-                let seen = recovery.after_attempt(self.piece.segment(), &prefix).await;
+                let seen = recovery.after_attempt(self.item.segment(), &prefix).await;
                 seen.map_err(|error| match error.kind() {
                     Kind::Failed => error.during(format_args!("{name} could not be done")),
                     _ => error,
@@ -281,13 +281,13 @@ impl Work {
     }
 
     async fn try_once(&self, block_rows: usize, attempt: &mut Attempt) -> Result<Done, WorkError> {
-        let number = self.piece.number();
-        let kind = match &self.piece {
+        let number = self.item.number();
+        let kind = match &self.item {
             WorkItem::Segment(_) => "",
             WorkItem::Deferred { .. } => "deferred-",
         };
         let name = format!("{kind}{number}-{}", attempt.number);
-        let sender = Sender::new(&self.pipeline.destination, self.piece.name(), name);
+        let sender = Sender::new(&self.pipeline.destination, self.item.name(), name);
         let mut work = self.begin(block_rows, sender)?;
         let mut outcome = work.read_and_send(attempt).await;
         match &outcome {
@@ -314,7 +314,7 @@ impl Work {
 
     fn begin(&self, block_rows: usize, sender: Sender) -> Result<Try<'_>, WorkError> {
         let pipeline = &*self.pipeline;
-        let (rows, unknown) = match &self.piece {
+        let (rows, unknown) = match &self.item {
             WorkItem::Segment(segment) => {
                 let preferred_bytes = pipeline.budget.preferred_block_bytes;
                 let sql = match &pipeline.wanted {
@@ -336,7 +336,7 @@ impl Work {
             phase: &self.phase,
             rows,
             unknown,
-            deferred: pipeline.deferred.writer(self.piece.number()),
+            deferred: pipeline.deferred.writer(self.item.number()),
             reader: BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool),
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -348,7 +348,7 @@ impl Work {
     }
 }
 
-/// Where the blocks of a piece come from.
+/// Where the blocks of an item come from.
 enum Rows {
     Server(Box<NativeStream>),
     File(DeferredReader),
@@ -363,7 +363,7 @@ impl KeepAlive for Rows {
     }
 }
 
-/// One try at a piece: what it holds, which is never more than its share.
+/// One try at an item: what it holds, which is never more than its share.
 struct Try<'a> {
     pipeline: &'a Pipeline,
     phase: &'a Phase,

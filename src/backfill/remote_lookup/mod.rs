@@ -11,14 +11,14 @@ use super::error::WorkError;
 use super::journal::Journal;
 use super::load::versions;
 use super::pipeline::Pipeline;
-use crate::backfill::attempts::Attempts;
+use crate::backfill::work_attempts::WorkAttempts;
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::native::BlockReader;
 use crate::trace_store::{About, TraceStore};
 
-/// Traces that are nowhere, and are listed in the report.
-const NOWHERE_LISTED: usize = 100;
+/// Traces not found, and are listed in the report.
+const NOT_FOUND_LISTED: usize = 100;
 
 /// Asks for the traces of all rows that wait.
 ///
@@ -72,14 +72,14 @@ async fn ask_and_count(
         return Ok(());
     }
     journal.commit_with(store, |checkpoint| {
-        let elsewhere = &mut checkpoint.elsewhere;
-        elsewhere.asked += question.len() as u64;
-        elsewhere.found += answer.found;
-        let room = NOWHERE_LISTED.saturating_sub(elsewhere.nowhere.len());
-        let nowhere = answer.nowhere.into_iter().take(room);
-        elsewhere
-            .nowhere
-            .extend(nowhere.map(|(project, id)| (project.into(), id.into())));
+        let remote = &mut checkpoint.remote;
+        remote.asked += question.len() as u64;
+        remote.found += answer.found;
+        let room = NOT_FOUND_LISTED.saturating_sub(remote.not_found.len());
+        let not_found = answer.not_found.into_iter().take(room);
+        remote
+            .not_found
+            .extend(not_found.map(|(project, id)| (project.into(), id.into())));
     })
 }
 
@@ -120,7 +120,7 @@ async fn ask(
     let doing = format!("looking for {count} traces in other months");
     let failed = format!("{count} traces could not be looked for in other months");
     let mut attempts =
-        Attempts::new(&context.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
+        WorkAttempts::new(&context.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
     let source = context.trace_source();
     loop {
         let rows = attempts.block_rows();

@@ -151,8 +151,8 @@ pub(crate) struct Moved {
 pub(crate) struct Answer {
     /// Traces that were found, and are not deleted.
     pub found: u64,
-    /// Project and id of those that are nowhere.
-    pub nowhere: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Project and id of those that were not found.
+    pub not_found: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl TraceSource<'_> {
@@ -265,10 +265,10 @@ impl<'a> Answers<'a> {
         for (key, (project, id)) in &self.question.traces {
             match self.is_live.get(key.as_slice()) {
                 Some(true) => answer.found += 1,
-                Some(false) => answer.nowhere.push((project.clone(), id.clone())),
+                Some(false) => answer.not_found.push((project.clone(), id.clone())),
                 None => {
                     self.writer.put(key, &nothing)?;
-                    answer.nowhere.push((project.clone(), id.clone()));
+                    answer.not_found.push((project.clone(), id.clone()));
                 }
             }
         }

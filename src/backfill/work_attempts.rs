@@ -2,19 +2,19 @@
 //! where one was too large.
 
 use super::error::WorkError;
-use crate::clickhouse::retry::{Retries, Tries};
+use crate::clickhouse::retry::{Attempts, Retries};
 use crate::error::Error;
 
 /// The attempts at one piece of work.
-pub(crate) struct Attempts<'a> {
+pub(crate) struct WorkAttempts<'a> {
     doing: String,
     failed: String,
     block_rows: usize,
-    tries: Tries<'a>,
+    tries: Attempts<'a>,
 }
 
-impl<'a> Attempts<'a> {
-    /// Attempts at what is called `doing` while it goes on, and `failed` once it is given up.
+impl<'a> WorkAttempts<'a> {
+    /// WorkAttempts at what is called `doing` while it goes on, and `failed` once it is given up.
     pub(crate) fn new(
         retries: &'a Retries,
         doing: impl Into<String>,
