@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::differential;
-use crate::support::differential::{Specification, ask_number, assert_equal, execute};
+use crate::support::differential::{Specification, ask_number, assert_complete, execute};
 use crate::support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
 use nix::libc::{SIGCONT, SIGSTOP};
 use tempfile::TempDir;
@@ -73,10 +73,6 @@ fn tool(database: &Database, target: &str) -> Tool {
 
 fn rows(database: &Database, target: &str) -> u64 {
     ask_number(database, &format!("SELECT count() FROM {target}"))
-}
-
-fn assert_complete(database: &Database, target: &str) {
-    assert_equal(database, "expected", &format!("{target} FINAL"));
 }
 
 // -------------------------------------------------------------------------------------------------

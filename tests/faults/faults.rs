@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::differential::{
-    Specification, ask, ask_number, assert_equal, execute, keep_versions_apart,
+    Specification, ask, ask_number, assert_complete, execute, keep_versions_apart,
 };
 use crate::support::proxy::{Action, FOREVER, Fault, Place, Proxy};
 use crate::support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, TESTER, Tool};
@@ -57,9 +57,7 @@ fn unless_clickhouse_crashes(test: impl Fn()) {
 fn month() -> &'static Database<'static> {
     static MONTH: OnceLock<Database<'static>> = OnceLock::new();
     MONTH.get_or_init(|| {
-        let database = Server::shared().database("faults");
-        database.load_schema();
-        database.load_sample_month(OBSERVATIONS);
+        let database = Server::shared().sample_month("faults", OBSERVATIONS);
         prepare(&database);
         database
     })
@@ -145,29 +143,6 @@ impl Backfill {
             .unwrap_or_else(|| panic!("{field} is not a number in {report}"))
     }
 
-    /// Compares what is in the target, one row of several equal ones, with the specification.
-    #[track_caller]
-    fn assert_complete(&self) {
-        let Backfill {
-            database, target, ..
-        } = self;
-        let merged = format!("{target}_merged");
-        execute(
-            database,
-            &format!("CREATE TABLE {merged} AS {target} ENGINE = Memory"),
-        );
-        let columns = "SELECT arrayStringConcat(groupArray(name), ', ') FROM system.columns \
-                       WHERE database = currentDatabase() AND table = 'events_full' \
-                       AND default_kind NOT IN ('MATERIALIZED', 'ALIAS')";
-        let columns = ask(database, columns);
-        execute(
-            database,
-            &format!("INSERT INTO {merged} ({columns}) SELECT {columns} FROM {target} FINAL"),
-        );
-        assert_equal(database, "expected", &merged);
-        execute(database, &format!("DROP TABLE {merged}"));
-    }
-
     /// The run has come to a good end, after as many retries as there were faults.
     #[track_caller]
     fn assert_survived(&self, outcome: &Outcome, faults: u64) {
@@ -178,7 +153,7 @@ impl Backfill {
             self.reported("segments_done"),
             self.reported("segments_total")
         );
-        self.assert_complete();
+        assert_complete(self.database, &self.target);
         println!(
             "{}: {faults} faults survived, {} rows sent again",
             self.target,
@@ -464,7 +439,7 @@ fn a_corrupted_byte_of_a_compressed_batch_never_makes_a_wrong_result() {
             "{happened} batches corrupted: {} ended the run, {errors:#?}",
             errors.len()
         );
-        backfill.assert_complete();
+        assert_complete(backfill.database, &backfill.target);
     });
 }
 
@@ -588,7 +563,7 @@ fn a_batch_that_takes_longer_than_http_send_timeout_lets_no_read_break() {
         assert!(after_it > 10_000_000, "{after_it}: {}", outcome.stderr);
         // Nothing was read again: while the program waited, it read a little now and then.
         outcome.assert_code(0);
-        backfill.assert_complete();
+        assert_complete(backfill.database, &backfill.target);
         // ClickHouse has answered long ago and may have closed the connection, so that the next
         // batch finds it closed and is sent again.
         assert!(backfill.reported("retries") <= 1, "{}", outcome.stderr);

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::differential;
-use crate::support::differential::{Specification, ask, ask_number, assert_equal, execute};
+use crate::support::differential::{Specification, ask, ask_number, assert_complete, execute};
 use crate::support::{
     Database, Options, Outcome, Running, SAMPLE_PARTITION, Server, Tool, repository_file,
 };
@@ -46,9 +46,7 @@ fn one_at_a_time() -> MutexGuard<'static, ()> {
 fn month() -> &'static Database<'static> {
     static MONTH: OnceLock<Database<'static>> = OnceLock::new();
     MONTH.get_or_init(|| {
-        let database = server().database("outages");
-        database.load_schema();
-        database.load_sample_month(OBSERVATIONS);
+        let database = server().sample_month("outages", OBSERVATIONS);
         // 40 MB, more than the buffers of a connection hold.
         execute(
             &database,
@@ -123,10 +121,9 @@ fn rows(target: &str) -> u64 {
 
 /// Panics unless the target is what the specification says, and gives the number of rows that were
 /// written again.
-fn assert_complete(target: &str) -> u64 {
-    let merged = format!("{target} FINAL");
-    assert_equal(month(), "expected", &merged);
-    rows(target) - rows(&merged)
+fn written_again(target: &str) -> u64 {
+    assert_complete(month(), target);
+    rows(target) - rows(&format!("{target} FINAL"))
 }
 
 /// Panics unless the run failed with one sentence that has these words and says how to go on.
@@ -270,7 +267,7 @@ fn assert_outlasted(target: &str, moment: Moment, words: &str) {
     let report = tool.report();
     // The one that the kill broke, and at least one that met nobody.
     assert!(report["retries"].as_u64() >= Some(2), "{report}");
-    let again = assert_complete(target);
+    let again = written_again(target);
     println!(
         "{target}: {} tries repeated, {again} rows written again",
         report["retries"]
@@ -288,7 +285,7 @@ fn assert_resumed(target: &str, moment: Moment, words: &str) {
     restart_server(target);
     let written = rows(target);
     resume(tool);
-    let again = assert_complete(target);
+    let again = written_again(target);
     println!("{target}: {written} rows written before, {again} of them again");
     match moment {
         Moment::Loading => assert_eq!((written, again), (0, 0)),
@@ -407,7 +404,7 @@ fn too_many_parts_are_waited_for_until_they_are_merged() {
     );
     // A refused batch is sent again, and no other.
     assert_eq!(report["retries"], refused);
-    assert_complete(target);
+    assert_complete(month(), target);
 }
 
 #[test]
@@ -425,7 +422,7 @@ fn too_many_parts_that_are_never_merged_end_the_run_and_it_can_be_resumed() {
     assert!(rows(target) > 0);
     start_merges(target);
     resume(tool.without_env("MAX_RETRIES"));
-    assert_complete(target);
+    assert_complete(month(), target);
 }
 
 /// Rows of 20 KB, of which a batch holds 24 MiB, in so many batches.
@@ -552,7 +549,7 @@ fn assert_not_resumed(tool: Tool, words: &[&str]) -> Tool {
 fn assert_resumable(tool: Tool, database: &Database) {
     resume(tool);
     Specification::current().fill(database, SAMPLE_PARTITION, "events_full", "expected");
-    assert_equal(database, "expected", "events_full FINAL");
+    assert_complete(database, "events_full");
 }
 
 #[test]

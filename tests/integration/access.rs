@@ -81,9 +81,7 @@ fn sees_all_but(hidden: &str) -> String {
 fn month() -> &'static Database<'static> {
     static MONTH: OnceLock<Database<'static>> = OnceLock::new();
     MONTH.get_or_init(|| {
-        let database = server().database("policy");
-        database.load_schema();
-        database.load_sample_month(2_000);
+        let database = server().sample_month("policy", 2_000);
         // Rows that are not there are not hidden.
         execute(
             &database,

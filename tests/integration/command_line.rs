@@ -510,10 +510,7 @@ fn quiet_means_quiet_on_a_terminal_and_off_it() {
 // -------------------------------------------------------------------------------------------------
 
 fn sample_month() -> Database<'static> {
-    let database = Server::shared().database("sample");
-    database.load_schema();
-    database.load_sample_month(20_000);
-    database
+    Server::shared().sample_month("sample", 20_000)
 }
 
 #[track_caller]

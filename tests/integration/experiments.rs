@@ -285,9 +285,7 @@ fn experiments_win_over_what_was_written_without_them() {
 
 #[test]
 fn a_run_with_experiments_that_is_killed_ends_as_if_it_had_not_been() {
-    let database = Server::shared().database("experiments_killed");
-    database.load_schema();
-    database.load_sample_month(30_000);
+    let database = Server::shared().sample_month("experiments_killed", 30_000);
     expect(&database);
     let tool = tool(&database).args([
         "--root-spans",

@@ -23,9 +23,7 @@ const OBSERVATIONS: u64 = 150_000;
 fn month() -> &'static Database<'static> {
     static MONTH: OnceLock<Database<'static>> = OnceLock::new();
     MONTH.get_or_init(|| {
-        let database = Server::shared().database("forecast");
-        database.load_schema();
-        database.load_sample_month(OBSERVATIONS);
+        let database = Server::shared().sample_month("forecast", OBSERVATIONS);
         // Few parts, so that segments may be short; and none that do not know their columns' sizes.
         for table in ["observations", "traces"] {
             database
@@ -263,9 +261,7 @@ fn a_plan_agrees_with_the_tables_and_with_the_run_that_follows() {
 
 #[test]
 fn the_disk_that_events_take_is_estimated_from_the_sources_or_from_the_events_that_are_there() {
-    let database = Server::shared().database("disk");
-    database.load_schema();
-    database.load_sample_month(OBSERVATIONS);
+    let database = Server::shared().sample_month("disk", OBSERVATIONS);
     let tool = plan(&database);
     tool.run().assert_code(0);
     let before = tool.report();

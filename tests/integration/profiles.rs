@@ -171,9 +171,7 @@ fn server() -> &'static Server {
 fn month() -> &'static Database<'static> {
     static MONTH: OnceLock<Database<'static>> = OnceLock::new();
     MONTH.get_or_init(|| {
-        let database = server().database("profiles");
-        database.load_schema();
-        database.load_sample_month(3_000);
+        let database = server().sample_month("profiles", 3_000);
         for table in ["observations", "traces"] {
             execute(
                 &database,

@@ -157,9 +157,7 @@ fn the_password_for_a_server_that_is_not_there_is_nowhere() {
 
 #[test]
 fn the_password_of_a_run_that_was_killed_is_nowhere() {
-    let database = Server::shared().database("killed");
-    database.load_schema();
-    database.load_sample_month(4_000);
+    let database = Server::shared().sample_month("killed", 4_000);
     let tool = with_password(&database, TESTER.1, GivenIn::Environment).args([
         "--batch-size",
         "1",

@@ -11,12 +11,7 @@ use nix::libc;
 /// A month whose events are slow to be written.
 fn month(name: &str) -> Database<'static> {
     static MONTH: OnceLock<Database<'static>> = OnceLock::new();
-    let source = MONTH.get_or_init(|| {
-        let database = Server::shared().database("signals");
-        database.load_schema();
-        database.load_sample_month(3_000);
-        database
-    });
+    let source = MONTH.get_or_init(|| Server::shared().sample_month("signals", 3_000));
     let database = source.server.database(name);
     database.load_schema();
     for table in ["traces", "observations"] {

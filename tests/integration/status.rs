@@ -26,9 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn month() -> &'static Database<'static> {
     static MONTH: OnceLock<Database<'static>> = OnceLock::new();
     MONTH.get_or_init(|| {
-        let database = Server::shared().database("status");
-        database.load_schema();
-        database.load_sample_month(OBSERVATIONS);
+        let database = Server::shared().sample_month("status", OBSERVATIONS);
         // Few parts, so that segments may be short.
         database.query("OPTIMIZE TABLE observations FINAL").unwrap();
         database

@@ -110,9 +110,7 @@ fn wrong(report: &Value) -> u64 {
 fn month() -> &'static Database<'static> {
     static MONTH: OnceLock<Database<'static>> = OnceLock::new();
     MONTH.get_or_init(|| {
-        let database = Server::shared().database("verified_month");
-        database.load_schema();
-        database.load_sample_month(OBSERVATIONS);
+        let database = Server::shared().sample_month("verified_month", OBSERVATIONS);
         backfill(&database).run().assert_code(0);
         database
     })
@@ -1379,9 +1377,7 @@ fn an_item_that_a_live_span_carries_is_expected_on_no_other() {
 
 #[test]
 fn a_month_with_every_oddity_and_its_experiments_is_equal() {
-    let database = Server::shared().database("verified_experiments_month");
-    database.load_schema();
-    database.load_sample_month(OBSERVATIONS);
+    let database = Server::shared().sample_month("verified_experiments_month", OBSERVATIONS);
     let options = ["--root-spans", "--experiments"];
     backfill(&database).args(options).run().assert_code(0);
     let report = assert_equal(&verify(&database).args(options));

@@ -227,6 +227,12 @@ pub fn assert_equal(database: &Database, expected: &str, actual: &str) {
     );
 }
 
+/// Panics unless a target has, once it is merged, what the table `expected` has.
+#[track_caller]
+pub fn assert_complete(database: &Database, target: &str) {
+    assert_equal(database, "expected", &format!("{target} FINAL"));
+}
+
 /// What is different between two tables, one sentence for each kind of difference.
 pub fn differences(database: &Database, expected: &str, actual: &str) -> Vec<String> {
     let comparison = Comparison {

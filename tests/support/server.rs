@@ -226,6 +226,14 @@ impl Server {
         Database { server: self, name }
     }
 
+    /// Makes a new database with the sample month: Langfuse's tables, and so many observations.
+    pub fn sample_month(&self, name_hint: &str, observations: u64) -> Database<'_> {
+        let database = self.database(name_hint);
+        database.load_schema();
+        database.load_sample_month(observations);
+        database
+    }
+
     /// One HTTP request with URL parameters.
     pub fn request(&self, parameters: &[(&str, &str)], body: &[u8]) -> Result<Vec<u8>, String> {
         let mut url = Url::parse(&self.url()).expect("this is an address");
