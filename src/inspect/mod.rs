@@ -17,7 +17,7 @@ use crate::cli::options::{Choice, Defaults, Options};
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, quoting};
 use crate::error::Error;
-use crate::mapping::{Mapping, MappingError, Source};
+use crate::mapping::{Mapping, MappingError, SelectItem, Source};
 use crate::memory::numbers::whole;
 use crate::partition::Partition;
 
@@ -407,29 +407,39 @@ impl Inspector {
 
     /// Lets the server check that it can compute every column, and finds the one
     /// that it cannot.
-    async fn probe(&self, table: &TableInfo, alias: &str, items: &[String]) -> Result<(), Error> {
+    async fn probe(
+        &self,
+        table: &TableInfo,
+        alias: &str,
+        items: &[SelectItem],
+    ) -> Result<(), Error> {
         let name = table.qualified_name();
         let select = |items: &str| format!("SELECT {items} FROM {name} AS {alias} LIMIT 0");
-        let Err(error) = self.connection.check(&select(&items.join(", "))).await else {
+        let Err(error) = self
+            .connection
+            .check(&select(&SelectItem::list(items)))
+            .await
+        else {
             return Ok(());
         };
         if error.code() == Some(ACCESS_DENIED) || error.is_held_limit() {
             return Err(self.describe(&error));
         }
         for item in items {
-            if let Err(error) = self.connection.check(&select(item)).await {
+            if let Err(error) = self.connection.check(&select(&item.sql)).await {
                 let types: Vec<String> = table
                     .columns
                     .iter()
-                    .filter(|column| mentions(item, alias, &column.name))
+                    .filter(|column| item.reads.contains(&column.name.as_str()))
                     .map(|column| format!("{} is {}", column.name, column.data_type))
                     .collect();
                 return Err(Error::configuration(format!(
-                    "table {}.{} has a column of another type than Langfuse's ({}): {item} fails, \
+                    "table {}.{} has a column of another type than Langfuse's ({}): {} fails, \
                      {error}",
                     table.database,
                     table.name,
-                    types.join(", ")
+                    types.join(", "),
+                    item.sql
                 )));
             }
         }
@@ -707,17 +717,6 @@ fn no_partition(
         tables.join(" and "),
         missing.join(", ")
     ))
-}
-
-/// Whether an expression reads that column of the table called `alias`.
-pub(crate) fn mentions(expression: &str, alias: &str, column: &str) -> bool {
-    let quoted = format!("{alias}.{}", quoting::identifier(column));
-    let plain = format!("{alias}.{column}");
-    expression.contains(&quoted)
-        || expression.match_indices(&plain).any(|(start, found)| {
-            let rest = &expression[start + found.len()..];
-            !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
-        })
 }
 
 fn require_monthly(source: Source, table: &TableInfo) -> Result<(), Error> {

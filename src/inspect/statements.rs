@@ -3,7 +3,7 @@
 
 use super::segments::Segment;
 use crate::clickhouse::{Statement, TableInfo};
-use crate::mapping::{Mapping, Source, TRACE_TEXTS};
+use crate::mapping::{Mapping, SelectItem, Source, TRACE_TEXTS};
 
 /// How the rows of a segment are asked for.
 pub(crate) struct SegmentQuery {
@@ -61,40 +61,50 @@ pub(crate) const KEYS: usize = 5;
 pub(crate) const TRACE_COLUMNS: usize = KEYS + 2 + TRACE_TEXTS.len() + 3;
 
 /// The items of that list.
-pub(crate) fn select_items(mapping: &Mapping) -> Vec<String> {
+pub(crate) fn select_items(mapping: &Mapping) -> Vec<SelectItem> {
     let wanted = mapping.trace_columns();
     // Nothing is read of a column that nothing is taken from.
-    let read = |column: &str, expression: String, otherwise: &str, data_type: &str| match wanted
-        .contains(&column)
-    {
-        true => format!("CAST({expression}, '{data_type}')"),
-        false => format!("CAST({otherwise}, '{data_type}')"),
+    let read = |column: &'static str, expression: &str, otherwise: &str, data_type: &str| {
+        let column_of_table = format!("{TRACE}.{column}");
+        match wanted.contains(&column) {
+            true => (
+                format!(
+                    "CAST({}, '{data_type}')",
+                    expression.replace("{c}", &column_of_table)
+                ),
+                vec![column],
+            ),
+            false => (format!("CAST({otherwise}, '{data_type}')"), Vec::new()),
+        }
     };
-    let flag = |column: &str| read(column, format!("{TRACE}.{column}"), "0", "UInt8");
-    let text = |column: &str| {
-        let expression = format!("ifNull({TRACE}.{column}, '')");
-        read(column, expression, "''", "String")
+    let key = |column: &'static str, expression: &str, data_type: &str| {
+        let expression = expression.replace("{c}", &format!("{TRACE}.{column}"));
+        (format!("CAST({expression}, '{data_type}')"), vec![column])
     };
-    let list = |column: &str, expression: String| read(column, expression, "[]", "Array(String)");
+    let flag = |column| read(column, "{c}", "0", "UInt8");
+    let text = |column| read(column, "ifNull({c}, '')", "''", "String");
+    let list = |column, expression| read(column, expression, "[]", "Array(String)");
     let mut items = vec![
-        "CAST(t.project_id, 'String')".to_owned(),
-        "CAST(t.id, 'String')".to_owned(),
-        "CAST(toDate(t.timestamp), 'UInt16')".to_owned(),
-        "CAST(t.event_ts, 'DateTime64(6)')".to_owned(),
-        "CAST(t.is_deleted, 'UInt8')".to_owned(),
+        key("project_id", "{c}", "String"),
+        key("id", "{c}", "String"),
+        key("timestamp", "toDate({c})", "UInt16"),
+        key("event_ts", "{c}", "DateTime64(6)"),
+        key("is_deleted", "{c}", "UInt8"),
         flag("public"),
         flag("bookmarked"),
     ];
     items.extend(TRACE_TEXTS.iter().map(|of_trace| text(of_trace.column)));
     items.extend([
-        list("tags", format!("{TRACE}.tags")),
-        list("metadata", format!("mapKeys({TRACE}.metadata)")),
-        list("metadata", format!("mapValues({TRACE}.metadata)")),
+        list("tags", "{c}"),
+        list("metadata", "mapKeys({c})"),
+        list("metadata", "mapValues({c})"),
     ]);
     let items = items.into_iter().enumerate();
-    items
-        .map(|(index, expression)| format!("{expression} AS c{index}"))
-        .collect()
+    let items = items.map(|(index, (expression, reads))| SelectItem {
+        sql: format!("{expression} AS c{index}"),
+        reads,
+    });
+    items.collect()
 }
 
 /// What is read of an item, as text that is never null.

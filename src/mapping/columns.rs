@@ -228,27 +228,38 @@ pub enum Helper {
 
 impl Helper {
     pub(super) fn selected(self, source: Source) -> Selected {
-        let of = |template| source.expression(template);
-        let (name, data_type, expression) = match self {
+        let (name, data_type, (expression, reads)) = match self {
             Helper::Day => ("helper_day", "Date", source.day()),
-            Helper::EventTs => ("helper_event_ts", "DateTime64(6)", of("{c}.event_ts")),
-            Helper::Version => ("helper_version", "Nullable(String)", of("{c}.version")),
+            Helper::EventTs => (
+                "helper_event_ts",
+                "DateTime64(6)",
+                (source.column("event_ts"), vec!["event_ts"]),
+            ),
+            Helper::Version => (
+                "helper_version",
+                "Nullable(String)",
+                (source.column("version"), vec!["version"]),
+            ),
             Helper::IsRoot => ("helper_is_root", "UInt8", source.is_root()),
             Helper::MetadataNames => (
                 "helper_metadata_names",
                 "Array(String)",
-                of("mapKeys({c}.metadata)"),
+                (source.expression("mapKeys({c}.metadata)"), vec!["metadata"]),
             ),
             Helper::MetadataValues => (
                 "helper_metadata_values",
                 "Array(String)",
-                of("mapValues({c}.metadata)"),
+                (
+                    source.expression("mapValues({c}.metadata)"),
+                    vec!["metadata"],
+                ),
             ),
         };
         Selected {
             name: name.to_owned(),
             data_type: data_type.to_owned(),
             expression,
+            reads,
         }
     }
 }
@@ -262,6 +273,25 @@ pub struct Selected {
     pub data_type: String,
     /// What it is made of.
     pub expression: String,
+    /// The columns of the source that this reads.
+    pub reads: Vec<&'static str>,
+}
+
+/// An item of a SELECT list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SelectItem {
+    /// `expression AS name`
+    pub sql: String,
+    /// The columns of the table that it reads.
+    pub reads: Vec<&'static str>,
+}
+
+impl SelectItem {
+    /// These items as a SELECT list.
+    pub(crate) fn list(items: &[SelectItem]) -> String {
+        let items: Vec<&str> = items.iter().map(|item| item.sql.as_str()).collect();
+        items.join(", ")
+    }
 }
 
 /// A column that enriching appends.

@@ -28,6 +28,17 @@ pub(super) enum From {
     Expression(&'static str, &'static [&'static str]),
 }
 
+impl From {
+    /// The columns of the source that it reads.
+    pub(super) fn reads(&self) -> Vec<&'static str> {
+        match self {
+            From::Default => Vec::new(),
+            From::Column(column) | From::ColumnOr(column, _) => vec![column],
+            From::Expression(_, columns) => columns.to_vec(),
+        }
+    }
+}
+
 use self::From::{Column, ColumnOr, Default, Expression};
 
 impl EventColumn {

@@ -14,7 +14,7 @@ use crate::native::{DataType, TypeError};
 
 use columns::{EXPERIMENT, OF_TRACE, texts};
 pub(crate) use columns::{
-    Enriched, EnrichedColumn, Experiment, Helper, Selected, TRACE_TEXTS, VERSION,
+    Enriched, EnrichedColumn, Experiment, Helper, SelectItem, Selected, TRACE_TEXTS, VERSION,
 };
 use event_columns::{EVENT_COLUMNS, EventColumn, From};
 pub use source::Source;
@@ -212,20 +212,21 @@ impl Mapping {
     }
 
     /// The items of the SELECT list: pass-through columns, then helpers.
-    pub fn select_items(&self) -> Vec<String> {
+    pub(crate) fn select_items(&self) -> Vec<SelectItem> {
         let helpers = self
             .helpers
             .iter()
             .map(|helper| helper.selected(self.source));
         let columns = self.pass_through.iter().cloned().chain(helpers);
         columns
-            .map(|column| {
-                format!(
+            .map(|column| SelectItem {
+                sql: format!(
                     "CAST({}, {}) AS {}",
                     column.expression,
                     quoting::string(&column.data_type),
                     quoting::identifier(&column.name)
-                )
+                ),
+                reads: column.reads,
             })
             .collect()
     }
@@ -244,7 +245,7 @@ impl Mapping {
 
     /// The SELECT list: pass-through columns, then helpers.
     pub fn select_list(&self) -> String {
-        self.select_items().join(", ")
+        SelectItem::list(&self.select_items())
     }
 
     /// Names of the columns of an insert, for SQL.
@@ -388,6 +389,7 @@ fn apply(
         name: rule.name.to_owned(),
         data_type: sent.to_string(),
         expression,
+        reads: rule.from(source).reads(),
     }))
 }
 
@@ -501,6 +503,7 @@ fn pass_metadata_through(
             name,
             data_type: data_type.to_owned(),
             expression: source.expression(function),
+            reads: vec!["metadata"],
         });
     }
     Ok(())

@@ -19,7 +19,7 @@ struct Facts {
     table: &'static str,
     time_column: &'static str,
     trace_column: &'static str,
-    is_root: &'static str,
+    is_root: (&'static str, &'static [&'static str]),
 }
 
 const OBSERVATIONS: Facts = Facts {
@@ -27,7 +27,10 @@ const OBSERVATIONS: Facts = Facts {
     table: "observations",
     time_column: "start_time",
     trace_column: "trace_id",
-    is_root: "ifNull({c}.parent_observation_id, '') = ''",
+    is_root: (
+        "ifNull({c}.parent_observation_id, '') = ''",
+        &["parent_observation_id"],
+    ),
 };
 
 const TRACES: Facts = Facts {
@@ -35,7 +38,7 @@ const TRACES: Facts = Facts {
     table: "traces",
     time_column: "timestamp",
     trace_column: "id",
-    is_root: "1",
+    is_root: ("1", &[]),
 };
 
 impl Source {
@@ -69,14 +72,16 @@ impl Source {
         self.facts().trace_column
     }
 
-    /// Whether a row has no parent, as an expression of it.
-    pub(super) fn is_root(self) -> String {
-        self.expression(self.facts().is_root)
+    /// Whether a row has no parent, as an expression of it, and the columns that this reads.
+    pub(super) fn is_root(self) -> (String, Vec<&'static str>) {
+        let (template, reads) = self.facts().is_root;
+        (self.expression(template), reads.to_vec())
     }
 
-    /// The day of a row, as an expression of it.
-    pub(super) fn day(self) -> String {
-        format!("toDate({}.{})", self.alias(), self.time_column())
+    /// The day of a row, as an expression of it, and the column that this reads.
+    pub(super) fn day(self) -> (String, Vec<&'static str>) {
+        let column = self.time_column();
+        (format!("toDate({}.{column})", self.alias()), vec![column])
     }
 
     /// A template in which `{c}` stands for the table, as an expression of it.

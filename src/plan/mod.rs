@@ -11,9 +11,8 @@ use crate::cli::options::{Intent, Options};
 use crate::clickhouse::{ColumnSizes, Connection, RequestError, TableInfo, TableName, TableSize};
 use crate::error::Error;
 use crate::inspect::segments::{self, Segment};
-use crate::inspect::statements::TRACE;
 use crate::inspect::statements::select_items;
-use crate::inspect::{Inspected, mentions, shares_of_partitions};
+use crate::inspect::{Inspected, shares_of_partitions};
 use crate::mapping::Source;
 use crate::session::Session;
 use crate::state::checkpoint::Checkpoint;
@@ -174,10 +173,7 @@ impl Forecaster<'_> {
         let sizes = self.column_sizes(observations, &partition_id).await?;
         let items = inspected.mapping.select_items();
         let is_read = |column: &str| {
-            FINAL_COLUMNS.contains(&column)
-                || items
-                    .iter()
-                    .any(|item| mentions(item, Source::Observations.alias(), column))
+            FINAL_COLUMNS.contains(&column) || items.iter().any(|item| item.reads.contains(&column))
         };
         let mut sources = Sources {
             rows: observation_rows(self.options, inspected),
@@ -198,7 +194,7 @@ impl Forecaster<'_> {
         let attributes = inspected.mapping.trace_columns();
         for (partition_id, share) in shares_of_partitions(self.options) {
             let sizes = self.column_sizes(&inspected.traces, &partition_id).await?;
-            let is_read = |column: &str| items.iter().any(|item| mentions(item, TRACE, column));
+            let is_read = |column: &str| items.iter().any(|item| item.reads.contains(&column));
             sources.traces += sizes.of(is_read).share(share);
             let is_attribute = |column: &str| attributes.contains(&column);
             sources.attributes += sizes.of(is_attribute).share(share);
@@ -216,7 +212,7 @@ impl Forecaster<'_> {
         };
         let sizes = self.column_sizes(&inspected.traces, partition_id).await?;
         let items = mapping.select_items();
-        let is_read = |column: &str| items.iter().any(|item| mentions(item, TRACE, column));
+        let is_read = |column: &str| items.iter().any(|item| item.reads.contains(&column));
         Ok(Some(RootSpanSources {
             rows: inspected.trace_rows.rows,
             all: sizes.of(is_read),

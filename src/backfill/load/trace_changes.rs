@@ -19,7 +19,7 @@ use crate::clickhouse::{Connection, Statement, TableInfo, now_in_microseconds};
 use crate::error::Error;
 use crate::inspect::statements::TRACE;
 use crate::inspect::statements::select_items;
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, SelectItem};
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::Block;
@@ -123,7 +123,7 @@ impl TraceChanges {
             "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {} >= {since} \
              ORDER BY {TRACE}.project_id, {TRACE}.id, {TRACE}.event_ts, toDate({TRACE}.timestamp)) AS {TRACE} \
              ARRAY JOIN [1] AS one",
-            select_items(&self.mapping).join(", "),
+            SelectItem::list(&select_items(&self.mapping)),
             self.traces.qualified_name(),
             microseconds("t.event_ts"),
         );

@@ -14,7 +14,7 @@ use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{Connection, Statement, TableInfo, quoting};
 use crate::inspect::statements::{KEYS, TRACE, TRACE_COLUMNS, select_items};
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, SelectItem};
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{ArrayCursor, Block, FixedCursor, NativeError, StringCursor};
@@ -104,7 +104,7 @@ impl TraceSource<'_> {
              AND toDate({TRACE}.timestamp) BETWEEN toDate({}) AND toDate({}) \
              ORDER BY {TRACE}.project_id, toDate({TRACE}.timestamp), {TRACE}.id{limit}) AS {TRACE} \
              ARRAY JOIN [1] AS one",
-            select_items(self.mapping).join(", "),
+            SelectItem::list(&select_items(self.mapping)),
             self.table.qualified_name(),
             quoting::string(Partition::id_of(*days.start())),
             days.start(),
