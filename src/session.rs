@@ -89,6 +89,9 @@ impl Session {
         for note in &inspected.notes {
             self.display.note_once(note.clone());
         }
+        for warning in &inspected.warnings {
+            self.display.warn_once(format!("warning: {warning}"));
+        }
         Ok(inspected)
     }
 

@@ -81,6 +81,12 @@ impl WorkError {
             WorkError::Native(NativeError::Corrupt(_) | NativeError::Type { .. }) => {
                 Hope::UnlessRepeated
             }
+            // For the smallest that there is, where an insert was divided before.
+            WorkError::Request(error)
+            | WorkError::InsertFailed {
+                error,
+                is_single_block: true,
+            } if error.is_of_statement() => Hope::Rare,
             _ => self.is_passing().into(),
         }
     }

@@ -83,7 +83,7 @@ fn begin_phase(context: &Context, checkpoint: &Checkpoint, source: Source) -> Ph
 }
 
 fn is_streamed(checkpoint: &Checkpoint, source: Source) -> bool {
-    checkpoint.remaining(source).is_empty() && checkpoint.deferred.is_empty()
+    checkpoint.remaining(source).is_empty() && checkpoint.deferred_of(source).next().is_none()
 }
 
 /// Works on the segments that are left, until too much waits for its traces.
@@ -108,16 +108,17 @@ async fn stream_deferred(
     pipeline: &Arc<Pipeline>,
     store: &Arc<TraceStore>,
 ) -> Result<(), Error> {
-    let deferred = &journal.checkpoint().deferred;
-    if deferred.is_empty() {
+    let deferred = journal.checkpoint().deferred_of(source);
+    let rows = deferred.map(|(_, deferred)| deferred.rows).sum();
+    if rows == 0 {
         return Ok(());
     }
-    let rows = deferred.values().map(|deferred| deferred.rows).sum();
     let name = "with remote traces";
     let phase = Arc::new(Phase::begin(&context.display, name, rows, 0));
     remote_lookup::look_up_deferred(context, journal, pipeline, source, store).await?;
     let checkpoint = journal.checkpoint();
-    let items = checkpoint.deferred.iter().filter_map(|(&number, &counts)| {
+    let deferred = checkpoint.deferred_of(source);
+    let items = deferred.filter_map(|(number, counts)| {
         let segment = checkpoint.segment(number)?.clone();
         Some(WorkItem::Deferred { segment, counts })
     });

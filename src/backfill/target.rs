@@ -8,14 +8,12 @@ use super::guard::leftover_inserts;
 use super::journal::Journal;
 use crate::clickhouse::{Connection, TableInfo};
 use crate::error::Error;
+use crate::inspect::LEFT_TO_LANGFUSE;
 use crate::partition::{Partition, seconds_since_1970};
 use crate::progress::words::moment;
 use crate::session::Session;
 use crate::state::counts::TargetState;
 
-/// So long before a run began, in microseconds, rows may have changed that Langfuse has not
-/// written as events yet.
-const LIVE_PATH: i64 = 3_600_000_000;
 /// What could not be done where the target cannot be looked at.
 const NOT_TOLD: &str = "it cannot be told which rows the target has";
 
@@ -63,7 +61,7 @@ pub(super) async fn look(context: &Context, journal: &mut Journal) -> Result<(),
         let alone = alone(&context.connection, target, options.partition);
         context.unless_interrupted(alone).await?;
     }
-    let default = context.server_time(journal.checkpoint().started_at) - LIVE_PATH;
+    let default = context.server_time(journal.checkpoint().started_at) - LEFT_TO_LANGFUSE;
     let mut target = state_of_target(context, default, context.state.is_restart()).await?;
     target.until = options.subject.until.or(target.until);
     if target.rows > 0 {
@@ -129,7 +127,7 @@ pub(super) async fn look_for_live_rows(
     if !context.unless_interrupted(look).await? {
         return Ok(());
     }
-    let default = context.server_time(seconds_since_1970()) - LIVE_PATH;
+    let default = context.server_time(seconds_since_1970()) - LEFT_TO_LANGFUSE;
     let target = TargetState {
         has_live_rows: true,
         until: context

@@ -14,7 +14,7 @@ pub(crate) struct WorkAttempts<'a> {
 }
 
 impl<'a> WorkAttempts<'a> {
-    /// WorkAttempts at what is called `doing` while it goes on, and `failed` once it is given up.
+    /// The attempts at what is called `doing` while it goes on, and `failed` once it is given up.
     pub(crate) fn new(
         retries: &'a Retries,
         doing: impl Into<String>,

@@ -202,7 +202,7 @@ pub struct SubjectArguments {
     #[arg(long)]
     pub strict: bool,
 
-    /// Print nothing but errors
+    /// Print nothing but errors and warnings
     #[arg(long)]
     pub quiet: bool,
 }

@@ -25,6 +25,10 @@ pub(super) fn settings(content: &[u8]) -> Result<Vec<(String, String)>, String> 
             length = 1;
             line = lines[number].to_owned();
         }
+        if !is_understood(&line) && is_understood(line.trim_end()) {
+            // Blanks after a quote.
+            line.truncate(line.trim_end().len());
+        }
         let ours = name_of(&line).filter(|name| VARIABLES.contains(name));
         if is_understood(&line) {
             understood.push_str(&line);
@@ -129,6 +133,13 @@ mod tests {
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
         assert_eq!(pairs, expected, "{content:?}");
+    }
+
+    #[test]
+    fn blanks_at_the_end_of_a_line_do_not_matter() {
+        for content in ["DRY_RUN=\"true\" ", "DRY_RUN='true'\t", "DRY_RUN=true  "] {
+            assert_reads(content, &[("DRY_RUN", "true")]);
+        }
     }
 
     #[test]

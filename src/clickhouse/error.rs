@@ -1,5 +1,8 @@
-//! What can go wrong between this program and a ClickHouse server, and which of
-//! it passes by itself. This is the only place that decides what is retried.
+//! What can go wrong between this program and a ClickHouse server, and which of it passes by itself.
+//!
+//! What is done about it is decided where it is met: `backfill/pipeline/send.rs` sends an insert again
+//! that was refused, `backfill/pipeline/mod.rs` reads a segment again, and
+//! `backfill/work_attempts.rs` tries all other work again.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -154,14 +157,15 @@ fn is_limit_of_time(code: u32, message: &str) -> bool {
 fn limit_named(code: u32, message: &str) -> Cow<'static, str> {
     if let Some((_, name)) = LIMITS.iter().find(|limit| limit.0 == code) {
         return format!(
-            "; the user's settings profile holds it ({name}): let the profile allow more"
+            "; it is a limit of the user's settings profile ({name}): let the profile allow more"
         )
         .into();
     }
     let advice = match code {
         TIMEOUT if is_limit_of_time(code, message) => {
             "; max_execution_time of the user's settings profile ends what takes longer, and may not be \
-             lifted: let the profile allow it, or read less at once with a smaller --segment-rows"
+             lifted: let the profile allow it, or begin anew with a smaller --segment-rows, if reading took so \
+             long, or --batch-size, if an insert did"
         }
         // That of the server, "(total)", is for all that it does.
         MEMORY if message.contains("Query memory limit") => {
@@ -206,6 +210,12 @@ impl RequestError {
     pub(crate) fn is_held_limit(&self) -> bool {
         let code = self.code();
         LIMITS.iter().any(|limit| Some(limit.0) == code)
+    }
+
+    /// Whether it is likely to be met again in the same way: a limit for one statement.
+    pub(crate) fn is_of_statement(&self) -> bool {
+        matches!(self, RequestError::Exception { code: MEMORY, message }
+            if message.contains("Query memory limit"))
     }
 
     /// Whether the server, or a proxy before it, would take less at once.

@@ -60,7 +60,12 @@ pub enum Hope {
     /// It may, unless the next try fails in just the same way: an answer was damaged on its way, or
     /// is not understood.
     UnlessRepeated,
+    /// It may, and rarely does: two more attempts say enough.
+    Rare,
 }
+
+/// Failures after which there is no more hope where it was [`Hope::Rare`].
+const ENOUGH: u32 = 3;
 
 impl From<bool> for Hope {
     fn from(is_passing: bool) -> Self {
@@ -108,6 +113,7 @@ impl Attempts<'_> {
             Hope::None => false,
             Hope::Passing => true,
             Hope::UnlessRepeated => !is_repeated,
+            Hope::Rare => self.failures < ENOUGH,
         };
         if !is_passing || self.failures > self.retries.most {
             return false;
@@ -172,5 +178,10 @@ mod tests {
         assert!(tries.again(Hope::UnlessRepeated, "byte 7 is wrong").await);
         assert!(tries.again(Hope::UnlessRepeated, "byte 9 is wrong").await);
         assert!(!tries.again(Hope::UnlessRepeated, "byte 9 is wrong").await);
+        let mut tries = retries.tries();
+        for _ in 1..ENOUGH {
+            assert!(tries.again(Hope::Rare, "too much memory").await);
+        }
+        assert!(!tries.again(Hope::Rare, "too much memory").await);
     }
 }

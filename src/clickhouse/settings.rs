@@ -97,6 +97,8 @@ pub(super) const MEANING: &[(&str, &str)] = &[
     ("limit", "0"),
     ("offset", "0"),
     ("extremes", "0"),
+    ("enforce_strict_identifier_format", "0"),
+    ("make_distributed_plan", "0"),
     ("optimize_using_constraints", "0"),
     ("use_query_cache", "0"),
     ("inject_random_order_for_select_without_order_by", "0"),

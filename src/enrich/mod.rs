@@ -140,12 +140,20 @@ impl Enricher {
         if found_items.is_too_large() {
             return Err(too_large());
         }
-        let records = (0..unique.len()).map(|index| found.record(index));
-        let records = records.collect::<Result<Vec<_>, _>>()?;
+        let mut held = found.held_bytes() + found_items.held_bytes();
+        let mut records = Vec::with_capacity(unique.len());
+        held += size_of::<Option<TraceRecord<'_>>>() * unique.len();
+        for index in 0..unique.len() {
+            let record = found.record(index)?;
+            held += record.as_ref().map_or(0, TraceRecord::list_bytes);
+            if held > max_bytes {
+                return Err(too_large());
+            }
+            records.push(record);
+        }
         let items = found_items.records()?;
         let dispositions = self.dispositions(blocks, unknown, &slots, &records, &found)?;
         let kept = self.put_aside(blocks, &dispositions, set_aside)?;
-        let held = found.held_bytes() + found_items.held_bytes();
         let mut room = max_bytes.saturating_sub(held);
         let mut enriched = Vec::with_capacity(blocks.len());
         for (block, rows) in blocks.iter().zip(kept) {

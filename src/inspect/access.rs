@@ -227,7 +227,7 @@ impl Inspector {
         if self.options.strict {
             return Err(Error::configuration(format!("{what} (--strict)")));
         }
-        self.notes.push(format!("warning: {what}"));
+        self.warnings.push(what);
         Ok(())
     }
 }

@@ -33,6 +33,9 @@ const UNVERIFIED: &str = "or, where nobody can be between you and the server, sa
 const IN_ITSELF: [&str; 2] = ["an authority's own", "version 1"];
 /// What rustls says of a certificate for another server.
 const OTHER_NAME: &str = "not valid for name";
+/// So long before a moment, in microseconds, rows may have changed that Langfuse has not written as
+/// events yet: they are left to it, unless the user says another moment.
+pub(crate) const LEFT_TO_LANGFUSE: i64 = 3_600_000_000;
 /// The user lacks a right.
 const ACCESS_DENIED: u32 = 497;
 
@@ -63,6 +66,8 @@ pub(crate) struct Inspected {
     pub defaults: Defaults,
     /// What the user should know of the tables.
     pub notes: Vec<String>,
+    /// What may cost rows, and is not to be an error.
+    pub warnings: Vec<String>,
     /// Whether they are left out.
     pub excludes_dataset_items: bool,
     /// How observations become events.
@@ -245,6 +250,7 @@ struct Inspector {
     options: Options,
     /// What the user should know.
     notes: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Inspector {
@@ -253,6 +259,7 @@ impl Inspector {
             connection: connection.clone(),
             options: options.clone(),
             notes: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -334,6 +341,7 @@ impl Inspector {
             dataset_items,
             defaults,
             notes: std::mem::take(&mut self.notes),
+            warnings: std::mem::take(&mut self.warnings),
             excludes_dataset_items: self.options.subject.exclude_dataset_items,
             mapping,
             root_spans,
@@ -396,6 +404,16 @@ impl Inspector {
             (RequestError::TimedOut { .. }, _) => format!(
                 "ClickHouse at {address} takes the connection and does not answer ({error}): check \
                  CLICKHOUSE_URL, and that the server is not overloaded"
+            ),
+            (
+                RequestError::Http {
+                    status: Some(status @ 502..=504),
+                    ..
+                },
+                _,
+            ) => format!(
+                "a proxy before ClickHouse at {address} answers with status {status}: check that the \
+                 server runs and that the proxy reaches it"
             ),
             (RequestError::Http { .. } | RequestError::Unexpected(_), _) => format!(
                 "what answers at {address} is not ClickHouse's HTTP interface: check \

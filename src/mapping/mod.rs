@@ -182,11 +182,10 @@ impl Mapping {
                 .iter()
                 .position(|column: &Selected| column.name == name)
         };
-        let key_columns = (
-            position("project_id").unwrap_or_default(),
-            position("trace_id").unwrap_or_default(),
-        );
-        let span_column = position("span_id").unwrap_or_default();
+        let required =
+            |name| position(name).ok_or_else(|| missing(target, name, "every event has"));
+        let key_columns = (required("project_id")?, required("trace_id")?);
+        let span_column = required("span_id")?;
         let filled = |name: &str| {
             pass_through.iter().any(|column| column.name == name)
                 || enriched.iter().any(|column| column.name == name)

@@ -49,9 +49,11 @@ pub struct Block {
 }
 
 impl Block {
-    /// The values of one column.
+    /// The values of one column. One that did not arrive has none: whoever reads them finds the block
+    /// damaged.
     pub fn values(&self, index: usize) -> &[u8] {
-        &self.bytes[self.columns[index].values.clone()]
+        let column = self.columns.get(index);
+        column.map_or(&[], |column| &self.bytes[column.values.clone()])
     }
 
     /// The columns `range` with their names and types, ready to be spliced into

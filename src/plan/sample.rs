@@ -315,7 +315,7 @@ impl Sampler<'_> {
     }
 }
 
-/// WorkAttempts at a part of a sample.
+/// The attempts at a part of a sample.
 fn attempts<'a>(retries: &'a Retries, doing: &str, block_rows: usize) -> WorkAttempts<'a> {
     WorkAttempts::new(
         retries,

@@ -88,10 +88,21 @@ impl Display {
 
     /// Prints one line, unless it was printed before.
     pub(crate) fn note_once(&self, text: String) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.insert(text.clone()) {
+        if self.is_new(&text) {
             self.note(text);
         }
+    }
+
+    /// The same of what matters too much to be left out of `--quiet`.
+    pub(crate) fn warn_once(&self, text: String) {
+        if self.is_new(&text) {
+            self.bars.suspend(|| print_line(text));
+        }
+    }
+
+    fn is_new(&self, text: &str) -> bool {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.insert(text.to_owned())
     }
 }
 

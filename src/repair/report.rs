@@ -80,6 +80,9 @@ pub(crate) struct Report {
     pub partition: String,
     /// `database.table` that was mended.
     pub target_table: String,
+    /// A TTL of the target that takes rows or values of the month, as a sentence.
+    #[serde(skip)]
+    pub expiry: Option<String>,
     /// Whether nothing was to be written, but only found.
     pub dry_run: bool,
     /// Whether it went on with what an earlier process had found.
@@ -118,6 +121,7 @@ impl Report {
             partition: options.partition.to_string(),
             target_table: format!("{}.{}", target.database, target.name),
             dry_run: options.dry_run,
+            expiry: inspected.expiry.clone(),
             ..Self::default()
         }
     }
@@ -190,10 +194,13 @@ impl Report {
                 None => advice.push((what, vec![named])),
             }
         }
-        let advice: Vec<String> = advice
+        let mut advice: Vec<String> = advice
             .into_iter()
             .map(|(what, names)| format!("{}: {what}", names.join(", ")))
             .collect();
+        // Whatever is written again, it takes again.
+        let expiry = self.expiry.iter();
+        advice.extend(expiry.map(|what| format!("first see to {what}")));
         let (rows_are, count) = match rows {
             1 => ("row is", HumanCount(1)),
             _ => ("rows are", HumanCount(rows)),

@@ -272,6 +272,18 @@ impl Checkpoint {
         numbers.filter_map(|&number| self.segment(number))
     }
 
+    /// What segments of a source have deferred, and is not done yet.
+    pub(crate) fn deferred_of(
+        &self,
+        source: Source,
+    ) -> impl Iterator<Item = (u32, DeferredCounts)> {
+        let segments = self.segments_of(source);
+        segments.filter_map(|segment| {
+            let counts = self.deferred.get(&segment.number)?;
+            Some((segment.number, *counts))
+        })
+    }
+
     /// Segments of which an attempt failed that may have written something.
     pub(crate) fn repeated_segments(&self) -> impl Iterator<Item = &Segment> {
         let numbers = self.repeated.iter();
@@ -398,6 +410,23 @@ mod tests {
         }]);
         checkpoint.done.insert(0, SegmentCounts::default());
         checkpoint
+    }
+
+    #[test]
+    fn what_segments_of_traces_have_deferred_is_no_work_of_observations() {
+        let mut checkpoint = example();
+        let of_traces = Segment {
+            number: 99,
+            source: Source::Traces,
+            ..checkpoint.segments.as_ref().unwrap()[0].clone()
+        };
+        checkpoint.segments.as_mut().unwrap().push(of_traces);
+        checkpoint.deferred.clear();
+        let deferred = DeferredCounts { rows: 5, bytes: 50 };
+        checkpoint.deferred.insert(99, deferred);
+        assert_eq!(checkpoint.deferred_of(Source::Observations).count(), 0);
+        let of_traces: Vec<_> = checkpoint.deferred_of(Source::Traces).collect();
+        assert_eq!(of_traces, [(99, deferred)]);
     }
 
     #[test]

@@ -98,6 +98,9 @@ fn place(path: &Path) -> io::Result<Output> {
         true => PathBuf::from("/dev/stdout"),
         false => path.to_owned(),
     };
+    if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Err(ErrorKind::IsADirectory.into());
+    }
     for _ in 0..MOST_LINKS {
         if is_descriptor(&path) {
             return Ok(Output::Descriptor(path));

@@ -261,7 +261,7 @@ impl TraceStore {
     /// [`StoreError::Database`] where the store fails.
     pub fn clear_experiments(&self) -> Result<(), StoreError> {
         for name in OF_ITEMS {
-            self.empty_family(name, &self.experiment_options)?;
+            self.empty_family(name, &self.compacted_options)?;
         }
         self.notice_experiments()
     }

@@ -23,7 +23,7 @@ pub(super) fn database() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
-    // Data arrives in ingested files; only the few suspects go through a memtable.
+    // Most data arrives in ingested files; what is found out meanwhile goes through memtables.
     options.set_max_background_jobs(2);
     // Readers of open files are counted in the block cache; a bound for the handles.
     options.set_max_open_files(open_files::of_store());

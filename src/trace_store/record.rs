@@ -40,6 +40,12 @@ pub struct TraceRecord<'a> {
 }
 
 impl<'a> TraceRecord<'a> {
+    /// Bytes of memory that the lists of a decoded record take, besides the bytes they point at: of
+    /// many short pairs that is more than these.
+    pub(crate) fn list_bytes(&self) -> usize {
+        size_of_val(&*self.tags) + size_of_val(&*self.metadata)
+    }
+
     /// A record that says only that the trace is deleted.
     pub fn deleted(event_ts: i64, day: Day) -> Self {
         Self {

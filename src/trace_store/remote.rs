@@ -52,6 +52,7 @@ pub(crate) struct RemoteWriter<'a> {
     store: &'a TraceStore,
     about: About,
     batch: WriteBatch,
+    has_put: bool,
 }
 
 impl<'a> RemoteWriter<'a> {
@@ -61,6 +62,7 @@ impl<'a> RemoteWriter<'a> {
             store,
             about,
             batch: WriteBatch::default(),
+            has_put: false,
         }
     }
 
@@ -75,6 +77,7 @@ impl<'a> RemoteWriter<'a> {
             About::Moved => MOVED,
         })?;
         self.batch.put_cf(&family, key, record);
+        self.has_put = true;
         if self.batch.size_in_bytes() >= BATCH_BYTES {
             self.store.write(std::mem::take(&mut self.batch))?;
         }
@@ -86,6 +89,9 @@ impl<'a> RemoteWriter<'a> {
     /// # Errors
     /// [`StoreError::Database`] where the disk is full.
     pub(crate) fn finish(self) -> Result<(), StoreError> {
+        if !self.has_put {
+            return Ok(());
+        }
         self.store.write(self.batch)?;
         let has_some = match self.about {
             About::Missing => &self.store.has_remote,

@@ -25,7 +25,7 @@ pub struct TraceStore {
     pub(super) path: PathBuf,
     pub(super) database: Database,
     pub(super) family_options: Options,
-    pub(super) experiment_options: Options,
+    pub(super) compacted_options: Options,
     pub(super) walked_options: Options,
     pub(super) days: RwLock<BTreeSet<Day>>,
     pub(super) has_moved: AtomicBool,
@@ -47,7 +47,7 @@ impl TraceStore {
         };
         let database_options = options::database();
         let family_options = options::family(cache_bytes);
-        let experiment_options = options::compacted(&family_options);
+        let compacted_options = options::compacted(&family_options);
         let walked_options = options::walked(cache_bytes);
         // A directory without a CURRENT file is no database yet; listing would fail.
         let mut families = BTreeSet::from([SUSPECTS, MOVED, REMOTE, WANTED].map(str::to_owned));
@@ -61,10 +61,11 @@ impl TraceStore {
             .filter_map(|name| name.strip_prefix(DAY_PREFIX)?.parse().ok())
             .collect();
         let descriptors = families.into_iter().map(|name| {
-            let is_of_experiments = OF_ITEMS.contains(&name.as_str());
+            let is_compacted = OF_ITEMS.contains(&name.as_str())
+                || [SUSPECTS, MOVED, REMOTE].contains(&name.as_str());
             let options = match Against::of_family(&name) {
                 Some(against) if against.is_walked() => &walked_options,
-                None if is_of_experiments => &experiment_options,
+                None if is_compacted => &compacted_options,
                 _ => &family_options,
             };
             ColumnFamilyDescriptor::new(name, options.clone())
@@ -75,7 +76,7 @@ impl TraceStore {
             path: path.to_owned(),
             database,
             family_options,
-            experiment_options,
+            compacted_options,
             walked_options,
             days: RwLock::new(days),
             has_moved: AtomicBool::new(false),

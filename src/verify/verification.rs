@@ -1,7 +1,6 @@
 //! What is known while a month is compared, and the order in which it is.
 
 use std::ops::RangeInclusive;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use indicatif::HumanCount;
 
@@ -18,16 +17,12 @@ use super::sums::{BothSums, SumsByKey, different_sums, key_of};
 use super::traces::find_far_traces;
 use super::versions::{MOST_VERSIONS, Superseding};
 use crate::cli::options::Options;
-use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
+use crate::clickhouse::{Connection, now_in_microseconds};
 use crate::error::Error;
-use crate::inspect::Inspected;
+use crate::inspect::{Inspected, LEFT_TO_LANGFUSE};
 use crate::partition::Day;
 use crate::progress::{Display, Phase};
-
-/// What changed in the last hour is left to Langfuse, unless the user says another moment: in
-/// microseconds.
-const LEFT_TO_LANGFUSE: i64 = 3_600_000_000;
 
 /// What is known while the month is compared.
 pub(super) struct Verification<'a> {
@@ -49,6 +44,8 @@ pub(super) struct Verification<'a> {
     pub(super) has_live: bool,
     /// What changed after this moment is left to Langfuse, if it writes to the target too.
     pub(super) until: Option<i64>,
+    /// How far the server's clock is ahead, in microseconds.
+    clock_ahead: i64,
     pub(super) report: Report,
 }
 
@@ -102,6 +99,7 @@ impl<'a> Verification<'a> {
             event_rows: 0,
             has_live: false,
             until: options.subject.until,
+            clock_ahead: inspected.server.clock_ahead,
             report,
         }
     }
@@ -185,11 +183,9 @@ impl<'a> Verification<'a> {
             self.until = None;
             return Ok(());
         }
-        let until = self.until.unwrap_or_else(|| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            let now = now.map_or(0, |passed| passed.as_micros());
-            i64::try_from(now).unwrap_or(i64::MAX) - LEFT_TO_LANGFUSE
-        });
+        let until = self
+            .until
+            .unwrap_or_else(|| now_in_microseconds() + self.clock_ahead - LEFT_TO_LANGFUSE);
         self.until = Some(until);
         self.report.until = examples::rfc3339(until);
         self.display.note(format_args!(

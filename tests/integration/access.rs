@@ -385,6 +385,25 @@ fn rows_that_a_ttl_takes_are_told() {
         .assert_code(0)
         .assert_stderr_contains("WHERE type = 'nothing') and partition 202406: it may take rows");
     execute(&database, "ALTER TABLE events_full REMOVE TTL");
+    // Also where nothing else is told.
+    let late = "toDateTime(start_time) + INTERVAL 30 DAY";
+    execute(
+        &database,
+        &format!("ALTER TABLE events_core MODIFY TTL {late} WHERE type = 'SPAN'"),
+    );
+    for command in ["plan", "repair"] {
+        Tool::new(&database)
+            .args([command, "--quiet"])
+            .args(month)
+            .args(match command {
+                "repair" => &["--dry-run"][..],
+                _ => &[],
+            })
+            .run()
+            .assert_code(0)
+            .assert_stderr_contains("warning: the TTL");
+    }
+    execute(&database, "ALTER TABLE events_core REMOVE TTL");
     let of_column = "ALTER TABLE events_full MODIFY COLUMN input TTL \
                      toDateTime(start_time) + INTERVAL 30 DAY";
     execute(&database, of_column);

@@ -134,7 +134,7 @@ fn what_cannot_be_written_is_told_before_the_work() {
     let directory = tempfile::tempdir().unwrap();
     symlink("circle", directory.path().join("circle")).unwrap();
     symlink("nowhere/file", directory.path().join("dangling")).unwrap();
-    for name in ["", "circle", "dangling", "nowhere/file"] {
+    for name in ["", "circle", "dangling", "nowhere/file", "new/"] {
         let report = directory.path().join(name);
         let tool = Tool::new(&database)
             .args(["--partition", SAMPLE_PARTITION, "--report"])

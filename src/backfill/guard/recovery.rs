@@ -94,7 +94,7 @@ impl Recovery {
         }
     }
 
-    /// WorkAttempts at what the recovery does, or needs.
+    /// The attempts at what the recovery does, or needs.
     pub(crate) fn attempts(&self, doing: &str) -> WorkAttempts<'_> {
         WorkAttempts::new(&self.retries, doing, format!("{doing} failed"))
     }

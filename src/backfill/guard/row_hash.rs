@@ -1,7 +1,7 @@
 //! Hashes of rows, as ClickHouse computes them and as this program does.
 //!
 //! Each is here twice, as SQL and as Rust, and a test holds them together on the real server
-//! (`tests/live.rs` would double rows if they differed). xxHash64 and xxHash32 with seed 0 are the
+//! (`tests/faults/live.rs` would double rows if they differed). xxHash64 and xxHash32 with seed 0 are the
 //! same in ClickHouse and everywhere else.
 
 use twox_hash::{XxHash32, XxHash64};

@@ -188,8 +188,9 @@ pub(crate) async fn run(
         }
     }
     match (first_error, shutdown.signal()) {
-        (Some(error), None) => Err(error),
-        (_, Some(signal)) => Err(Error::interrupted(signal)),
+        // What went wrong is what the operator must know, also where a signal came then.
+        (Some(error), _) => Err(error),
+        (None, Some(signal)) => Err(Error::interrupted(signal)),
         (None, None) => Ok(()),
     }
 }
@@ -205,7 +206,7 @@ struct ItemWork {
     item: WorkItem,
 }
 
-/// How far one try at an item got, for the progress bar.
+/// How far one attempt at an item got: for the progress bar, and for what is done about its end.
 #[derive(Default)]
 struct Attempt {
     number: u32,
@@ -241,6 +242,10 @@ impl ItemWork {
                 Err(error) => error,
             };
             self.phase.go_back(attempt.shown_rows);
+            if error == WorkError::Interrupted {
+                let signal = self.pipeline.destination.shutdown.signal();
+                return Err(Error::interrupted(signal.unwrap_or_default()));
+            }
             let is_smaller_next = matches!(
                 &error,
                 WorkError::InsertFailed { error, is_single_block: false } if error.is_too_large()

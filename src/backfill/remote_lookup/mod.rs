@@ -5,7 +5,7 @@ pub(crate) mod query;
 
 use tokio::task::block_in_place;
 
-use self::query::{Answer, Question};
+use self::query::{Answer, MOVED_AT_ONCE, Question};
 use super::context::Context;
 use super::error::WorkError;
 use super::journal::Journal;
@@ -17,7 +17,7 @@ use crate::mapping::Source;
 use crate::native::BlockReader;
 use crate::trace_store::{About, TraceStore};
 
-/// Traces not found, and are listed in the report.
+/// Most traces not found that the report lists.
 const NOT_FOUND_LISTED: usize = 100;
 
 /// Asks for the traces of all rows that wait.
@@ -37,7 +37,7 @@ pub(super) async fn look_up_deferred(
         Source::Observations => About::Missing,
         Source::Traces => About::Moved,
     };
-    let deferred = journal.checkpoint().deferred.clone();
+    let deferred: Vec<_> = journal.checkpoint().deferred_of(source).collect();
     let mut question = Question::default();
     for (segment, counts) in deferred {
         let mut file = pipeline.deferred.reader(segment, counts.bytes)?;
@@ -105,7 +105,11 @@ pub(super) async fn settle_far_moved(context: &Context, store: &TraceStore) -> R
             return Ok(());
         };
         last = Some(final_one);
+        let are_all = moved.len() < MOVED_AT_ONCE;
         ask(context, &Question::of(moved), About::Moved, store).await?;
+        if are_all {
+            return Ok(());
+        }
     }
 }
 

@@ -33,7 +33,7 @@ use crate::trace_store::{About, RemoteWriter, TraceRecord, TraceStore, key};
 /// the text of the query and the set it makes of it.
 const QUESTION_BYTES: usize = 4 * 1024 * 1024;
 /// Traces with versions far apart that one query gives.
-const MOVED_AT_ONCE: u64 = 20_000;
+pub(super) const MOVED_AT_ONCE: usize = 20_000;
 
 /// The traces to ask for: project and id, by key.
 #[derive(Debug, Default)]
