@@ -140,16 +140,14 @@ impl Enricher {
         if found_items.is_too_large() {
             return Err(too_large());
         }
-        let mut held = found.held_bytes() + found_items.held_bytes();
-        let mut records = Vec::with_capacity(unique.len());
-        held += size_of::<Option<TraceRecord<'_>>>() * unique.len();
-        for index in 0..unique.len() {
-            let record = found.record(index)?;
-            held += record.as_ref().map_or(0, TraceRecord::list_bytes);
-            if held > max_bytes {
-                return Err(too_large());
-            }
-            records.push(record);
+        let records = (0..unique.len()).map(|index| found.record(index));
+        let records = records.collect::<Result<Vec<_>, _>>()?;
+        let lists = records.iter().flatten().map(TraceRecord::list_bytes);
+        let of_records = size_of::<Option<TraceRecord<'_>>>() * unique.len();
+        let held = found.held_bytes() + found_items.held_bytes() + of_records;
+        let held = held + lists.sum::<usize>();
+        if held > max_bytes {
+            return Err(too_large());
         }
         let items = found_items.records()?;
         let dispositions = self.dispositions(blocks, unknown, &slots, &records, &found)?;
