@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use super::guard::leftover_inserts;
-use super::guard::target::Target;
+use super::guard::target::TargetMonth;
 use super::load::versions::TraceSource;
 use crate::cli::options::Options;
 use crate::clickhouse::Connection;
@@ -114,11 +114,11 @@ impl Context {
     }
 
     /// What reads the month of the target, with the month's buffers.
-    pub(super) fn target_keys(&self) -> Target {
+    pub(super) fn target_month(&self) -> TargetMonth {
         let connection = self.connection.clone();
-        Target {
+        TargetMonth {
             pool: self.pool.clone(),
-            ..target_keys(connection, &self.shutdown, &self.inspected, &self.options)
+            ..target_month(connection, &self.shutdown, &self.inspected, &self.options)
         }
     }
 
@@ -138,13 +138,13 @@ impl Context {
 }
 
 /// What reads the month of the target, with buffers of its own.
-pub(crate) fn target_keys(
+pub(crate) fn target_month(
     connection: Connection,
     shutdown: &Shutdown,
     inspected: &Inspected,
     options: &Options,
-) -> Target {
-    Target {
+) -> TargetMonth {
+    TargetMonth {
         connection,
         table: inspected.target.clone(),
         start_type: inspected.start_type(),

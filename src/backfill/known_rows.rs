@@ -25,7 +25,7 @@ pub(super) fn recovery(
 ) -> Recovery {
     let target = checkpoint.target.as_ref();
     Recovery {
-        keys: Arc::new(context.target_keys()),
+        target: Arc::new(context.target_month()),
         store: Arc::clone(store),
         own_rows: target.map_or(OwnRows::Keep, |target| target.own_rows),
         retries: context.retries.clone(),
@@ -98,7 +98,7 @@ async fn read_rows(
     rows: u64,
     name: &'static str,
 ) -> Result<(), Error> {
-    let days = recovery.keys.days_to_read(rows);
+    let days = recovery.target.days_to_read(rows);
     let phase = Phase::begin(&context.display, name, days.len() as u64, 0);
     for days in days {
         let extent = Extent::of_days(days);
@@ -176,7 +176,7 @@ pub(super) async fn read_roots(
     let checkpoint = journal.checkpoint();
     let recovery = recovery(context, checkpoint, store);
     let scan = RootScan {
-        keys: &recovery.keys,
+        target: &recovery.target,
         observations: &context.inspected.observations,
         partition_id: &context.inspected.observation_rows.partition_id,
         live_days: checkpoint.has_live_rows().then(|| context.days_of_traces()),

@@ -107,7 +107,7 @@ fn few(context: &Context, extents: BTreeSet<Extent>, rows: u64) -> BTreeSet<Exte
     if extents.len() <= MOST_EXTENTS {
         return extents;
     }
-    let days = context.target_keys().days_to_read(rows).into_iter();
+    let days = context.target_month().days_to_read(rows).into_iter();
     days.map(Extent::of_days).collect()
 }
 

@@ -20,7 +20,7 @@ mod views;
 pub(crate) mod wanted_rows;
 pub(crate) mod work_attempts;
 
-pub(crate) use context::{Context, target_keys};
+pub(crate) use context::{Context, target_month};
 pub(crate) use job::{Ended, run};
 pub(crate) use mend::mend;
 pub(crate) use target::require_alone;

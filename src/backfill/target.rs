@@ -96,9 +96,9 @@ async fn state_of_target(
     until: i64,
     is_restart: bool,
 ) -> Result<TargetState, Error> {
-    let keys = context.target_keys();
+    let target_month = context.target_month();
     let look = async {
-        let looked = keys.look(until, is_restart).await;
+        let looked = target_month.look(until, is_restart).await;
         looked.map_err(|error| Error::caused(NOT_TOLD, error))
     };
     context.unless_interrupted(look).await
@@ -119,9 +119,9 @@ pub(super) async fn look_for_live_rows(
     if target.has_live_rows {
         return Ok(());
     }
-    let keys = context.target_keys();
+    let target_month = context.target_month();
     let look = async {
-        let has_live_rows = keys.has_live_rows().await;
+        let has_live_rows = target_month.has_live_rows().await;
         has_live_rows.map_err(|error| Error::caused(NOT_TOLD, error))
     };
     if !context.unless_interrupted(look).await? {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::context::Context;
 use super::error::WorkError;
 use super::guard::core_view::{CoreView, Whose};
-use super::guard::target::{Extent, Target};
+use super::guard::target::{Extent, TargetMonth};
 use super::known_rows::recovery;
 use crate::error::Error;
 use crate::mapping::Source;
@@ -28,9 +28,9 @@ pub(super) async fn level(
     let Some(target) = &checkpoint.target else {
         return Ok(());
     };
-    let keys = context.target_keys();
+    let target_month = context.target_month();
     let days = |rows| {
-        let days = keys.days_to_read(rows).into_iter();
+        let days = target_month.days_to_read(rows).into_iter();
         days.map(Extent::of_days).collect()
     };
     let extents: BTreeSet<Extent> = match target.rows {
@@ -64,7 +64,7 @@ pub(super) async fn level_extents(
     let mut attempts = recovery.attempts("giving the table of the view what it lacks");
     loop {
         let level =
-            async { Ok(level_once(context, checkpoint, &recovery.keys, extents, &prefix).await) };
+            async { Ok(level_once(context, checkpoint, &recovery.target, extents, &prefix).await) };
         let Err(error) = context.unless_interrupted(level).await? else {
             return Ok(());
         };
@@ -76,14 +76,14 @@ pub(super) async fn level_extents(
 async fn level_once(
     context: &Context,
     checkpoint: &Checkpoint,
-    keys: &Target,
+    target: &TargetMonth,
     extents: &BTreeSet<Extent>,
     prefix: &str,
 ) -> Result<(), WorkError> {
     let views = CoreView::all(&context.connection, &context.inspected.target).await?;
-    let target = checkpoint.target.as_ref();
-    let rewritten_since = target.and_then(|target| match target.own_rows {
-        OwnRows::KeepAfterBlock(block) => Some((block, &target.view_blocks)),
+    let state = checkpoint.target.as_ref();
+    let rewritten_since = state.and_then(|state| match state.own_rows {
+        OwnRows::KeepAfterBlock(block) => Some((block, &state.view_blocks)),
         _ => None,
     });
     let whose = match context.is_repair {
@@ -92,8 +92,8 @@ async fn level_once(
     };
     for view in &views {
         for extent in extents {
-            if !view.is_level(keys, extent).await? {
-                view.level(keys, extent, whose, prefix).await?;
+            if !view.is_level(target, extent).await? {
+                view.level(target, extent, whose, prefix).await?;
             }
         }
         let Some((block, view_blocks)) = rewritten_since else {
@@ -103,7 +103,7 @@ async fn level_once(
         // What was written again has the same keys as before: it cannot be told whether the
         // view has copied it, where an insert has failed.
         for extent in repeated_extents(context, checkpoint) {
-            view.copy_again(keys, &extent, (block, of_table), prefix)
+            view.copy_again(target, &extent, (block, of_table), prefix)
                 .await?;
         }
     }
@@ -135,9 +135,9 @@ pub(super) async fn count_rows_to_merge(
     if !(has_rewritten || has_replaced) || context.options.dry_run {
         return Ok(None);
     }
-    let keys = context.target_keys();
+    let target_month = context.target_month();
     let count = async {
-        let rows = keys.rows_to_merge().await;
+        let rows = target_month.rows_to_merge().await;
         rows.map(Some).map_err(|error| {
             Error::caused("the rows that wait to be merged cannot be counted", error)
         })

@@ -12,7 +12,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 
 use self::statements::SegmentQuery;
-use self::statements::{TRACE, items_query, select_items};
+use self::statements::{TRACE, items_query, trace_items};
 use crate::cli::options::{Choice, Defaults, Options};
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, quoting};
@@ -125,12 +125,12 @@ impl Inspected {
     }
 
     /// The partition of a source.
-    pub(crate) fn partition(&self, source: Source) -> segments::Partition<'_> {
+    pub(crate) fn partition(&self, source: Source) -> segments::SourcePartition<'_> {
         let (table, rows) = match source {
             Source::Observations => (&self.observations, &self.observation_rows),
             Source::Traces => (&self.traces, &self.trace_rows),
         };
-        segments::Partition {
+        segments::SourcePartition {
             source,
             table,
             id: &rows.partition_id,
@@ -286,10 +286,10 @@ impl Inspector {
             (root_spans.as_ref(), &traces),
         ] {
             let Some(mapping) = mapping else { continue };
-            self.probe(table, mapping.source.alias(), &mapping.select_items())
+            self.probe(table, mapping.source.alias(), &mapping.source_items())
                 .await?;
         }
-        self.probe(&traces, TRACE, &select_items(&mapping)).await?;
+        self.probe(&traces, TRACE, &trace_items(&mapping)).await?;
         let written = self.written_tables(&target).await?;
         self.require_insert(&written).await?;
         self.require_select(&written).await?;

@@ -205,7 +205,7 @@ fn compare(terms: &[(String, String)], strict: &str, last: &str) -> String {
 
 /// What a plan is made of: one partition of a source.
 #[derive(Debug, Clone, Copy)]
-pub struct Partition<'a> {
+pub struct SourcePartition<'a> {
     /// Which source.
     pub source: Source,
     /// The table.
@@ -224,7 +224,7 @@ pub struct Partition<'a> {
 /// Whatever the requests met.
 pub async fn make(
     connection: &Connection,
-    partitions: &[Partition<'_>],
+    partitions: &[SourcePartition<'_>],
     segment_rows: u64,
 ) -> Result<Vec<Segment>, RequestError> {
     let mut segments = Vec::new();
@@ -250,9 +250,9 @@ pub async fn make(
 /// table has another primary key than Langfuse's, from a scan.
 async fn read_groups(
     connection: &Connection,
-    Partition {
+    SourcePartition {
         source, table, id, ..
-    }: Partition<'_>,
+    }: SourcePartition<'_>,
 ) -> Result<Vec<Group>, RequestError> {
     let (observation_type, time) = (type_column(source), source.time_column());
     let grouped = "GROUP BY project_id, observation_type, day \
@@ -315,9 +315,9 @@ struct SampledIds {
 /// The ids at which to cut a group into `count` pieces of about equal size.
 async fn sample_ids(
     connection: &Connection,
-    Partition {
+    SourcePartition {
         source, table, id, ..
-    }: Partition<'_>,
+    }: SourcePartition<'_>,
     group: &Group,
     count: u64,
 ) -> Result<Vec<ByteBuf>, RequestError> {

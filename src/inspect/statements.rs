@@ -61,7 +61,7 @@ pub(crate) const KEYS: usize = 5;
 pub(crate) const TRACE_COLUMNS: usize = KEYS + 2 + TRACE_TEXTS.len() + 3;
 
 /// The items of that list.
-pub(crate) fn select_items(mapping: &Mapping) -> Vec<SelectItem> {
+pub(crate) fn trace_items(mapping: &Mapping) -> Vec<SelectItem> {
     let wanted = mapping.trace_columns();
     // Nothing is read of a column that nothing is taken from.
     let read = |column: &'static str, expression: &str, otherwise: &str, data_type: &str| {

@@ -211,7 +211,7 @@ impl Mapping {
     }
 
     /// The items of the SELECT list: pass-through columns, then helpers.
-    pub(crate) fn select_items(&self) -> Vec<SelectItem> {
+    pub(crate) fn source_items(&self) -> Vec<SelectItem> {
         let helpers = self
             .helpers
             .iter()
@@ -244,7 +244,7 @@ impl Mapping {
 
     /// The SELECT list: pass-through columns, then helpers.
     pub fn select_list(&self) -> String {
-        SelectItem::list(&self.select_items())
+        SelectItem::list(&self.source_items())
     }
 
     /// Names of the columns of an insert, for SQL.

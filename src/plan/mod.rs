@@ -11,7 +11,7 @@ use crate::cli::options::{Intent, Options};
 use crate::clickhouse::{ColumnSizes, Connection, RequestError, TableInfo, TableName, TableSize};
 use crate::error::Error;
 use crate::inspect::segments::{self, Segment};
-use crate::inspect::statements::select_items;
+use crate::inspect::statements::trace_items;
 use crate::inspect::{Inspected, shares_of_partitions};
 use crate::mapping::Source;
 use crate::session::Session;
@@ -171,7 +171,7 @@ impl Forecaster<'_> {
         let observations = &inspected.observations;
         let partition_id = self.options.partition.to_string();
         let sizes = self.column_sizes(observations, &partition_id).await?;
-        let items = inspected.mapping.select_items();
+        let items = inspected.mapping.source_items();
         let is_read = |column: &str| {
             FINAL_COLUMNS.contains(&column) || items.iter().any(|item| item.reads.contains(&column))
         };
@@ -190,7 +190,7 @@ impl Forecaster<'_> {
             };
         }
         sources.root_spans = self.root_span_sources(&partition_id).await?;
-        let items = select_items(&inspected.mapping);
+        let items = trace_items(&inspected.mapping);
         let attributes = inspected.mapping.trace_columns();
         for (partition_id, share) in shares_of_partitions(self.options) {
             let sizes = self.column_sizes(&inspected.traces, &partition_id).await?;
@@ -211,7 +211,7 @@ impl Forecaster<'_> {
             return Ok(None);
         };
         let sizes = self.column_sizes(&inspected.traces, partition_id).await?;
-        let items = mapping.select_items();
+        let items = mapping.source_items();
         let is_read = |column: &str| items.iter().any(|item| item.reads.contains(&column));
         Ok(Some(RootSpanSources {
             rows: inspected.trace_rows.rows,

@@ -36,7 +36,7 @@ use crate::trace_store::TraceStore;
 use crate::verify;
 
 /// What was found, and is to be written: all that another process needs to go on.
-struct Findings {
+struct RepairWork {
     found: Found,
     store: Arc<TraceStore>,
     checkpoint: Checkpoint,
@@ -91,7 +91,7 @@ pub(crate) async fn run(
                 shutdown: session.shutdown.clone(),
                 target: inspected.target.clone(),
                 partition: options.partition,
-                keys: backfill::target_keys(
+                month: backfill::target_month(
                     session.connection.clone(),
                     &session.shutdown,
                     &inspected,
@@ -123,7 +123,7 @@ async fn find(
     retries: &Retries,
     state: &StateDir,
     report: &mut Report,
-) -> Result<Findings, Error> {
+) -> Result<RepairWork, Error> {
     let identity = RunIdentity::new(options, inspected);
     if options.resume
         && let Some(findings) = take_up(options, &identity, state)?
@@ -169,7 +169,7 @@ async fn find(
         store.sync()?;
         checkpoint.keep(&state.checkpoint())?;
     }
-    Ok(Findings {
+    Ok(RepairWork {
         found,
         store,
         checkpoint,
@@ -182,7 +182,7 @@ fn take_up(
     options: &Options,
     identity: &RunIdentity,
     state: &StateDir,
-) -> Result<Option<Findings>, Error> {
+) -> Result<Option<RepairWork>, Error> {
     let unusable = |what: String| {
         Error::configuration(format!(
             "the repair in {} cannot be continued: {what}; without --resume it is begun anew",
@@ -206,7 +206,7 @@ fn take_up(
         &checkpoint.run_id,
         &days,
     );
-    Ok(Some(Findings {
+    Ok(Some(RepairWork {
         found,
         store: Arc::new(store.map_err(|error| unusable(error.to_string()))?),
         checkpoint,
@@ -217,12 +217,12 @@ fn take_up(
 async fn mend(
     session: &Session,
     context: &Context,
-    findings: Findings,
+    findings: RepairWork,
     optimizer: Option<Optimizer>,
     report: &mut Report,
 ) -> Result<(), Error> {
     report.found = findings.found;
-    let Findings {
+    let RepairWork {
         checkpoint, store, ..
     } = findings;
     let (mended, outcome) = backfill::mend(context, checkpoint, &store).await;

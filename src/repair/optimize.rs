@@ -8,7 +8,7 @@ use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
 use crate::backfill::guard::core_view::CoreView;
-use crate::backfill::guard::target::Target;
+use crate::backfill::guard::target::TargetMonth;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::error::{Error, Kind};
 use crate::partition::Partition;
@@ -39,7 +39,7 @@ pub(super) struct Optimizer {
     /// The month.
     pub partition: Partition,
     /// What counts the rows that are left to merge.
-    pub keys: Target,
+    pub month: TargetMonth,
 }
 
 /// What became of a table.
@@ -114,7 +114,7 @@ impl Optimizer {
     /// # Errors
     /// [`Kind::Failed`](crate::error::Kind) where they cannot be counted.
     pub(super) async fn rows_left(&self) -> Result<u64, Error> {
-        let rows = self.keys.rows_to_merge().await;
+        let rows = self.month.rows_to_merge().await;
         rows.map_err(|error| {
             Error::caused("the rows that wait to be merged cannot be counted", error)
         })

@@ -135,7 +135,7 @@ impl<'a> Partition<'a> {
     /// A plan as for another number of parts. With none of them segments may be as small as one
     /// likes, which is how a few rows come to many segments.
     fn plan_as_if_in(&self, parts: u64, segment_rows: u64) -> Vec<Segment> {
-        let partition = segments::Partition {
+        let partition = segments::SourcePartition {
             source: Source::Observations,
             table: &self.table,
             id: PARTITION,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::target::{BACKFILL_SOURCES, COLUMNS, Extent, Target};
+use super::target::{BACKFILL_SOURCES, COLUMNS, Extent, TargetMonth};
 use crate::clickhouse::{Connection, RequestError, TABLE_TIMEOUT, TableInfo, quoting};
 
 /// Columns without which a row could not be told from others.
@@ -143,7 +143,7 @@ impl CoreView {
     /// [`RequestError`] where the server does not answer.
     pub(crate) async fn is_level(
         &self,
-        target: &Target,
+        target: &TargetMonth,
         extent: &Extent,
     ) -> Result<bool, RequestError> {
         let of = async |table: &TableInfo| {
@@ -166,7 +166,7 @@ impl CoreView {
     /// [`RequestError`] where the server does not answer; the same can be done again.
     pub(crate) async fn level(
         &self,
-        target: &Target,
+        target: &TargetMonth,
         extent: &Extent,
         whose: Whose,
         name: &str,
@@ -182,7 +182,7 @@ impl CoreView {
     /// [`RequestError`] where the server does not answer; the same can be done again.
     pub(crate) async fn copy_again(
         &self,
-        target: &Target,
+        target: &TargetMonth,
         extent: &Extent,
         (of_target, of_table): (u64, Option<u64>),
         name: &str,
@@ -194,7 +194,7 @@ impl CoreView {
 
     async fn copy(
         &self,
-        target: &Target,
+        target: &TargetMonth,
         extent: &Extent,
         lacking: &Lacking,
         whose: Whose,

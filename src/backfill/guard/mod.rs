@@ -25,7 +25,7 @@ use crate::trace_store::{Against, HashKey, Root, RowKey, TargetRow, TraceStore, 
 
 /// Where the columns are that tell a row from all others, and which version it is.
 #[derive(Debug, Clone)]
-struct RowColumns {
+struct ColumnPlaces {
     project: usize,
     trace: usize,
     span: usize,
@@ -86,14 +86,14 @@ impl TimeColumn {
 /// Holds rows against what the store knows of the target. Shared by all segments.
 pub(crate) struct Guard {
     source: Source,
-    columns: RowColumns,
+    columns: ColumnPlaces,
     store: Arc<TraceStore>,
     until: Option<i64>,
 }
 
 /// What becomes of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Disposition {
+enum Verdict {
     Write,
     /// It is written, and an older version is there.
     WriteBesideOlder,
@@ -106,9 +106,9 @@ enum Disposition {
     LivePath,
 }
 
-impl Disposition {
+impl Verdict {
     fn is_write(self) -> bool {
-        matches!(self, Disposition::Write | Disposition::WriteBesideOlder)
+        matches!(self, Verdict::Write | Verdict::WriteBesideOlder)
     }
 }
 
@@ -140,7 +140,7 @@ impl Guard {
         let (project, trace) = mapping.key_columns;
         Ok(Self {
             source: mapping.source,
-            columns: RowColumns {
+            columns: ColumnPlaces {
                 project,
                 trace,
                 span: mapping.span_column,
@@ -166,23 +166,23 @@ impl Guard {
             return Ok((Some(block), left_out));
         }
         let mut written: Vec<Range<usize>> = Vec::new();
-        for (row, disposition) in self.dispositions(&block)?.into_iter().enumerate() {
-            if disposition.is_write() {
+        for (row, verdict) in self.verdicts(&block)?.into_iter().enumerate() {
+            if verdict.is_write() {
                 match written.last_mut() {
                     Some(last) if last.end == row => last.end += 1,
                     _ => written.push(row..row + 1),
                 }
             }
-            *match disposition {
-                Disposition::Write => continue,
-                Disposition::WriteBesideOlder => &mut left_out.beside_older,
-                Disposition::Superseded => &mut left_out.superseded,
-                Disposition::Live => &mut left_out.live,
-                Disposition::AlreadyThere => &mut left_out.already_there,
-                Disposition::WrittenBefore => &mut left_out.written_before,
-                Disposition::LiveRoot => &mut left_out.live_root,
-                Disposition::RootObservation => &mut left_out.root_observation,
-                Disposition::LivePath => &mut left_out.live_path,
+            *match verdict {
+                Verdict::Write => continue,
+                Verdict::WriteBesideOlder => &mut left_out.beside_older,
+                Verdict::Superseded => &mut left_out.superseded,
+                Verdict::Live => &mut left_out.live,
+                Verdict::AlreadyThere => &mut left_out.already_there,
+                Verdict::WrittenBefore => &mut left_out.written_before,
+                Verdict::LiveRoot => &mut left_out.live_root,
+                Verdict::RootObservation => &mut left_out.root_observation,
+                Verdict::LivePath => &mut left_out.live_path,
             } += 1;
         }
         let block = match &written[..] {
@@ -202,24 +202,24 @@ impl Guard {
             && !self.store.has(Against::Roots)
     }
 
-    fn dispositions(&self, block: &Block) -> Result<Vec<Disposition>, WorkError> {
+    fn verdicts(&self, block: &Block) -> Result<Vec<Verdict>, WorkError> {
         let rows = self.rows(block)?;
-        let mut dispositions: Vec<Disposition> = rows
+        let mut verdicts: Vec<Verdict> = rows
             .iter()
             .map(|row| match self.until {
-                Some(until) if row.event_ts > until => Disposition::LivePath,
-                _ => Disposition::Write,
+                Some(until) if row.event_ts > until => Verdict::LivePath,
+                _ => Verdict::Write,
             })
             .collect();
         match self.source {
-            Source::Observations => self.find_superseded(&rows, &mut dispositions)?,
-            Source::Traces => self.find_roots(&rows, &mut dispositions)?,
+            Source::Observations => self.find_superseded(&rows, &mut verdicts)?,
+            Source::Traces => self.find_roots(&rows, &mut verdicts)?,
         }
-        self.find_target_rows(&rows, &mut dispositions)?;
+        self.find_target_rows(&rows, &mut verdicts)?;
         if self.source == Source::Traces {
-            self.find_superseded_traces(block, &rows, &mut dispositions)?;
+            self.find_superseded_traces(block, &rows, &mut verdicts)?;
         }
-        Ok(dispositions)
+        Ok(verdicts)
     }
 
     fn rows(&self, block: &Block) -> Result<Vec<SeenRow>, NativeError> {
@@ -256,35 +256,27 @@ impl Guard {
         Ok(rows)
     }
 
-    fn find_superseded(
-        &self,
-        rows: &[SeenRow],
-        dispositions: &mut [Disposition],
-    ) -> Result<(), WorkError> {
+    fn find_superseded(&self, rows: &[SeenRow], verdicts: &mut [Verdict]) -> Result<(), WorkError> {
         let keys: Vec<HashKey> = rows.iter().map(|row| row.observation).collect();
         let latest = self.store.versions_of(&keys)?;
-        for ((row, latest), disposition) in rows.iter().zip(latest).zip(dispositions) {
+        for ((row, latest), verdict) in rows.iter().zip(latest).zip(verdicts) {
             let Some(latest) = latest else { continue };
             // A row that was written after all versions were read is later than any of them.
             if row.version < latest {
-                *disposition = Disposition::Superseded;
+                *verdict = Verdict::Superseded;
             }
         }
         Ok(())
     }
 
-    fn find_roots(
-        &self,
-        rows: &[SeenRow],
-        dispositions: &mut [Disposition],
-    ) -> Result<(), WorkError> {
+    fn find_roots(&self, rows: &[SeenRow], verdicts: &mut [Verdict]) -> Result<(), WorkError> {
         let keys: Vec<HashKey> = rows.iter().map(|row| row.observation).collect();
         let roots = self.store.roots_of(&keys)?;
-        for (root, disposition) in roots.into_iter().zip(dispositions) {
-            if let (Some(root), Disposition::Write) = (root, *disposition) {
-                *disposition = match root {
-                    Root::Live => Disposition::LiveRoot,
-                    Root::Observation => Disposition::RootObservation,
+        for (root, verdict) in roots.into_iter().zip(verdicts) {
+            if let (Some(root), Verdict::Write) = (root, *verdict) {
+                *verdict = match root {
+                    Root::Live => Verdict::LiveRoot,
+                    Root::Observation => Verdict::RootObservation,
                 };
             }
         }
@@ -297,14 +289,14 @@ impl Guard {
         &self,
         block: &Block,
         rows: &[SeenRow],
-        dispositions: &mut [Disposition],
+        verdicts: &mut [Verdict],
     ) -> Result<(), WorkError> {
         let mut projects = StringCursor::new(block.values(self.columns.project));
         let mut traces = StringCursor::new(block.values(self.columns.trace));
         let mut asked: BTreeMap<Vec<u8>, Vec<usize>> = BTreeMap::new();
-        for (index, disposition) in dispositions.iter().enumerate() {
+        for (index, verdict) in verdicts.iter().enumerate() {
             let (project, trace) = (projects.next_value()?, traces.next_value()?);
-            if !disposition.is_write() {
+            if !verdict.is_write() {
                 let mut encoded = Vec::new();
                 key::encode(&mut encoded, project, trace);
                 asked.entry(encoded).or_default().push(index);
@@ -322,7 +314,7 @@ impl Guard {
                 let row = &rows[index];
                 let is_this = !known.is_deleted && known.day == row.day;
                 if known.event_ts > row.event_ts || (known.event_ts == row.event_ts && !is_this) {
-                    dispositions[index] = Disposition::Superseded;
+                    verdicts[index] = Verdict::Superseded;
                 }
             }
         }
@@ -332,21 +324,21 @@ impl Guard {
     fn find_target_rows(
         &self,
         rows: &[SeenRow],
-        dispositions: &mut [Disposition],
+        verdicts: &mut [Verdict],
     ) -> Result<(), WorkError> {
         let keys: Vec<RowKey> = rows.iter().map(|row| row.key).collect();
         for against in [Against::RowsBefore, Against::RowsSince] {
             let found = self.store.target_rows(against, &keys)?;
-            for ((row, found), disposition) in rows.iter().zip(found).zip(&mut *dispositions) {
+            for ((row, found), verdict) in rows.iter().zip(found).zip(&mut *verdicts) {
                 if let Some(found) = found
-                    && disposition.is_write()
+                    && verdict.is_write()
                 {
                     // Bookmarking and publishing make a new version of a trace, and change the
                     // events that are there in place, without a new version of these.
                     let is_live_root = found.is_live && self.source == Source::Traces;
-                    *disposition = match found.event_ts >= row.event_ts || is_live_root {
-                        true => disposition_of(against, found),
-                        false => Disposition::WriteBesideOlder,
+                    *verdict = match found.event_ts >= row.event_ts || is_live_root {
+                        true => verdict_of(against, found),
+                        false => Verdict::WriteBesideOlder,
                     };
                 }
             }
@@ -356,10 +348,10 @@ impl Guard {
 }
 
 /// What becomes of a row that the target has in a version that is as new.
-fn disposition_of(against: Against, found: TargetRow) -> Disposition {
+fn verdict_of(against: Against, found: TargetRow) -> Verdict {
     match (found.is_live, against) {
-        (true, _) => Disposition::Live,
-        (false, Against::RowsSince) => Disposition::WrittenBefore,
-        (false, _) => Disposition::AlreadyThere,
+        (true, _) => Verdict::Live,
+        (false, Against::RowsSince) => Verdict::WrittenBefore,
+        (false, _) => Verdict::AlreadyThere,
     }
 }

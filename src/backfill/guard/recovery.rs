@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::leftover_inserts;
-use super::target::{Extent, Target};
+use super::target::{Extent, TargetMonth};
 use crate::backfill::work_attempts::WorkAttempts;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
@@ -18,7 +18,7 @@ use crate::trace_store::{Against, TraceStore};
 /// Finds out what an attempt has left in the target. Shared by all segments.
 pub(crate) struct Recovery {
     /// Reads what the target has.
-    pub keys: Arc<Target>,
+    pub target: Arc<TargetMonth>,
     /// Where that is kept.
     pub store: Arc<TraceStore>,
     /// Which of a backfill's rows count as there.
@@ -67,8 +67,8 @@ impl Recovery {
         let mut attempts = self.attempts("waiting for the inserts of before to end");
         loop {
             let ended = tokio::select! {
-                ended = leftover_inserts::end(&self.keys.connection, prefix) => ended,
-                signal = self.keys.shutdown.requested() => return Err(Error::interrupted(signal)),
+                ended = leftover_inserts::end(&self.target.connection, prefix) => ended,
+                signal = self.target.shutdown.requested() => return Err(Error::interrupted(signal)),
             };
             let Err(error) = ended else { return Ok(()) };
             attempts.failed(error.into()).await?;
@@ -86,7 +86,9 @@ impl Recovery {
     pub(crate) async fn load_into(&self, against: Against, extent: &Extent) -> Result<(), Error> {
         let mut attempts = self.attempts("reading which rows the target has");
         loop {
-            let load = self.keys.load(extent, self.own_rows, against, &self.store);
+            let load = self
+                .target
+                .load(extent, self.own_rows, against, &self.store);
             let Err(error) = load.await else {
                 return Ok(());
             };
@@ -100,6 +102,6 @@ impl Recovery {
     }
 
     fn month(&self) -> RangeInclusive<Day> {
-        self.keys.partition.days_with_margin(0)
+        self.target.partition.days_with_margin(0)
     }
 }

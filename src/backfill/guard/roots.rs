@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use tokio::task::block_in_place;
 
 use super::row_hash::{RowColumns, hash_key};
-use super::target::{COLUMNS, Target};
+use super::target::{COLUMNS, TargetMonth};
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{ON_DISK_FROM_BYTES, TableInfo, quoting};
 use crate::native::{Block, FixedCursor};
@@ -19,7 +19,7 @@ use crate::trace_store::{Against, HashKey, Root, SortedWriter, TraceStore};
 /// What is read.
 pub(crate) struct RootScan<'a> {
     /// The way to the target, and to everything else on that server.
-    pub keys: &'a Target,
+    pub target: &'a TargetMonth,
     /// `observations`
     pub observations: &'a TableInfo,
     /// The month, `YYYYMM`.
@@ -72,9 +72,9 @@ impl RootScan<'_> {
              CAST({check}, 'UInt32') AS c1 FROM {} AS e \
              WHERE {} AND {} AND e.parent_span_id = '' AND e.is_deleted = 0 \
              AND e.span_id != concat('t-', e.trace_id)) ORDER BY c0, c1",
-            self.keys.table.qualified_name(),
-            self.keys.days_condition(days),
-            self.keys.is_live(),
+            self.target.table.qualified_name(),
+            self.target.days_condition(days),
+            self.target.is_live(),
         )
     }
 
@@ -82,7 +82,7 @@ impl RootScan<'_> {
         let name = format!("{root:?}");
         let mut writer = SortedWriter::new(store, Against::Roots, name);
         let mut last: Option<HashKey> = None;
-        self.keys
+        self.target
             .for_each_block(query, |block: &Block| {
                 let mut hashes = FixedCursor::<8>::new(block.values(0));
                 let mut checks = FixedCursor::<4>::new(block.values(1));

@@ -92,7 +92,7 @@ impl Extent {
 }
 
 /// The table that is written to. Everything is its own, so that segments can share it.
-pub(crate) struct Target {
+pub(crate) struct TargetMonth {
     /// The server.
     pub connection: Connection,
     /// The table.
@@ -109,7 +109,7 @@ pub(crate) struct Target {
     pub shutdown: Shutdown,
 }
 
-impl Target {
+impl TargetMonth {
     pub(super) fn is_by_month(&self) -> bool {
         self.table.partition_key == BY_MONTH
     }

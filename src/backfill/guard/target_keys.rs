@@ -13,7 +13,7 @@ use tokio::task::block_in_place;
 
 use super::core_view::CoreView;
 use super::row_hash::{KeyParts, microseconds};
-use super::target::{BY_MONTH, COLUMNS, EVENT, Extent, Target};
+use super::target::{BY_MONTH, COLUMNS, EVENT, Extent, TargetMonth};
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{
@@ -43,7 +43,7 @@ struct Count {
     count: u64,
 }
 
-impl Target {
+impl TargetMonth {
     /// What the target is like. `until` is for the rows that change while there are live ones, and
     /// `rewrite` says whether a backfill's rows are to be written again.
     ///

@@ -18,7 +18,7 @@ use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, Statement, TableInfo, now_in_microseconds};
 use crate::error::Error;
 use crate::inspect::statements::TRACE;
-use crate::inspect::statements::select_items;
+use crate::inspect::statements::trace_items;
 use crate::mapping::{Mapping, SelectItem};
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
@@ -126,7 +126,7 @@ impl TraceChanges {
             "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {} >= {since} \
              ORDER BY {TRACE}.project_id, {TRACE}.id, {TRACE}.event_ts, toDate({TRACE}.timestamp)) AS {TRACE} \
              ARRAY JOIN [1] AS one",
-            SelectItem::list(&select_items(&self.mapping)),
+            SelectItem::list(&trace_items(&self.mapping)),
             self.traces.qualified_name(),
             microseconds("t.event_ts"),
         );

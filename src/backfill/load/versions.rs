@@ -13,7 +13,7 @@ use serde_bytes::Bytes as Text;
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{Connection, Statement, TableInfo, quoting};
-use crate::inspect::statements::{KEYS, TRACE, TRACE_COLUMNS, select_items};
+use crate::inspect::statements::{KEYS, TRACE, TRACE_COLUMNS, trace_items};
 use crate::mapping::{Mapping, SelectItem};
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
@@ -104,7 +104,7 @@ impl TraceSource<'_> {
              AND toDate({TRACE}.timestamp) BETWEEN toDate({}) AND toDate({}) \
              ORDER BY {TRACE}.project_id, toDate({TRACE}.timestamp), {TRACE}.id{limit}) AS {TRACE} \
              ARRAY JOIN [1] AS one",
-            SelectItem::list(&select_items(self.mapping)),
+            SelectItem::list(&trace_items(self.mapping)),
             self.table.qualified_name(),
             quoting::string(Partition::id_of(*days.start())),
             days.start(),
@@ -268,7 +268,7 @@ pub(crate) struct TraceRows<'a> {
 }
 
 impl<'a> TraceRows<'a> {
-    /// The rows of a block of the columns of [`select_items`].
+    /// The rows of a block of the columns of [`trace_items`].
     pub(crate) fn new(block: &'a Block) -> Result<Self, NativeError> {
         if block.columns.len() != TRACE_COLUMNS {
             return Err(NativeError::corrupt(format!(

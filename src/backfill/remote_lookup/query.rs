@@ -22,7 +22,7 @@ use crate::backfill::error::WorkError;
 use crate::backfill::load::versions::{TraceRows, TraceSource};
 use crate::clickhouse::{ON_DISK_FROM_BYTES, Statement, TABLE_TIMEOUT, quoting};
 use crate::inspect::statements::TRACE;
-use crate::inspect::statements::select_items;
+use crate::inspect::statements::trace_items;
 use crate::mapping::SelectItem;
 use crate::native::{Block, StringCursor};
 use crate::partition::Day;
@@ -207,7 +207,7 @@ impl TraceSource<'_> {
             "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {} \
              ORDER BY {TRACE}.project_id, {TRACE}.id, {TRACE}.event_ts, toDate({TRACE}.timestamp)) AS {TRACE} \
              ARRAY JOIN [1] AS one",
-            SelectItem::list(&select_items(self.mapping)),
+            SelectItem::list(&trace_items(self.mapping)),
             self.table.qualified_name(),
             question.condition(),
         );
