@@ -114,9 +114,9 @@ fn describe(context: &Context) {
     display.note(format_args!(
         "ClickHouse {}: {} rows of {}.observations and {} of traces, partition {}, {verb} into {}.{}",
         inspected.server.version,
-        HumanCount(inspected.observation_rows.rows),
+        HumanCount(inspected.observation_partition.rows),
         options.database,
-        HumanCount(inspected.trace_rows.rows),
+        HumanCount(inspected.trace_partition.rows),
         options.partition,
         target.database,
         target.name,

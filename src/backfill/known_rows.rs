@@ -88,7 +88,7 @@ async fn read_live_rows(context: &Context, recovery: Recovery) -> Result<(), Err
         own_rows: OwnRows::Rewrite,
         ..recovery
     };
-    let rows = context.inspected.observation_rows.rows;
+    let rows = context.inspected.observation_partition.rows;
     read_rows(context, &recovery, rows, "days of live rows read").await
 }
 
@@ -129,7 +129,7 @@ pub(super) async fn scan_versions(
         return Ok(());
     }
     let inspected = &context.inspected;
-    let rows = inspected.observation_rows.rows;
+    let rows = inspected.observation_partition.rows;
     let phase = Phase::begin(&context.display, "observations compared", rows, 0);
     let recovery = recovery(context, checkpoint, store);
     let mut attempts = recovery.attempts("reading the versions of observations");
@@ -138,7 +138,7 @@ pub(super) async fn scan_versions(
         let scan = VersionScan {
             connection: &context.connection,
             observations: &inspected.observations,
-            partition_id: &inspected.observation_rows.partition_id,
+            partition_id: &inspected.observation_partition.partition_id,
             rows,
             has_other_months: inspected.has_more_observations,
             filter_bytes: context.options.budget.seen_bytes,
@@ -178,7 +178,7 @@ pub(super) async fn read_roots(
     let scan = RootScan {
         target: &recovery.target,
         observations: &context.inspected.observations,
-        partition_id: &context.inspected.observation_rows.partition_id,
+        partition_id: &context.inspected.observation_partition.partition_id,
         live_days: checkpoint.has_live_rows().then(|| context.days_of_traces()),
     };
     let mut attempts = recovery.attempts("reading which traces have a root already");

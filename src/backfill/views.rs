@@ -39,7 +39,7 @@ pub(super) async fn level(
     };
     // With more extents than days, days may be read again and again.
     let extents = match extents.len() > context.month().len() {
-        true => days(context.inspected.observation_rows.rows),
+        true => days(context.inspected.observation_partition.rows),
         false => extents,
     };
     level_extents(context, checkpoint, store, &extents).await

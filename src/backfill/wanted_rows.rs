@@ -27,10 +27,6 @@ impl WantedRows {
     /// # Errors
     /// [`WorkError::Store`] where the store fails.
     pub(crate) fn sql(&self, query: &SegmentQuery, segment: &Segment) -> Result<String, WorkError> {
-        let (before, of_partition) = query
-            .select
-            .rsplit_once(" WHERE ")
-            .unwrap_or((&query.select, "1"));
         let (rows, versions) = match self.store.rows_of_piece(segment.number)? {
             Some(rows) => (
                 in_days(segment.source, segment.source.alias(), &rows),
@@ -41,7 +37,9 @@ impl WantedRows {
         // Columns of the sorting key only: the versions of a row share them, so that FINAL sees
         // all or none. What else the rows have is read of these alone.
         Ok(format!(
-            "{before} PREWHERE {rows} WHERE {of_partition}{versions}{}",
+            "{} PREWHERE {rows} WHERE {}{versions}{}",
+            query.select,
+            query.of_partition,
             query.exclusion(segment)
         ))
     }

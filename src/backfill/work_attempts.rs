@@ -10,7 +10,7 @@ pub(crate) struct WorkAttempts<'a> {
     doing: String,
     failed: String,
     block_rows: usize,
-    tries: Attempts<'a>,
+    attempts: Attempts<'a>,
 }
 
 impl<'a> WorkAttempts<'a> {
@@ -24,7 +24,7 @@ impl<'a> WorkAttempts<'a> {
             doing: doing.into(),
             failed: failed.into(),
             block_rows: usize::MAX,
-            tries: retries.tries(),
+            attempts: retries.attempts(),
         }
     }
 
@@ -49,19 +49,19 @@ impl<'a> WorkAttempts<'a> {
             return Ok(());
         }
         let what = format!("{}: {error}", self.doing);
-        let again = self.tries.again(error.hope(), what).await;
+        let again = self.attempts.again(error.hope(), what).await;
         self.unless_interrupted()?;
         match again {
             true => Ok(()),
             false => {
-                let failed = format!("{}{}", self.failed, self.tries.in_words());
+                let failed = format!("{}{}", self.failed, self.attempts.in_words());
                 Err(Error::caused(failed, &error).with(error.advice()))
             }
         }
     }
 
     fn unless_interrupted(&self) -> Result<(), Error> {
-        let signal = self.tries.signal();
+        let signal = self.attempts.signal();
         signal.map_or(Ok(()), |signal| Err(Error::interrupted(signal)))
     }
 }

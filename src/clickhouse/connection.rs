@@ -102,14 +102,14 @@ impl Connection {
     where
         A: Future<Output = Result<T, RequestError>>,
     {
-        let mut tries = self.retries.as_ref().map(Retries::tries);
+        let mut attempts = self.retries.as_ref().map(Retries::attempts);
         loop {
             let error = match question().await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let again = match &mut tries {
-                Some(tries) => tries.again(error.is_passing(), &error).await,
+            let again = match &mut attempts {
+                Some(attempts) => attempts.again(error.is_passing(), &error).await,
                 None => false,
             };
             if !again {

@@ -35,8 +35,8 @@ impl Retries {
         }
     }
 
-    /// The tries of one piece of work.
-    pub fn tries(&self) -> Attempts<'_> {
+    /// The attempts at one piece of work.
+    pub fn attempts(&self) -> Attempts<'_> {
         Attempts {
             retries: self,
             failures: 0,
@@ -76,7 +76,7 @@ impl From<bool> for Hope {
     }
 }
 
-/// The tries of one piece of work.
+/// The attempts at one piece of work.
 pub struct Attempts<'a> {
     retries: &'a Retries,
     failures: u32,
@@ -160,13 +160,13 @@ mod tests {
     async fn what_passes_is_tried_again_as_often_as_allowed_and_counted() {
         let shutdown = Shutdown::listen(|_| {}).unwrap();
         let retries = Retries::new(2, shutdown, |_| {});
-        let mut tries = retries.tries();
+        let mut attempts = retries.attempts();
         for _ in 0..2 {
-            assert!(tries.again(true, "it failed").await);
+            assert!(attempts.again(true, "it failed").await);
         }
-        assert!(!tries.again(true, "it failed").await);
-        assert_eq!((tries.failures(), retries.repeated()), (3, 2));
-        assert!(!retries.tries().again(false, "it is wrong").await);
+        assert!(!attempts.again(true, "it failed").await);
+        assert_eq!((attempts.failures(), retries.repeated()), (3, 2));
+        assert!(!retries.attempts().again(false, "it is wrong").await);
         assert_eq!(retries.repeated(), 2);
     }
 
@@ -174,14 +174,26 @@ mod tests {
     async fn what_fails_twice_in_the_same_way_is_not_tried_a_third_time() {
         let shutdown = Shutdown::listen(|_| {}).unwrap();
         let retries = Retries::new(8, shutdown, |_| {});
-        let mut tries = retries.tries();
-        assert!(tries.again(Hope::UnlessRepeated, "byte 7 is wrong").await);
-        assert!(tries.again(Hope::UnlessRepeated, "byte 9 is wrong").await);
-        assert!(!tries.again(Hope::UnlessRepeated, "byte 9 is wrong").await);
-        let mut tries = retries.tries();
+        let mut attempts = retries.attempts();
+        assert!(
+            attempts
+                .again(Hope::UnlessRepeated, "byte 7 is wrong")
+                .await
+        );
+        assert!(
+            attempts
+                .again(Hope::UnlessRepeated, "byte 9 is wrong")
+                .await
+        );
+        assert!(
+            !attempts
+                .again(Hope::UnlessRepeated, "byte 9 is wrong")
+                .await
+        );
+        let mut attempts = retries.attempts();
         for _ in 1..ENOUGH {
-            assert!(tries.again(Hope::Rare, "too much memory").await);
+            assert!(attempts.again(Hope::Rare, "too much memory").await);
         }
-        assert!(!tries.again(Hope::Rare, "too much memory").await);
+        assert!(!attempts.again(Hope::Rare, "too much memory").await);
     }
 }

@@ -68,24 +68,24 @@ pub(crate) struct Inspected {
     pub notes: Vec<String>,
     /// What may cost rows, and is not to be an error.
     pub warnings: Vec<String>,
-    /// Whether they are left out.
+    /// Whether the spans of dataset runs are left out.
     pub excludes_dataset_items: bool,
     /// How observations become events.
     pub mapping: Mapping,
     /// How traces become root spans, if they are to.
     pub root_spans: Option<Mapping>,
     /// The partition of `observations`; without rows if there is none.
-    pub observation_rows: PartitionSize,
+    pub observation_partition: PartitionSize,
     /// The partition of `traces`; without rows if there is none.
-    pub trace_rows: PartitionSize,
+    pub trace_partition: PartitionSize,
     /// About how many rows of `traces` are to be loaded, those of the days before and after
     /// the month included.
     pub traces_to_load: u64,
-    /// Whether `traces` has others besides.
+    /// Whether `traces` has other rows besides these.
     pub has_more_traces: bool,
     /// Whether `observations` has other months.
     pub has_more_observations: bool,
-    /// Uncompressed bytes of what is stored of these.
+    /// Uncompressed bytes of what the store keeps of the traces to load.
     pub trace_bytes: u64,
     /// Uncompressed bytes of all dataset run items, if experiments are wanted.
     pub item_bytes: u64,
@@ -103,7 +103,7 @@ impl Inspected {
     /// one that has room left.
     pub(crate) fn store_bytes(&self) -> u64 {
         let traces = self.trace_bytes + self.traces_to_load * STORE_BYTES_PER_TRACE;
-        let versions = self.observation_rows.rows * FILE_BYTES_PER_OBSERVATION;
+        let versions = self.observation_partition.rows * FILE_BYTES_PER_OBSERVATION;
         STORE_BYTES_EMPTY + traces + versions + self.item_bytes
     }
 
@@ -127,8 +127,8 @@ impl Inspected {
     /// The partition of a source.
     pub(crate) fn partition(&self, source: Source) -> segments::SourcePartition<'_> {
         let (table, rows) = match source {
-            Source::Observations => (&self.observations, &self.observation_rows),
-            Source::Traces => (&self.traces, &self.trace_rows),
+            Source::Observations => (&self.observations, &self.observation_partition),
+            Source::Traces => (&self.traces, &self.trace_partition),
         };
         segments::SourcePartition {
             source,
@@ -145,15 +145,15 @@ impl Inspected {
         // The ARRAY JOIN changes no row. It divides blocks to max_block_size,
         // which FINAL alone does not: it yields granules of up to 10 MiB.
         let select = format!(
-            "SELECT {} FROM {} AS {alias} FINAL ARRAY JOIN [1] AS one WHERE {alias}._partition_id = {}",
+            "SELECT {} FROM {} AS {alias} FINAL ARRAY JOIN [1] AS one",
             self.mapping_of(source).select_list(),
             partition.table.qualified_name(),
-            quoting::string(partition.id),
         );
         let excluded_by = self.dataset_items.as_ref();
         let excluded_by = excluded_by.filter(|_| self.excludes_dataset_items);
         SegmentQuery {
             select,
+            of_partition: format!("{alias}._partition_id = {}", quoting::string(partition.id)),
             excluded_by: excluded_by.map(|table| table.qualified_name()),
         }
     }
@@ -302,11 +302,11 @@ impl Inspector {
         let partition_id = self.options.partition.to_string();
         let observation_partitions = self.ask(self.connection.partitions(&observations)).await?;
         let trace_partitions = self.ask(self.connection.partitions(&traces)).await?;
-        let observation_rows = find_partition(&observation_partitions, &partition_id);
-        let trace_rows = find_partition(&trace_partitions, &partition_id);
+        let observation_partition = find_partition(&observation_partitions, &partition_id);
+        let trace_partition = find_partition(&trace_partitions, &partition_id);
         require_partition(&self.options, &observation_partitions, &trace_partitions)?;
         let expiry = self
-            .look_for_expiry(&written, &observations, &observation_rows)
+            .look_for_expiry(&written, &observations, &observation_partition)
             .await?;
         let mut stored = mapping.trace_columns();
         stored.extend(["id", "project_id"]);
@@ -345,8 +345,8 @@ impl Inspector {
             excludes_dataset_items: self.options.subject.exclude_dataset_items,
             mapping,
             root_spans,
-            observation_rows,
-            trace_rows,
+            observation_partition,
+            trace_partition,
             traces_to_load,
             has_more_observations: observation_partitions
                 .iter()

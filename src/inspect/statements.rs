@@ -7,8 +7,10 @@ use crate::mapping::{Mapping, SelectItem, Source, TRACE_TEXTS};
 
 /// How the rows of a segment are asked for.
 pub(crate) struct SegmentQuery {
-    /// `SELECT … FROM … FINAL … WHERE …`, to which the segment's condition is added.
+    /// `SELECT … FROM … FINAL …`, to which conditions are added.
     pub select: String,
+    /// The condition for the partition.
+    pub of_partition: String,
     /// Table whose traces are left out, quoted, if any are.
     pub excluded_by: Option<String>,
 }
@@ -16,8 +18,13 @@ pub(crate) struct SegmentQuery {
 impl SegmentQuery {
     /// The statement that reads a segment.
     pub(crate) fn sql(&self, segment: &Segment) -> String {
-        let all = format!("{} AND {}", self.select, segment.predicate());
-        all + &self.exclusion(segment)
+        format!(
+            "{} WHERE {} AND {}{}",
+            self.select,
+            self.of_partition,
+            segment.predicate(),
+            self.exclusion(segment)
+        )
     }
 
     /// The condition for the rows that are left out.

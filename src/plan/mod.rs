@@ -83,7 +83,7 @@ async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
 /// Rows of observations that become events.
 fn observation_rows(options: &Options, inspected: &Inspected) -> u64 {
     match options.subject.observations {
-        true => inspected.observation_rows.rows,
+        true => inspected.observation_partition.rows,
         false => 0,
     }
 }
@@ -139,12 +139,12 @@ impl Forecaster<'_> {
             clickhouse_version: inspected.server.version.clone(),
             observations: TableToRead {
                 rows,
-                parts: inspected.observation_rows.parts,
+                parts: inspected.observation_partition.parts,
                 bytes: sources.observations,
             },
             traces: TableToRead {
                 rows: inspected.traces_to_load,
-                parts: inspected.trace_rows.parts,
+                parts: inspected.trace_partition.parts,
                 bytes: sources.traces,
             },
             trace_margin_days: options.subject.trace_margin_days,
@@ -214,7 +214,7 @@ impl Forecaster<'_> {
         let items = mapping.source_items();
         let is_read = |column: &str| items.iter().any(|item| item.reads.contains(&column));
         Ok(Some(RootSpanSources {
-            rows: inspected.trace_rows.rows,
+            rows: inspected.trace_partition.rows,
             all: sizes.of(is_read),
             texts: sizes.of(|column| matches!(column, "input" | "output")),
             metadata: sizes.of(|column| column == "metadata"),

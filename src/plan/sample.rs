@@ -146,7 +146,7 @@ impl Sampler<'_> {
 
     /// Loads the first traces of the month.
     async fn load(&self, store: &TraceStore) -> Result<Measured, Error> {
-        if self.inspected.trace_rows.rows == 0 {
+        if self.inspected.trace_partition.rows == 0 {
             return Ok(Measured::default());
         }
         let days = self.options.partition.days_with_margin(0);

@@ -6,7 +6,8 @@ use crate::partition::Day;
 
 /// Keys of traces that were seen on more than one day, perhaps.
 pub(super) const SUSPECTS: &str = "suspects";
-/// The version that counts of each trace that really is on more than one day.
+/// The version that counts, whatever a day says: of a trace on several days, of one that changed since
+/// it was loaded, and of one whose root span was deferred.
 pub(super) const MOVED: &str = "moved";
 /// What was found of traces that are on none of the days.
 pub(super) const REMOTE: &str = "remote";

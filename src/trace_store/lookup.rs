@@ -121,6 +121,9 @@ impl TraceStore {
         (0..keys.len()).map(|index| found.version(index)).collect()
     }
 
+    /// Asks where a trace may be, each family for those that were not found before it: what counts
+    /// whatever a day says (a trace on several days, or one that changed since), the row's own day,
+    /// the days beside it, all others that are loaded, and what was asked for from other months.
     fn look_up_parts(
         &self,
         keys: &[(Day, &[u8])],

@@ -1,5 +1,5 @@
-//! Traces that are on none of the days that were loaded: what ClickHouse said when
-//! it was asked for them, one by one.
+//! What was found out about traces besides the days that were loaded: what ClickHouse said when it was
+//! asked for some, thousands at a time, and which versions count whatever a day says.
 
 use std::sync::atomic::Ordering;
 

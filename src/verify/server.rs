@@ -114,7 +114,7 @@ impl Server {
         T: RowOwned + RowRead,
     {
         let divisible = share.filter(|share| share.is_divisible());
-        let mut tries = self.retries.tries();
+        let mut tries = self.retries.attempts();
         let mut lacked_memory = false;
         loop {
             let block_rows = self.block_rows.load(Ordering::Relaxed);

@@ -72,7 +72,7 @@ impl<'a> Verification<'a> {
         display.note(format_args!(
             "ClickHouse {}: comparing {} rows of {}.observations, partition {}, with {}",
             inspected.server.version,
-            HumanCount(inspected.observation_rows.rows),
+            HumanCount(inspected.observation_partition.rows),
             options.database,
             options.partition,
             report.target_table,

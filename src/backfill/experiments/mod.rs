@@ -84,7 +84,7 @@ fn source(context: &Context, has_live_rows: bool) -> Result<ExperimentSource<'_>
             .collect(),
         observations: &inspected.observations,
         live_target: has_live_rows.then_some(&inspected.target),
-        partition_id: &inspected.observation_rows.partition_id,
+        partition_id: &inspected.observation_partition.partition_id,
         max_block_bytes: budget.load_block_bytes,
         preferred_block_bytes: budget.preferred_block_bytes,
         pool: context.pool.clone(),

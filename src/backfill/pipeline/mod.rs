@@ -220,7 +220,7 @@ struct Attempt {
 impl ItemWork {
     async fn run(self) -> Result<Done, Error> {
         let name = self.item.name();
-        let mut tries = self.pipeline.destination.retries.tries();
+        let mut attempts = self.pipeline.destination.retries.attempts();
         let mut block_rows = self.pipeline.block_rows;
         let mut was_repeated = false;
         let mut divisions = 0;
@@ -260,15 +260,15 @@ impl ItemWork {
             if got_further || sends_less {
                 // What is met now is something else. It must be further than any attempt before:
                 // where a backfill's rows are written again, each begins with the same ones.
-                tries = self.pipeline.destination.retries.tries();
+                attempts = self.pipeline.destination.retries.attempts();
             }
             if let Some(fewer) = error.smaller_blocks(block_rows) {
                 // Rows are larger than expected here, and usual elsewhere.
                 block_rows = fewer;
             } else {
                 let what = format!("{name}: {error}");
-                if !tries.again(error.hope(), what).await {
-                    let failed = format!("{name} could not be done{}", tries.in_words());
+                if !attempts.again(error.hope(), what).await {
+                    let failed = format!("{name} could not be done{}", attempts.in_words());
                     return Err(Error::caused(failed, &error).with(error.advice()));
                 }
             }

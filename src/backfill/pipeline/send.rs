@@ -301,7 +301,7 @@ impl Delivery {
             query_id: self.name.clone(),
             has_views: destination.has_views,
         };
-        let mut tries = destination.retries.tries();
+        let mut attempts = destination.retries.attempts();
         loop {
             let Err(error) = destination.connection.insert(&request).await else {
                 destination.limit.was_taken();
@@ -318,12 +318,12 @@ impl Delivery {
                 });
             }
             let what = format!("{}: an insert failed: {error}", self.title);
-            let again = tries.again(error.is_passing(), what).await;
+            let again = attempts.again(error.is_passing(), what).await;
             if destination.shutdown.signal().is_some() {
                 return Err(WorkError::Interrupted);
             }
             if !again {
-                let failures = tries.failures();
+                let failures = attempts.failures();
                 return Err(WorkError::InsertGivenUp { error, failures });
             }
         }

@@ -1,4 +1,4 @@
-//! Traces that were not loaded: found one by one, wherever they are.
+//! Traces that were not loaded: asked for thousands at a time, wherever they are.
 
 pub(crate) mod deferred_rows;
 pub(crate) mod query;
