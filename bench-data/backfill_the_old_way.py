@@ -207,6 +207,9 @@ def main():
     parser.add_argument("--partition", required=True, help="the month, YYYYMM")
     parser.add_argument("--target", required=True, help="the table to fill")
     parser.add_argument("--most", type=int, help="stop after so many observations")
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help="settings of the inserts, as JSON"
+    )
     arguments = parser.parse_args()
 
     def connect():
@@ -226,7 +229,10 @@ def main():
     written = 0
     while batch := list(itertools.islice(rows, BATCH_ROWS)):
         writer.insert(
-            arguments.target, batch, column_names=EVENT_COLUMNS, settings={"async_insert": 0}
+            arguments.target,
+            batch,
+            column_names=EVENT_COLUMNS,
+            settings={"async_insert": 0, **arguments.settings},
         )
         written += len(batch)
     print(

@@ -1,8 +1,9 @@
 -- ClickHouse's own join: one statement that makes all events of a partition, the
 -- first peer of events-backfill in the benchmark.
 --
--- Query parameters: partition, for example 202406, and target, the table to fill.
--- join_algorithm and max_insert_threads are given with the request.
+-- Query parameters: partition, for example 202406; first and after, its first day and the one after the
+-- last, or those of a half; and target, the table to fill. join_algorithm, max_insert_threads and all
+-- settings that events-backfill gives its own statements come with the request.
 --
 -- FINAL is the fastest way to the latest version of a trace, and the right one as
 -- long as no trace has versions on two days: the benchmark's have not. Of the
@@ -77,6 +78,7 @@ FROM
     SELECT *
     FROM observations FINAL
     WHERE _partition_id = {partition:String}
+        AND toDate(start_time) >= {first:Date} AND toDate(start_time) < {after:Date}
 ) AS observation
 LEFT ANY JOIN
 (

@@ -2,8 +2,9 @@
 -- and writes them to this table can be faster. What events take from their trace
 -- is left to its default.
 --
--- Query parameters: partition, for example 202406, and target, the table to fill.
--- max_insert_threads is given with the request.
+-- Query parameters: partition, for example 202406; first and after, its first day and the one after the
+-- last, or those of a half; and target, the table to fill. max_insert_threads and all settings that
+-- events-backfill gives its own statements come with the request.
 INSERT INTO {target:Identifier}
 (
     project_id, trace_id, span_id, parent_span_id, start_time, end_time, name, type,
@@ -61,4 +62,5 @@ FROM
     SELECT *
     FROM observations FINAL
     WHERE _partition_id = {partition:String}
+        AND toDate(start_time) >= {first:Date} AND toDate(start_time) < {after:Date}
 ) AS observation

@@ -4,6 +4,7 @@ Every goal has a function that takes the measurements of all parts and gives the
 it can; a goal of which nothing was measured has a row that says so.
 """
 
+import statistics
 from dataclasses import asdict, dataclass
 
 from .datasets import TARGET_NAMES
@@ -59,6 +60,7 @@ def rows(parts):
         against_join,
         against_limit,
         against_python,
+        server_time,
         processor_time,
         null_target,
         traces_loaded,
@@ -78,48 +80,95 @@ def as_dictionaries(table):
 
 
 def against_join(measurements):
-    """Throughput against the faster of the two joins."""
-    for target, least in (("full", 1.2), ("plain", 1.0)):
-        row = Row(f"throughput against the join, {TARGET_NAMES[target]}", f"at least {least}x")
+    """Throughput against the faster of the two joins, and against two such statements at once."""
+    for target, one, two in (("full", 1.6, 1.0), ("plain", None, 1.1)):
         tool = measurements.tool(target)
+        what = f"throughput against the join, {TARGET_NAMES[target]}"
+        row = Row(f"{what}, one statement", f"at least {one}x" if one else "shown")
         joins = [measurements.typical(target=target, peer=algorithm) for algorithm in JOINS]
         joins = [join for join in joins if join and "per_second" in join]
         if tool and joins:
             join = max(joins, key=lambda m: m["per_second"])
-            _compare(row, tool, join, least)
+            _compare(row, tool, join, one)
+        yield row
+        row = Row(f"{what}, two statements at once", f"at least {two}x")
+        join = measurements.typical(target=target, peer="hash-2")
+        if tool and join:
+            _compare(row, tool, join, two)
         yield row
 
 
 def against_limit(measurements):
-    """Throughput against INSERT … SELECT without a join."""
-    for target in ("full", "plain"):
-        row = Row(f"throughput against the limit, {TARGET_NAMES[target]}", "at least 0.9x")
-        tool, limit = measurements.tool(target), measurements.typical(target=target, peer="limit")
+    """Throughput against INSERT … SELECT without a join, as two statements at once."""
+    for target, least in (("full", 0.9), ("plain", 0.6)):
+        what = f"throughput against the limit, {TARGET_NAMES[target]}, two statements at once"
+        row = Row(what, f"at least {least}x")
+        tool, limit = measurements.tool(target), measurements.typical(target=target, peer="limit-2")
         if tool and limit:
-            _compare(row, tool, limit, 0.9)
+            _compare(row, tool, limit, least)
         yield row
 
 
 def against_python(measurements):
     """Throughput against the script."""
     for target in ("full", "plain", "null"):
-        row = Row(f"throughput against the Python script, {TARGET_NAMES[target]}", "at least 10x")
+        row = Row(f"throughput against the Python script, {TARGET_NAMES[target]}", "shown")
         tool, script = measurements.tool(target), measurements.typical(target=target, peer="python")
         if tool and script:
-            _compare(row, tool, script, 10)
+            _compare(row, tool, script, None)
         yield row
 
 
 def _compare(row, tool, peer, least):
-    ratio = tool["per_second"] / peer["per_second"]
-    row.figure = f"{ratio:.2f}x ({tool['per_second']:,.0f}/s)"
+    """Of each round the ratio: rounds alternate, and a machine is faster in one than in another."""
+    ratios = [
+        (theirs / peer["observations"]) / (ours / tool["observations"])
+        for ours, theirs in zip(tool["seconds_of_all"], peer["seconds_of_all"])
+    ]
+    ratio = statistics.median(ratios)
+    row.figure = f"{ratio:.2f}x{_spread(ratios)} ({tool['per_second']:,.0f}/s)"
     row.peer = f"{peer['name']}: {peer['per_second']:,.0f}/s"
-    row.met = ratio >= least
+    row.met = ratio >= least if least else None
+
+
+def _spread(figures):
+    """The least and the most of several rounds."""
+    if len(figures) < 2:
+        return ", one round"
+    return f", {min(figures):.2f} to {max(figures):.2f} in {len(figures)} rounds"
+
+
+def server_time(measurements):
+    """What the server's processors do for it: while rows arrive, and until all merges have ended."""
+    for target, most, most_until_quiet in (("full", 32, 55), ("plain", 16, None)):
+        tool = measurements.tool(target)
+        joins = [measurements.typical(target=target, peer=algorithm) for algorithm in JOINS]
+        joins = [join for join in joins if join and "per_second" in join]
+        for what, name, goal in (
+            ("while it runs", "server_processor_seconds_of_all", most),
+            ("until it is quiet", "server_processor_seconds_until_quiet_of_all", most_until_quiet),
+        ):
+            row = Row(
+                f"the server's CPU per million, {TARGET_NAMES[target]}, {what}",
+                f"{goal} s or less, and no more than the join's" if goal else "shown",
+            )
+            if tool:
+                seconds = statistics.median(tool[name]) / tool["observations"] * 1e6
+                row.figure = f"{seconds:.1f} s"
+                row.met = seconds <= goal if goal else None
+            if tool and joins:
+                figures = {
+                    join["name"]: statistics.median(join[name]) / join["observations"] * 1e6
+                    for join in joins
+                }
+                row.peer = ", ".join(f"{peer}: {figure:.1f} s" for peer, figure in figures.items())
+                row.met = row.met and seconds <= min(figures.values()) if goal else None
+            yield row
 
 
 def processor_time(measurements):
-    """The tool's own processor time while it streams."""
-    for compression, most in (("none", 3), ("lz4", 5)):
+    """The tool's own processor time while it streams; 2 % of the rows have no trace."""
+    for compression, most in (("none", 2.2), ("lz4", 4.5)):
         name = "uncompressed" if compression == "none" else "LZ4"
         row = Row(f"the tool's own CPU per million observations, {name}", f"{most} s or less")
         runs = measurements.select(
@@ -189,9 +238,10 @@ def many_traces(measurements):
     runs = measurements.select("large")
     if not runs:
         yield Row("100M traces, then 20M observations, in 1 GiB with page cache", "completes")
-        yield Row("… peak RSS", "512 MiB or less")
+        yield Row("… peak RSS", "200 MiB or less")
         yield Row("… disk per trace", "at most 60 B")
-        yield Row("… throughput against few traces", "at least 0.8x")
+        yield Row("… throughput against few traces", "at least 0.6x, into events_full 0.95x")
+        yield Row("… the tool's own CPU per million observations", "6 s or less")
         return
     for target in dict.fromkeys(run["target"] for run in runs):
         few, many = (run for run in runs if run["target"] == target)
@@ -204,15 +254,20 @@ def many_traces(measurements):
             continue
         yield Row(what, "completes", f"{many['seconds']:,.0f} s", "", True)
         peak = many["peak_bytes"]
-        yield Row("… peak RSS", "512 MiB or less", _mebibytes(peak), "", peak <= 512 * MEBIBYTE)
+        yield Row("… peak RSS", "200 MiB or less", _mebibytes(peak), "", peak <= 200 * MEBIBYTE)
         disk = many["report"]["store_bytes"] / many["report"]["traces_loaded"]
         yield Row("… disk per trace", "at most 60 B", f"{disk:.1f} B", "", disk <= 60)
-        row = Row("… throughput against few traces", "at least 0.8x")
+        least = 0.95 if target == "full" else 0.6
+        row = Row("… throughput against few traces", f"at least {least}x")
         if not few.get("error_code"):
             speeds = [run["report"]["observations_per_second"] for run in (many, few)]
             row.figure = f"{speeds[0] / speeds[1]:.2f}x ({speeds[0]:,.0f}/s)"
             row.peer = f"{few['traces']:,} traces: {speeds[1]:,.0f}/s"
-            row.met = speeds[0] >= 0.8 * speeds[1]
+            row.met = speeds[0] >= least * speeds[1]
+        yield row
+        seconds = _stream_seconds_per_million(many)
+        row = Row("… the tool's own CPU per million observations", "6 s or less")
+        row.figure, row.met = f"{seconds:.2f} s", seconds <= 6
         yield row
 
 
@@ -242,30 +297,37 @@ def flat_memory(measurements):
         ),
         ("peak RSS by payload", by_payload),
     ):
-        row = Row(what, "within 15%, and 512 MiB")
+        row = Row(what, "within 15%, and 200 MiB")
         if len(peaks) > 1:
             spread = max(peaks.values()) / min(peaks.values()) - 1
             row.figure = f"{spread:.0%} apart, at most {_mebibytes(max(peaks.values()))}"
             row.peer = ", ".join(f"{name}: {_mebibytes(peak)}" for name, peak in peaks.items())
-            row.met = spread <= 0.15 and max(peaks.values()) <= 512 * MEBIBYTE
+            row.met = spread <= 0.15 and max(peaks.values()) <= 200 * MEBIBYTE
         yield row
 
 
 def small_server(measurements):
     """A server with 2 GiB."""
-    row = Row("a server limited to 2 GiB, wide payload", "the joins die (241), the tool completes")
+    row = Row(
+        "a server limited to 2 GiB, wide payload",
+        "completes, at least 4,500/s, at most 3 % of inserts refused",
+    )
     runs = {run["peer"]: run for run in measurements.select("small-server")}
     if runs:
         tool = runs["tool"]
         is_complete = not tool.get("error_code") and tool["distinct_events"] == tool["observations"]
         row.figure = (
-            f"completes, {tool['per_second']:,.0f}/s, {tool['report']['retries']} retries"
+            f"completes, {tool['per_second']:,.0f}/s, {tool['inserts_refused']} of {tool['inserts']} "
+            f"inserts refused, server {tool['server_processor_seconds'] / tool['observations'] * 1e6:.0f} s "
+            "CPU per million"
             if is_complete
             else "does not complete"
         )
         row.peer = ", ".join(f"{algorithm}: {_ending(runs[algorithm])}" for algorithm in JOINS)
-        row.met = is_complete and all(
-            runs[algorithm].get("error_code") == 241 for algorithm in JOINS
+        row.met = (
+            is_complete
+            and tool["per_second"] >= 4500
+            and tool["inserts_refused"] <= 0.03 * tool["inserts"]
         )
     yield row
 

@@ -23,12 +23,13 @@ def throughput(bench, settings):
     for payload in settings.words("PAYLOADS"):
         dataset = main_dataset(settings, payload)
         datasets.prepare(bench.server, dataset)
+        runs.learn_settings(bench, dataset)
         for target in settings.words("TARGETS"):
             rounds = [
                 _round(bench, settings, dataset, target) for _ in range(settings.number("REPEATS"))
             ]
             measurements += [runs.median(list(same)) for same in zip(*rounds)]
-    return {"measurements": measurements}
+    return {"measurements": measurements, "settings_of_peers": bench.settings}
 
 
 def main_dataset(settings, payload="typical"):
@@ -39,15 +40,7 @@ def main_dataset(settings, payload="typical"):
 
 def _round(bench, settings, dataset, target):
     """Each peer once, then the tool. They must have written the same events."""
-    peers = {
-        "limit": lambda: runs.run_statement(bench, dataset, target, "limit"),
-        "hash": lambda: runs.run_statement(bench, dataset, target, "hash"),
-        "full_sorting_merge": lambda: runs.run_statement(
-            bench, dataset, target, "full_sorting_merge"
-        ),
-        "python": lambda: runs.run_python(bench, dataset, target),
-    }
-    work = [peers[name] for name in settings.words("PEERS")]
+    work = [_peer(bench, dataset, target, name) for name in settings.words("PEERS")]
     work += [
         lambda: runs.run_tool(bench, dataset, target, "none"),
         lambda: runs.run_tool(bench, dataset, target, "lz4"),
@@ -63,6 +56,14 @@ def _round(bench, settings, dataset, target):
     datasets.empty_targets(bench.server, dataset)
     _require_equal(fingerprints)
     return measurements
+
+
+def _peer(bench, dataset, target, name):
+    """What runs a peer: `python`, or a statement, whose name may end in how many run at once."""
+    if name == "python":
+        return lambda: runs.run_python(bench, dataset, target)
+    statement, _, at_once = name.partition("-")
+    return lambda: runs.run_statement(bench, dataset, target, statement, int(at_once or 1))
 
 
 def _require_equal(fingerprints):
@@ -94,6 +95,8 @@ def memory(bench, settings):
     for number in settings.numbers("MEMORY_TRACES"):
         dataset = Dataset("typical", observations, number)
         datasets.prepare(bench.server, dataset)
+        if bench.settings is None:
+            runs.learn_settings(bench, dataset)
         measurements.append(runs.run_tool(bench, dataset, "null"))
         measurements.append(runs.run_statement(bench, dataset, "null", "hash"))
         previous_python = _python_if_it_fits(bench, dataset, previous_python)
@@ -128,6 +131,8 @@ def small_server(bench, settings):
         "wide", settings.number("SMALL_SERVER_OBSERVATIONS"), settings.number("SMALL_SERVER_TRACES")
     )
     datasets.prepare(bench.server, dataset)
+    if bench.settings is None:
+        runs.learn_settings(bench, dataset)
     measurements = []
     try:
         bench.server.restart(settings.number("SMALL_SERVER_MEBIBYTES") * MEBIBYTE)

@@ -5,6 +5,7 @@ import os
 import shutil
 import statistics
 import sys
+import threading
 import time
 from dataclasses import dataclass
 
@@ -13,8 +14,11 @@ from .server import QueryError
 
 TOOL_AGENT = "startsWith(http_user_agent, 'events-backfill/')"
 
-# What the code of ClickHouse's exceptions means.
-MEMORY_LIMIT_EXCEEDED = 241
+# The SELECT of a segment.
+OF_SEGMENT = "query_kind = 'Select' AND query LIKE '%observations%FINAL%'"
+
+# Settings of ours that would only slow a peer down: they make blocks small enough for a client.
+NOT_FOR_PEERS = ("max_block_size", "preferred_block_size_bytes", "use_query_condition_cache")
 
 
 @dataclass
@@ -26,6 +30,8 @@ class Bench:
     python: str
     workplace: str
     cores: int
+    # What the tool gives its own statements, once that is known: see `learn_settings`.
+    settings: dict = None
 
 
 def _measured(bench, name, dataset, target, work):
@@ -37,6 +43,10 @@ def _measured(bench, name, dataset, target, work):
     result |= work()
     result.setdefault("seconds", time.monotonic() - started)
     result["server_processor_seconds"] = bench.server.processor_seconds() - server_before
+    bench.server.rest()
+    result["server_processor_seconds_until_quiet"] = (
+        bench.server.processor_seconds() - server_before
+    )
     result.setdefault("observations", dataset.observations)
     if result.get("error_code"):
         print(f"ended with exception {result['error_code']} after {result['seconds']:.1f} s")
@@ -46,40 +56,97 @@ def _measured(bench, name, dataset, target, work):
     return result
 
 
+# What of a measurement is kept of every round.
+OF_ROUNDS = ("seconds", "server_processor_seconds", "server_processor_seconds_until_quiet")
+
+
 def median(measurements):
-    """The measurement in the middle, with the seconds of all."""
+    """The measurement in the middle, with times of all rounds, in their order."""
     middle = statistics.median_low(measurement["seconds"] for measurement in measurements)
     chosen = next(m for m in measurements if m["seconds"] == middle)
-    return chosen | {"seconds_of_all": [m["seconds"] for m in measurements]}
+    rounds = {f"{name}_of_all": [m[name] for m in measurements] for name in OF_ROUNDS}
+    return chosen | rounds
 
 
-def run_statement(bench, dataset, target, name):
-    """INSERT … SELECT inside of ClickHouse: `limit`, or the name of a join algorithm."""
+def learn_settings(bench, dataset):
+    """Runs the tool once, which warms the page cache too, and takes from the server's log the settings
+    that it gives its inserts and the SELECT of a segment: the peers get them as well."""
+    began = time.time()
+    run_tool(bench, dataset, "null")
+    log = bench.server.queries_since(
+        began,
+        "Settings AS settings",
+        f"{TOOL_AGENT} AND (query_kind = 'Insert' OR ({OF_SEGMENT}))",
+    )
+    ours = {name: value for query in log for name, value in query["settings"].items()}
+    if ours.get("optimize_on_insert") != "0":
+        sys.exit(f"The settings of the tool's statements could not be read: {ours}")
+    bench.settings = {
+        name: value for name, value in sorted(ours.items()) if name not in NOT_FOR_PEERS
+    }
+    kept = ", ".join(name for name in NOT_FOR_PEERS if name in ours)
+    print(f"    the peers get {len(bench.settings)} settings of the tool's, all but {kept}")
+
+
+def _require_our_settings(bench, log):
+    """A peer that lacks a setting of ours would be slower for no reason of its own."""
+    for query in log:
+        lacking = {
+            name: (value, query["settings"].get(name))
+            for name, value in bench.settings.items()
+            if query["settings"].get(name) != value
+        }
+        if lacking:
+            sys.exit(f"A peer ran without settings of ours (ours, its own): {lacking}")
+
+
+# The whole month, or its halves: the first day of each, and the one after the last.
+PORTIONS = {1: ("2024-06-01", "2024-07-01"), 2: ("2024-06-01", "2024-06-16", "2024-07-01")}
+
+
+def run_statement(bench, dataset, target, name, at_once=1):
+    """INSERT … SELECT inside of ClickHouse: `limit`, or the name of a join algorithm. One statement, or
+    two at once of half of the month each: one alone keeps hardly more than one core busy."""
     file_name = "peer-limit.sql" if name == "limit" else "peer-join.sql"
     settings = {} if name == "limit" else {"join_algorithm": name}
+    settings = bench.settings | settings | {"max_insert_threads": max(1, bench.cores // at_once)}
+    errors = []
 
-    def work():
-        began = time.time()
+    def insert(first, after):
         parameters = {"partition": datasets.PARTITION, "target": datasets.TARGETS[target]}
-        result = {}
+        parameters |= {"first": first, "after": after}
         try:
             bench.server.query(
-                datasets.read(file_name),
-                dataset.database,
-                parameters,
-                max_insert_threads=bench.cores,
-                async_insert=0,
-                **settings,
+                datasets.read(file_name), dataset.database, parameters, **settings
             )
         except QueryError as error:
-            result = {"error_code": error.code, "error": str(error)[:500]}
+            errors.append({"error_code": error.code, "error": str(error)[:500]})
+
+    def work():
+        began, started = time.time(), time.monotonic()
+        days = PORTIONS[at_once]
+        threads = [threading.Thread(target=insert, args=pair) for pair in zip(days, days[1:])]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.monotonic() - started
         log = bench.server.queries_since(
-            began, "query_duration_ms / 1000 AS seconds, memory_usage", "query_kind = 'Insert'"
+            began, "memory_usage, Settings AS settings", "query_kind = 'Insert'"
         )
-        return result | {"seconds": log[0]["seconds"], "peak_bytes": log[0]["memory_usage"]}
+        if name != "limit":
+            # Which of several algorithms is the peer's own.
+            for query in log:
+                query["settings"].pop("join_algorithm", None)
+        _require_our_settings(bench, log)
+        peak = sum(query["memory_usage"] for query in log)
+        return (errors[0] if errors else {}) | {"seconds": seconds, "peak_bytes": peak}
 
     title = "INSERT … SELECT, no join" if name == "limit" else f"join, {name}"
-    return _measured(bench, title, dataset, target, work) | {"peer": name}
+    peer = name
+    if at_once > 1:
+        title, peer = f"{title}, {at_once} at once", f"{name}-{at_once}"
+    return _measured(bench, title, dataset, target, work) | {"peer": peer}
 
 
 def run_python(bench, dataset, target):
@@ -87,6 +154,7 @@ def run_python(bench, dataset, target):
     command = [bench.python, os.path.join(datasets.BENCH_DATA, "backfill_the_old_way.py")]
     command += ["--port", str(bench.server.port), "--database", dataset.database]
     command += ["--partition", datasets.PARTITION, "--target", datasets.TARGETS[target]]
+    command += ["--settings", json.dumps(bench.settings)]
 
     def work():
         environment = {"PATH": os.environ["PATH"], "TZ": "UTC"}
@@ -151,6 +219,7 @@ def run_tool(
             }
             | _processor_time(bench, outcome, began)
             | _rows_read(bench, dataset, began)
+            | _inserts(bench, began)
             | examine(began)
         )
 
@@ -167,7 +236,7 @@ def _processor_time(bench, outcome, began):
     first = bench.server.queries_since(
         began,
         "min(query_start_time_microseconds) AS moment, toUnixTimestamp64Micro(moment) / 1e6 AS seconds",
-        f"{TOOL_AGENT} AND query_kind = 'Select' AND query LIKE '%observations%FINAL%'",
+        f"{TOOL_AGENT} AND {OF_SEGMENT}",
     )[0]["seconds"]
     before_streaming = outcome.processor_seconds_until(first)
     return {
@@ -196,6 +265,15 @@ def _rows_read(bench, dataset, began):
         "partition_rows_all": observations["rows"] + traces["rows"],
         "partition_parts": observations["parts"],
     }
+
+
+def _inserts(bench, began):
+    """How many inserts there were, and how many of them the server refused."""
+    return bench.server.queries_since(
+        began,
+        "count() AS inserts, countIf(exception_code != 0) AS inserts_refused",
+        f"{TOOL_AGENT} AND query_kind = 'Insert'",
+    )[0]
 
 
 def replay_trace_queries(bench, dataset, began, output_format):
