@@ -184,17 +184,17 @@ impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Advice::MakeRoom => {
-                "the disk is full: make room, or name a larger one with --state-dir"
+                "the disk is full; make room, or name a larger one with --state-dir"
             }
             Advice::RaiseOpenFiles => {
                 "raise the limit of open files, for example with `ulimit -n 1024`"
             }
             Advice::RaiseMemoryLimit => "raise --memory-limit",
             Advice::MakeRoomForRow => {
-                "a single row is larger than that: raise --memory-limit or lower --concurrency"
+                "a single row is larger than that; raise --memory-limit or lower --concurrency"
             }
             Advice::RaiseServerLimit => {
-                "even a single row is too large for the server, or for a proxy before it: raise its \
+                "even a single row is too large for the server, or for a proxy before it; raise its \
                  limit"
             }
             Advice::Restart => "--restart discards it and starts over",
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "partition 202406: the checkpoint cannot be written: No space left on device; the disk is \
-             full: make room, or name a larger one with --state-dir; 3 of 9 segments done so far: \
+             full; make room, or name a larger one with --state-dir; 3 of 9 segments done so far: \
              continue with --resume; 2 partitions were not begun"
         );
         assert_eq!(error.exit_code(), 1);
