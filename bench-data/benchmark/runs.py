@@ -183,13 +183,13 @@ def run_tool(
     arguments=(),
     examine=lambda began: {},
 ):
-    """events-backfill itself, with default settings but for the compression and the arguments; what
-    `examine` finds of it once it has ended is added."""
+    """events-backfill itself, with default settings but for the compression and the arguments, and
+    without root spans, which no peer makes; what `examine` finds of it once it has ended is added."""
     state = os.path.join(bench.workplace, "state")
     report_file = os.path.join(bench.workplace, "report.json")
     command = [bench.tool, "--partition", datasets.PARTITION, "--state-dir", state]
     command += ["--target-table", datasets.TARGETS[target], "--compression", compression]
-    command += ["--report", report_file, *arguments]
+    command += ["--report", report_file, "--no-root-spans", *arguments]
     if target == "null":
         # An ENGINE = Null is no ReplacingMergeTree.
         command.append("--allow-duplicates")
