@@ -345,7 +345,13 @@ fn run_as_nobody(database: &Database, state_dir: &Path, arguments: &[&str]) -> O
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
     let program = directory.path().join("events-backfill");
-    fs::copy(env!("CARGO_BIN_EXE_events-backfill"), &program).unwrap();
+    // By another process: what this one has open for writing, each program that another test starts
+    // holds open for a moment, and a file that is open for writing cannot be run.
+    let copy = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_events-backfill"))
+        .arg(&program)
+        .status();
+    assert!(copy.unwrap().success());
     let started = Instant::now();
     let output = Command::new(program)
         .args(["--partition", SAMPLE_PARTITION])
