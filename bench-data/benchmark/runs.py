@@ -180,16 +180,16 @@ def run_tool(
     url=None,
     memory_group=None,
     may_fail=False,
-    arguments=(),
+    arguments=("--no-root-spans",),
     examine=lambda began: {},
 ):
-    """events-backfill itself, with default settings but for the compression and the arguments, and
-    without root spans, which no peer makes; what `examine` finds of it once it has ended is added."""
+    """events-backfill itself, with default settings but for the compression and the arguments: no peer
+    makes root spans. What `examine` finds of it once it has ended is added."""
     state = os.path.join(bench.workplace, "state")
     report_file = os.path.join(bench.workplace, "report.json")
     command = [bench.tool, "--partition", datasets.PARTITION, "--state-dir", state]
     command += ["--target-table", datasets.TARGETS[target], "--compression", compression]
-    command += ["--report", report_file, "--no-root-spans", *arguments]
+    command += ["--report", report_file, *arguments]
     if target == "null":
         # An ENGINE = Null is no ReplacingMergeTree.
         command.append("--allow-duplicates")
