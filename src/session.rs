@@ -103,9 +103,20 @@ impl Session {
         &self,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        tokio::select! {
-            outcome = work => outcome,
-            signal = self.shutdown.requested() => Err(Error::interrupted(signal)),
-        }
+        unless_interrupted(&self.shutdown, work).await
+    }
+}
+
+/// Does something that leaves nothing half done, until the process is asked to end.
+///
+/// # Errors
+/// Those of the work, or [`Kind::Interrupted`](crate::error::Kind).
+pub(crate) async fn unless_interrupted<T>(
+    shutdown: &Shutdown,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::select! {
+        outcome = work => outcome,
+        signal = shutdown.requested() => Err(Error::interrupted(signal)),
     }
 }

@@ -14,7 +14,7 @@ use crate::inspect::Inspected;
 use crate::memory::buffer_pool::BufferPool;
 use crate::partition::Day;
 use crate::progress::Display;
-use crate::session::Session;
+use crate::session::{Session, unless_interrupted};
 use crate::shutdown::Shutdown;
 use crate::state::directory::StateDir;
 
@@ -130,10 +130,7 @@ impl Context {
         &self,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        tokio::select! {
-            outcome = work => outcome,
-            signal = self.shutdown.requested() => Err(Error::interrupted(signal)),
-        }
+        unless_interrupted(&self.shutdown, work).await
     }
 }
 
