@@ -360,6 +360,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_took_too_long_names_both_ways_to_do_less_at_once() {
+        let advice = limit_named(TIMEOUT, "Timeout exceeded: elapsed 5 s, maximum: 4 s");
+        for flag in ["begin anew", "--segment-rows", "--batch-size"] {
+            assert!(advice.contains(flag), "{advice}");
+        }
+    }
+
+    #[test]
     fn an_exception_is_told_by_code_and_in_the_servers_words() {
         let body = "Code: 60. DB::Exception: Table a.b does not exist. (UNKNOWN_TABLE) (version 26.7.2.1 (official build))\n";
         let error = RequestError::from_response(Some(404), None, body);

@@ -265,3 +265,22 @@ impl fmt::Display for Report {
         line("Peak memory", HumanBytes(self.peak_rss_bytes).to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_ttl_takes_again_is_to_be_seen_to_first() {
+        let report = Report {
+            rows_to_merge: Some(5),
+            expiry: Some("the TTL of a.b".to_owned()),
+            ..Report::default()
+        };
+        let sentence = report.what_is_left().unwrap();
+        assert!(
+            sentence.ends_with("first see to the TTL of a.b)"),
+            "{sentence}"
+        );
+    }
+}
