@@ -18,20 +18,12 @@ pub(crate) enum WorkError {
     /// The server or the way to it.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// A batch was sent as often as it may be.
-    #[error("an insert failed, tried {failures} times: {error}")]
-    InsertGivenUp {
-        /// The last error.
-        error: RequestError,
-        /// How often the batch was sent.
-        failures: u32,
-    },
     /// An insert failed, and a part of its rows may be there.
     #[error("an insert failed: {error}")]
     InsertFailed {
         /// What the server, or the way to it, said.
         error: RequestError,
-        /// Whether it was a single block, which cannot be divided.
+        /// Whether what was refused was a single block, which the server does not divide.
         is_single_block: bool,
     },
     /// What the server sent.
@@ -95,7 +87,7 @@ impl WorkError {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             WorkError::Request(error) => error.is_passing(),
-            // Later batches are smaller.
+            // Later parts are smaller.
             WorkError::InsertFailed {
                 error,
                 is_single_block,
@@ -105,8 +97,7 @@ impl WorkError {
             WorkError::Native(
                 NativeError::Truncated { .. } | NativeError::Corrupt(_) | NativeError::Type { .. },
             ) => true,
-            WorkError::InsertGivenUp { .. }
-            | WorkError::Native(_)
+            WorkError::Native(_)
             | WorkError::Store(_)
             | WorkError::File { .. }
             | WorkError::LargeTrace { .. }

@@ -8,17 +8,16 @@ use super::guard::Guard;
 use super::journal::Journal;
 use super::known_rows::recovery;
 use super::load::trace_changes::TraceChanges;
-use super::pipeline::batch::{BatchLimit, BatchMaker};
+use super::pipeline::compress::Compressor;
+use super::pipeline::limits::InsertLimits;
 use super::pipeline::send::Destination;
 use super::pipeline::{self, Done, Pipeline, Records, WorkItem};
 use super::remote_lookup;
 use super::remote_lookup::deferred_rows::DeferredRows;
 use super::wanted_rows::WantedRows;
-use crate::clickhouse::Compression;
 use crate::enrich::{Enricher, Unknown};
 use crate::error::Error;
 use crate::mapping::Source;
-use crate::memory;
 use crate::memory::numbers::in_memory;
 use crate::progress::Phase;
 use crate::state::checkpoint::Checkpoint;
@@ -135,7 +134,7 @@ async fn stream_deferred(
 
 /// Where the events of a source go.
 pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> Destination {
-    let target = &context.inspected.target;
+    let (target, budget) = (&context.inspected.target, &context.options.budget);
     Destination {
         connection: context.connection.clone(),
         insert_sql: format!(
@@ -146,11 +145,17 @@ pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> De
         has_views: target.has_views,
         query_prefix: format!("{}{:x}", context.query_prefix(run_id), fastrand::u64(..)),
         dry_run: context.options.dry_run,
-        limit: BatchLimit::new(match context.connection.compression() {
-            Compression::None => context.options.budget.batch_bytes,
-            // They take less memory than they have bytes.
-            Compression::Lz4 => in_memory(memory::LARGEST_BATCH),
-        }),
+        part_rows: context.options.batch_rows,
+        limits: InsertLimits::new(in_memory(context.options.part_bytes.0)),
+        longest_insert: context
+            .connection
+            .longest_statement()
+            .map(|limit| limit / 3),
+        backlog_bytes: budget.backlog_bytes,
+        compressor: Compressor {
+            compression: context.connection.compression(),
+            pool: budget.pool(),
+        },
         retries: context.retries.clone(),
         shutdown: context.shutdown.clone(),
         insert_nanoseconds: AtomicU64::new(0),
@@ -186,18 +191,13 @@ fn pipeline(
         destination: Arc::clone(destination),
         budget,
         pool: context.pool.clone(),
-        batches: BatchMaker {
-            compression: context.connection.compression(),
-            pool: budget.pool(),
-        },
         deferred: DeferredRows::new(context.state.deferred_rows()),
         unknown: match (source, options.subject.remote_lookup) {
             (Source::Observations, false) => Unknown::WithoutTrace,
             // What is missing arrived after the traces were loaded.
             (Source::Traces, _) | (_, true) => Unknown::Deferred,
         },
-        batch_rows: options.batch_rows,
-        // A block is never divided, so it must not be larger than a batch.
+        // The server does not divide a block, so it must not be larger than a part.
         block_rows: options.block_rows.min(options.batch_rows),
         concurrency: options.concurrency,
     })

@@ -85,9 +85,13 @@ pub struct RepairArguments {
     #[arg(long, value_name = "N")]
     pub concurrency: Option<String>,
 
-    /// Most rows in one insert [env: BATCH_SIZE] [default: 250000]
+    /// Rows that the server gathers for a part of the target [env: BATCH_SIZE] [default: 1000000]
     #[arg(long, value_name = "N")]
     pub batch_size: Option<String>,
+
+    /// Bytes that are enough for a part, uncompressed [env: PART_BYTES] [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub part_bytes: Option<String>,
 }
 
 /// A plan.
@@ -258,10 +262,15 @@ pub struct RunArguments {
     #[arg(long, value_name = "N")]
     pub concurrency: Option<String>,
 
-    /// Most rows in one insert; the memory limit bounds its bytes besides
-    /// [env: BATCH_SIZE] [default: 250000]
+    /// Rows that the server gathers for a part of the target, unless their bytes are enough
+    /// [env: BATCH_SIZE] [default: 1000000]
     #[arg(long, value_name = "N")]
     pub batch_size: Option<String>,
+
+    /// Bytes that are enough for a part, uncompressed: the server holds so many for each segment. Less
+    /// where it has too little memory [env: PART_BYTES] [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub part_bytes: Option<String>,
 
     /// Rows per segment, the unit of work; raised where the month lies in so
     /// many parts that shorter segments would read too much twice [env: SEGMENT_ROWS] [default: 250000]
@@ -283,7 +292,7 @@ Further settings, from the environment or .env only:
   SSL_CERT_FILE             certificates of authorities [default: those of the machine]
   STREAM_BLOCK_SIZE         most rows in one block that is read [default: 8192]
   RELOAD_SECONDS            how often traces that changed are loaded again [default: 900]
-  MAX_RETRIES               tries after a passing error, per batch or segment [default: 8]
+  MAX_RETRIES               tries after a passing error, per segment [default: 8]
 
 Examples:
   See what there would be to do, without writing:

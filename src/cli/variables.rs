@@ -21,6 +21,7 @@ pub(super) const VARIABLES: &[&str] = &[
     "NO_ROOT_SPANS",
     "NO_TRACE_METADATA",
     "PARTITION",
+    "PART_BYTES",
     "RELOAD_SECONDS",
     "ROOT_SPANS",
     "SEGMENT_ROWS",

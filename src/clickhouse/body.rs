@@ -1,57 +1,174 @@
-//! The body of an insert.
+//! The body of an insert, which is sent while it is made.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
+use hyper::body::{Body, Frame};
+use tokio::sync::{Notify, mpsc};
 
 /// Bytes handed to the HTTP client at once.
 const FRAME_BYTES: usize = 256 * 1024;
 
-/// The pieces of a batch as an HTTP body, sent without being joined.
-pub(super) struct BatchBody {
-    pieces: VecDeque<Bytes>,
-    /// Bytes that are to be sent.
-    pub(super) remaining: u64,
+/// A body and what feeds it.
+pub(super) fn body() -> (Feed, StreamedBody) {
+    let (sender, fed) = mpsc::unbounded_channel();
+    let feed = Feed {
+        sender,
+        backlog: Arc::default(),
+    };
+    let body = StreamedBody {
+        fed,
+        block: VecDeque::new(),
+        held: None,
+        is_ended: false,
+    };
+    (feed, body)
 }
 
-impl BatchBody {
-    pub(super) fn new(pieces: &[Bytes]) -> Self {
-        Self {
-            pieces: pieces.iter().filter(|p| !p.is_empty()).cloned().collect(),
-            remaining: pieces.iter().map(|piece| piece.len() as u64).sum(),
+/// Gives a body its blocks. Where it is dropped before [`Feed::end`], the body breaks off, so that
+/// the server does not take what came for the whole.
+pub(super) struct Feed {
+    sender: mpsc::UnboundedSender<Fed>,
+    backlog: Arc<Backlog>,
+}
+
+enum Fed {
+    Block { pieces: Vec<Bytes>, held: Held },
+    End,
+}
+
+impl Feed {
+    /// Adds a block that holds so many bytes of memory. It does not wait: see [`Backlog::at_most`].
+    pub(super) fn push(&self, pieces: Vec<Bytes>, held_bytes: usize) {
+        self.backlog.bytes.fetch_add(held_bytes, Ordering::Relaxed);
+        let held = Held {
+            bytes: held_bytes,
+            backlog: Arc::clone(&self.backlog),
+        };
+        // Where the request has ended, its answer says why.
+        let _ = self.sender.send(Fed::Block { pieces, held });
+    }
+
+    /// There are no more blocks.
+    pub(super) fn end(&self) {
+        let _ = self.sender.send(Fed::End);
+    }
+
+    /// What is not sent yet.
+    pub(super) fn backlog(&self) -> &Backlog {
+        &self.backlog
+    }
+}
+
+/// Blocks that are not sent yet.
+#[derive(Default)]
+pub(super) struct Backlog {
+    bytes: AtomicUsize,
+    freed: Notify,
+}
+
+impl Backlog {
+    /// Bytes of memory that they hold.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Waits until they hold no more than that.
+    pub(super) async fn at_most(&self, bytes: usize) {
+        while self.bytes() > bytes {
+            self.freed.notified().await;
         }
     }
 }
 
-impl Body for BatchBody {
+/// Memory of a block, given back when its last bytes are handed to the HTTP client.
+struct Held {
+    bytes: usize,
+    backlog: Arc<Backlog>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.backlog.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.backlog.freed.notify_one();
+    }
+}
+
+/// The blocks that a [`Feed`] gives, as an HTTP body.
+pub(super) struct StreamedBody {
+    fed: mpsc::UnboundedReceiver<Fed>,
+    /// What is left of the block that is being sent.
+    block: VecDeque<Bytes>,
+    held: Option<Held>,
+    is_ended: bool,
+}
+
+/// The feed is gone before the end.
+#[derive(Debug, thiserror::Error)]
+#[error("the insert was given up")]
+pub(super) struct GivenUp;
+
+impl Body for StreamedBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = GivenUp;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(piece) = self.pieces.front_mut() else {
-            return Poll::Ready(None);
-        };
-        // The HTTP client may copy a frame into its own buffer, whatever its size.
-        let frame = piece.split_to(piece.len().min(FRAME_BYTES));
-        if piece.is_empty() {
-            self.pieces.pop_front();
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, GivenUp>>> {
+        loop {
+            if let Some(piece) = self.block.front_mut() {
+                // The HTTP client may copy a frame into its own buffer, whatever its size.
+                let frame = piece.split_to(piece.len().min(FRAME_BYTES));
+                if piece.is_empty() {
+                    self.block.pop_front();
+                }
+                return Poll::Ready(Some(Ok(Frame::data(frame))));
+            }
+            self.held = None;
+            if self.is_ended {
+                return Poll::Ready(None);
+            }
+            match ready!(self.fed.poll_recv(context)) {
+                Some(Fed::Block { pieces, held }) => {
+                    self.block = pieces.into_iter().filter(|p| !p.is_empty()).collect();
+                    self.held = Some(held);
+                }
+                Some(Fed::End) => self.is_ended = true,
+                None => return Poll::Ready(Some(Err(GivenUp))),
+            }
         }
-        self.remaining -= frame.len() as u64;
-        Poll::Ready(Some(Ok(Frame::data(frame))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_is_the_bytes_of_its_blocks_and_gives_their_memory_back() {
+        let (feed, body) = body();
+        let large = Bytes::from(vec![7; 3 * FRAME_BYTES + 1]);
+        feed.push(vec![Bytes::from_static(b"one"), Bytes::new()], 10);
+        feed.push(vec![large.clone(), Bytes::from_static(b"two")], 20);
+        assert_eq!(feed.backlog().bytes(), 30);
+        feed.end();
+        let sent = body.collect().await.unwrap().to_bytes();
+        assert_eq!(sent, [b"one", &large[..], b"two"].concat());
+        feed.backlog().at_most(0).await;
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining)
+    #[tokio::test]
+    async fn a_body_whose_feed_is_gone_breaks_off() {
+        let (feed, body) = body();
+        feed.push(vec![Bytes::from_static(b"one")], 3);
+        drop(feed);
+        assert!(body.collect().await.is_err());
     }
 }

@@ -14,8 +14,9 @@ use hyper_util::rt::TokioExecutor;
 
 use super::retry::Retries;
 
-use super::body::BatchBody;
+use super::body::StreamedBody;
 use super::error::RequestError;
+use super::heard_out::HearingOut;
 use super::options::{Compression, ConnectionOptions};
 use super::settings::Settings;
 use super::tls;
@@ -37,7 +38,7 @@ pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
 pub struct Connection {
     client: Client,
     /// For inserts.
-    pub(super) http: HttpClient<HttpsConnector<HttpConnector>, BatchBody>,
+    pub(super) http: HttpClient<HearingOut<HttpsConnector<HttpConnector>>, StreamedBody>,
     pub(super) options: ConnectionOptions,
     pub(super) settings: Settings,
     retries: Option<Retries>,
@@ -81,7 +82,7 @@ impl Connection {
             });
         Ok(Self {
             client,
-            http: insert_builder.build(connector),
+            http: insert_builder.build(HearingOut(connector)),
             options,
             settings: Settings::default(),
             retries: None,

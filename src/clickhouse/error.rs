@@ -108,17 +108,9 @@ const PASSING: &[u32] = &[
 ];
 
 /// Exceptions that say that the server lacks memory for what was sent.
-const TOO_LARGE: &[u32] = &[
+const LACK_OF_MEMORY: &[u32] = &[
     173, // CANNOT_ALLOCATE_MEMORY
     241, // MEMORY_LIMIT_EXCEEDED
-];
-
-/// Exceptions that a server answers to an insert before it has written any of it. TOO_MANY_PARTS (252)
-/// is none: it is told again before each block but the first, when the first is there.
-const REFUSALS: &[u32] = &[
-    202, // TOO_MANY_SIMULTANEOUS_QUERIES
-    203, // NO_FREE_CONNECTION
-    745, // SERVER_OVERLOADED
 ];
 
 /// Part of the message of an exception that has the code of a cut connection,
@@ -221,21 +213,15 @@ impl RequestError {
     /// Whether the server, or a proxy before it, would take less at once.
     pub fn is_too_large(&self) -> bool {
         match self {
-            RequestError::Exception { code, .. } => TOO_LARGE.contains(code),
             RequestError::Http { status, .. } => *status == Some(413),
-            _ => false,
+            _ => self.is_lack_of_memory(),
         }
     }
 
-    /// Whether it is certain that nothing of an insert was written, so that the same bytes may be
-    /// sent again. Of any other error a part of the rows may be there, or all of them.
-    pub fn is_refusal(&self) -> bool {
-        match self {
-            RequestError::Exception { code, .. } => REFUSALS.contains(code),
-            // Not 503: some proxies answer it when the server is gone that took the request.
-            RequestError::Http { status, .. } => matches!(status, Some(413 | 429)),
-            _ => false,
-        }
+    /// Whether the server lacks memory for what was sent.
+    pub fn is_lack_of_memory(&self) -> bool {
+        self.code()
+            .is_some_and(|code| LACK_OF_MEMORY.contains(&code))
     }
 
     /// The number of the ClickHouse exception, if it was one.

@@ -1,37 +1,38 @@
-//! Inserting one batch.
+//! An insert whose rows are sent while they are made.
 //!
 //! The official client's inserts do not tell how many rows the server wrote (it
 //! drops the `X-ClickHouse-Summary` header of an insert), and "rows written
-//! equal rows sent" is what guards against a row being lost silently. So a
-//! batch is posted with the HTTP client underneath.
-
-use std::time::Duration;
+//! equal rows sent" is what guards against a row being lost silently. So an
+//! insert is posted with the HTTP client underneath.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_ENCODING, HeaderMap, USER_AGENT};
 use hyper::{Request, Response};
+use tokio::task::JoinHandle;
 
-use super::body::BatchBody;
+use super::body::{Feed, StreamedBody, body};
 use super::connection::Connection;
 use super::error::RequestError;
 use super::options::Compression;
+use super::settings::MAX_QUERY_SIZE;
 
-/// How long the server may take to accept and write one batch.
-const INSERT_TIMEOUT: Duration = Duration::from_secs(900);
+/// Bytes of an insert's statement at most: the server's default. Of the body the server holds as much
+/// besides, since the statement could go on there (measured on 26.7: 385 MiB for an insert of 150 MB with
+/// the size that other statements are allowed, 30 MiB with this one).
+const QUERY_SIZE_OF_INSERTS: &str = "262144";
+
 /// Bytes of an answer that are read; an exception text is far shorter.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// The bytes of one insert, ready to be sent any number of times.
+/// What an insert is about, but for its rows.
 #[derive(Debug, Clone)]
 pub struct InsertRequest {
     /// `INSERT INTO … FORMAT Native`
     pub sql: String,
-    /// `Native` blocks, compressed as the connection's options say.
-    pub body: Vec<Bytes>,
-    /// Rows in `body`.
-    pub rows: u64,
+    /// Settings of its own, those of `OF_INSERTS` in `settings.rs`.
+    pub settings: Vec<(&'static str, String)>,
     /// Name of the insert in `system.processes`, by which it can be found once its client is gone.
     pub query_id: String,
     /// Whether the target has materialized views; the rows they write are
@@ -39,49 +40,68 @@ pub struct InsertRequest {
     pub has_views: bool,
 }
 
+/// An insert that is under way. Dropped before it is answered, it breaks off: the server keeps what it
+/// has written by then.
+pub struct OpenInsert {
+    feed: Feed,
+    /// Until it is taken.
+    answer: Option<JoinHandle<Result<HeaderMap, RequestError>>>,
+    rows: u64,
+    has_views: bool,
+}
+
 impl Connection {
-    /// Sends one batch once, and checks that the server wrote all of it.
+    /// Begins an insert.
     ///
     /// # Errors
-    /// Whatever the request met, or [`RequestError::Unexpected`] where fewer
-    /// rows were written than sent.
-    pub async fn insert(&self, insert: &InsertRequest) -> Result<(), RequestError> {
-        let request = self.insert_request(insert)?;
-        let answer = async {
-            let response = self
-                .http
-                .request(request)
-                .await
-                .map_err(|error| RequestError::network(&error))?;
-            read_answer(response).await
-        };
-        let headers = tokio::time::timeout(INSERT_TIMEOUT, answer)
-            .await
-            .map_err(|_| RequestError::TimedOut {
-                doing: "accept a batch",
-                limit: INSERT_TIMEOUT,
-            })??;
-        check_written_rows(&headers, insert)
+    /// [`RequestError::Unexpected`] where the request cannot even be formed.
+    pub fn begin_insert(&self, insert: &InsertRequest) -> Result<OpenInsert, RequestError> {
+        let (feed, body) = body();
+        let request = self.insert_request(insert, body)?;
+        let http = self.http.clone();
+        let answer = tokio::spawn(async move {
+            match http.request(request).await {
+                Ok(response) => read_answer(response).await,
+                Err(error) => Err(RequestError::network(&error)),
+            }
+        });
+        Ok(OpenInsert {
+            feed,
+            answer: Some(answer),
+            rows: 0,
+            has_views: insert.has_views,
+        })
     }
 
-    fn insert_request(&self, insert: &InsertRequest) -> Result<Request<BatchBody>, RequestError> {
+    fn insert_request(
+        &self,
+        insert: &InsertRequest,
+        body: StreamedBody,
+    ) -> Result<Request<StreamedBody>, RequestError> {
         let mut url = self.options.url.clone();
         let mut pairs = url.query_pairs_mut();
         pairs.clear();
         pairs.append_pair("query", &insert.sql);
-        pairs.extend_pairs(self.settings.all());
+        let of_all = self.settings.all().iter().copied();
+        pairs.extend_pairs(of_all.map(|setting| match setting.0 {
+            MAX_QUERY_SIZE => (MAX_QUERY_SIZE, QUERY_SIZE_OF_INSERTS),
+            _ => setting,
+        }));
+        let settings = insert.settings.iter();
+        pairs.extend_pairs(settings.filter(|setting| self.settings.may_insert_with(setting.0)));
         pairs.append_pair("query_id", &insert.query_id);
         // The number of written rows is in a header, so it must be known by then.
         pairs.append_pair("wait_end_of_query", "1");
         drop(pairs);
-        let body = BatchBody::new(&insert.body);
         let mut request = Request::post(url.as_str())
             .header(
                 USER_AGENT,
                 concat!("events-backfill/", env!("CARGO_PKG_VERSION")),
             )
             .header(AUTHORIZATION, self.options.authorization())
-            .header(CONTENT_LENGTH, body.remaining);
+            // Otherwise the server reads a body to its end before it says that the insert has
+            // failed (measured on 26.7), which may take a whole segment.
+            .header(CONNECTION, "close");
         if self.options.compression == Compression::Lz4 {
             request = request.header(CONTENT_ENCODING, "lz4");
         }
@@ -89,6 +109,114 @@ impl Connection {
             RequestError::Unexpected(format!("the insert cannot be formed: {error}"))
         })
     }
+}
+
+impl OpenInsert {
+    /// Adds a block: its bytes in `Native` format, compressed as the connection's options say, the
+    /// memory that they hold, and its rows. It does not wait.
+    pub fn push(&mut self, pieces: Vec<Bytes>, held_bytes: usize, rows: u64) {
+        self.rows += rows;
+        self.feed.push(pieces, held_bytes);
+    }
+
+    /// Bytes of memory of the blocks that are not sent yet.
+    pub fn held_bytes(&self) -> usize {
+        self.feed.backlog().bytes()
+    }
+
+    /// Rows of all blocks.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Waits until no more bytes than that are held. It may be called again where it was given up.
+    ///
+    /// # Errors
+    /// What the server has answered, which it should not have yet.
+    pub async fn at_most(&mut self, held_bytes: usize) -> Result<(), RequestError> {
+        let Some(answer) = &mut self.answer else {
+            return Err(already_answered());
+        };
+        let answered = tokio::select! {
+            // That the insert has failed counts also where there is room.
+            biased;
+            answered = answer => answered,
+            () = self.feed.backlog().at_most(held_bytes) => return Ok(()),
+        };
+        self.answer = None;
+        joined(answered)?;
+        Err(RequestError::Unexpected(
+            "ClickHouse has answered an insert before it had all rows".to_owned(),
+        ))
+    }
+
+    /// Says that there are no more blocks, and waits for the answer. It may be called again where it
+    /// was given up.
+    ///
+    /// # Errors
+    /// What the request met, or [`RequestError::Unexpected`] where fewer rows were written than sent.
+    pub async fn finish(&mut self) -> Result<(), RequestError> {
+        self.feed.end();
+        let Some(answer) = &mut self.answer else {
+            return Err(already_answered());
+        };
+        let answered = answer.await;
+        self.answer = None;
+        self.check_written_rows(&joined(answered)?)
+    }
+
+    /// Breaks the insert off, and waits until its memory is given back.
+    pub async fn abort(mut self) {
+        if let Some(answer) = self.answer.take() {
+            answer.abort();
+            let _ = answer.await;
+        }
+    }
+
+    fn check_written_rows(&self, headers: &HeaderMap) -> Result<(), RequestError> {
+        let sent = self.rows;
+        match written_rows(headers) {
+            Some(written) if written == sent => Ok(()),
+            Some(written) if self.has_views && written > sent => Ok(()),
+            Some(written) => Err(RequestError::Unexpected(format!(
+                "ClickHouse reports {written} rows written where {sent} were sent"
+            ))),
+            None => Err(RequestError::Unexpected(
+                "the answer to an insert does not say how many rows were written (no \
+                 X-ClickHouse-Summary header): is there a proxy that removes headers?"
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
+impl Drop for OpenInsert {
+    fn drop(&mut self) {
+        if let Some(answer) = &self.answer {
+            answer.abort();
+        }
+    }
+}
+
+fn joined(
+    answered: Result<Result<HeaderMap, RequestError>, tokio::task::JoinError>,
+) -> Result<HeaderMap, RequestError> {
+    let ended = |error| {
+        Err(RequestError::Unexpected(format!(
+            "an insert ended: {error}"
+        )))
+    };
+    answered.unwrap_or_else(ended)
+}
+
+fn already_answered() -> RequestError {
+    RequestError::Unexpected("an insert is used that was answered".to_owned())
+}
+
+fn written_rows(headers: &HeaderMap) -> Option<u64> {
+    let summary = headers.get("X-ClickHouse-Summary")?.to_str().ok()?;
+    let summary: serde_json::Value = serde_json::from_str(summary).ok()?;
+    summary.get("written_rows")?.as_str()?.parse().ok()
 }
 
 async fn read_answer(response: Response<Incoming>) -> Result<HeaderMap, RequestError> {
@@ -129,27 +257,4 @@ async fn read_answer(response: Response<Incoming>) -> Result<HeaderMap, RequestE
         code,
         &text,
     ))
-}
-
-fn check_written_rows(headers: &HeaderMap, insert: &InsertRequest) -> Result<(), RequestError> {
-    let summary = headers
-        .get("X-ClickHouse-Summary")
-        .and_then(|summary| summary.to_str().ok())
-        .and_then(|summary| serde_json::from_str::<serde_json::Value>(summary).ok());
-    let written = summary
-        .as_ref()
-        .and_then(|summary| summary.get("written_rows")?.as_str()?.parse::<u64>().ok());
-    match written {
-        Some(written) if written == insert.rows => Ok(()),
-        Some(written) if insert.has_views && written > insert.rows => Ok(()),
-        Some(written) => Err(RequestError::Unexpected(format!(
-            "ClickHouse reports {written} rows written where {} were sent",
-            insert.rows
-        ))),
-        None => Err(RequestError::Unexpected(
-            "the answer to an insert does not say how many rows were written (no \
-             X-ClickHouse-Summary header): is there a proxy that removes headers?"
-                .to_owned(),
-        )),
-    }
 }

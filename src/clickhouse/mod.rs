@@ -4,6 +4,7 @@
 mod body;
 mod connection;
 mod error;
+mod heard_out;
 mod insert;
 mod options;
 pub mod quoting;
@@ -18,7 +19,7 @@ mod tls;
 pub use connection::Connection;
 pub use connection::NativeStream;
 pub(crate) use error::RequestError;
-pub(crate) use insert::InsertRequest;
+pub(crate) use insert::{InsertRequest, OpenInsert};
 pub use options::{Compression, ConnectionOptions, Password};
 pub(crate) use schema::{PartitionSize, ServerInfo, now_in_microseconds};
 pub use schema::{TableColumn, TableInfo};

@@ -172,11 +172,14 @@ pub(super) const MEANING: &[(&str, &str)] = &[
     ("materialized_views_ignore_errors", "0"),
     ("ignore_materialized_views_with_dropped_target_table", "0"),
     // Ids that are asked for are part of a statement.
-    ("max_query_size", "268435456"),
+    (MAX_QUERY_SIZE, "268435456"),
     // Into the table itself, where it is spread over several servers, and before the answer.
     ("insert_distributed_sync", "1"),
     ("insert_shard_id", "0"),
 ];
+
+/// How long a statement may be.
+pub(super) const MAX_QUERY_SIZE: &str = "max_query_size";
 
 /// The only preference that is no limit.
 pub(super) const COMPRESSION_LEVEL: &str = "http_zlib_compression_level";
@@ -231,6 +234,13 @@ pub(super) const OF_STATEMENTS: &[(&str, &[&str])] = &[
     ("cancel_http_readonly_queries_on_client_close", &["1"]),
 ];
 
+/// What an insert states where the profile lets it, with the least and the most: how much the server
+/// gathers for a part.
+pub(super) const OF_INSERTS: &[(&str, &[&str])] = &[
+    ("min_insert_block_size_rows", &["1", "10000000"]),
+    ("min_insert_block_size_bytes", &["1", "4294967296"]),
+];
+
 /// The settings of all statements of a connection, once the server has been asked which it knows.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Settings {
@@ -244,6 +254,8 @@ pub(super) struct Known {
     pub(super) sent: Vec<(&'static str, &'static str)>,
     /// Limits that the profile holds, with their values.
     pub(super) held_limits: Vec<(&'static str, String)>,
+    /// What an insert may state.
+    pub(super) of_inserts: Vec<&'static str>,
 }
 
 impl Settings {
@@ -255,6 +267,11 @@ impl Settings {
     /// Limits that could not be lifted.
     pub(super) fn held_limits(&self) -> &[(&'static str, String)] {
         self.known.get().map_or(&[], |known| &known.held_limits)
+    }
+
+    /// Whether an insert may state a setting.
+    pub(super) fn may_insert_with(&self, name: &str) -> bool {
+        (self.known.get()).is_none_or(|known| known.of_inserts.contains(&name))
     }
 
     /// Whether the server has been asked.
@@ -272,7 +289,8 @@ mod tests {
     #[test]
     fn no_setting_is_stated_twice() {
         let all = MEANING.iter().chain(PREFERENCES).map(|setting| setting.0);
-        let all = all.chain(OF_STATEMENTS.iter().map(|setting| setting.0));
+        let single = OF_STATEMENTS.iter().chain(OF_INSERTS);
+        let all = all.chain(single.map(|setting| setting.0));
         let names: BTreeSet<&str> = all.clone().collect();
         assert_eq!(names.len(), all.count());
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::connection::Connection;
 use super::error::RequestError;
 use super::quoting;
-use super::settings::{COMPRESSION_LEVEL, Known, MEANING, OF_STATEMENTS, PREFERENCES};
+use super::settings::{COMPRESSION_LEVEL, Known, MEANING, OF_INSERTS, OF_STATEMENTS, PREFERENCES};
 
 /// What the question for the settings themselves depends on. All servers know these.
 const OF_QUESTION: &[(&str, &str)] = &[
@@ -63,6 +63,7 @@ impl Connection {
         let mut known = Known {
             sent: Vec::new(),
             held_limits: Vec::new(),
+            of_inserts: Vec::new(),
         };
         for &(name, wanted) in MEANING {
             match there_are.get(name) {
@@ -95,6 +96,18 @@ impl Connection {
                 }
             }
         }
+        for &(name, values) in OF_INSERTS {
+            let Some(setting) = there_are.get(name) else {
+                continue;
+            };
+            let mut may_be_set = true;
+            for &wanted in values {
+                may_be_set &= self.may_be_set(name, wanted, setting).await?;
+            }
+            if may_be_set {
+                known.of_inserts.push(name);
+            }
+        }
         // If another task was faster, it has come to the same.
         let _ = self.settings.known.set(known);
         Ok(())
@@ -104,6 +117,14 @@ impl Connection {
     /// before the server has been asked.
     pub(crate) fn held_limits(&self) -> &[(&'static str, String)] {
         self.settings.held_limits()
+    }
+
+    /// How long a statement may take, where the profile limits it and does not let us lift that.
+    pub(crate) fn longest_statement(&self) -> Option<Duration> {
+        let mut held = self.held_limits().iter();
+        let (_, seconds) = held.find(|limit| limit.0 == "max_execution_time")?;
+        let seconds: f64 = seconds.parse().ok()?;
+        (seconds > 0.0).then(|| Duration::try_from_secs_f64(seconds).ok())?
     }
 
     /// What the server knows of itself.
@@ -119,7 +140,8 @@ impl Connection {
 
     async fn settings_of_user(&self) -> Result<BTreeMap<String, Setting>, RequestError> {
         let names = MEANING.iter().chain(PREFERENCES).map(|setting| setting.0);
-        let names = names.chain(OF_STATEMENTS.iter().map(|setting| setting.0));
+        let single = OF_STATEMENTS.iter().chain(OF_INSERTS);
+        let names = names.chain(single.map(|setting| setting.0));
         let names: Vec<String> = names.map(quoting::string).collect();
         // One row, since the profile may hold a limit for rows; the server has applied that, and does
         // not know of it any more, besides that there was one.

@@ -106,6 +106,7 @@ fn of_repair(arguments: RepairArguments) -> RunArguments {
         memory_limit: arguments.memory_limit,
         concurrency: arguments.concurrency,
         batch_size: arguments.batch_size,
+        part_bytes: arguments.part_bytes,
         ..RunArguments::default()
     }
 }

@@ -62,14 +62,14 @@ impl fmt::Display for ByteSize {
 
 /// Program, stacks, connections, SST writers: what does not depend on the data.
 const FIXED: u64 = 96 * MIB;
-/// Least bytes of one batch for which the budget makes sense.
-const SMALLEST_BATCH: u64 = 2 * MIB;
-/// More per batch gains nothing: the server divides an insert into parts of this
-/// size (`min_insert_block_size_bytes`, 256 MiB in 26.7).
-pub(crate) const LARGEST_BATCH: u64 = 256 * MIB;
-
+/// Least bytes of a segment for which the budget makes sense.
+const SMALLEST_SEGMENT: u64 = 6 * MIB;
+/// More blocks that wait to be sent gain nothing.
+const LARGEST_BACKLOG: u64 = 24 * MIB;
+/// Looking up the traces of more blocks at once gains nothing where few traces have many rows each.
+const LARGEST_LOOK_UP: u64 = 16 * MIB;
 /// Blocks of more bytes gain nothing.
-const LARGEST_PREFERRED_BLOCK: u64 = 16 * MIB;
+const LARGEST_PREFERRED_BLOCK: u64 = 4 * MIB;
 
 /// How the limit is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,11 +78,11 @@ pub struct Budget {
     pub cache_bytes: usize,
     /// Filter over the traces seen while loading. Given back before streaming.
     pub seen_bytes: usize,
-    /// All that one segment holds: the batch that is being sent, the one that is
-    /// being filled, the block that arrives and the one that is enriched.
+    /// All that one segment holds at most: the block that arrives, the ones that wait for their
+    /// traces, are enriched, or wait to be sent. Usual blocks take less.
     pub segment_bytes: usize,
-    /// One batch of one segment, as long as its blocks are of the usual size.
-    pub batch_bytes: usize,
+    /// Blocks of one segment that wait to be sent, as long as they are of the usual size.
+    pub backlog_bytes: usize,
     /// The largest block that may arrive.
     pub max_block_bytes: usize,
     /// The largest block of traces that may arrive while loading, when nothing
@@ -106,18 +106,17 @@ impl Budget {
     /// An eighth is the block cache: segments go from day to day, so it has to hold
     /// the indexes and filters of a few days only. As much again is for the blocks
     /// that look-ups hold, and for what the allocator keeps. The rest, less what is fixed, is for the
-    /// segments. Of a segment's share three eighths are for a batch, twice; the
-    /// last quarter is for blocks. What is larger than usual makes room for itself,
-    /// by waiting for the batches to be sent.
+    /// segments. Of a segment's share three eighths are for blocks that wait to be sent, and a
+    /// quarter for those that wait for their traces. What is larger than usual makes room for itself,
+    /// by waiting for the others to be sent.
     ///
     /// # Errors
     /// A sentence where the limit is too small.
     pub fn new(limit: ByteSize, concurrency: usize) -> Result<Self, String> {
         let cache = limit.0 / 8;
         let segments = limit.0.saturating_sub(2 * cache + FIXED) / concurrency.max(1) as u64;
-        let batch = (segments * 3 / 8).min(LARGEST_BATCH);
-        if batch < SMALLEST_BATCH {
-            let least = (FIXED + concurrency as u64 * SMALLEST_BATCH * 8 / 3) * 4 / 3 + MIB;
+        if segments < SMALLEST_SEGMENT {
+            let least = (FIXED + concurrency as u64 * SMALLEST_SEGMENT) * 4 / 3 + MIB;
             return Err(format!(
                 "a memory limit of {limit} is too small for {concurrency} segments at once: \
                  use at least {}, or fewer with --concurrency",
@@ -129,8 +128,8 @@ impl Budget {
             cache_bytes: in_memory(cache),
             seen_bytes: in_memory(limit.0 / 4),
             segment_bytes: in_memory(segments),
-            batch_bytes: in_memory(batch),
-            look_up_bytes: in_memory(batch / 2),
+            backlog_bytes: in_memory((segments * 3 / 8).min(LARGEST_BACKLOG)),
+            look_up_bytes: in_memory((segments / 4).min(LARGEST_LOOK_UP)),
             // While it arrives its buffer may be half as large again.
             max_block_bytes: in_memory(segments / 3),
             load_block_bytes: (in_memory(segments) * concurrency) / 4,
@@ -199,7 +198,8 @@ mod tests {
                 let budget = Budget::new(limit, concurrency).unwrap();
                 let segments = concurrency * budget.segment_bytes;
                 assert!((budget.cache_bytes + segments) as u64 + FIXED <= limit.0);
-                let usual = 2 * budget.batch_bytes + 6 * budget.preferred_block_bytes;
+                let waiting = budget.backlog_bytes + budget.look_up_bytes;
+                let usual = waiting + 6 * budget.preferred_block_bytes;
                 assert!(usual <= budget.segment_bytes);
                 assert!(budget.max_block_bytes * 3 / 2 <= budget.segment_bytes / 2);
             }

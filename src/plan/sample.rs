@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::backfill::error::WorkError;
 use crate::backfill::load::versions::{self, TraceSource};
-use crate::backfill::pipeline::batch::BatchMaker;
+use crate::backfill::pipeline::compress::Compressor;
 use crate::backfill::remote_lookup::query::Question;
 use crate::backfill::work_attempts::WorkAttempts;
 use crate::cli::options::Options;
@@ -197,7 +197,7 @@ impl Sampler<'_> {
         let mut readers = JoinSet::new();
         for _ in 0..options.concurrency {
             let (work, retries) = (Arc::clone(&work), self.retries.clone());
-            // A block is never divided, so it must not be larger than a batch.
+            // As a run: the server does not divide a block, so it must not be larger than a part.
             let block_rows = options.block_rows.min(options.batch_rows);
             readers.spawn(async move { work.read_all(block_rows, &retries).await });
         }
@@ -270,7 +270,7 @@ impl Sampler<'_> {
             .collect()
     }
 
-    /// Makes events of the blocks, and batches of these.
+    /// Makes events of the blocks, as they are sent.
     fn enrich(
         &self,
         blocks: Vec<Block>,
@@ -279,7 +279,7 @@ impl Sampler<'_> {
         let budget = self.options.budget;
         let mapping = Arc::new(self.inspected.mapping.clone());
         let enricher = Enricher::new(mapping, Arc::clone(store), budget.pool());
-        let batches = BatchMaker {
+        let compressor = Compressor {
             compression: self.connection.compression(),
             pool: budget.pool(),
         };
@@ -301,12 +301,11 @@ impl Sampler<'_> {
                 Err(EnrichError::Native(NativeError::TooLarge { .. })) => continue,
                 enriched => enriched.map_err(|error| given_up(&error.into(), ""))?,
             };
-            let mut batch = batches.begin();
             for event in events {
                 rows += event.rows as u64;
                 bytes += event.bytes() as u64;
-                batch
-                    .push(event)
+                compressor
+                    .seal(event)
                     .map_err(|error| Error::caused("a sample cannot be compressed", error))?;
             }
         }

@@ -385,7 +385,7 @@ fn is_root() -> bool {
     is_root
 }
 
-/// A run of a handful of rows that the server ended after the first one, for want of parts.
+/// A run of a handful of rows that the server ended after the first ones, for want of parts.
 fn unfinished_run(database: &Database) -> Tool {
     let settings = "ALTER TABLE events_full MODIFY SETTING parts_to_throw_insert";
     execute(database, &format!("{settings} = 1"));
@@ -397,7 +397,7 @@ fn unfinished_run(database: &Database) -> Tool {
     tool.run()
         .assert_one_error(1, &["Too many parts", "--resume"]);
     execute(database, &format!("{settings} = 1000"));
-    assert_eq!(rows(database, "events_full"), 1);
+    assert!(rows(database, "events_full") > 0);
     // Only the owner may enter it; the directory above is the administrator's.
     fs::set_permissions(tool.directory(), Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(tool.state_dir(), Permissions::from_mode(0o777)).unwrap();
@@ -433,6 +433,7 @@ fn the_state_of_another_user_is_neither_continued_nor_touched() {
     let tool = unfinished_run(&database);
     let state = tool.state_dir().join(SAMPLE_PARTITION);
     let checkpoint = fs::read(state.join("checkpoint")).unwrap();
+    let written = rows(&database, "events_full");
     let path = state.display().to_string();
     for arguments in [&[][..], &["--resume"], &["--restart"]] {
         let outcome = run_as_nobody(&database, &tool.state_dir(), arguments);
@@ -440,7 +441,7 @@ fn the_state_of_another_user_is_neither_continued_nor_touched() {
         outcome.assert_one_error(2, &words);
     }
     assert_eq!(fs::read(state.join("checkpoint")).unwrap(), checkpoint);
-    assert_eq!(rows(&database, "events_full"), 1);
+    assert_eq!(rows(&database, "events_full"), written);
     let tool = tool.arg("--resume").without_env("MAX_RETRIES");
     tool.run().assert_code(0);
     assert_complete(&database, "events_full");
@@ -455,6 +456,7 @@ fn files_of_another_user_in_the_state_directory_are_told_one_after_another() {
     let tool = unfinished_run(&database);
     let state = tool.state_dir().join(SAMPLE_PARTITION);
     let store = state.join("traces");
+    let written = rows(&database, "events_full");
     fs::set_permissions(&store, Permissions::from_mode(0o700)).unwrap();
     let give_away = |path: &Path| chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
     let resume = || run_as_nobody(&database, &tool.state_dir(), &["--resume"]);
@@ -469,7 +471,7 @@ fn files_of_another_user_in_the_state_directory_are_told_one_after_another() {
     let path = store.display().to_string();
     let words = ["trace store", &path, "Permission denied"];
     resume().assert_one_error(1, &words);
-    assert_eq!(rows(&database, "events_full"), 1);
+    assert_eq!(rows(&database, "events_full"), written);
     give_away(&store);
     for entry in fs::read_dir(&store).unwrap() {
         give_away(&entry.unwrap().path());
@@ -480,6 +482,9 @@ fn files_of_another_user_in_the_state_directory_are_told_one_after_another() {
     resume().assert_one_error(1, &[&path, "Permission denied"]);
     // Whoever is given all of it can go on with it.
     give_away(&late);
+    for entry in fs::read_dir(&late).unwrap() {
+        give_away(&entry.unwrap().path());
+    }
     resume().assert_code(0);
     assert_complete(&database, "events_full");
 }

@@ -13,7 +13,8 @@
 //! ```
 //!
 //! It understands just enough of HTTP/1.1 to tell requests apart on a connection that is kept alive:
-//! every request has a `Content-Length`, and none is sent before the last one is answered. The SQL of
+//! every request has a `Content-Length`, but for inserts, whose bodies are as long as they turn out
+//! and end their connections; and none is sent before the last one is answered. The SQL of
 //! a request is its URL parameter `query` (inserts) or its body (everything else).
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -356,7 +357,11 @@ impl Connection {
         loop {
             let head_bytes = self.read_head(&self.client, &mut buffer)?;
             let head = String::from_utf8_lossy(&buffer[..head_bytes]).into_owned();
-            let total = head_bytes + content_length(&head);
+            let total = match is_chunked(&head) {
+                // It is the last one.
+                true => usize::MAX,
+                false => head_bytes + content_length(&head),
+            };
             let sql = match query_parameter(&head) {
                 Some(sql) => sql,
                 None => {
@@ -373,12 +378,14 @@ impl Connection {
                     && !answered
                     && fault.happen()
                 {
+                    let answer = answer(status, close);
+                    if total == usize::MAX {
+                        self.write(Direction::Response, &exchange, answer.as_bytes())?;
+                        // A load balancer lets the client read that before it resets the connection.
+                        return self.drop_request(&mut buffer, total);
+                    }
                     self.drop_request(&mut buffer, total)?;
-                    self.write(
-                        Direction::Response,
-                        &exchange,
-                        answer(status, close).as_bytes(),
-                    )?;
+                    self.write(Direction::Response, &exchange, answer.as_bytes())?;
                     if close {
                         return Ok(());
                     }
@@ -650,12 +657,19 @@ fn answer(status: &str, close: bool) -> String {
 }
 
 fn content_length(head: &str) -> usize {
-    let mut lengths = head.lines().filter_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length")
-            .then(|| value.trim().parse().expect("a length is a number"))
-    });
-    lengths.next().unwrap_or(0)
+    let length = header(head, "content-length");
+    length.map_or(0, |length| length.parse().expect("a length is a number"))
+}
+
+fn is_chunked(head: &str) -> bool {
+    header(head, "transfer-encoding").is_some_and(|coding| coding == "chunked")
+}
+
+/// The value of a header.
+fn header<'a>(head: &'a str, wanted: &str) -> Option<&'a str> {
+    let headers = head.lines().filter_map(|line| line.split_once(':'));
+    let mut values = headers.filter(|(name, _)| name.eq_ignore_ascii_case(wanted));
+    values.next().map(|(_, value)| value.trim())
 }
 
 /// The URL parameter `query`.

@@ -14,6 +14,8 @@ use crate::partition::Partition;
 const PATIENCE: Duration = Duration::from_secs(900);
 /// How long to wait before looking again, where the user may not end queries.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// How long a run that is at work may take from one insert to the next.
+const PAUSE: Duration = Duration::from_secs(5);
 
 #[derive(Row, Deserialize)]
 struct Count {
@@ -49,8 +51,9 @@ pub(crate) async fn others_are_at_work(
     );
     let started = tokio::time::Instant::now();
     let mut of_before: Option<BTreeSet<String>> = None;
+    let mut ended = None;
     loop {
-        let under_way = match connection.rows::<QueryId>(&query).await {
+        let under_way: BTreeSet<String> = match connection.rows::<QueryId>(&query).await {
             Ok(rows) => rows.into_iter().map(|row| row.query_id).collect(),
             // ACCESS_DENIED: whoever may not see them cannot be told.
             Err(error) if error.code() == Some(497) => BTreeSet::new(),
@@ -58,7 +61,11 @@ pub(crate) async fn others_are_at_work(
         };
         let of_before = of_before.get_or_insert_with(|| under_way.clone());
         if of_before.is_disjoint(&under_way) {
-            return Ok(!under_way.is_empty());
+            let ended = ended.get_or_insert_with(tokio::time::Instant::now);
+            let has_paused = of_before.is_empty() || ended.elapsed() > PAUSE;
+            if has_paused || !under_way.is_empty() {
+                return Ok(!under_way.is_empty());
+            }
         }
         if started.elapsed() > PATIENCE {
             return Err(RequestError::TimedOut {

@@ -1,35 +1,35 @@
-//! Batches on their way into the target: one at a time for each segment, sent again where the
-//! server has certainly written nothing of them.
+//! The rows of one attempt at an item on their way into the target: one insert, whose parts the server
+//! cuts. There are several one after the other only where one may not last, or not be so large.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::task::JoinHandle;
+use tokio::task::block_in_place;
+use tokio::time::Instant;
 
-use super::batch::{Batch, BatchLimit, SealedBatch};
+use super::compress::{Compressor, SealedBlock};
+use super::keep_alive::{Arriving, KeepAlive};
+use super::limits::InsertLimits;
 use crate::backfill::error::WorkError;
 use crate::clickhouse::retry::Retries;
-use crate::clickhouse::{Connection, InsertRequest, RequestError};
-use crate::native::BlockReader;
+use crate::clickhouse::{Connection, InsertRequest, OpenInsert, RequestError};
+use crate::enrich::EnrichedBlock;
 use crate::shutdown::Shutdown;
 use crate::state::counts::SegmentCounts;
 
-/// ClickHouse closes a response that nobody reads for 30 s (`http_send_timeout`;
-/// giving another value with the query is not honoured: measured on 26.7). So
-/// while an insert takes long, a little is read at least this often.
-const SIP_EVERY: Duration = Duration::from_secs(8);
-/// Bytes of a sip. The kernels on both sides hold megabytes of a response that
-/// nobody reads; ClickHouse only sees that something was read when a third of
-/// what its own holds has gone.
-const SIP_BYTES: usize = 1024 * 1024;
-/// How long a sip waits for bytes.
-const SIP_FOR: Duration = Duration::from_millis(500);
+/// ClickHouse gives an insert up of which nothing comes for 30 s (`http_receive_timeout`). One that has
+/// waited for rows so long is ended, and the next rows go into another one.
+const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+/// How long the server may take none of the bytes of an insert, or take to answer at its end.
+const LONGEST_STALL: Duration = Duration::from_secs(900);
 /// How long an insert may still take once the run is asked to end.
 const LAST_INSERT: Duration = Duration::from_secs(10);
+/// How long the insert of an attempt that has failed may still take: what it has written by then need
+/// not be sent again.
+const FAILED_INSERT: Duration = Duration::from_secs(60);
 
-/// Where batches go. Shared by all segments.
+/// Where events go. Shared by all segments.
 pub(crate) struct Destination {
     /// The server.
     pub connection: Connection,
@@ -41,8 +41,16 @@ pub(crate) struct Destination {
     pub query_prefix: String,
     /// Insert nothing.
     pub dry_run: bool,
-    /// How large batches may be.
-    pub limit: BatchLimit,
+    /// Rows that the server gathers for a part, unless their bytes are enough.
+    pub part_rows: usize,
+    /// How large parts and inserts may be.
+    pub limits: InsertLimits,
+    /// How long an insert may last before another one is begun, where the user's profile limits it.
+    pub longest_insert: Option<Duration>,
+    /// Bytes of memory that may wait to be sent, for each segment.
+    pub backlog_bytes: usize,
+    /// Makes what is sent.
+    pub compressor: Compressor,
     /// When to try again.
     pub retries: Retries,
     /// Whether to end.
@@ -51,87 +59,52 @@ pub(crate) struct Destination {
     pub insert_nanoseconds: AtomicU64,
 }
 
-/// Something that gives bytes, a little at a time.
-pub(crate) trait KeepAlive {
-    /// The next bytes, or `None` at the end.
-    ///
-    /// # Errors
-    /// Whatever ends it before.
-    fn next_chunk(&mut self) -> impl Future<Output = Result<Option<Bytes>, WorkError>> + Send;
-}
-
-/// What the rows of a segment arrive in, to be sipped from while an insert takes long.
-pub(crate) struct Arriving<'a, S> {
-    /// Where they come from.
-    pub rows: &'a mut S,
-    /// What takes its bytes.
-    pub reader: &'a mut BlockReader,
-    /// Most bytes that may wait in it.
-    pub max_buffered_bytes: usize,
-}
-
-impl<S: KeepAlive> Arriving<'_, S> {
-    /// Reads a little, if there is room for it: rather let the read break, and
-    /// the segment be done again, than go over budget. The wait is short, so
-    /// that the end of the insert is not missed.
-    async fn sip(&mut self) -> Result<(), WorkError> {
-        let enough = self
-            .max_buffered_bytes
-            .min(self.reader.buffered_bytes() + SIP_BYTES);
-        let ends = tokio::time::Instant::now() + SIP_FOR;
-        while self.reader.buffered_bytes() < enough
-            && let Ok(chunk) = tokio::time::timeout_at(ends, self.rows.next_chunk()).await
-            && let Some(chunk) = chunk?
-        {
-            self.reader.push(&chunk);
-        }
-        Ok(())
-    }
-}
-
-/// Nothing to sip from.
-const NOWHERE: Option<Arriving<'static, Nothing>> = None;
-
-/// Gives nothing.
-struct Nothing;
-
-impl KeepAlive for Nothing {
-    async fn next_chunk(&mut self) -> Result<Option<Bytes>, WorkError> {
-        Ok(None)
-    }
-}
-
-/// Sends the batches of one try at a piece of work, one at a time.
+/// Sends the blocks of one attempt.
 pub(crate) struct Sender {
     destination: Arc<Destination>,
-    /// What it is a piece of, for people.
-    title: Arc<str>,
-    /// No other try has this name.
+    /// No other attempt has this name.
     name: String,
-    batches: u32,
-    in_flight: Option<JoinHandle<Result<(), WorkError>>>,
-    /// Bytes of memory that the batch in flight holds.
-    held_bytes: usize,
+    inserts: u32,
+    open: Option<Open>,
     counts: SegmentCounts,
-    /// Rows of the batch in flight.
-    rows_in_flight: u64,
     /// Rows that the server has acknowledged.
     acknowledged: u64,
 }
 
+/// The insert that is under way.
+struct Open {
+    insert: OpenInsert,
+    begun: Instant,
+    /// When it was given something last.
+    fed: Instant,
+    blocks: u32,
+    /// Bytes of its body.
+    body_bytes: usize,
+    /// Bytes of its blocks, uncompressed.
+    bytes: usize,
+    /// Of the largest of them.
+    largest_block: usize,
+    /// Bytes that the server gathers for a part.
+    part_bytes: usize,
+}
+
+impl Open {
+    /// Whether it is of use to make parts smaller, or inserts: what was refused was more than a block.
+    fn is_divisible(&self, error: &RequestError) -> bool {
+        self.blocks > 1 && (!error.is_lack_of_memory() || self.part_bytes > self.largest_block)
+    }
+}
+
 impl Sender {
-    /// A sender for one try at the piece of work that `title` names. Another try must have another
-    /// `name`, so that its inserts can be told from those before.
-    pub(crate) fn new(destination: &Arc<Destination>, title: String, name: String) -> Self {
+    /// A sender for one attempt. Another attempt must have another `name`, so that its inserts can be
+    /// told from those before.
+    pub(crate) fn new(destination: &Arc<Destination>, name: String) -> Self {
         Self {
             destination: Arc::clone(destination),
-            title: title.into(),
             name,
-            batches: 0,
-            in_flight: None,
-            held_bytes: 0,
+            inserts: 0,
+            open: None,
             counts: SegmentCounts::default(),
-            rows_in_flight: 0,
             acknowledged: 0,
         }
     }
@@ -143,7 +116,7 @@ impl Sender {
 
     /// Whether anything was sent, so that rows of it may be in the target.
     pub(crate) fn has_sent(&self) -> bool {
-        self.batches > 0
+        self.inserts > 0
     }
 
     /// Rows that the server has acknowledged.
@@ -151,181 +124,239 @@ impl Sender {
         self.acknowledged
     }
 
-    /// Bytes of memory that the batch in flight holds.
+    /// Bytes of memory of the blocks that are not sent yet.
     pub(crate) fn held_bytes(&self) -> usize {
-        self.held_bytes
+        let open = self.open.as_ref();
+        open.map_or(0, |open| open.insert.held_bytes())
     }
 
-    /// Begins to send a batch. The one before must have been settled.
-    pub(crate) fn send(&mut self, batch: Batch) {
-        debug_assert!(self.in_flight.is_none(), "one batch at a time");
-        if batch.rows() == 0 {
-            return;
-        }
-        let sealed = batch.seal();
-        let rows = sealed.rows() as u64;
-        self.counts.observations += rows;
-        self.counts.without_trace += sealed.without_trace() as u64;
-        self.counts.in_experiments += sealed.in_experiments() as u64;
-        if self.destination.dry_run {
-            return;
-        }
-        self.counts.inserted += rows;
-        self.held_bytes = sealed.held_bytes();
-        let delivery = Delivery {
-            destination: Arc::clone(&self.destination),
-            title: Arc::clone(&self.title),
-            name: format!("{}{}", self.query_prefix(), self.batches),
-            batch: sealed,
-        };
-        self.batches += 1;
-        self.rows_in_flight = rows;
-        self.in_flight = Some(tokio::spawn(delivery.run()));
-    }
-
-    /// Waits for the batch in flight, if there is one, sipping from the source
-    /// meanwhile; not for long, once the run is asked to end.
-    ///
-    /// # Errors
-    /// Whatever became of the batch.
-    pub(crate) async fn settle<S: KeepAlive>(
-        &mut self,
-        mut source: Option<Arriving<'_, S>>,
-    ) -> Result<(), WorkError> {
-        let shutdown = self.destination.shutdown.clone();
-        // Outside the loop, so that it is not begun anew after a sip.
-        let mut patience = std::pin::pin!(async {
-            shutdown.requested().await;
-            tokio::time::sleep(LAST_INSERT).await;
-        });
-        loop {
-            let Some(in_flight) = &mut self.in_flight else {
-                return Ok(());
-            };
-            let sips = source.is_some() && shutdown.signal().is_none();
-            tokio::select! {
-                result = in_flight => {
-                    self.in_flight = None;
-                    self.held_bytes = 0;
-                    let result = result.unwrap_or_else(|error| {
-                        Err(RequestError::Unexpected(format!("an insert ended: {error}")).into())
-                    });
-                    if result.is_ok() {
-                        self.acknowledged += self.rows_in_flight;
-                    }
-                    return result;
-                }
-                () = &mut patience => {
-                    self.abort().await;
-                    return Err(WorkError::Interrupted);
-                }
-                () = tokio::time::sleep(SIP_EVERY), if sips => {}
-            }
-            if let Some(source) = &mut source {
-                source.sip().await?;
-            }
-        }
-    }
-
-    /// Ends what is in flight after the try has failed. An insert that began
-    /// before the run was asked to end may still be acknowledged.
-    pub(crate) async fn abandon(&mut self, error: &WorkError) {
-        if *error == WorkError::Interrupted {
-            // Whatever comes of it, the segment is not done.
-            let _ = self.settle(NOWHERE).await;
-        }
-        self.abort().await;
-    }
-
-    /// Ends the insert in flight and waits until its memory is given back, so
-    /// that the next try may take as much.
-    async fn abort(&mut self) {
-        if let Some(in_flight) = self.in_flight.take() {
-            in_flight.abort();
-            let _ = in_flight.await;
-        }
-        self.held_bytes = 0;
-    }
-
-    /// Waits for the last batch.
-    ///
-    /// # Errors
-    /// Whatever became of it.
-    pub(crate) async fn finish(&mut self) -> Result<(), WorkError> {
-        self.settle(NOWHERE).await
-    }
-
-    /// What all batches came to, once the last one is acknowledged.
+    /// What all blocks came to, once the last insert is acknowledged.
     pub(crate) fn counts(&self) -> SegmentCounts {
         self.counts
     }
-}
 
-impl Drop for Sender {
-    /// A try that is given up leaves no insert behind.
-    fn drop(&mut self) {
-        if let Some(in_flight) = &self.in_flight {
-            in_flight.abort();
+    /// When the insert will have waited too long for rows, if one is under way.
+    pub(crate) fn silent_until(&self) -> Option<Instant> {
+        let open = self.open.as_ref();
+        open.map(|open| open.fed + LONGEST_SILENCE)
+    }
+
+    /// Sends a block, once there is room for it among those that wait.
+    ///
+    /// # Errors
+    /// What has become of the insert; [`WorkError::Interrupted`] where the run is asked to end.
+    pub(crate) async fn send<S: KeepAlive>(
+        &mut self,
+        block: EnrichedBlock,
+        mut source: Arriving<'_, S>,
+    ) -> Result<(), WorkError> {
+        let rows = block.rows as u64;
+        self.counts.observations += rows;
+        self.counts.without_trace += block.without_trace as u64;
+        self.counts.in_experiments += block.in_experiments as u64;
+        if self.destination.dry_run {
+            return Ok(());
         }
-    }
-}
-
-/// A batch on its way.
-struct Delivery {
-    destination: Arc<Destination>,
-    title: Arc<str>,
-    name: String,
-    batch: SealedBatch,
-}
-
-impl Delivery {
-    async fn run(self) -> Result<(), WorkError> {
-        let started = Instant::now();
-        let result = self.insert().await;
-        let nanoseconds = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.destination
-            .insert_nanoseconds
-            .fetch_add(nanoseconds, Ordering::Relaxed);
-        result
-    }
-
-    /// Inserts the batch. What the server refused before it wrote anything is sent again; after any
-    /// other error it must be seen first what is there.
-    async fn insert(&self) -> Result<(), WorkError> {
-        let destination = &*self.destination;
-        let blocks = self.batch.blocks();
-        let request = InsertRequest {
-            sql: destination.insert_sql.clone(),
-            body: self.batch.body(),
-            rows: self.batch.rows() as u64,
-            query_id: self.name.clone(),
-            has_views: destination.has_views,
+        self.counts.inserted += rows;
+        let bytes = block.bytes();
+        let compressor = &self.destination.compressor;
+        let block = block_in_place(|| compressor.seal(block)).map_err(compression_failed)?;
+        if self.needs_another_insert(&block) {
+            self.finish(Some(&mut source)).await?;
+        }
+        let most = self.destination.backlog_bytes;
+        let room = most.saturating_sub(block.held_bytes);
+        self.wait_for_room(room, &mut source).await?;
+        let open = match &mut self.open {
+            Some(open) => open,
+            none => none.insert(begin(&self.destination, &self.name, &mut self.inserts)?),
         };
-        let mut attempts = destination.retries.attempts();
-        loop {
-            let Err(error) = destination.connection.insert(&request).await else {
-                destination.limit.was_taken();
-                return Ok(());
-            };
-            if error.is_too_large() {
-                destination.limit.was_too_large(self.batch.bytes());
+        open.fed = Instant::now();
+        open.blocks += 1;
+        open.bytes += bytes;
+        open.body_bytes += block.bytes();
+        open.largest_block = open.largest_block.max(bytes);
+        open.insert.push(block.pieces, block.held_bytes, rows);
+        Ok(())
+    }
+
+    fn needs_another_insert(&self, block: &SealedBlock) -> bool {
+        let destination = &*self.destination;
+        self.open.as_ref().is_some_and(|open| {
+            let is_old = |longest| open.begun.elapsed() > longest;
+            open.body_bytes.saturating_add(block.bytes()) > destination.limits.body_bytes()
+                || destination.longest_insert.is_some_and(is_old)
+        })
+    }
+
+    /// Waits until the blocks that are not sent hold no more than that, sipping from the source
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Sender::send`].
+    pub(crate) async fn wait_for_room<S: KeepAlive>(
+        &mut self,
+        held_bytes: usize,
+        source: &mut Arriving<'_, S>,
+    ) -> Result<(), WorkError> {
+        let Some(open) = &mut self.open else {
+            return Ok(());
+        };
+        let shutdown = &self.destination.shutdown;
+        let started = Instant::now();
+        let waiting = async {
+            tokio::select! {
+                waited = within(LONGEST_STALL, open.insert.at_most(held_bytes)) => Ok(waited),
+                _ = shutdown.requested() => Err(WorkError::Interrupted),
             }
-            if error.is_too_large() || !error.is_refusal() {
-                let is_single_block = blocks == 1;
-                return Err(WorkError::InsertFailed {
-                    error,
-                    is_single_block,
-                });
+        };
+        let mut waited = Ok(());
+        let outcome = source
+            .meanwhile(async {
+                waited = waiting.await?;
+                Ok(())
+            })
+            .await;
+        self.destination.spent(started);
+        outcome?;
+        waited.map_err(|error| self.failed(error))
+    }
+
+    /// Ends the insert that is under way, if there is one, and waits for its answer, sipping from the
+    /// source meanwhile; not for long, once the run is asked to end.
+    ///
+    /// # Errors
+    /// As for [`Sender::send`].
+    pub(crate) async fn finish<S: KeepAlive>(
+        &mut self,
+        source: Option<&mut Arriving<'_, S>>,
+    ) -> Result<(), WorkError> {
+        let Some(mut open) = self.open.take() else {
+            return Ok(());
+        };
+        let shutdown = self.destination.shutdown.clone();
+        let started = Instant::now();
+        let mut answered = None;
+        let waiting = async {
+            tokio::select! {
+                answer = within(LONGEST_STALL, open.insert.finish()) => answered = Some(answer),
+                () = async {
+                    shutdown.requested().await;
+                    tokio::time::sleep(LAST_INSERT).await;
+                } => {}
             }
-            let what = format!("{}: an insert failed: {error}", self.title);
-            let again = attempts.again(error.is_passing(), what).await;
-            if destination.shutdown.signal().is_some() {
-                return Err(WorkError::Interrupted);
+            Ok(())
+        };
+        let outcome = match source {
+            Some(source) => source.meanwhile(waiting).await,
+            None => waiting.await,
+        };
+        self.destination.spent(started);
+        match (answered, outcome) {
+            (Some(Ok(())), _) => {
+                self.acknowledged += open.insert.rows();
+                self.destination.limits.part.was_taken();
+                Ok(())
             }
-            if !again {
-                let failures = attempts.failures();
-                return Err(WorkError::InsertGivenUp { error, failures });
+            (Some(Err(error)), _) => {
+                self.open = Some(open);
+                Err(self.failed(error))
+            }
+            (None, Err(of_source)) => {
+                self.open = Some(open);
+                Err(of_source)
+            }
+            (None, Ok(())) => {
+                open.insert.abort().await;
+                Err(WorkError::Interrupted)
             }
         }
     }
+
+    /// Ends what is under way after the attempt has failed. What was sent before may still be
+    /// acknowledged, for a while.
+    pub(crate) async fn abandon(&mut self, error: &WorkError) {
+        let patience = match error {
+            WorkError::Interrupted => LAST_INSERT,
+            _ => FAILED_INSERT,
+        };
+        if let Some(mut open) = self.open.take() {
+            let answer = tokio::time::timeout(patience, open.insert.finish()).await;
+            if let Ok(Ok(())) = answer {
+                self.acknowledged += open.insert.rows();
+            }
+            // Whatever comes of it, the item is not done.
+            open.insert.abort().await;
+        }
+    }
+
+    /// What it means that the insert has failed.
+    fn failed(&mut self, error: RequestError) -> WorkError {
+        let Some(open) = self.open.take() else {
+            return error.into();
+        };
+        let limits = &self.destination.limits;
+        if error.is_lack_of_memory() {
+            limits.part.was_too_large(open.part_bytes.min(open.bytes));
+        } else if error.is_too_large() {
+            limits.body_was_too_large(open.body_bytes);
+        }
+        WorkError::InsertFailed {
+            is_single_block: !open.is_divisible(&error),
+            error,
+        }
+    }
+}
+
+impl Destination {
+    fn spent(&self, since: Instant) {
+        let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.insert_nanoseconds
+            .fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+}
+
+fn begin(destination: &Destination, name: &str, inserts: &mut u32) -> Result<Open, RequestError> {
+    let part_bytes = destination.limits.part.bytes();
+    let request = InsertRequest {
+        sql: destination.insert_sql.clone(),
+        settings: vec![
+            ("min_insert_block_size_bytes", part_bytes.to_string()),
+            (
+                "min_insert_block_size_rows",
+                destination.part_rows.to_string(),
+            ),
+        ],
+        query_id: format!("{}-{name}-{inserts}", destination.query_prefix),
+        has_views: destination.has_views,
+    };
+    let insert = destination.connection.begin_insert(&request)?;
+    *inserts += 1;
+    Ok(Open {
+        insert,
+        begun: Instant::now(),
+        fed: Instant::now(),
+        blocks: 0,
+        body_bytes: 0,
+        bytes: 0,
+        largest_block: 0,
+        part_bytes,
+    })
+}
+
+async fn within(
+    limit: Duration,
+    work: impl Future<Output = Result<(), RequestError>>,
+) -> Result<(), RequestError> {
+    let timed_out = |_| {
+        let doing = "accept the rows of an insert";
+        Err(RequestError::TimedOut { doing, limit })
+    };
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(timed_out)
+}
+
+fn compression_failed(error: std::io::Error) -> WorkError {
+    RequestError::Unexpected(format!("a block cannot be compressed: {error}")).into()
 }

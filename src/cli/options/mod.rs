@@ -6,6 +6,7 @@ mod settings;
 mod subject;
 mod until;
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use crate::partition::Partition;
 
 pub(crate) use choice::{Choice, Defaults};
 pub(crate) use subject::Subject;
+
+/// What `--part-bytes` may be.
+const PART_BYTES: RangeInclusive<ByteSize> = ByteSize(1 << 20)..=ByteSize(4 << 30);
 
 /// What was asked for: the same job for each of some partitions.
 #[derive(Debug, Clone)]
@@ -127,8 +131,10 @@ pub struct Options {
     pub budget: Budget,
     /// Segments at once.
     pub concurrency: usize,
-    /// Most rows in one insert.
+    /// Rows that the server gathers for a part.
     pub batch_rows: usize,
+    /// Bytes that are enough for one.
+    pub part_bytes: ByteSize,
     /// Most rows in one block that is read.
     pub block_rows: usize,
     /// Rows per segment.
@@ -195,9 +201,18 @@ impl Options {
             arguments.batch_size,
             "--batch-size",
             "BATCH_SIZE",
-            250_000,
+            1_000_000,
             1..=10_000_000,
         )?;
+        let part_bytes = settings
+            .text(arguments.part_bytes, "PART_BYTES")
+            .unwrap_or_else(|| "256MiB".to_owned())
+            .parse::<ByteSize>()
+            .and_then(|size| match PART_BYTES.contains(&size) {
+                true => Ok(size),
+                false => Err(format!("{size} is not from 1 MiB to 4 GiB")),
+            })
+            .map_err(|error| Error::configuration(format!("--part-bytes: {error}")))?;
         let block_rows = settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)?;
         let state_dir = environment.state_dir(arguments.state_dir);
         if let Some(report) = &subject.report {
@@ -219,6 +234,7 @@ impl Options {
             budget,
             concurrency,
             batch_rows,
+            part_bytes,
             block_rows,
             segment_rows: settings.number(
                 arguments.segment_rows,
@@ -410,7 +426,7 @@ mod tests {
             ("DRY_RUN", " "),
         ];
         let merged = options(&[], &variables).unwrap();
-        assert_eq!(merged.batch_rows, 250_000);
+        assert_eq!(merged.batch_rows, 1_000_000);
         assert!(!merged.dry_run);
     }
 

@@ -1,0 +1,314 @@
+//! One attempt at an item: read → leave out → enrich → send, within the segment's share of the memory.
+
+use bytes::Bytes;
+use tokio::task::block_in_place;
+use tokio::time::Instant;
+
+use super::item::ItemWork;
+use super::keep_alive::{Arriving, KeepAlive};
+use super::send::Sender;
+use super::{Done, Pipeline, WorkItem};
+use crate::backfill::error::WorkError;
+use crate::backfill::remote_lookup::deferred_rows::{DeferredReader, DeferredWriter};
+use crate::clickhouse::NativeStream;
+use crate::enrich::{EnrichError, EnrichedBlock, SetAside, Unknown};
+use crate::inspect::statements::of_segment;
+use crate::native::{Block, BlockReader, NativeError};
+use crate::progress::Phase;
+use crate::state::counts::LeftOut;
+
+/// How far an attempt got: for the progress bar, and for what is done about its end.
+#[derive(Default)]
+pub(super) struct Reached {
+    /// Rows that the progress bar has been told of.
+    pub shown_rows: u64,
+    /// What the query ids of its inserts begin with, if it has sent anything.
+    pub sent_as: Option<String>,
+    /// Rows that the server has acknowledged, or had from an attempt before.
+    pub written: u64,
+}
+
+/// Where the blocks of an item come from.
+enum Rows {
+    Server(Box<NativeStream>),
+    File(DeferredReader),
+}
+
+impl KeepAlive for Rows {
+    async fn next_chunk(&mut self) -> Result<Option<Bytes>, WorkError> {
+        match self {
+            Rows::Server(stream) => Ok(stream.next_chunk().await?),
+            Rows::File(file) => block_in_place(|| file.next_chunk()),
+        }
+    }
+}
+
+/// One attempt at an item: what it holds, which is never more than its share.
+pub(super) struct Attempt<'a> {
+    pipeline: &'a Pipeline,
+    phase: &'a Phase,
+    /// Number of the segment.
+    number: u32,
+    rows: Rows,
+    unknown: Unknown,
+    deferred: DeferredWriter,
+    reader: BlockReader,
+    /// Blocks that have come and are not enriched yet.
+    waiting: Vec<Block>,
+    /// Bytes of memory that blocks hold that are not enriched yet.
+    waiting_bytes: usize,
+    /// Bytes of memory that blocks hold that are enriched, and not given to the sender yet.
+    enriched_bytes: usize,
+    /// Rows that became nothing.
+    superseded: u64,
+    /// Rows that the guard has left out.
+    left_out: LeftOut,
+    sender: Sender,
+}
+
+impl<'a> Attempt<'a> {
+    /// Asks for the rows of an item, in blocks of so many rows.
+    ///
+    /// # Errors
+    /// [`WorkError`] where they cannot be had.
+    pub(super) fn begin(
+        work: &'a ItemWork,
+        attempt_number: u32,
+        block_rows: usize,
+    ) -> Result<Self, WorkError> {
+        let pipeline = &*work.pipeline;
+        let number = work.item.number();
+        let (rows, unknown, kind) = match &work.item {
+            WorkItem::Segment(segment) => {
+                let preferred_bytes = pipeline.budget.preferred_block_bytes;
+                let sql = match &pipeline.wanted {
+                    Some(wanted) => wanted.sql(&pipeline.query, segment)?,
+                    None => pipeline.query.sql(segment),
+                };
+                let connection = &pipeline.destination.connection;
+                let stream = connection.send(&of_segment(sql, block_rows, preferred_bytes))?;
+                (Rows::Server(Box::new(stream)), pipeline.unknown, "")
+            }
+            // By now there is nobody else to ask.
+            WorkItem::Deferred { segment, counts } => {
+                let file = pipeline.deferred.reader(segment.number, counts.bytes)?;
+                (Rows::File(file), Unknown::WithoutTrace, "deferred-")
+            }
+        };
+        Ok(Self {
+            pipeline,
+            phase: &work.phase,
+            number,
+            rows,
+            unknown,
+            deferred: pipeline.deferred.writer(number),
+            reader: BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool),
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            enriched_bytes: 0,
+            superseded: 0,
+            left_out: LeftOut::default(),
+            sender: Sender::new(
+                &pipeline.destination,
+                format!("{kind}{number}-{attempt_number}"),
+            ),
+        })
+    }
+
+    /// Makes events of all rows, and writes them.
+    ///
+    /// # Errors
+    /// [`WorkError`] of whatever kind. A part of the rows may be in the target then.
+    pub(super) async fn run(mut self, reached: &mut Reached) -> Result<Done, WorkError> {
+        let outcome = self.read_and_send(reached).await;
+        if let Err(error) = &outcome {
+            self.sender.abandon(error).await;
+        }
+        reached.written = self.sender.acknowledged() + self.left_out.written_before;
+        reached.sent_as = (self.sender.has_sent()).then(|| self.sender.query_prefix());
+        outcome?;
+        let left_out = self.left_out;
+        let mut counts = self.sender.counts();
+        counts.superseded = self.superseded;
+        counts.left_out = left_out;
+        counts.observations += left_out.written_before;
+        counts.inserted += left_out.written_before;
+        let deferred = block_in_place(|| self.deferred.finish())?;
+        Ok(Done {
+            number: self.number,
+            counts,
+            deferred,
+            was_repeated: false,
+        })
+    }
+
+    async fn read_and_send(&mut self, reached: &mut Reached) -> Result<(), WorkError> {
+        loop {
+            while let Some(block) = self.reader.next_block()? {
+                let rows = block.rows as u64;
+                let (block, left_out) = block_in_place(|| self.pipeline.guard.take(block))?;
+                self.left_out += left_out;
+                if let Some(block) = block {
+                    self.waiting_bytes += block.held_bytes;
+                    self.waiting.push(block);
+                }
+                if self.waiting_bytes >= self.pipeline.budget.look_up_bytes {
+                    self.enrich_waiting().await?;
+                }
+                reached.shown_rows += rows;
+                self.phase.advance(rows);
+            }
+            let silent_until = self.sender.silent_until();
+            let chunk = tokio::select! {
+                chunk = self.rows.next_chunk() => chunk?,
+                _ = self.pipeline.destination.shutdown.requested() => return Err(WorkError::Interrupted),
+                () = until(silent_until) => {
+                    self.end_silence().await?;
+                    continue;
+                }
+            };
+            match chunk {
+                Some(chunk) => self.take(&chunk).await?,
+                None => break,
+            }
+        }
+        self.reader.finish()?;
+        self.enrich_waiting().await?;
+        self.with_sender(async |sender, mut source| sender.finish(Some(&mut source)).await)
+            .await
+    }
+
+    /// Gives the insert that waits for rows the ones that there are, or ends it.
+    async fn end_silence(&mut self) -> Result<(), WorkError> {
+        match self.waiting.is_empty() {
+            false => self.enrich_waiting().await,
+            true => {
+                self.with_sender(async |sender, mut source| sender.finish(Some(&mut source)).await)
+                    .await
+            }
+        }
+    }
+
+    /// Lets the sender do something that takes long, with what may be sipped from meanwhile.
+    async fn with_sender<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut Sender, Arriving<'_, Rows>) -> Result<T, WorkError>,
+    ) -> Result<T, WorkError> {
+        let room = self.room(self.reader.held_with(0));
+        let source = Arriving {
+            max_buffered_bytes: self.reader.buffered_bytes() + room,
+            rows: &mut self.rows,
+            reader: &mut self.reader,
+        };
+        work(&mut self.sender, source).await
+    }
+
+    /// Bytes of the segment's share that nothing takes, were the reader to hold so many.
+    fn room(&self, reader_bytes: usize) -> usize {
+        let held = self.sender.held_bytes() + self.enriched_bytes + self.waiting_bytes;
+        let held = held + reader_bytes;
+        self.pipeline.budget.segment_bytes.saturating_sub(held)
+    }
+
+    /// Waits until nothing is held that can be sent. False if nothing was.
+    async fn make_room(&mut self) -> Result<bool, WorkError> {
+        if self.sender.held_bytes() == 0 {
+            return Ok(false);
+        }
+        self.with_sender(async |sender, mut source| sender.wait_for_room(0, &mut source).await)
+            .await?;
+        Ok(true)
+    }
+
+    async fn take(&mut self, chunk: &Bytes) -> Result<(), WorkError> {
+        while self.room(self.reader.held_with(chunk.len())) == 0 {
+            if self.make_room().await? {
+                continue;
+            }
+            if self.waiting.is_empty() {
+                break;
+            }
+            self.enrich_waiting().await?;
+        }
+        self.reader.push(chunk);
+        Ok(())
+    }
+
+    /// Enriches the blocks that wait: all at once, or fewer where the room that there
+    /// can be is not enough.
+    async fn enrich_waiting(&mut self) -> Result<(), WorkError> {
+        let mut groups = vec![std::mem::take(&mut self.waiting)];
+        while let Some(mut group) = groups.pop() {
+            let room = self.room(self.reader.held_with(0));
+            let enricher = &self.pipeline.enricher;
+            let mut set_aside = SetAside::default();
+            self.waiting_bytes -= held_bytes(&group);
+            let events = block_in_place(|| {
+                let events = enricher.enrich(&mut group, self.unknown, &mut set_aside, room);
+                for block in set_aside.deferred.drain(..) {
+                    self.deferred.push(&block)?;
+                }
+                Ok::<_, WorkError>(events)
+            })?;
+            self.waiting_bytes += held_bytes(&group);
+            self.superseded += set_aside.superseded as u64;
+            match events {
+                Ok(events) => {
+                    self.waiting_bytes -= held_bytes(&group);
+                    drop(group);
+                    self.send(events).await?;
+                }
+                Err(EnrichError::Native(NativeError::TooLarge { .. }))
+                    if self.make_room().await? =>
+                {
+                    groups.push(group);
+                }
+                Err(EnrichError::Native(NativeError::TooLarge { .. })) if group.len() > 1 => {
+                    let second = group.split_off(group.len() / 2);
+                    groups.extend([second, group]);
+                }
+                Err(EnrichError::Native(NativeError::TooLarge { .. })) if group[0].rows > 1 => {
+                    let halves = self.halve(&group[0])?;
+                    self.waiting_bytes += held_bytes(&halves);
+                    self.waiting_bytes -= held_bytes(&group);
+                    drop(group);
+                    groups.extend(halves.into_iter().rev().map(|half| vec![half]));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// A block as two: what its rows get from their traces is too much for it as a whole.
+    fn halve(&self, block: &Block) -> Result<Vec<Block>, WorkError> {
+        let middle = block.rows / 2;
+        [0..middle, middle..block.rows]
+            .into_iter()
+            .map(|rows| Ok(block.take_rows(&[rows], self.pipeline.pool.take())?))
+            .collect()
+    }
+
+    async fn send(&mut self, events: Vec<EnrichedBlock>) -> Result<(), WorkError> {
+        self.enriched_bytes = events.iter().map(|block| block.held_bytes).sum();
+        for block in events {
+            let held_bytes = block.held_bytes;
+            self.with_sender(async |sender, source| sender.send(block, source).await)
+                .await?;
+            self.enriched_bytes -= held_bytes;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until then, or for ever.
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn held_bytes(blocks: &[Block]) -> usize {
+    blocks.iter().map(|block| block.held_bytes).sum()
+}

@@ -1,0 +1,128 @@
+//! How large parts and inserts may be, which is learned from what the server, or a proxy before it,
+//! does not take. Shared by all segments.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The limits of one target.
+#[derive(Debug)]
+pub(crate) struct InsertLimits {
+    /// Of what the server gathers for a part.
+    pub part: PartLimit,
+    /// Most bytes in the body of an insert.
+    body: AtomicUsize,
+}
+
+impl InsertLimits {
+    /// Parts of no more than `part_bytes`, and bodies of any length.
+    pub(crate) fn new(part_bytes: usize) -> Self {
+        Self {
+            part: PartLimit::new(part_bytes),
+            body: AtomicUsize::new(usize::MAX),
+        }
+    }
+
+    /// The most bytes in a body.
+    pub(crate) fn body_bytes(&self) -> usize {
+        self.body.load(Ordering::Relaxed)
+    }
+
+    /// A proxy did not take a body of so many bytes. Its limit stays as it is, so this does not grow.
+    pub(crate) fn body_was_too_large(&self, bytes: usize) {
+        self.body.fetch_min((bytes / 2).max(1), Ordering::Relaxed);
+    }
+}
+
+/// The most bytes of a part: what was asked for, and less for a while after the server had too little
+/// memory for one.
+#[derive(Debug)]
+pub(crate) struct PartLimit {
+    allowed: usize,
+    now: AtomicUsize,
+    /// How far it grows for now: not to what was refused.
+    ceiling: AtomicUsize,
+    /// Inserts that were taken since one was refused.
+    taken: AtomicUsize,
+}
+
+/// A limit that was lowered grows by this part of what is allowed with each insert that the server
+/// takes.
+const RECOVERY: usize = 32;
+/// So many inserts have to be taken before a part may be larger than three quarters of one that was
+/// refused: after each refusal the segment is read once more from its beginning.
+const PATIENCE: usize = 64;
+
+impl PartLimit {
+    /// No part has more bytes than `allowed`, unless it is a single block.
+    fn new(allowed: usize) -> Self {
+        Self {
+            allowed,
+            now: AtomicUsize::new(allowed),
+            ceiling: AtomicUsize::new(allowed),
+            taken: AtomicUsize::new(0),
+        }
+    }
+
+    /// The most bytes at the moment.
+    pub(crate) fn bytes(&self) -> usize {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// The server had too little memory for a part of so many bytes.
+    pub(crate) fn was_too_large(&self, bytes: usize) {
+        self.now.fetch_min((bytes / 2).max(1), Ordering::Relaxed);
+        self.ceiling
+            .fetch_min((bytes / 4 * 3).max(1), Ordering::Relaxed);
+        self.taken.store(0, Ordering::Relaxed);
+    }
+
+    /// The server took an insert.
+    pub(crate) fn was_taken(&self) {
+        let taken = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
+        if taken.is_multiple_of(PATIENCE) {
+            self.grow(&self.ceiling, self.allowed);
+        }
+        self.grow(&self.now, self.ceiling.load(Ordering::Relaxed));
+    }
+
+    fn grow(&self, limit: &AtomicUsize, most: usize) {
+        let grown = |now: usize| (now < most).then(|| most.min(now + self.allowed / RECOVERY));
+        // An error says that there was nothing to change.
+        let _ = limit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_become_smaller_at_once_and_larger_slowly() {
+        let limit = PartLimit::new(64);
+        limit.was_too_large(40);
+        assert_eq!(limit.bytes(), 20);
+        limit.was_too_large(60);
+        assert_eq!(limit.bytes(), 20);
+        limit.was_taken();
+        assert_eq!(limit.bytes(), 22);
+        for _ in 0..40 {
+            limit.was_taken();
+        }
+        // What was refused is not tried again soon.
+        assert_eq!(limit.bytes(), 30);
+        for _ in 0..17 * PATIENCE {
+            limit.was_taken();
+        }
+        assert_eq!(limit.bytes(), 64);
+    }
+
+    #[test]
+    fn a_body_is_half_of_what_a_proxy_refused_for_good() {
+        let limits = InsertLimits::new(64);
+        assert_eq!(limits.body_bytes(), usize::MAX);
+        limits.body_was_too_large(1_000);
+        limits.body_was_too_large(2_000);
+        assert_eq!(limits.body_bytes(), 500);
+        limits.body_was_too_large(1);
+        assert_eq!(limits.body_bytes(), 1);
+    }
+}
