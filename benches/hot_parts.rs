@@ -41,6 +41,7 @@ const MAX_BYTES: usize = 1 << 30;
 const CHUNK_BYTES: usize = 64 * 1024;
 
 const TRACES_PER_DAY: usize = 100_000;
+const TRACES_OF_A_LARGE_DAY: usize = 3_300_000;
 
 fn read_block(pool: &BufferPool, bytes: &[u8]) -> Block {
     let mut reader = BlockReader::new(MAX_BYTES, pool);
@@ -67,7 +68,7 @@ fn walk_and_splice(criterion: &mut Criterion) {
             |bencher, bytes| {
                 bencher.iter(|| {
                     let block = read_block(&pool, bytes);
-                    black_box(block.slice(0..mapping.pass_through.len()))
+                    black_box(block.pieces(0..mapping.pass_through.len()))
                 });
             },
         );
@@ -96,6 +97,31 @@ fn look_up(criterion: &mut Criterion) {
     ] {
         let asked: Vec<(Day, &[u8])> = keys.iter().map(|key| (day, key.as_slice())).collect();
         group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let found = store.look_up(&asked, MAX_BYTES);
+                black_box(found.expect("the store answers"))
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Traces that have an observation each, from a day of a month of 100 million traces: as many as wait
+/// for a look-up at once, and as many as a segment has.
+fn look_up_in_a_large_day(criterion: &mut Criterion) {
+    let (_directory, store) = store_of_traces(1, TRACES_OF_A_LARGE_DAY);
+    let mut group = criterion.benchmark_group("look-up in a large day");
+    group.sample_size(10);
+    for count in [12_000, 250_000] {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut keys: Vec<Vec<u8>> = (0..count)
+            .map(|_| trace_key(random.usize(..TRACES_OF_A_LARGE_DAY)))
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let asked: Vec<(Day, &[u8])> = keys.iter().map(|key| (FIRST_DAY, key.as_slice())).collect();
+        group.throughput(Throughput::Elements(keys.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
             bencher.iter(|| {
                 let found = store.look_up(&asked, MAX_BYTES);
                 black_box(found.expect("the store answers"))
@@ -141,5 +167,11 @@ fn enrich(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(hot_parts, walk_and_splice, look_up, enrich);
+criterion_group!(
+    hot_parts,
+    walk_and_splice,
+    look_up,
+    look_up_in_a_large_day,
+    enrich
+);
 criterion_main!(hot_parts);

@@ -4,9 +4,9 @@
 //! ```text
 //!             inspect                    trace_store
 //!  ClickHouse ─────▶ segments   traces ──▶ load ──▶ RocksDB, one column family per day
-//!      │                                                │ look-ups, batched and sorted
+//!      │                                                │ look-ups, many at once and sorted
 //!      └── pipeline: a segment's blocks ──▶ enrich ─────┘
-//!                                             └──▶ batches ──▶ send ──▶ ClickHouse
+//!                                             └──▶ one streamed insert a segment ──▶ ClickHouse
 //! ```
 //!
 //! Imports point down only: `tests/integration/house.rs` has the order of the modules, and sees to it.
@@ -60,7 +60,7 @@ pub mod internals {
     pub use crate::memory::buffer_pool::BufferPool;
     pub use crate::native::{
         ArrayCursor, Block, BlockReader, FixedCursor, Layout, NativeError, NullableStringCursor,
-        StringArrayWriter, StringCursor, put_block_header, put_column_header, put_string,
+        Share, StringArrayWriter, StringCursor, put_block_header, put_column_header, put_string,
         put_varint,
     };
     pub use crate::partition::Day;

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use events_backfill::internals::{
     ArrayCursor, Block, BlockReader, BufferPool, FixedCursor, Layout, NativeError,
-    NullableStringCursor, StringArrayWriter, StringCursor, put_block_header, put_column_header,
-    put_string, put_varint,
+    NullableStringCursor, Share, StringArrayWriter, StringCursor, put_block_header,
+    put_column_header, put_string, put_varint,
 };
 use support::differential::{
     Specification, ask, ask_number, assert_equal, execute, keep_versions_apart,
@@ -193,7 +193,8 @@ fn shuffled_runs(count: usize, random: &mut fastrand::Rng) -> Vec<Range<usize>> 
     runs
 }
 
-/// Two blocks that have the rows of one between them, or the one where all rows came to one side.
+/// Two blocks that have the rows of one between them, or the one where all rows came to one side. Some
+/// columns of the first one stay where they were until all bytes are put together.
 fn divided(block: &Block, random: &mut fastrand::Rng) -> Vec<Block> {
     let pool = BufferPool::new(LARGE, LARGE);
     let is_first: Vec<bool> = (0..block.rows).map(|_| random.bool()).collect();
@@ -207,10 +208,29 @@ fn divided(block: &Block, random: &mut fastrand::Rng) -> Vec<Block> {
                 _ => ranges.push(row..row + 1),
             }
         }
-        block.take_rows(&ranges, pool.take()).unwrap()
+        ranges
     });
-    let halves = halves.into_iter().filter(|half| half.rows > 0);
+    let shares = halves.each_ref().map(|rows| Share {
+        rows,
+        buffer: pool.take(),
+    });
+    let [first, second] = block.divide(shares, |_, _| random.bool()).unwrap();
+    let halves = [put_together(&first), second].into_iter();
+    let halves = halves.filter(|half| half.rows > 0);
     halves.inspect(assert_well_formed).collect()
+}
+
+/// A block as it arrives once its pieces are sent.
+fn put_together(block: &Block) -> Block {
+    let mut bytes = Vec::new();
+    put_block_header(&mut bytes, block.columns.len(), block.rows);
+    bytes.extend(block.pieces(0..block.columns.len()).concat());
+    let pool = BufferPool::new(LARGE, LARGE);
+    let mut reader = BlockReader::new(LARGE, &pool);
+    reader.push(&bytes);
+    // Without rows there is no block.
+    let arrived = reader.next_block().unwrap();
+    arrived.unwrap_or_else(|| block.clone())
 }
 
 /// A block of some columns of another, and three columns that are built.
@@ -219,7 +239,7 @@ fn respliced(block: &Block, runs: &[Range<usize>]) -> Vec<u8> {
     let kept: usize = runs.iter().map(Range::len).sum();
     put_block_header(&mut out, kept + 3, block.rows);
     for run in runs {
-        out.extend_from_slice(&block.slice(run.clone()));
+        out.extend_from_slice(&block.pieces(run.clone()).concat());
     }
     let numbers: Vec<u64> = {
         let mut cursor = FixedCursor::<8>::new(block.values(0));
@@ -364,7 +384,7 @@ fn assert_well_formed(block: &Block) {
         walk(&layout, &mut rest, block.rows);
         assert!(rest.is_empty(), "{} bytes too many", rest.len());
         read_with_cursors(&layout, block.values(index), block.rows);
-        assert!(!block.slice(index..index + 1).is_empty());
+        assert!(!block.pieces(index..index + 1).concat().is_empty());
     }
     assert_eq!(end_of_last, block.bytes.len());
 }

@@ -9,7 +9,7 @@ use super::journal::Journal;
 use super::known_rows::recovery;
 use super::load::trace_changes::TraceChanges;
 use super::pipeline::compress::Compressor;
-use super::pipeline::limits::InsertLimits;
+use super::pipeline::limits::{InsertLimits, first_part_bytes};
 use super::pipeline::send::Destination;
 use super::pipeline::{self, Done, Pipeline, Records, WorkItem};
 use super::remote_lookup;
@@ -135,6 +135,7 @@ async fn stream_deferred(
 /// Where the events of a source go.
 pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> Destination {
     let (target, budget) = (&context.inspected.target, &context.options.budget);
+    let server = &context.inspected.server;
     Destination {
         connection: context.connection.clone(),
         insert_sql: format!(
@@ -146,7 +147,11 @@ pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> De
         query_prefix: format!("{}{:x}", context.query_prefix(run_id), fastrand::u64(..)),
         dry_run: context.options.dry_run,
         part_rows: context.options.batch_rows,
-        limits: InsertLimits::new(in_memory(context.options.part_bytes.0)),
+        limits: InsertLimits::new(in_memory(first_part_bytes(
+            context.options.part_bytes.0,
+            server.memory,
+            server.statement_memory,
+        ))),
         longest_insert: context
             .connection
             .longest_statement()

@@ -17,6 +17,15 @@ pub struct ServerInfo {
     /// How far its clock is ahead of this machine's, in microseconds. The times of Langfuse's rows
     /// are those of its servers, and this machine's may be wrong.
     pub clock_ahead: i64,
+    /// Bytes of memory that the server takes at most, where the user may know.
+    pub memory: Option<u64>,
+    /// Bytes that one statement of the user may take, if there is a limit.
+    pub statement_memory: Option<u64>,
+}
+
+#[derive(Row, Deserialize)]
+struct Bytes {
+    bytes: u64,
 }
 
 #[derive(Row, Deserialize)]
@@ -164,13 +173,28 @@ impl Connection {
             )
             .await?;
         let now = now_in_microseconds();
-        rows.into_iter()
-            .next()
-            .map(|server| ServerInfo {
-                version: server.version,
-                clock_ahead: server.time - now,
-            })
-            .ok_or_else(|| RequestError::Unexpected("SELECT version() has no row".to_owned()))
+        let server = rows.into_iter().next();
+        let server = server
+            .ok_or_else(|| RequestError::Unexpected("SELECT version() has no row".to_owned()))?;
+        Ok(ServerInfo {
+            version: server.version,
+            clock_ahead: server.time - now,
+            memory: self
+                .bytes(
+                    "SELECT toUInt64OrZero(value) AS bytes FROM system.server_settings \
+                     WHERE name = 'max_server_memory_usage'",
+                )
+                .await,
+            statement_memory: self
+                .bytes("SELECT toUInt64(getSetting('max_memory_usage')) AS bytes")
+                .await,
+        })
+    }
+
+    /// A limit of bytes, where there is one and the user may know.
+    async fn bytes(&self, sql: &str) -> Option<u64> {
+        let rows = self.rows::<Bytes>(sql).await.ok()?;
+        rows.first().map(|row| row.bytes).filter(|&bytes| bytes > 0)
     }
 
     /// Whether a database exists (and the user may know of it).

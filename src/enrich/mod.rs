@@ -18,7 +18,7 @@ use bytes::Bytes;
 use crate::mapping::{Enriched, Helper, Mapping, Source, VERSION};
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{
-    Block, DataType, FixedCursor, NativeError, NullableStringCursor, StringCursor,
+    Block, DataType, FixedCursor, NativeError, NullableStringCursor, Share, StringCursor,
     put_block_header, put_column_header, put_string,
 };
 use crate::partition::Day;
@@ -29,6 +29,10 @@ use item_columns::RowItems;
 use keys::{Keys, Slots};
 use metadata::{Appended, MergedRow, put_names, put_values};
 use row_traces::RowTraces;
+
+/// Bytes that have to lie side by side in a column to be sent from where they are, without those of the
+/// rows that are deferred: less is copied faster than it is sent piece by piece.
+const PIECE_BYTES: usize = 4 * 1024;
 
 /// Why a block could not be enriched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +93,8 @@ pub struct Enricher {
     mapping: Arc<Mapping>,
     store: Arc<TraceStore>,
     pool: BufferPool,
+    /// Buffers of blocks without those rows that are set aside.
+    divided: BufferPool,
     /// Name and type of each column that arrives.
     expected: Vec<(String, DataType)>,
 }
@@ -98,6 +104,7 @@ impl Enricher {
     pub fn new(mapping: Arc<Mapping>, store: Arc<TraceStore>, pool: BufferPool) -> Self {
         Self {
             expected: mapping.result_columns(),
+            divided: pool.for_another_size(),
             mapping,
             store,
             pool,
@@ -179,9 +186,6 @@ impl Enricher {
         dispositions: &[Disposition],
         set_aside: &mut SetAside,
     ) -> Result<Vec<Rows>, NativeError> {
-        // The pool's buffers are larger than most blocks: the copies would hold more memory than
-        // the blocks did, and batches would be sent early to make room.
-        let exact = BufferPool::new(0, 0);
         let mut kept = Vec::with_capacity(blocks.len());
         let mut left = Vec::with_capacity(blocks.len());
         let mut first = 0;
@@ -194,21 +198,43 @@ impl Enricher {
             let is_superseded =
                 |disposition: &&Disposition| **disposition == Disposition::Superseded;
             set_aside.superseded += dispositions.iter().filter(is_superseded).count();
+            if in_time.first() == Some(&(0..block.rows)) {
+                left.push(block);
+                kept.push(rows);
+                continue;
+            }
+            let shares = [
+                Share {
+                    rows: &in_time,
+                    buffer: self.divided.take(),
+                },
+                Share {
+                    rows: &deferred,
+                    // Few rows, in a buffer of their own size.
+                    buffer: BufferPool::new(0, 0).take(),
+                },
+            ];
+            let [now, later] = block.divide(shares, |column, bytes| {
+                bytes >= PIECE_BYTES && self.is_only_passed_on(column)
+            })?;
             if !deferred.is_empty() {
-                set_aside
-                    .deferred
-                    .push(block.take_rows(&deferred, exact.take())?);
+                set_aside.deferred.push(later);
             }
-            let is_whole = in_time.first() == Some(&(0..block.rows));
-            match (is_whole, in_time.is_empty()) {
-                (true, _) => left.push(block),
-                (false, false) => left.push(block.take_rows(&in_time, exact.take())?),
-                (false, true) => continue,
+            if !in_time.is_empty() {
+                left.push(now);
+                kept.push(rows);
             }
-            kept.push(rows);
         }
         *blocks = left;
         Ok(kept)
+    }
+
+    /// Whether nothing here looks at the values of a column.
+    fn is_only_passed_on(&self, column: usize) -> bool {
+        let mapping = &self.mapping;
+        let (project, trace) = mapping.key_columns;
+        column < mapping.pass_through.len()
+            && ![project, trace, mapping.span_column].contains(&column)
     }
 
     /// The block of events, unless it takes more than `max_bytes` besides the block.
@@ -252,11 +278,12 @@ impl Enricher {
         let held_bytes = block.held_bytes + appended.capacity();
         Ok(Some(EnrichedBlock {
             held_bytes,
-            pieces: vec![
-                Bytes::from(header),
-                block.slice(0..pass_through),
-                appended.freeze(),
-            ],
+            pieces: [
+                vec![Bytes::from(header)],
+                block.pieces(0..pass_through),
+                vec![appended.freeze()],
+            ]
+            .concat(),
             rows: block.rows,
             without_trace: traces.iter().filter(Option::is_none).count(),
             in_experiments: items.count(),

@@ -45,6 +45,11 @@ impl BufferPool {
         }
     }
 
+    /// An empty pool with the same limits, for buffers of another size.
+    pub fn for_another_size(&self) -> Self {
+        Self::new(self.shared.max_kept_bytes, self.shared.max_buffer_bytes)
+    }
+
     /// An empty buffer, with whatever capacity it had before.
     pub fn take(&self) -> PooledBuffer {
         let mut kept = self

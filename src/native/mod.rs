@@ -16,6 +16,7 @@ mod writer;
 pub use column::{ArrayCursor, FixedCursor, NullableStringCursor, StringCursor};
 pub use error::NativeError;
 pub use reader::{Block, BlockReader};
+pub use rows::Share;
 pub use types::Layout;
 pub(crate) use types::{DataType, TypeError};
 pub use writer::{StringArrayWriter, put_block_header, put_column_header, put_string, put_varint};

@@ -46,6 +46,17 @@ pub struct Block {
     pub bytes: Bytes,
     /// Bytes of memory it holds, which may be more than it has.
     pub held_bytes: usize,
+    /// Columns whose values are not in `bytes`, ascending.
+    pub spliced: Vec<Spliced>,
+}
+
+/// The values of a column that are not in [`Block::bytes`].
+#[derive(Debug, Clone)]
+pub struct Spliced {
+    /// Index of the column, which has no values of its own.
+    pub column: usize,
+    /// The values, one piece after the other.
+    pub pieces: Vec<Bytes>,
 }
 
 impl Block {
@@ -56,15 +67,33 @@ impl Block {
         column.map_or(&[], |column| &self.bytes[column.values.clone()])
     }
 
+    /// All values of one column, copied where they are not in one piece.
+    pub(super) fn whole_values(&self, index: usize) -> Bytes {
+        let spliced = self.spliced.iter().find(|spliced| spliced.column == index);
+        match spliced {
+            Some(spliced) => spliced.pieces.concat().into(),
+            None => self.bytes.slice(self.columns[index].values.clone()),
+        }
+    }
+
     /// The columns `range` with their names and types, ready to be spliced into
     /// another block, without copying.
-    pub fn slice(&self, range: Range<usize>) -> Bytes {
+    pub fn pieces(&self, range: Range<usize>) -> Vec<Bytes> {
         if range.is_empty() {
-            return Bytes::new();
+            return Vec::new();
         }
-        let start = self.columns[range.start].start;
+        let mut start = self.columns[range.start].start;
+        let mut pieces = Vec::new();
+        let spliced = self.spliced.iter();
+        for spliced in spliced.filter(|spliced| range.contains(&spliced.column)) {
+            let values = self.columns[spliced.column].values.start;
+            pieces.push(self.bytes.slice(start..values));
+            pieces.extend(spliced.pieces.iter().cloned());
+            start = values;
+        }
         let end = self.columns[range.end - 1].values.end;
-        self.bytes.slice(start..end)
+        pieces.push(self.bytes.slice(start..end));
+        pieces
     }
 }
 
@@ -252,6 +281,7 @@ impl BlockReader {
             columns: std::mem::take(&mut self.columns),
             bytes,
             held_bytes,
+            spliced: Vec::new(),
         }
     }
 

@@ -13,7 +13,7 @@ pub(super) const TARGET_FILE_BYTES: u64 = 64 * 1024 * 1024;
 pub(super) const TARGET_FILE_ENTRIES: u64 = 500_000;
 /// Size of data blocks before compression. Larger ones compress better, smaller
 /// ones read less per look-up.
-const BLOCK_BYTES: usize = 16 * 1024;
+const BLOCK_BYTES: usize = 4 * 1024;
 /// Bits per key of a Bloom filter as good as the ribbon filter that is used:
 /// 1 % of the look-ups in a wrong file read a block.
 const FILTER_BITS: f64 = 10.0;

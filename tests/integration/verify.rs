@@ -1514,7 +1514,7 @@ fn a_server_with_2_gib_suffices_for_wide_rows_in_many_parts() {
     }
     // Without the large metadata, which would be 100 KB in each event.
     backfill(&database)
-        .args(["--no-trace-metadata", "--batch-size", "2000"])
+        .args(["--no-trace-metadata", "--batch-size", "500"])
         .run()
         .assert_code(0);
     let parts = "SELECT count() FROM system.parts WHERE database = currentDatabase() \

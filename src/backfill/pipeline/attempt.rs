@@ -4,10 +4,9 @@ use bytes::Bytes;
 use tokio::task::block_in_place;
 use tokio::time::Instant;
 
-use super::item::ItemWork;
 use super::keep_alive::{Arriving, KeepAlive};
 use super::send::Sender;
-use super::{Done, Pipeline, WorkItem};
+use super::work::{Done, Pipeline, WorkItem};
 use crate::backfill::error::WorkError;
 use crate::backfill::remote_lookup::deferred_rows::{DeferredReader, DeferredWriter};
 use crate::clickhouse::NativeStream;
@@ -72,13 +71,14 @@ impl<'a> Attempt<'a> {
     /// # Errors
     /// [`WorkError`] where they cannot be had.
     pub(super) fn begin(
-        work: &'a ItemWork,
+        pipeline: &'a Pipeline,
+        phase: &'a Phase,
+        item: &WorkItem,
         attempt_number: u32,
         block_rows: usize,
     ) -> Result<Self, WorkError> {
-        let pipeline = &*work.pipeline;
-        let number = work.item.number();
-        let (rows, unknown, kind) = match &work.item {
+        let number = item.number();
+        let (rows, unknown, kind) = match item {
             WorkItem::Segment(segment) => {
                 let preferred_bytes = pipeline.budget.preferred_block_bytes;
                 let sql = match &pipeline.wanted {
@@ -97,7 +97,7 @@ impl<'a> Attempt<'a> {
         };
         Ok(Self {
             pipeline,
-            phase: &work.phase,
+            phase,
             number,
             rows,
             unknown,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::attempt::{Attempt, Reached};
-use super::{Done, Pipeline, WorkItem};
+use super::work::{Done, Pipeline, WorkItem};
 use crate::backfill::error::WorkError;
 use crate::error::{Error, Kind};
 use crate::progress::Phase;
@@ -36,7 +36,8 @@ impl ItemWork {
         let mut furthest = 0;
         for number in 0.. {
             let mut reached = Reached::default();
-            let attempt = Attempt::begin(&self, number, block_rows);
+            let (pipeline, phase) = (&*self.pipeline, &*self.phase);
+            let attempt = Attempt::begin(pipeline, phase, &self.item, number, block_rows);
             let outcome = match attempt {
                 Ok(attempt) => attempt.run(&mut reached).await,
                 Err(error) => Err(error),

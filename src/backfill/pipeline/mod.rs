@@ -13,108 +13,17 @@ mod item;
 pub(crate) mod keep_alive;
 pub(crate) mod limits;
 pub(crate) mod send;
+mod work;
 
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
 use self::item::ItemWork;
-use self::send::Destination;
-use super::guard::Guard;
-use super::guard::recovery::Recovery;
-use super::remote_lookup::deferred_rows::DeferredRows;
-use super::wanted_rows::WantedRows;
-use crate::enrich::{Enricher, Unknown};
 use crate::error::Error;
-use crate::inspect::segments::Segment;
-use crate::inspect::statements::SegmentQuery;
-use crate::memory::Budget;
-use crate::memory::buffer_pool::BufferPool;
 use crate::progress::Phase;
-use crate::state::counts::{DeferredCounts, SegmentCounts};
 
-/// What all segments share.
-pub(crate) struct Pipeline {
-    /// Leaves out rows that are not to be written.
-    pub guard: Guard,
-    /// Finds out what an attempt has written that failed.
-    pub recovery: Recovery,
-    /// Makes events of observations.
-    pub enricher: Enricher,
-    /// The query of one segment.
-    pub query: SegmentQuery,
-    /// Which rows of a segment are read, if not all.
-    pub wanted: Option<WantedRows>,
-    /// Where the events go.
-    pub destination: Arc<Destination>,
-    /// How much memory everything may take.
-    pub budget: Budget,
-    /// Buffers of blocks that arrive.
-    pub pool: BufferPool,
-    /// Where observations wait whose trace is not known.
-    pub deferred: DeferredRows,
-    /// Whether they do, when they come from the server.
-    pub unknown: Unknown,
-    /// Most rows in one block that is read.
-    pub block_rows: usize,
-    /// Segments at once.
-    pub concurrency: usize,
-}
-
-/// An item of work.
-#[derive(Debug, Clone)]
-pub(crate) enum WorkItem {
-    /// The observations of a segment.
-    Segment(Segment),
-    /// What a segment has left for later.
-    Deferred {
-        /// The segment.
-        segment: Segment,
-        /// How much that is.
-        counts: DeferredCounts,
-    },
-}
-
-impl WorkItem {
-    /// The segment that it is, or is a part of.
-    pub(crate) fn segment(&self) -> &Segment {
-        match self {
-            WorkItem::Segment(segment) | WorkItem::Deferred { segment, .. } => segment,
-        }
-    }
-
-    fn number(&self) -> u32 {
-        self.segment().number
-    }
-
-    fn rows(&self) -> u64 {
-        match self {
-            WorkItem::Segment(segment) => segment.rows,
-            WorkItem::Deferred { counts, .. } => counts.rows,
-        }
-    }
-
-    fn name(&self) -> String {
-        let number = self.number();
-        match self {
-            WorkItem::Segment(_) => format!("segment {number}"),
-            WorkItem::Deferred { .. } => format!("what segment {number} left for later"),
-        }
-    }
-}
-
-/// An item of work that is done.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Done {
-    /// Number of its segment.
-    pub number: u32,
-    /// What became events.
-    pub counts: SegmentCounts,
-    /// What is left for later.
-    pub deferred: DeferredCounts,
-    /// Whether an attempt failed that had sent something.
-    pub was_repeated: bool,
-}
+pub(crate) use self::work::{Done, Pipeline, WorkItem};
 
 /// Writes down what is begun and what is done, one at a time.
 pub(crate) trait Records {
