@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::differential;
 use crate::support::differential::{Specification, ask, ask_number, assert_complete, execute};
+use crate::support::proxy::Proxy;
 use crate::support::{
     Database, Options, Outcome, Running, SAMPLE_PARTITION, Server, Tool, repository_file,
 };
@@ -439,6 +440,47 @@ fn inserts_over_limit(database: &Database, table: &str) -> u64 {
             database.name
         ),
     )
+}
+
+/// A minute for each statement, five seconds for each part, and many rows: on a smaller scale.
+#[test]
+fn a_slow_target_under_a_limit_of_time_and_of_parts_has_no_segment_read_twice() {
+    let _turn = one_at_a_time();
+    let limit = "<max_execution_time>12</max_execution_time><constraints><max_execution_time>\
+                 <const/></max_execution_time></constraints>";
+    let server = Server::start(Options {
+        profiles: vec![("hurried", limit.to_owned())],
+        ..Options::default()
+    });
+    let database = server.sample_month("slow_target", 100_000);
+    let without_indexes = ask(
+        &database,
+        "SELECT arrayStringConcat(groupArray('DROP INDEX ' || name), ', ') \
+         FROM system.data_skipping_indices \
+         WHERE database = currentDatabase() AND table = 'events_full'",
+    );
+    for statement in [
+        &format!("ALTER TABLE events_full {without_indexes}"),
+        "ALTER TABLE events_full MODIFY SETTING parts_to_throw_insert = 12",
+        "CREATE MATERIALIZED VIEW slowly ENGINE = Null AS SELECT sleep(1) AS slept FROM events_full",
+    ] {
+        execute(&database, statement);
+    }
+    differential::keep_versions_apart(&database, &["events_full"]);
+    let proxy = Proxy::start(server.http_port());
+    let tool = Tool::new(&database)
+        .env("CLICKHOUSE_URL", proxy.url())
+        .env("CLICKHOUSE_USER", "hurried")
+        .args(["--partition", SAMPLE_PARTITION, "--no-root-spans"])
+        .args(["--memory-limit", "192MiB", "--part-bytes", "32MiB"]);
+    tool.run().assert_code(0);
+    let report = tool.report();
+    assert_eq!(report["retries"], 0, "{report}");
+    let requests = |statement| proxy.exchanges(statement).len() as u64;
+    assert_eq!(report["segments_total"], requests("AS o FINAL ARRAY JOIN"));
+    // None lasts as long as it may: the rows of a segment go into several.
+    assert!(requests("INSERT INTO") > report["segments_total"].as_u64().unwrap() + 1);
+    assert_eq!(report["events_inserted"], count_events(&database));
 }
 
 /// A server that lets no query have more memory than an insert of some 10 MB of such rows takes.
