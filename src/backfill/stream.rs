@@ -151,6 +151,7 @@ pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> De
             context.options.part_bytes.0,
             server.memory,
             server.statement_memory,
+            context.options.concurrency,
         ))),
         longest_insert: context
             .connection

@@ -89,7 +89,7 @@ pub struct RepairArguments {
     #[arg(long, value_name = "N")]
     pub batch_size: Option<String>,
 
-    /// Bytes that are enough for a part, uncompressed [env: PART_BYTES] [default: 256MiB]
+    /// Bytes that are enough for a part, uncompressed [env: PART_BYTES] [default: 512MiB]
     #[arg(long, value_name = "SIZE")]
     pub part_bytes: Option<String>,
 }
@@ -268,7 +268,7 @@ pub struct RunArguments {
     pub batch_size: Option<String>,
 
     /// Bytes that are enough for a part, uncompressed: the server holds so many for each segment. Less
-    /// where it has too little memory [env: PART_BYTES] [default: 256MiB]
+    /// where it has too little memory [env: PART_BYTES] [default: 512MiB]
     #[arg(long, value_name = "SIZE")]
     pub part_bytes: Option<String>,
 

@@ -295,7 +295,7 @@ fn the_example_says_what_the_defaults_are() {
     let flat = help.split_whitespace().collect::<Vec<_>>().join(" ");
     for (name, default) in [
         ("BATCH_SIZE", "1000000"),
-        ("PART_BYTES", "256MiB"),
+        ("PART_BYTES", "512MiB"),
         ("SEGMENT_ROWS", "250000"),
         ("STREAM_BLOCK_SIZE", "8192"),
         ("MAX_RETRIES", "8"),

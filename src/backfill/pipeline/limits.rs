@@ -3,21 +3,24 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A server takes parts of up to this share of its memory well: it holds the rows of a part three times
-/// over and 2 MiB for each column of it, in as many inserts as there are segments, and merges take as
-/// much again.
-const SHARE_OF_SERVER: u64 = 32;
+use crate::memory::numbers::whole;
+
+/// All segments together may have parts of this share of the server's memory: it holds the rows of a
+/// part three times over and 2 MiB for each column of it, and merges take as much again.
+const SHARE_OF_SERVER: u64 = 16;
 /// The same of what one statement may take.
 const SHARE_OF_STATEMENT: u64 = 16;
 
-/// The largest part to begin with: what was asked for, and less where the server, or one statement, has
-/// less memory than that takes. All are bytes.
+/// The largest part to begin with, for so many segments at once: what was asked for, and less where the
+/// server, or one statement, has less memory than that takes. All are bytes.
 pub(crate) fn first_part_bytes(
     wanted: u64,
     server_memory: Option<u64>,
     statement_memory: Option<u64>,
+    concurrency: usize,
 ) -> u64 {
-    let of_server = server_memory.map(|bytes| bytes / SHARE_OF_SERVER);
+    let segments = whole(concurrency.max(1) as f64);
+    let of_server = server_memory.map(|bytes| bytes / SHARE_OF_SERVER / segments);
     let of_statement = statement_memory.map(|bytes| bytes / SHARE_OF_STATEMENT);
     let limits = [of_server, of_statement].into_iter().flatten();
     limits.fold(wanted, u64::min).max(1)
@@ -138,10 +141,14 @@ mod tests {
     #[test]
     fn a_part_is_no_larger_than_a_server_or_a_statement_has_memory_for() {
         let gib = 1 << 30;
-        assert_eq!(first_part_bytes(gib, None, None), gib);
-        assert_eq!(first_part_bytes(gib, Some(2 * gib), None), gib / 16);
-        assert_eq!(first_part_bytes(gib, Some(200 * gib), Some(gib)), gib / 16);
-        assert_eq!(first_part_bytes(1, Some(2 * gib), None), 1);
+        assert_eq!(first_part_bytes(gib, None, None, 2), gib);
+        assert_eq!(first_part_bytes(gib, Some(2 * gib), None, 2), gib / 16);
+        assert_eq!(first_part_bytes(gib, Some(2 * gib), None, 4), gib / 32);
+        assert_eq!(
+            first_part_bytes(gib, Some(200 * gib), Some(gib), 2),
+            gib / 16
+        );
+        assert_eq!(first_part_bytes(1, Some(2 * gib), None, 2), 1);
     }
 
     #[test]

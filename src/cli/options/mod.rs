@@ -206,7 +206,7 @@ impl Options {
         )?;
         let part_bytes = settings
             .text(arguments.part_bytes, "PART_BYTES")
-            .unwrap_or_else(|| "256MiB".to_owned())
+            .unwrap_or_else(|| "512MiB".to_owned())
             .parse::<ByteSize>()
             .and_then(|size| match PART_BYTES.contains(&size) {
                 true => Ok(size),
