@@ -88,10 +88,17 @@ fn assert_within_limit(database: &Database, limit: u64, least_segments: u64) {
 }
 
 fn run_within_limit(tool: Tool, database: &Database, limit: u64, least_segments: u64) {
-    let tool = tool
-        .args(["--partition", SAMPLE_PARTITION])
-        .args(["--memory-limit", &format!("{limit}MiB")])
-        .args(["--concurrency", "4", "--segment-rows", "1000"]);
+    let tool = tool.args(["--memory-limit", &format!("{limit}MiB")]).args([
+        "--concurrency",
+        "4",
+        "--segment-rows",
+        "1000",
+    ]);
+    run_within(tool, database, limit, least_segments);
+}
+
+fn run_within(tool: Tool, database: &Database, limit: u64, least_segments: u64) {
+    let tool = tool.args(["--partition", SAMPLE_PARTITION]);
     tool.run().assert_code(0);
 
     let report = tool.report();
@@ -161,6 +168,33 @@ fn waiting_rows() -> &'static Database<'static> {
 #[test]
 fn rows_that_wait_for_their_traces_stay_within_256_mib() {
     assert_within_limit(waiting_rows(), 256, 1);
+}
+
+/// The limit is what unusual rows may take.
+#[test]
+fn long_rows_take_200_mib_at_most_by_default() {
+    let _turn = one_at_a_time();
+    let database = long_rows();
+    execute(database, "TRUNCATE TABLE events");
+    let tool = Tool::new(database)
+        .args(["--target-table", "events"])
+        .args(["--concurrency", "2"]);
+    run_within(tool, database, 200, 1);
+}
+
+#[test]
+fn long_rows_stay_within_128_mib() {
+    assert_within_limit(long_rows(), 128, 3);
+}
+
+#[test]
+fn longer_rows_stay_within_128_mib() {
+    assert_within_limit(longer_rows(), 128, 3);
+}
+
+#[test]
+fn rows_that_wait_for_their_traces_stay_within_128_mib() {
+    assert_within_limit(waiting_rows(), 128, 1);
 }
 
 #[test]

@@ -23,7 +23,6 @@ pub(super) fn body() -> (Feed, StreamedBody) {
     let body = StreamedBody {
         fed,
         block: VecDeque::new(),
-        held: None,
         is_ended: false,
     };
     (feed, body)
@@ -37,8 +36,21 @@ pub(super) struct Feed {
 }
 
 enum Fed {
-    Block { pieces: Vec<Bytes>, held: Held },
+    Block(VecDeque<Bytes>),
     End,
+}
+
+/// The last piece of a block: with it, all memory of the block is given back.
+struct LastPiece {
+    bytes: Bytes,
+    #[expect(dead_code, reason = "it counts when it is dropped")]
+    held: Held,
+}
+
+impl AsRef<[u8]> for LastPiece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Feed {
@@ -49,8 +61,12 @@ impl Feed {
             bytes: held_bytes,
             backlog: Arc::clone(&self.backlog),
         };
+        let mut pieces: VecDeque<Bytes> = pieces.into_iter().filter(|p| !p.is_empty()).collect();
+        if let Some(last) = pieces.pop_back() {
+            pieces.push_back(Bytes::from_owner(LastPiece { bytes: last, held }));
+        }
         // Where the request has ended, its answer says why.
-        let _ = self.sender.send(Fed::Block { pieces, held });
+        let _ = self.sender.send(Fed::Block(pieces));
     }
 
     /// There are no more blocks.
@@ -85,7 +101,7 @@ impl Backlog {
     }
 }
 
-/// Memory of a block, given back when its last bytes are handed to the HTTP client.
+/// Memory of a block, given back when the HTTP client has sent its last bytes.
 struct Held {
     bytes: usize,
     backlog: Arc<Backlog>,
@@ -103,7 +119,6 @@ pub(super) struct StreamedBody {
     fed: mpsc::UnboundedReceiver<Fed>,
     /// What is left of the block that is being sent.
     block: VecDeque<Bytes>,
-    held: Option<Held>,
     is_ended: bool,
 }
 
@@ -129,15 +144,11 @@ impl Body for StreamedBody {
                 }
                 return Poll::Ready(Some(Ok(Frame::data(frame))));
             }
-            self.held = None;
             if self.is_ended {
                 return Poll::Ready(None);
             }
             match ready!(self.fed.poll_recv(context)) {
-                Some(Fed::Block { pieces, held }) => {
-                    self.block = pieces.into_iter().filter(|p| !p.is_empty()).collect();
-                    self.held = Some(held);
-                }
+                Some(Fed::Block(pieces)) => self.block = pieces,
                 Some(Fed::End) => self.is_ended = true,
                 None => return Poll::Ready(Some(Err(GivenUp))),
             }

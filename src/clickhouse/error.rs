@@ -1,8 +1,7 @@
 //! What can go wrong between this program and a ClickHouse server, and which of it passes by itself.
 //!
-//! What is done about it is decided where it is met: `backfill/pipeline/send.rs` sends an insert again
-//! that was refused, `backfill/pipeline/mod.rs` reads a segment again, and
-//! `backfill/work_attempts.rs` tries all other work again.
+//! What is done about it is decided where it is met: `backfill/pipeline/item.rs` reads a segment again,
+//! and `backfill/work_attempts.rs` tries all other work again.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -76,7 +75,7 @@ const MAX_MESSAGE: usize = 600;
 /// Exceptions after which the same request may succeed later.
 /// Numbers and names from <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
 const PASSING: &[u32] = &[
-    3,    // UNEXPECTED_END_OF_FILE: the connection broke while the server read the batch
+    3,    // UNEXPECTED_END_OF_FILE: the connection broke while the server read an insert
     32,   // ATTEMPT_TO_READ_AFTER_EOF: likewise
     33,   // CANNOT_READ_ALL_DATA: likewise
     107,  // FILE_DOESNT_EXIST: a part was merged away
@@ -100,7 +99,7 @@ const PASSING: &[u32] = &[
     425,  // SYSTEM_ERROR
     439,  // CANNOT_SCHEDULE_TASK
     499,  // S3_ERROR
-    618,  // LZ4_DECODER_FAILED: a batch was garbled on its way
+    618,  // LZ4_DECODER_FAILED: an insert was garbled on its way
     735,  // QUERY_WAS_CANCELLED_BY_CLIENT: the connection broke while the server answered
     745,  // SERVER_OVERLOADED
     999,  // KEEPER_EXCEPTION
@@ -157,7 +156,7 @@ fn limit_named(code: u32, message: &str) -> Cow<'static, str> {
         TIMEOUT if is_limit_of_time(code, message) => {
             "; max_execution_time of the user's settings profile ends what takes longer, and may not be \
              lifted: let the profile allow it, or begin anew with a smaller --segment-rows, if reading took so \
-             long, or --batch-size, if an insert did"
+             long, or --part-bytes, if an insert did"
         }
         // That of the server, "(total)", is for all that it does.
         MEMORY if message.contains("Query memory limit") => {
@@ -348,7 +347,7 @@ mod tests {
     #[test]
     fn what_took_too_long_names_both_ways_to_do_less_at_once() {
         let advice = limit_named(TIMEOUT, "Timeout exceeded: elapsed 5 s, maximum: 4 s");
-        for flag in ["begin anew", "--segment-rows", "--batch-size"] {
+        for flag in ["begin anew", "--segment-rows", "--part-bytes"] {
             assert!(advice.contains(flag), "{advice}");
         }
     }

@@ -145,7 +145,7 @@ pub(super) const MEANING: &[(&str, &str)] = &[
     // that anyway.
     ("optimize_on_insert", "0"),
     // The keys of what is there guard against a row that is written twice. A replicated table would
-    // drop a batch without a word that equals an earlier one, also after its rows were deleted. From
+    // drop a part without a word that equals an earlier one, also after its rows were deleted. From
     // 26 on, the second and third say it, whatever the first says.
     ("insert_deduplicate", "0"),
     ("deduplicate_insert", "disable"),

@@ -1,6 +1,6 @@
 //! A block of observations and the traces they belong to become a block of events.
 //!
-//! The pass-through columns are not touched: they are one slice of the block
+//! The pass-through columns are not touched: they are slices of the block
 //! that arrived. Only the columns the trace has a part in are built.
 
 mod disposition;
@@ -57,7 +57,7 @@ pub struct EnrichedBlock {
     /// Rows that belong to an experiment.
     pub in_experiments: usize,
     /// Bytes of memory it holds: the buffer of the whole block that arrived, helper
-    /// columns included, and the one of what was built.
+    /// columns included, what was copied of it, and the buffer of what was built.
     pub held_bytes: usize,
 }
 
@@ -158,8 +158,13 @@ impl Enricher {
         }
         let items = found_items.records()?;
         let dispositions = self.dispositions(blocks, unknown, &slots, &records, &found)?;
+        let of_blocks =
+            |blocks: &[Block]| blocks.iter().map(|block| block.held_bytes).sum::<usize>();
+        let before = of_blocks(blocks);
         let kept = self.put_aside(blocks, &dispositions, set_aside)?;
-        let mut room = max_bytes.saturating_sub(held);
+        // A block without some of its rows holds what was copied, and what stays where it is.
+        let copied = of_blocks(blocks).saturating_sub(before);
+        let mut room = max_bytes.saturating_sub(held + copied);
         let mut enriched = Vec::with_capacity(blocks.len());
         for (block, rows) in blocks.iter().zip(kept) {
             let traces = RowTraces {

@@ -584,8 +584,8 @@ impl Inspector {
         if !table.is_replacing() && !self.options.allow_duplicates {
             return Err(Error::configuration(format!(
                 "the target {database}.{} is a {}, not a ReplacingMergeTree: a run that is done \
-                 again or resumed, and a batch that is tried again, would leave rows in it twice; say --allow-duplicates if that \
-                 is what you want",
+                 again or resumed, and a segment that is tried again, would leave rows in it twice; \
+                 say --allow-duplicates if that is what you want",
                 table.name, table.engine
             )));
         }

@@ -29,7 +29,7 @@ pub struct Column {
     pub name: Arc<str>,
     /// Its type.
     pub data_type: Arc<DataType>,
-    /// Where its values are in [`Block::bytes`].
+    /// Where its values are in [`Block::bytes`], unless they are spliced.
     pub values: Range<usize>,
     /// Where it begins in [`Block::bytes`], name and type included.
     pub start: usize,
@@ -42,7 +42,7 @@ pub struct Block {
     pub rows: usize,
     /// The columns, in the order of the bytes.
     pub columns: Vec<Column>,
-    /// The whole block.
+    /// The whole block, but for spliced values.
     pub bytes: Bytes,
     /// Bytes of memory it holds, which may be more than it has.
     pub held_bytes: usize,

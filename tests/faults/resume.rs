@@ -29,7 +29,7 @@ fn month() -> &'static Database<'static> {
     })
 }
 
-/// The program, with a new target of that name, one segment at a time, in small batches.
+/// The program, with a new target of that name, one segment at a time, in small parts.
 fn tool(target: &str) -> Tool {
     let database = month();
     execute(database, &format!("CREATE TABLE {target} AS events_full"));

@@ -14,8 +14,9 @@ use crate::partition::Partition;
 const PATIENCE: Duration = Duration::from_secs(900);
 /// How long to wait before looking again, where the user may not end queries.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// How long a run that is at work may take from one insert to the next.
-const PAUSE: Duration = Duration::from_secs(5);
+/// How long a run that is at work may take from one insert to the next: the one that waits for rows is
+/// ended after ten seconds.
+const PAUSE: Duration = Duration::from_secs(15);
 
 #[derive(Row, Deserialize)]
 struct Count {
@@ -60,11 +61,13 @@ pub(crate) async fn others_are_at_work(
             Err(error) => return Err(error),
         };
         let of_before = of_before.get_or_insert_with(|| under_way.clone());
-        if of_before.is_disjoint(&under_way) {
+        if !under_way.is_subset(of_before) {
+            return Ok(true);
+        }
+        if under_way.is_empty() {
             let ended = ended.get_or_insert_with(tokio::time::Instant::now);
-            let has_paused = of_before.is_empty() || ended.elapsed() > PAUSE;
-            if has_paused || !under_way.is_empty() {
-                return Ok(!under_way.is_empty());
+            if of_before.is_empty() || ended.elapsed() > PAUSE {
+                return Ok(false);
             }
         }
         if started.elapsed() > PATIENCE {

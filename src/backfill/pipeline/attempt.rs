@@ -1,5 +1,7 @@
 //! One attempt at an item: read → leave out → enrich → send, within the segment's share of the memory.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use tokio::task::block_in_place;
 use tokio::time::Instant;
@@ -51,6 +53,8 @@ pub(super) struct Attempt<'a> {
     rows: Rows,
     unknown: Unknown,
     deferred: DeferredWriter,
+    /// What has come while something else was waited for; it comes before what is read next.
+    sipped: VecDeque<Bytes>,
     reader: BlockReader,
     /// Blocks that have come and are not enriched yet.
     waiting: Vec<Block>,
@@ -102,6 +106,7 @@ impl<'a> Attempt<'a> {
             rows,
             unknown,
             deferred: pipeline.deferred.writer(number),
+            sipped: VecDeque::new(),
             reader: BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool),
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -158,6 +163,10 @@ impl<'a> Attempt<'a> {
                 reached.shown_rows += rows;
                 self.phase.advance(rows);
             }
+            if let Some(chunk) = self.sipped.pop_front() {
+                self.take(&chunk).await?;
+                continue;
+            }
             let silent_until = self.sender.silent_until();
             let chunk = tokio::select! {
                 chunk = self.rows.next_chunk() => chunk?,
@@ -196,9 +205,9 @@ impl<'a> Attempt<'a> {
     ) -> Result<T, WorkError> {
         let room = self.room(self.reader.held_with(0));
         let source = Arriving {
-            max_buffered_bytes: self.reader.buffered_bytes() + room,
             rows: &mut self.rows,
-            reader: &mut self.reader,
+            sipped: &mut self.sipped,
+            room,
         };
         work(&mut self.sender, source).await
     }
@@ -206,7 +215,8 @@ impl<'a> Attempt<'a> {
     /// Bytes of the segment's share that nothing takes, were the reader to hold so many.
     fn room(&self, reader_bytes: usize) -> usize {
         let held = self.sender.held_bytes() + self.enriched_bytes + self.waiting_bytes;
-        let held = held + reader_bytes;
+        let sipped: usize = self.sipped.iter().map(Bytes::len).sum();
+        let held = held + sipped + reader_bytes;
         self.pipeline.budget.segment_bytes.saturating_sub(held)
     }
 

@@ -1,11 +1,11 @@
 //! Reading a little from a stream while its rows cannot be sent on.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::backfill::error::WorkError;
-use crate::native::BlockReader;
 
 /// ClickHouse closes a response that nobody reads for 30 s (`http_send_timeout`;
 /// giving another value with the query is not honoured: measured on 26.7). So
@@ -31,10 +31,10 @@ pub(crate) trait KeepAlive {
 pub(crate) struct Arriving<'a, S> {
     /// Where they come from.
     pub rows: &'a mut S,
-    /// What takes its bytes.
-    pub reader: &'a mut BlockReader,
-    /// Most bytes that may wait in it.
-    pub max_buffered_bytes: usize,
+    /// What has come of them and is not looked at yet, in its order.
+    pub sipped: &'a mut VecDeque<Bytes>,
+    /// Most bytes that may come besides.
+    pub room: usize,
 }
 
 impl<S: KeepAlive> Arriving<'_, S> {
@@ -61,16 +61,45 @@ impl<S: KeepAlive> Arriving<'_, S> {
     /// the segment be done again, than go over budget. The wait is short, so
     /// that the end of the insert is not missed.
     async fn sip(&mut self) -> Result<(), WorkError> {
-        let enough = self
-            .max_buffered_bytes
-            .min(self.reader.buffered_bytes() + SIP_BYTES);
         let ends = tokio::time::Instant::now() + SIP_FOR;
-        while self.reader.buffered_bytes() < enough
+        let mut left = self.room.min(SIP_BYTES);
+        while left > 0
             && let Ok(chunk) = tokio::time::timeout_at(ends, self.rows.next_chunk()).await
             && let Some(chunk) = chunk?
         {
-            self.reader.push(&chunk);
+            left = left.saturating_sub(chunk.len());
+            self.room = self.room.saturating_sub(chunk.len());
+            self.sipped.push_back(chunk);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Numbers(u8);
+
+    impl KeepAlive for Numbers {
+        async fn next_chunk(&mut self) -> Result<Option<Bytes>, WorkError> {
+            self.0 += 1;
+            Ok(Some(vec![self.0; 1000].into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn sips_stay_in_their_order_behind_what_came_before_and_within_the_room() {
+        let mut rows = Numbers(0);
+        let mut sipped = VecDeque::from([Bytes::from_static(&[0])]);
+        let mut source = Arriving {
+            rows: &mut rows,
+            sipped: &mut sipped,
+            room: 2500,
+        };
+        source.sip().await.unwrap();
+        source.sip().await.unwrap();
+        let first: Vec<u8> = sipped.iter().map(|chunk| chunk[0]).collect();
+        assert_eq!(first, [0, 1, 2, 3]);
     }
 }

@@ -55,27 +55,31 @@ impl InsertLimits {
     }
 }
 
-/// The most bytes of a part: what was asked for, and less for a while after the server had too little
-/// memory for one.
+/// Bytes at which the server ends a part: what was asked for, and less for a while after it had too
+/// little memory for one.
 #[derive(Debug)]
 pub(crate) struct PartLimit {
     allowed: usize,
     now: AtomicUsize,
     /// How far it grows for now: not to what was refused.
     ceiling: AtomicUsize,
-    /// Inserts that were taken since one was refused.
+    /// Parts that were taken since one was refused.
     taken: AtomicUsize,
 }
 
-/// A limit that was lowered grows by this part of what is allowed with each insert that the server
+/// A limit that was lowered grows by this share of what is allowed with each part that the server
 /// takes.
 const RECOVERY: usize = 32;
-/// So many inserts have to be taken before a part may be larger than three quarters of one that was
+/// So many parts have to be taken before one may be larger than three quarters of one that was
 /// refused: after each refusal the segment is read once more from its beginning.
 const PATIENCE: usize = 64;
+/// For so little the server lacks memory whatever it is sent.
+const LITTLE: usize = 4 * 1024 * 1024;
+/// Smaller parts are of no use to anybody.
+const SMALLEST_PART: usize = 1024 * 1024;
 
 impl PartLimit {
-    /// No part has more bytes than `allowed`, unless it is a single block.
+    /// The server ends a part with the block with which it has `allowed` bytes.
     fn new(allowed: usize) -> Self {
         Self {
             allowed,
@@ -85,26 +89,33 @@ impl PartLimit {
         }
     }
 
-    /// The most bytes at the moment.
+    /// The bytes at the moment.
     pub(crate) fn bytes(&self) -> usize {
         self.now.load(Ordering::Relaxed)
     }
 
     /// The server had too little memory for a part of so many bytes.
     pub(crate) fn was_too_large(&self, bytes: usize) {
-        self.now.fetch_min((bytes / 2).max(1), Ordering::Relaxed);
+        if bytes < LITTLE {
+            return;
+        }
+        self.now
+            .fetch_min((bytes / 2).max(SMALLEST_PART), Ordering::Relaxed);
         self.ceiling
-            .fetch_min((bytes / 4 * 3).max(1), Ordering::Relaxed);
+            .fetch_min((bytes / 4 * 3).max(SMALLEST_PART), Ordering::Relaxed);
         self.taken.store(0, Ordering::Relaxed);
     }
 
-    /// The server took an insert.
-    pub(crate) fn was_taken(&self) {
-        let taken = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
-        if taken.is_multiple_of(PATIENCE) {
-            self.grow(&self.ceiling, self.allowed);
+    /// The server took an insert of so many bytes.
+    pub(crate) fn was_taken(&self, bytes: usize) {
+        let parts = bytes / self.bytes().max(1);
+        for _ in 0..parts.clamp(1, PATIENCE) {
+            let taken = self.taken.fetch_add(1, Ordering::Relaxed) + 1;
+            if taken.is_multiple_of(PATIENCE) {
+                self.grow(&self.ceiling, self.allowed);
+            }
+            self.grow(&self.now, self.ceiling.load(Ordering::Relaxed));
         }
-        self.grow(&self.now, self.ceiling.load(Ordering::Relaxed));
     }
 
     fn grow(&self, limit: &AtomicUsize, most: usize) {
@@ -120,22 +131,37 @@ mod tests {
 
     #[test]
     fn parts_become_smaller_at_once_and_larger_slowly() {
-        let limit = PartLimit::new(64);
-        limit.was_too_large(40);
-        assert_eq!(limit.bytes(), 20);
-        limit.was_too_large(60);
-        assert_eq!(limit.bytes(), 20);
-        limit.was_taken();
-        assert_eq!(limit.bytes(), 22);
-        for _ in 0..40 {
-            limit.was_taken();
-        }
+        const MIB: usize = 1024 * 1024;
+        let limit = PartLimit::new(64 * MIB);
+        limit.was_too_large(40 * MIB);
+        assert_eq!(limit.bytes(), 20 * MIB);
+        limit.was_too_large(60 * MIB);
+        assert_eq!(limit.bytes(), 20 * MIB);
+        limit.was_taken(10);
+        assert_eq!(limit.bytes(), 22 * MIB);
+        // Five parts of the size that they have by then.
+        limit.was_taken(110 * MIB);
+        assert_eq!(limit.bytes(), 30 * MIB);
         // What was refused is not tried again soon.
-        assert_eq!(limit.bytes(), 30);
-        for _ in 0..17 * PATIENCE {
-            limit.was_taken();
+        for _ in 0..30 {
+            limit.was_taken(MIB);
         }
-        assert_eq!(limit.bytes(), 64);
+        assert_eq!(limit.bytes(), 30 * MIB);
+        for _ in 0..17 * PATIENCE {
+            limit.was_taken(MIB);
+        }
+        assert_eq!(limit.bytes(), 64 * MIB);
+    }
+
+    #[test]
+    fn that_a_server_has_no_memory_at_all_does_not_make_parts_tiny() {
+        let limit = PartLimit::new(1 << 28);
+        limit.was_too_large(10_000);
+        assert_eq!(limit.bytes(), 1 << 28);
+        for _ in 0..100 {
+            limit.was_too_large(limit.bytes());
+        }
+        assert!(limit.bytes() >= SMALLEST_PART);
     }
 
     #[test]

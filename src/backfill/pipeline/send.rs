@@ -21,7 +21,7 @@ use crate::state::counts::SegmentCounts;
 /// ClickHouse gives an insert up of which nothing comes for 30 s (`http_receive_timeout`). One that has
 /// waited for rows so long is ended, and the next rows go into another one.
 const LONGEST_SILENCE: Duration = Duration::from_secs(10);
-/// How long the server may take none of the bytes of an insert, or take to answer at its end.
+/// How long the server may take until there is room for a block, or until it answers at the end.
 const LONGEST_STALL: Duration = Duration::from_secs(900);
 /// How long an insert may still take once the run is asked to end.
 const LAST_INSERT: Duration = Duration::from_secs(10);
@@ -135,10 +135,13 @@ impl Sender {
         self.counts
     }
 
-    /// When the insert will have waited too long for rows, if one is under way.
+    /// When the insert that is under way, if one is, will have waited too long for rows, or will have
+    /// lasted as long as it may.
     pub(crate) fn silent_until(&self) -> Option<Instant> {
-        let open = self.open.as_ref();
-        open.map(|open| open.fed + LONGEST_SILENCE)
+        let open = self.open.as_ref()?;
+        let silent = open.fed + LONGEST_SILENCE;
+        let longest = self.destination.longest_insert;
+        Some(longest.map_or(silent, |longest| silent.min(open.begun + longest)))
     }
 
     /// Sends a block, once there is room for it among those that wait.
@@ -240,10 +243,7 @@ impl Sender {
         let waiting = async {
             tokio::select! {
                 answer = within(LONGEST_STALL, open.insert.finish()) => answered = Some(answer),
-                () = async {
-                    shutdown.requested().await;
-                    tokio::time::sleep(LAST_INSERT).await;
-                } => {}
+                () = asked_to_end(&shutdown) => {}
             }
             Ok(())
         };
@@ -255,7 +255,7 @@ impl Sender {
         match (answered, outcome) {
             (Some(Ok(())), _) => {
                 self.acknowledged += open.insert.rows();
-                self.destination.limits.part.was_taken();
+                self.destination.limits.part.was_taken(open.bytes);
                 Ok(())
             }
             (Some(Err(error)), _) => {
@@ -276,18 +276,23 @@ impl Sender {
     /// Ends what is under way after the attempt has failed. What was sent before may still be
     /// acknowledged, for a while.
     pub(crate) async fn abandon(&mut self, error: &WorkError) {
-        let patience = match error {
-            WorkError::Interrupted => LAST_INSERT,
-            _ => FAILED_INSERT,
+        let Some(mut open) = self.open.take() else {
+            return;
         };
-        if let Some(mut open) = self.open.take() {
-            let answer = tokio::time::timeout(patience, open.insert.finish()).await;
-            if let Ok(Ok(())) = answer {
-                self.acknowledged += open.insert.rows();
+        let shutdown = &self.destination.shutdown;
+        // Of an answer that is damaged the blocks before may be wrong too.
+        if !matches!(error, WorkError::Native(_)) {
+            tokio::select! {
+                answer = tokio::time::timeout(FAILED_INSERT, open.insert.finish()) => {
+                    if let Ok(Ok(())) = answer {
+                        self.acknowledged += open.insert.rows();
+                    }
+                }
+                () = asked_to_end(shutdown) => {}
             }
-            // Whatever comes of it, the item is not done.
-            open.insert.abort().await;
         }
+        // Whatever comes of it, the item is not done.
+        open.insert.abort().await;
     }
 
     /// What it means that the insert has failed.
@@ -342,6 +347,12 @@ fn begin(destination: &Destination, name: &str, inserts: &mut u32) -> Result<Ope
         largest_block: 0,
         part_bytes,
     })
+}
+
+/// Waits until the run is asked to end, and as long as an insert may still take then.
+async fn asked_to_end(shutdown: &Shutdown) {
+    shutdown.requested().await;
+    tokio::time::sleep(LAST_INSERT).await;
 }
 
 async fn within(
