@@ -73,10 +73,8 @@ const RECOVERY: usize = 32;
 /// So many parts have to be taken before one may be larger than three quarters of one that was
 /// refused: after each refusal the segment is read once more from its beginning.
 const PATIENCE: usize = 64;
-/// For so little the server lacks memory whatever it is sent.
-const LITTLE: usize = 4 * 1024 * 1024;
 /// Smaller parts are of no use to anybody.
-const SMALLEST_PART: usize = 1024 * 1024;
+pub(crate) const SMALLEST_PART: usize = 1024 * 1024;
 
 impl PartLimit {
     /// The server ends a part with the block with which it has `allowed` bytes.
@@ -96,9 +94,6 @@ impl PartLimit {
 
     /// The server had too little memory for a part of so many bytes.
     pub(crate) fn was_too_large(&self, bytes: usize) {
-        if bytes < LITTLE {
-            return;
-        }
         self.now
             .fetch_min((bytes / 2).max(SMALLEST_PART), Ordering::Relaxed);
         self.ceiling
@@ -157,7 +152,6 @@ mod tests {
     fn that_a_server_has_no_memory_at_all_does_not_make_parts_tiny() {
         let limit = PartLimit::new(1 << 28);
         limit.was_too_large(10_000);
-        assert_eq!(limit.bytes(), 1 << 28);
         for _ in 0..100 {
             limit.was_too_large(limit.bytes());
         }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::compress::{Compressor, SealedBlock};
 use super::keep_alive::{Arriving, KeepAlive};
-use super::limits::InsertLimits;
+use super::limits::{InsertLimits, SMALLEST_PART};
 use crate::backfill::error::WorkError;
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, InsertRequest, OpenInsert, RequestError};
@@ -91,7 +91,9 @@ struct Open {
 impl Open {
     /// Whether it is of use to make parts smaller, or inserts: what was refused was more than a block.
     fn is_divisible(&self, error: &RequestError) -> bool {
-        self.blocks > 1 && (!error.is_lack_of_memory() || self.part_bytes > self.largest_block)
+        self.blocks > 1
+            && (!error.is_lack_of_memory()
+                || self.part_bytes > self.largest_block.max(SMALLEST_PART))
     }
 }
 
