@@ -90,21 +90,15 @@ impl Connection {
             let Some(setting) = there_are.get(name) else {
                 continue;
             };
-            for &wanted in values {
-                if !self.may_be_set(name, wanted, setting).await? {
-                    return Err(held(name, setting, None));
-                }
+            if !self.may_be_any_of(name, values, setting).await? {
+                return Err(held(name, setting, None));
             }
         }
         for &(name, values) in OF_INSERTS {
             let Some(setting) = there_are.get(name) else {
                 continue;
             };
-            let mut may_be_set = true;
-            for &wanted in values {
-                may_be_set &= self.may_be_set(name, wanted, setting).await?;
-            }
-            if may_be_set {
+            if self.may_be_any_of(name, values, setting).await? {
                 known.of_inserts.push(name);
             }
         }
@@ -205,6 +199,21 @@ impl Connection {
             ))
         })?;
         Ok((level != 0).then_some(level))
+    }
+
+    /// Whether a setting may be set to each of some values.
+    async fn may_be_any_of(
+        &self,
+        name: &'static str,
+        values: &[&'static str],
+        setting: &Setting,
+    ) -> Result<bool, RequestError> {
+        for &wanted in values {
+            if !self.may_be_set(name, wanted, setting).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether the user may give it that value.

@@ -19,7 +19,7 @@ use crate::mapping::{Enriched, Helper, Mapping, Source, VERSION};
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{
     Block, DataType, FixedCursor, NativeError, NullableStringCursor, Share, StringCursor,
-    put_block_header, put_column_header, put_string,
+    held_bytes, put_block_header, put_column_header, put_string,
 };
 use crate::partition::Day;
 use crate::trace_store::{Found, FoundItems, StoreError, TraceRecord, TraceStore, key};
@@ -158,12 +158,10 @@ impl Enricher {
         }
         let items = found_items.records()?;
         let dispositions = self.dispositions(blocks, unknown, &slots, &records, &found)?;
-        let of_blocks =
-            |blocks: &[Block]| blocks.iter().map(|block| block.held_bytes).sum::<usize>();
-        let before = of_blocks(blocks);
+        let before = held_bytes(blocks);
         let kept = self.put_aside(blocks, &dispositions, set_aside)?;
         // A block without some of its rows holds what was copied, and what stays where it is.
-        let copied = of_blocks(blocks).saturating_sub(before);
+        let copied = held_bytes(blocks).saturating_sub(before);
         let mut room = max_bytes.saturating_sub(held + copied);
         let mut enriched = Vec::with_capacity(blocks.len());
         for (block, rows) in blocks.iter().zip(kept) {

@@ -15,6 +15,7 @@ mod writer;
 
 pub use column::{ArrayCursor, FixedCursor, NullableStringCursor, StringCursor};
 pub use error::NativeError;
+pub(crate) use reader::held_bytes;
 pub use reader::{Block, BlockReader};
 pub use rows::Share;
 pub use types::Layout;

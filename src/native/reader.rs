@@ -97,6 +97,11 @@ impl Block {
     }
 }
 
+/// Bytes of memory that some blocks hold.
+pub(crate) fn held_bytes(blocks: &[Block]) -> usize {
+    blocks.iter().map(|block| block.held_bytes).sum()
+}
+
 /// A node of a layout tree. Nodes refer to each other by index, so that the
 /// walk can stop and go on without borrowing the tree.
 #[derive(Debug, Clone)]
@@ -192,11 +197,6 @@ impl BlockReader {
         let length = self.buffer.len();
         self.buffer.reserve_exact(capacity - length);
         self.buffer.extend_from_slice(chunk);
-    }
-
-    /// Bytes that have arrived of the unfinished block.
-    pub fn buffered_bytes(&self) -> usize {
-        self.buffer.len()
     }
 
     /// Bytes of memory held for the unfinished block, once so many more have come.

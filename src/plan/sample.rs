@@ -29,7 +29,7 @@ use crate::mapping::Source;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::memory::numbers::whole;
-use crate::native::{Block, BlockReader, FixedCursor, NativeError};
+use crate::native::{Block, BlockReader, FixedCursor, NativeError, held_bytes};
 use crate::partition::Day;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{About, SeenTraces, TraceStore};
@@ -404,7 +404,7 @@ impl Reading {
         let statement = of_segment(statement, block_rows, self.budget.preferred_block_bytes);
         let mut stream = self.connection.send(&statement)?;
         let mut reader = BlockReader::new(self.budget.max_block_bytes, &self.pool);
-        let mut kept_bytes: usize = kept.iter().map(|block| block.held_bytes).sum();
+        let mut kept_bytes = held_bytes(kept);
         loop {
             let chunk = tokio::select! {
                 chunk = stream.next_chunk() => chunk?,

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::differential::{
-    Specification, ask, ask_number, assert_complete, execute, keep_versions_apart,
+    Specification, ask, ask_number, assert_complete, drop_indexes, execute, keep_versions_apart,
 };
 use crate::support::proxy::{Action, FOREVER, Fault, Place, Proxy};
 use crate::support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, TESTER, Tool};
@@ -68,16 +68,7 @@ fn prepare(database: &Database) {
     execute(database, "OPTIMIZE TABLE observations FINAL");
     Specification::current().fill(database, SAMPLE_PARTITION, "events_full", "expected");
     execute(database, "CREATE TABLE plain_events AS events_full");
-    let drop_indexes = ask(
-        database,
-        "SELECT arrayStringConcat(groupArray('DROP INDEX ' || name), ', ') \
-         FROM system.data_skipping_indices \
-         WHERE database = currentDatabase() AND table = 'plain_events'",
-    );
-    execute(
-        database,
-        &format!("ALTER TABLE plain_events {drop_indexes}"),
-    );
+    drop_indexes(database, "plain_events");
 }
 
 /// A backfill through a proxy of its own, into a table of its own.

@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::differential::{
-    Specification, ask, ask_number, assert_equal, execute, keep_versions_apart, slow_down, speed_up,
+    Specification, ask, ask_number, assert_equal, execute, keep_versions_apart, slow_down,
+    speed_up, wait_for_end_of_queries,
 };
 use crate::support::live;
 use crate::support::live::{IS_LIVE, IS_TRACE_ROOT, KEY, Way, as_v4_reads};
@@ -238,21 +239,6 @@ fn wait_until(run: &mut Running, what: &str, is_so: impl Fn() -> bool) {
         assert!(run.is_running(), "the run ended before {what}");
         assert!(started.elapsed() < PATIENCE, "{what} did not come");
         thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Waits until the server has ended what the program asked of it, as it does after the program has
-/// been killed.
-fn wait_for_end_of_queries(database: &Database) {
-    let started = Instant::now();
-    let in_work = format!(
-        "system.processes WHERE {OURS} AND (current_database = '{0}' OR query LIKE '%{0}%') \
-         AND query NOT LIKE '%system.processes%'",
-        database.name
-    );
-    while count(database, &in_work) > 0 {
-        assert!(started.elapsed() < PATIENCE, "a query does not end");
-        thread::sleep(Duration::from_millis(20));
     }
 }
 

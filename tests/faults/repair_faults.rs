@@ -7,7 +7,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::differential::{ask_number, execute, slow_down, speed_up};
+use crate::support::differential::{
+    ask_number, execute, slow_down, speed_up, wait_for_end_of_queries,
+};
 use crate::support::proxy::{Action, Fault, Place, Proxy};
 use crate::support::repair;
 use crate::support::repair::{
@@ -64,13 +66,6 @@ fn with_resume(tool: Tool) -> Tool {
 
 fn rows(database: &Database) -> u64 {
     ask_number(database, "SELECT count() FROM events_full")
-}
-
-fn wait_for_inserts_to_end(database: &Database) {
-    let running = "SELECT count() FROM system.processes WHERE query_kind = 'Insert'";
-    while ask_number(database, running) > 0 {
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Kills a repair once it has written so many rows.
@@ -130,7 +125,7 @@ fn a_trace_that_is_unpublished_meanwhile_is_not_published_by_a_repair_that_is_re
         kill_after(&database, &tool, 300);
         slow.lift();
         // What has arrived is still written.
-        wait_for_inserts_to_end(&database);
+        wait_for_end_of_queries(&database);
         execute(
             &database,
             "CREATE TABLE before AS events_full ENGINE = Memory",

@@ -12,11 +12,16 @@
 //! ```
 use std::fmt::Write as _;
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Database, repository_file};
 
 /// What tells one event from another, in every events table.
 const KEY: &str = "project_id, trace_id, span_id, start_time";
+
+/// How long a query may take to end.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many characters of an example are shown.
 const EXAMPLE_LENGTH: usize = 300;
@@ -29,6 +34,37 @@ pub fn keep_versions_apart(database: &Database, tables: &[&str]) {
             database,
             &format!("SYSTEM STOP MERGES `{}`.`{table}`", database.name),
         );
+    }
+}
+
+/// Drops the skipping indexes of a table, which over texts take most of the time of an insert.
+#[track_caller]
+pub fn drop_indexes(database: &Database, table: &str) {
+    let drops = ask(
+        database,
+        &format!(
+            "SELECT arrayStringConcat(groupArray('DROP INDEX ' || name), ', ') \
+             FROM system.data_skipping_indices \
+             WHERE database = currentDatabase() AND table = '{table}'"
+        ),
+    );
+    execute(database, &format!("ALTER TABLE {table} {drops}"));
+}
+
+/// Waits until nothing of the program is under way in a database: what a client that was killed has
+/// begun may outlive it.
+#[track_caller]
+pub fn wait_for_end_of_queries(database: &Database) {
+    let started = Instant::now();
+    let under_way = format!(
+        "SELECT count() FROM system.processes WHERE http_user_agent LIKE '%events-backfill%' \
+         AND (current_database = '{0}' OR query LIKE '%{0}%') \
+         AND query NOT LIKE '%system.processes%'",
+        database.name
+    );
+    while ask_number(database, &under_way) > 0 {
+        assert!(started.elapsed() < PATIENCE, "a query does not end");
+        thread::sleep(Duration::from_millis(20));
     }
 }
 

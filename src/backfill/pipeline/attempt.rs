@@ -14,7 +14,7 @@ use crate::backfill::remote_lookup::deferred_rows::{DeferredReader, DeferredWrit
 use crate::clickhouse::NativeStream;
 use crate::enrich::{EnrichError, EnrichedBlock, SetAside, Unknown};
 use crate::inspect::statements::of_segment;
-use crate::native::{Block, BlockReader, NativeError};
+use crate::native::{Block, BlockReader, NativeError, held_bytes};
 use crate::progress::Phase;
 use crate::state::counts::LeftOut;
 
@@ -183,26 +183,27 @@ impl<'a> Attempt<'a> {
         }
         self.reader.finish()?;
         self.enrich_waiting().await?;
-        self.with_sender(async |sender, mut source| sender.finish(Some(&mut source)).await)
-            .await
+        self.finish_insert().await
     }
 
     /// Gives the insert that waits for rows the ones that there are, or ends it.
     async fn end_silence(&mut self) -> Result<(), WorkError> {
         match self.waiting.is_empty() {
             false => self.enrich_waiting().await,
-            true => {
-                self.with_sender(async |sender, mut source| sender.finish(Some(&mut source)).await)
-                    .await
-            }
+            true => self.finish_insert().await,
         }
     }
 
+    async fn finish_insert(&mut self) -> Result<(), WorkError> {
+        self.with_sender(async |sender, mut source| sender.finish(&mut source).await)
+            .await
+    }
+
     /// Lets the sender do something that takes long, with what may be sipped from meanwhile.
-    async fn with_sender<T>(
+    async fn with_sender(
         &mut self,
-        work: impl AsyncFnOnce(&mut Sender, Arriving<'_, Rows>) -> Result<T, WorkError>,
-    ) -> Result<T, WorkError> {
+        work: impl AsyncFnOnce(&mut Sender, Arriving<'_, Rows>) -> Result<(), WorkError>,
+    ) -> Result<(), WorkError> {
         let room = self.room(self.reader.held_with(0));
         let source = Arriving {
             rows: &mut self.rows,
@@ -214,9 +215,9 @@ impl<'a> Attempt<'a> {
 
     /// Bytes of the segment's share that nothing takes, were the reader to hold so many.
     fn room(&self, reader_bytes: usize) -> usize {
-        let held = self.sender.held_bytes() + self.enriched_bytes + self.waiting_bytes;
         let sipped: usize = self.sipped.iter().map(Bytes::len).sum();
-        let held = held + sipped + reader_bytes;
+        let blocks = self.sender.held_bytes() + self.enriched_bytes + self.waiting_bytes;
+        let held = blocks + sipped + reader_bytes;
         self.pipeline.budget.segment_bytes.saturating_sub(held)
     }
 
@@ -317,8 +318,4 @@ async fn until(then: Option<Instant>) {
         Some(then) => tokio::time::sleep_until(then).await,
         None => std::future::pending().await,
     }
-}
-
-fn held_bytes(blocks: &[Block]) -> usize {
-    blocks.iter().map(|block| block.held_bytes).sum()
 }

@@ -42,10 +42,10 @@ impl<S: KeepAlive> Arriving<'_, S> {
     ///
     /// # Errors
     /// What is waited for, or the source.
-    pub(crate) async fn meanwhile(
+    pub(crate) async fn meanwhile<T>(
         &mut self,
-        waiting: impl Future<Output = Result<(), WorkError>>,
-    ) -> Result<(), WorkError> {
+        waiting: impl Future<Output = Result<T, WorkError>>,
+    ) -> Result<T, WorkError> {
         // Outside the loop, so that it is not begun anew after a sip.
         let mut waiting = std::pin::pin!(waiting);
         loop {

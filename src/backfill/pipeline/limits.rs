@@ -3,8 +3,6 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::memory::numbers::whole;
-
 /// All segments together may have parts of this share of the server's memory: it holds the rows of a
 /// part three times over and 2 MiB for each column of it, and merges take as much again.
 const SHARE_OF_SERVER: u64 = 16;
@@ -19,7 +17,7 @@ pub(crate) fn first_part_bytes(
     statement_memory: Option<u64>,
     concurrency: usize,
 ) -> u64 {
-    let segments = whole(concurrency.max(1) as f64);
+    let segments = concurrency.max(1) as u64;
     let of_server = server_memory.map(|bytes| bytes / SHARE_OF_SERVER / segments);
     let of_statement = statement_memory.map(|bytes| bytes / SHARE_OF_STATEMENT);
     let limits = [of_server, of_statement].into_iter().flatten();

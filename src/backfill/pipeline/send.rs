@@ -167,7 +167,7 @@ impl Sender {
         let compressor = &self.destination.compressor;
         let block = block_in_place(|| compressor.seal(block)).map_err(compression_failed)?;
         if self.needs_another_insert(&block) {
-            self.finish(Some(&mut source)).await?;
+            self.finish(&mut source).await?;
         }
         let most = self.destination.backlog_bytes;
         let room = most.saturating_sub(block.held_bytes);
@@ -215,16 +215,9 @@ impl Sender {
                 _ = shutdown.requested() => Err(WorkError::Interrupted),
             }
         };
-        let mut waited = Ok(());
-        let outcome = source
-            .meanwhile(async {
-                waited = waiting.await?;
-                Ok(())
-            })
-            .await;
+        let waited = source.meanwhile(waiting).await;
         self.destination.spent(started);
-        outcome?;
-        waited.map_err(|error| self.failed(error))
+        waited?.map_err(|error| self.failed(error))
     }
 
     /// Ends the insert that is under way, if there is one, and waits for its answer, sipping from the
@@ -234,43 +227,38 @@ impl Sender {
     /// As for [`Sender::send`].
     pub(crate) async fn finish<S: KeepAlive>(
         &mut self,
-        source: Option<&mut Arriving<'_, S>>,
+        source: &mut Arriving<'_, S>,
     ) -> Result<(), WorkError> {
         let Some(mut open) = self.open.take() else {
             return Ok(());
         };
         let shutdown = self.destination.shutdown.clone();
         let started = Instant::now();
-        let mut answered = None;
         let waiting = async {
-            tokio::select! {
-                answer = within(LONGEST_STALL, open.insert.finish()) => answered = Some(answer),
-                () = asked_to_end(&shutdown) => {}
-            }
-            Ok(())
+            Ok(tokio::select! {
+                answer = within(LONGEST_STALL, open.insert.finish()) => Some(answer),
+                () = asked_to_end(&shutdown) => None,
+            })
         };
-        let outcome = match source {
-            Some(source) => source.meanwhile(waiting).await,
-            None => waiting.await,
-        };
+        let answered = source.meanwhile(waiting).await;
         self.destination.spent(started);
-        match (answered, outcome) {
-            (Some(Ok(())), _) => {
+        match answered {
+            Ok(Some(Ok(()))) => {
                 self.acknowledged += open.insert.rows();
                 self.destination.limits.part.was_taken(open.bytes);
                 Ok(())
             }
-            (Some(Err(error)), _) => {
+            Ok(Some(Err(error))) => {
                 self.open = Some(open);
                 Err(self.failed(error))
             }
-            (None, Err(of_source)) => {
-                self.open = Some(open);
-                Err(of_source)
-            }
-            (None, Ok(())) => {
+            Ok(None) => {
                 open.insert.abort().await;
                 Err(WorkError::Interrupted)
+            }
+            Err(of_source) => {
+                self.open = Some(open);
+                Err(of_source)
             }
         }
     }

@@ -186,11 +186,12 @@ impl Options {
             processors.clamp(2, 4),
             1..=64,
         )?;
-        let memory_limit = settings
-            .text(arguments.memory_limit, "MEMORY_LIMIT")
-            .unwrap_or_else(|| "512MiB".to_owned())
-            .parse::<ByteSize>()
-            .map_err(|error| Error::configuration(format!("--memory-limit: {error}")))?;
+        let memory_limit = settings.size(
+            arguments.memory_limit,
+            "--memory-limit",
+            "MEMORY_LIMIT",
+            ByteSize(512 << 20),
+        )?;
         let budget = Budget::new(memory_limit, concurrency).map_err(Error::configuration)?;
         let compression = settings.text(subject.compression.clone(), "COMPRESSION");
         let connection = settings.connection(
@@ -204,15 +205,17 @@ impl Options {
             1_000_000,
             1..=10_000_000,
         )?;
-        let part_bytes = settings
-            .text(arguments.part_bytes, "PART_BYTES")
-            .unwrap_or_else(|| "512MiB".to_owned())
-            .parse::<ByteSize>()
-            .and_then(|size| match PART_BYTES.contains(&size) {
-                true => Ok(size),
-                false => Err(format!("{size} is not from 1 MiB to 4 GiB")),
-            })
-            .map_err(|error| Error::configuration(format!("--part-bytes: {error}")))?;
+        let part_bytes = settings.size(
+            arguments.part_bytes,
+            "--part-bytes",
+            "PART_BYTES",
+            ByteSize(512 << 20),
+        )?;
+        if !PART_BYTES.contains(&part_bytes) {
+            return Err(Error::configuration(format!(
+                "--part-bytes: {part_bytes} is not from 1 MiB to 4 GiB"
+            )));
+        }
         let block_rows = settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)?;
         let state_dir = environment.state_dir(arguments.state_dir);
         if let Some(report) = &subject.report {

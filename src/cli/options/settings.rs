@@ -10,6 +10,7 @@ use url::{Host, Url};
 use crate::cli::Environment;
 use crate::clickhouse::{Compression, ConnectionOptions, Password, Trust};
 use crate::error::Error;
+use crate::memory::ByteSize;
 
 /// Settings by the name of their variable, for which the command line counts before the environment.
 pub(super) struct Settings<'a> {
@@ -47,6 +48,19 @@ impl Settings<'_> {
                     range.end()
                 ))
             })
+    }
+
+    /// A number of bytes. It is called by its flag, whichever way it was given.
+    pub(super) fn size(
+        &self,
+        argument: Option<String>,
+        flag: &str,
+        variable: &str,
+        default: ByteSize,
+    ) -> Result<ByteSize, Error> {
+        let text = self.text(argument, variable);
+        let size = text.map_or(Ok(default), |text| text.parse());
+        size.map_err(|error| Error::configuration(format!("{flag}: {error}")))
     }
 
     pub(super) fn connection(
