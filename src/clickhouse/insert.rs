@@ -16,12 +16,7 @@ use super::body::{Feed, StreamedBody, body};
 use super::connection::Connection;
 use super::error::RequestError;
 use super::options::Compression;
-use super::settings::MAX_QUERY_SIZE;
-
-/// Bytes of an insert's statement at most: the server's default. Of the body the server holds as much
-/// besides, since the statement could go on there (measured on 26.7: 385 MiB for an insert of 150 MB with
-/// the size that other statements are allowed, 30 MiB with this one).
-const QUERY_SIZE_OF_INSERTS: &str = "262144";
+use super::settings::{MAX_QUERY_SIZE, QUERY_SIZE_OF_INSERTS};
 
 /// Bytes of an answer that are read; an exception text is far shorter.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -84,7 +79,9 @@ impl Connection {
         pairs.append_pair("query", &insert.sql);
         let of_all = self.settings.all().iter().copied();
         pairs.extend_pairs(of_all.map(|setting| match setting.0 {
-            MAX_QUERY_SIZE => (MAX_QUERY_SIZE, QUERY_SIZE_OF_INSERTS),
+            MAX_QUERY_SIZE if self.settings.may_insert_with(MAX_QUERY_SIZE) => {
+                (MAX_QUERY_SIZE, QUERY_SIZE_OF_INSERTS)
+            }
             _ => setting,
         }));
         let settings = insert.settings.iter();

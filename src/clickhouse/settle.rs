@@ -90,7 +90,7 @@ impl Connection {
             let Some(setting) = there_are.get(name) else {
                 continue;
             };
-            if !self.may_be_any_of(name, values, setting).await? {
+            if !self.may_be_each_of(name, values, setting).await? {
                 return Err(held(name, setting, None));
             }
         }
@@ -98,7 +98,7 @@ impl Connection {
             let Some(setting) = there_are.get(name) else {
                 continue;
             };
-            if self.may_be_any_of(name, values, setting).await? {
+            if self.may_be_each_of(name, values, setting).await? {
                 known.of_inserts.push(name);
             }
         }
@@ -202,7 +202,7 @@ impl Connection {
     }
 
     /// Whether a setting may be set to each of some values.
-    async fn may_be_any_of(
+    async fn may_be_each_of(
         &self,
         name: &'static str,
         values: &[&'static str],

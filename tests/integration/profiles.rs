@@ -147,6 +147,13 @@ fn server() -> &'static Server {
             ("short_statements", holds("max_query_size", "1000")),
             ("block", holds("max_block_size", "65409")),
             ("threads", holds("max_threads", "1")),
+            (
+                "long_statements",
+                "<max_query_size>1000000</max_query_size><constraints><max_query_size>\
+                 <min>1000000</min></max_query_size></constraints>"
+                    .to_owned(),
+            ),
+            ("small_parts", holds("min_insert_block_size_rows", "100")),
             ("little_memory", holds("max_memory_usage", "20000000")),
             ("few_bytes", holds("max_bytes_to_read", "10000")),
             ("few_columns", holds("max_columns_to_read", "8")),
@@ -346,6 +353,16 @@ fn a_setting_that_the_profile_holds_at_another_value_is_named() {
     }
     let tool = tool(&database, "held_as_it_must_be");
     tool.run().assert_code(0);
+}
+
+#[test]
+fn an_insert_goes_without_what_the_profile_does_not_let_it_state() {
+    for user in ["long_statements", "small_parts"] {
+        let database = copy(user);
+        let tool = tool(&database, user).args(WITH_ALL.iter().copied());
+        tool.run().assert_code(0);
+        assert_eq!(events(&database), expected(WITH_ALL), "{user}");
+    }
 }
 
 #[test]
