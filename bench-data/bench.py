@@ -25,7 +25,7 @@ from benchmark.runs import Bench
 from benchmark.server import Server
 from benchmark.settings import Settings, describe
 
-RESULTS = os.path.join(os.path.dirname(environment.programs_directory()), "bench")
+RESULTS = environment.results_directory()
 
 
 def main():
@@ -58,7 +58,7 @@ def main():
 
 def run_parts(settings, workplace):
     """Starts a server, and runs one part after the other."""
-    python = environment.python_with_packages()
+    python = environment.python_with_packages() if needs_packages(settings) else None
     data = os.path.abspath(settings.text("DATA") or os.path.join(workplace, "clickhouse"))
     launcher = environment.program("examples/embedded_clickhouse")
     server = Server(launcher, workplace, data, environment.clickhouse_library())
@@ -74,8 +74,18 @@ def run_parts(settings, workplace):
         sys.exit(130)
     finally:
         server.stop()
+    if "memory" not in settings.words("PARTS"):
+        return
     chart = [python, os.path.join(os.path.dirname(parts.__file__), "chart.py")]
     subprocess.run([*chart, results_file(), os.path.join(RESULTS, "memory.svg")], check=True)
+
+
+def needs_packages(settings):
+    """Whether the Python script runs, or the chart is drawn."""
+    parts_to_run = settings.words("PARTS")
+    return "memory" in parts_to_run or (
+        "throughput" in parts_to_run and "python" in settings.words("PEERS")
+    )
 
 
 def results_file():

@@ -20,6 +20,7 @@ missing_things() {
     have_libclang || echo libclang
     have curl || echo curl
     have npm || have_clickhouse || echo npm
+    have python3 || echo python3
 }
 
 # RocksDB's bindings are generated during the build by bindgen, which loads libclang and reads the

@@ -12,10 +12,17 @@ REPOSITORY = os.path.dirname(datasets.BENCH_DATA)
 
 
 def programs_directory():
-    """Where cargo puts programs."""
-    return os.path.join(
-        os.environ.get("CARGO_TARGET_DIR") or os.path.join(REPOSITORY, "target"), "release"
-    )
+    """Where the programs are that are measured."""
+    return os.environ.get("BENCH_PROGRAMS") or os.path.join(_target_directory(), "release")
+
+
+def results_directory():
+    """Where the results go."""
+    return os.environ.get("BENCH_RESULTS") or os.path.join(_target_directory(), "bench")
+
+
+def _target_directory():
+    return os.environ.get("CARGO_TARGET_DIR") or os.path.join(REPOSITORY, "target")
 
 
 def program(name):
@@ -74,7 +81,7 @@ def describe(server, python):
         "commit": _output(["git", "-C", REPOSITORY, "describe", "--always", "--dirty"]),
         "rustc": _output(["rustc", "--version"]),
         "python": platform.python_version(),
-        "clickhouse_connect": _output([python, "-c", packages]),
+        "clickhouse_connect": _output([python, "-c", packages]) if python else "",
     }
 
 

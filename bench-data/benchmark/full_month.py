@@ -28,9 +28,7 @@ def measure(bench, settings, spread):
         (spread, []),
         (two_days(bench.server, spread), ["--segment-rows", str(SEGMENT_ROWS)]),
     ):
-        rounds = [
-            _round(bench, dataset, arguments) for _ in range(settings.number("REPEATS"))
-        ]
+        rounds = [_round(bench, dataset, arguments) for _ in range(settings.number("REPEATS"))]
         measurements += [runs.median(list(same)) for same in zip(*rounds)]
         datasets.empty_targets(bench.server, dataset)
     return {"measurements": measurements}
@@ -51,7 +49,9 @@ def two_days(server, dataset):
         ("observations", "start_time", f", [{types}][1 + cityHash64(id) % {len(TYPES)}] AS type"),
     ):
         month = f"toDateTime64('{datasets.MONTH}', 3)"
-        moved = f"addMilliseconds({month}, intDiv(dateDiff('millisecond', {month}, source.{time}), 15))"
+        moved = (
+            f"addMilliseconds({month}, intDiv(dateDiff('millisecond', {month}, source.{time}), 15))"
+        )
         server.query(
             f"INSERT INTO {table} SELECT * REPLACE ('one' AS project_id, {moved} AS {time}{more}) "
             f"FROM {dataset.database}.{table} AS source "

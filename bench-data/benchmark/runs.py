@@ -1,5 +1,6 @@
 """One run of events-backfill or of a peer, and what it took. Every run gives a dictionary."""
 
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,13 @@ TOOL_AGENT = "startsWith(http_user_agent, 'events-backfill/')"
 
 # The SELECT of a segment.
 OF_SEGMENT = "query_kind = 'Select' AND query LIKE '%observations%FINAL%'"
+
+# What carries the rows: the tool's statements, and those of the Python script.
+OF_TOOL = f"{TOOL_AGENT} AND (query_kind = 'Insert' OR ({OF_SEGMENT}))"
+OF_PYTHON = (
+    "http_user_agent LIKE '%clickhouse-connect%' AND "
+    "(query_kind = 'Insert' OR (query_kind = 'Select' AND query LIKE '%FINAL%'))"
+)
 
 # Settings of ours that would only slow a peer down: they make blocks small enough for a client.
 NOT_FOR_PEERS = ("max_block_size", "preferred_block_size_bytes", "use_query_condition_cache")
@@ -71,14 +79,9 @@ def median(measurements):
 def learn_settings(bench, dataset):
     """Runs the tool once, which warms the page cache too, and takes from the server's log the settings
     that it gives its inserts and the SELECT of a segment: the peers get them as well."""
-    began = time.time()
-    run_tool(bench, dataset, "null")
-    log = bench.server.queries_since(
-        began,
-        "Settings AS settings",
-        f"{TOOL_AGENT} AND (query_kind = 'Insert' OR ({OF_SEGMENT}))",
-    )
-    ours = {name: value for query in log for name, value in query["settings"].items()}
+    ours = {}
+    for settings in run_tool(bench, dataset, "null")["settings"]:
+        ours |= settings
     if ours.get("optimize_on_insert") != "0":
         sys.exit(f"The settings of the tool's statements could not be read: {ours}")
     bench.settings = {
@@ -88,13 +91,21 @@ def learn_settings(bench, dataset):
     print(f"    the peers get {len(bench.settings)} settings of the tool's, all but {kept}")
 
 
-def _require_our_settings(bench, log):
+def _settings_since(bench, began, condition):
+    """What each statement was given, as the server understood it."""
+    log = bench.server.queries_since(began, "Settings AS settings", condition)
+    if not log:
+        sys.exit(f"The server's log has no statements with {condition}.")
+    return [query["settings"] for query in log]
+
+
+def _require_our_settings(bench, statements):
     """A peer that lacks a setting of ours would be slower for no reason of its own."""
-    for query in log:
+    for settings in statements:
         lacking = {
-            name: (value, query["settings"].get(name))
+            name: (value, settings.get(name))
             for name, value in bench.settings.items()
-            if query["settings"].get(name) != value
+            if settings.get(name) != value
         }
         if lacking:
             sys.exit(f"A peer ran without settings of ours (ours, its own): {lacking}")
@@ -116,31 +127,27 @@ def run_statement(bench, dataset, target, name, at_once=1):
         parameters = {"partition": datasets.PARTITION, "target": datasets.TARGETS[target]}
         parameters |= {"first": first, "after": after}
         try:
-            bench.server.query(
-                datasets.read(file_name), dataset.database, parameters, **settings
-            )
+            bench.server.query(datasets.read(file_name), dataset.database, parameters, **settings)
         except QueryError as error:
             errors.append({"error_code": error.code, "error": str(error)[:500]})
 
     def work():
         began, started = time.time(), time.monotonic()
         days = PORTIONS[at_once]
-        threads = [threading.Thread(target=insert, args=pair) for pair in zip(days, days[1:])]
+        threads = [threading.Thread(target=insert, args=pair) for pair in itertools.pairwise(days)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         seconds = time.monotonic() - started
-        log = bench.server.queries_since(
-            began, "memory_usage, Settings AS settings", "query_kind = 'Insert'"
-        )
-        if name != "limit":
-            # Which of several algorithms is the peer's own.
-            for query in log:
-                query["settings"].pop("join_algorithm", None)
-        _require_our_settings(bench, log)
-        peak = sum(query["memory_usage"] for query in log)
-        return (errors[0] if errors else {}) | {"seconds": seconds, "peak_bytes": peak}
+        log = bench.server.queries_since(began, "memory_usage", "query_kind = 'Insert'")
+        statements = _settings_since(bench, began, "query_kind = 'Insert'")
+        _require_our_settings(bench, statements)
+        return (errors[0] if errors else {}) | {
+            "seconds": seconds,
+            "peak_bytes": sum(query["memory_usage"] for query in log),
+            "settings": statements,
+        }
 
     title = "INSERT … SELECT, no join" if name == "limit" else f"join, {name}"
     peer = name
@@ -157,16 +164,20 @@ def run_python(bench, dataset, target):
     command += ["--settings", json.dumps(bench.settings)]
 
     def work():
+        began = time.time()
         environment = {"PATH": os.environ["PATH"], "TZ": "UTC"}
         outcome = processes.run(command, environment, bench.workplace)
         if outcome.exit_code != 0:
             sys.exit(f"The Python script failed:\n{outcome.output[-3000:]}")
         summary = json.loads(outcome.output.splitlines()[-1])
+        statements = _settings_since(bench, began, OF_PYTHON)
+        _require_our_settings(bench, statements)
         return summary | {
             "seconds": outcome.seconds,
             "traces": dataset.traces,
             "peak_bytes": outcome.peak_bytes,
             "processor_seconds": outcome.processor_seconds,
+            "settings": statements,
         }
 
     return _measured(bench, "Python script", dataset, target, work) | {"peer": "python"}
@@ -216,6 +227,7 @@ def run_tool(
                 "peak_bytes": report["peak_rss_bytes"],
                 "report": report,
                 "observations": report["observations_processed"],
+                "settings": _settings_since(bench, began, OF_TOOL),
             }
             | _processor_time(bench, outcome, began)
             | _rows_read(bench, dataset, began)

@@ -5,7 +5,11 @@ import sys
 
 # Name without the prefix BENCH_, default, meaning.
 SETTINGS = [
-    ("PARTS", "throughput traces memory small-server network", "parts to run; also: large full-month"),
+    (
+        "PARTS",
+        "throughput traces memory small-server network",
+        "parts to run; also: large full-month",
+    ),
     ("OBSERVATIONS", "300000", "observations of the month"),
     ("PAYLOADS", "typical", "payloads that the peers are compared with: narrow typical wide"),
     ("TARGETS", "full plain null", "tables that are written to"),
@@ -29,6 +33,8 @@ SETTINGS = [
     ("LARGE_FEW_TRACES", "1000000", "traces that it is compared with"),
     ("LARGE_MEBIBYTES", "1024", "memory of the tool there, page cache included"),
     ("LARGE_TARGETS", "null", "tables that are written to there"),
+    ("PROGRAMS", "", "directory of the programs; else target/release"),
+    ("RESULTS", "", "directory of the results; else target/bench"),
     (
         "DATA",
         "",

@@ -19,6 +19,7 @@ mod support;
 
 mod access;
 mod bad_input;
+mod benchmark;
 mod certificates;
 mod command_line;
 mod defaults;
