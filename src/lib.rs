@@ -35,6 +35,7 @@ mod repair;
 mod session;
 mod shutdown;
 mod state;
+mod throttle;
 mod trace_store;
 mod verify;
 

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::inspect::{Inspected, inspect};
 use crate::progress::Display;
 use crate::shutdown::Shutdown;
+use crate::throttle::Throttle;
 
 /// What all jobs of a process share.
 pub struct Session {
@@ -16,6 +17,8 @@ pub struct Session {
     pub(crate) display: Display,
     /// Whether the process has been asked to end.
     pub(crate) shutdown: Shutdown,
+    /// How fast it may go.
+    pub(crate) throttle: Throttle,
 }
 
 impl Session {
@@ -37,6 +40,7 @@ impl Session {
         };
         Ok(Self {
             display,
+            throttle: Throttle::new(&options.throttle, options.concurrency),
             shutdown: Shutdown::listen(tell)
                 .map_err(|error| Error::caused("the program cannot listen to signals", error))?,
             connection: Connection::new(options.connection.clone())

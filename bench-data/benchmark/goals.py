@@ -70,6 +70,7 @@ def rows(parts):
         rows_read,
         network,
         full_month,
+        other_client,
     )
     return [row for goal in goals for row in goal(measurements)]
 
@@ -393,6 +394,34 @@ def full_month(measurements):
         _cost(row, empty["queries"]["versions"], empty, empty["partition_rows"])
         row.met = empty["queries"]["versions"]["seconds"] <= 0.05 * empty["seconds"]
         yield row
+
+
+def other_client(measurements):
+    """What another client notices, and what it costs to be considerate."""
+    p95 = Row("another client's p95 beside a run, against without one", "at most 1.3x")
+    cost = Row("the time of a run that gives way, while there is nobody else", "at most 1.02x")
+    rounds = measurements.parts.get("guest", {}).get("rounds", [])
+    if rounds:
+        ratios = {
+            way: [one[way]["p95"] / one["alone"]["p95"] for one in rounds]
+            for way in ("throttled", "unthrottled")
+        }
+        middle = {way: statistics.median(of_way) for way, of_way in ratios.items()}
+        alone = statistics.median(one["alone"]["p95"] for one in rounds)
+        p95.figure = f"{middle['throttled']:.2f}x{_spread(ratios['throttled'])}"
+        p95.peer = (
+            f"without a run: {alone * 1000:.0f} ms; with --no-throttle: "
+            f"{middle['unthrottled']:.2f}x{_spread(ratios['unthrottled'])}"
+        )
+        p95.met = middle["throttled"] <= 1.3
+        costs = [
+            one["throttled_idle"]["seconds"] / one["unthrottled_idle"]["seconds"] for one in rounds
+        ]
+        cost.figure = f"{statistics.median(costs):.2f}x{_spread(costs)}"
+        cost.peer = "with --no-throttle"
+        cost.met = statistics.median(costs) <= 1.02
+    yield p95
+    yield cost
 
 
 def _cost(row, query, empty, rows):

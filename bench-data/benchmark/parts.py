@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import contextmanager
 
-from . import datasets, full_month, runs
+from . import datasets, full_month, guest, runs
 from .datasets import Dataset
 from .processes import MemoryGroup, available_memory
 
@@ -227,6 +227,11 @@ def month_states(bench, settings):
     return full_month.measure(bench, settings, main_dataset(settings))
 
 
+def other_client(bench, settings):
+    """What another client of the server notices of a run."""
+    return guest.measure(bench, settings, main_dataset(settings))
+
+
 PARTS = {
     "throughput": throughput,
     "traces": traces,
@@ -235,4 +240,5 @@ PARTS = {
     "network": network,
     "large": large,
     "full-month": month_states,
+    "guest": other_client,
 }

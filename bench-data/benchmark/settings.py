@@ -8,7 +8,7 @@ SETTINGS = [
     (
         "PARTS",
         "throughput traces memory small-server network",
-        "parts to run; also: large full-month",
+        "parts to run; also: large full-month guest",
     ),
     ("OBSERVATIONS", "300000", "observations of the month"),
     ("PAYLOADS", "typical", "payloads that the peers are compared with: narrow typical wide"),

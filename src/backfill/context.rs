@@ -17,6 +17,7 @@ use crate::progress::Display;
 use crate::session::{Session, unless_interrupted};
 use crate::shutdown::Shutdown;
 use crate::state::directory::StateDir;
+use crate::throttle::{Throttle, ThrottledSeconds, since};
 
 /// One month's work: what was asked for, what there is, and what it may use.
 pub(crate) struct Context {
@@ -27,6 +28,9 @@ pub(crate) struct Context {
     pub(super) display: Display,
     pub(super) shutdown: Shutdown,
     pub(super) retries: Retries,
+    pub(super) throttle: Throttle,
+    /// How long the process had been throttled before.
+    throttled_before: ThrottledSeconds,
     pub(super) pool: BufferPool,
     pub(super) started: Instant,
     /// Whether another process has begun it.
@@ -50,6 +54,8 @@ impl Context {
             connection: session.connection.with_retries(&retries),
             display: session.display.clone(),
             shutdown: session.shutdown.clone(),
+            throttle: session.throttle.clone(),
+            throttled_before: session.throttle.seconds(),
             pool: options.budget.pool(),
             resumed: false,
             is_repair: false,
@@ -99,6 +105,11 @@ impl Context {
             .unwrap_or(0)
             .saturating_mul(1_000_000);
         microseconds.saturating_add(self.inspected.server.clock_ahead)
+    }
+
+    /// How long this work has been throttled, by reason.
+    pub(super) fn throttled(&self) -> ThrottledSeconds {
+        since(&self.throttle.seconds(), &self.throttled_before)
     }
 
     /// What reads traces.

@@ -20,6 +20,7 @@ use crate::partition::{Day, seconds_since_1970};
 use crate::state::checkpoint::{Checkpoint, RunIdentity, new_run_id};
 use crate::state::report::{self as reports, Report};
 use crate::state::resume::{self, Decision};
+use crate::throttle::{Told, Watched};
 use crate::trace_store::TraceStore;
 
 /// How a job ended.
@@ -258,10 +259,26 @@ pub(super) async fn write_source(
     }
     let run_id = &journal.checkpoint().run_id;
     let destination = Arc::new(stream::destination(context, run_id, source));
+    let _watching = context.throttle.watch(watched(context));
     let streamed = stream::stream(context, journal, source, store, &destination, changes).await;
     spent.stream[source as usize] = started.elapsed();
     spent.insert += Duration::from_nanos(destination.insert_nanoseconds.load(Ordering::Relaxed));
     streamed
+}
+
+/// What the throttle looks at while events are written.
+fn watched(context: &Context) -> Watched {
+    let display = context.display.clone();
+    Watched {
+        connection: context.connection.without_retries(),
+        tables: context.inspected.written.clone(),
+        server_memory: context.inspected.server.memory,
+        tell: Box::new(move |told| match told {
+            Told::Slower(_, why) => display.note(format_args!("going slower: {why}")),
+            Told::FullSpeed => display.note("at full speed again"),
+            Told::LeftOut(what) => display.note_once(what),
+        }),
+    }
 }
 
 /// Says what the operator may want to do about what the run has left.

@@ -94,6 +94,7 @@ pub(super) fn report(
         retries: context.retries.repeated(),
         segments_total: checkpoint.segments.as_ref().map_or(0, Vec::len) as u64,
         segments_done: checkpoint.done.len() as u64,
+        throttled_seconds: context.throttled(),
         peak_rss_bytes: peak_resident_bytes(),
         store_bytes: spent.store_bytes,
         seconds: Seconds {

@@ -163,6 +163,7 @@ pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> De
             pool: budget.pool(),
         },
         retries: context.retries.clone(),
+        throttle: context.throttle.clone(),
         shutdown: context.shutdown.clone(),
         insert_nanoseconds: AtomicU64::new(0),
     }
@@ -205,7 +206,6 @@ fn pipeline(
         },
         // The server does not divide a block, so it must not be larger than a part.
         block_rows: options.block_rows.min(options.batch_rows),
-        concurrency: options.concurrency,
     })
 }
 

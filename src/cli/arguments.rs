@@ -92,6 +92,10 @@ pub struct RepairArguments {
     /// Bytes that are enough for a part, uncompressed [env: PART_BYTES] [default: 512MiB]
     #[arg(long, value_name = "SIZE")]
     pub part_bytes: Option<String>,
+
+    /// How fast it may go.
+    #[command(flatten)]
+    pub throttle: ThrottleArguments,
 }
 
 /// A plan.
@@ -281,6 +285,61 @@ pub struct RunArguments {
     /// adds every row a second time
     #[arg(long)]
     pub allow_duplicates: bool,
+
+    /// How fast it may go.
+    #[command(flatten)]
+    pub throttle: ThrottleArguments,
+}
+
+/// How fast a run may go, and what of the server makes it slower.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Consideration for others on the server")]
+pub struct ThrottleArguments {
+    /// Take all that the server gives: do not slow down when it is busy, and do not give way to other
+    /// queries [env: NO_THROTTLE]
+    #[arg(long)]
+    pub no_throttle: bool,
+
+    /// Rows of events that may be written in a second [env: MAX_ROWS_PER_SECOND] [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub max_rows_per_second: Option<String>,
+
+    /// Their bytes, uncompressed [env: MAX_BYTES_PER_SECOND] [default: no limit]
+    #[arg(long, value_name = "SIZE")]
+    pub max_bytes_per_second: Option<String>,
+
+    /// Slow down above so many active parts in one partition [env: MAX_PARTS] [default: half of what
+    /// the server delays or refuses inserts from]
+    #[arg(long, value_name = "N")]
+    pub max_parts: Option<String>,
+
+    /// … so many merges at once [env: MAX_MERGES] [default: one fewer than the server has threads for]
+    #[arg(long, value_name = "N")]
+    pub max_merges: Option<String>,
+
+    /// … so many seconds that a replica is behind [env: MAX_REPLICA_DELAY] [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub max_replica_delay: Option<String>,
+
+    /// … so many entries in the queue of a replica [env: MAX_REPLICA_QUEUE] [default: 200]
+    #[arg(long, value_name = "N")]
+    pub max_replica_queue: Option<String>,
+
+    /// … so many percent of the server's memory [env: MAX_SERVER_MEMORY] [default: 85]
+    #[arg(long, value_name = "PERCENT")]
+    pub max_server_memory: Option<String>,
+
+    /// … so many queries of others at once [env: MAX_QUERIES] [default: 4 for each core, at least 8]
+    #[arg(long, value_name = "N")]
+    pub max_queries: Option<String>,
+
+    /// … so many queries of others that have run for ten seconds [env: MAX_SLOW_QUERIES] [default: 4]
+    #[arg(long, value_name = "N")]
+    pub max_slow_queries: Option<String>,
+
+    /// … so many times the time that inserts took at first [env: MAX_INSERT_SLOWDOWN] [default: 5]
+    #[arg(long, value_name = "N")]
+    pub max_insert_slowdown: Option<String>,
 }
 
 const EXAMPLES: &str = "\

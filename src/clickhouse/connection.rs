@@ -98,6 +98,14 @@ impl Connection {
         }
     }
 
+    /// The same connection, of which nothing is asked again.
+    pub(crate) fn without_retries(&self) -> Self {
+        Self {
+            retries: None,
+            ..self.clone()
+        }
+    }
+
     /// Asks until there is an answer, or an error for which there is no use in asking again.
     async fn ask<T, A>(&self, question: impl Fn() -> A) -> Result<T, RequestError>
     where

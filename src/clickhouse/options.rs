@@ -50,6 +50,8 @@ pub struct ConnectionOptions {
     pub compression: Compression,
     /// Whose certificate a server may have.
     pub trust: Trust,
+    /// Whether the server's threads for our statements give way to those for others.
+    pub gives_way: bool,
 }
 
 impl ConnectionOptions {

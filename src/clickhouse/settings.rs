@@ -221,6 +221,14 @@ pub(super) const PREFERENCES: &[(&str, &str)] = &[
     ("max_partitions_to_read", "-1"),
 ];
 
+/// With which the threads of our statements give way to those of others: the operating system gives
+/// them what others leave, which costs nothing where there are no others. Where the server may not do
+/// it (`CAP_SYS_NICE`), they have no effect.
+pub(super) const GIVING_WAY: &[(&str, &str)] = &[
+    ("os_threads_nice_value_query", "19"),
+    ("os_threads_nice_value_materialized_view", "19"),
+];
+
 /// What single statements state, with the least and the most: how much is read at once, and what goes
 /// to the server's disk meanwhile.
 pub(super) const OF_STATEMENTS: &[(&str, &[&str])] = &[
@@ -294,7 +302,8 @@ mod tests {
 
     #[test]
     fn no_setting_is_stated_twice() {
-        let all = MEANING.iter().chain(PREFERENCES).map(|setting| setting.0);
+        let all = MEANING.iter().chain(PREFERENCES).chain(GIVING_WAY);
+        let all = all.map(|setting| setting.0);
         let of_inserts = OF_INSERTS.iter().map(|setting| setting.0);
         // Inserts have a size of their own.
         let of_inserts = of_inserts.filter(|name| *name != MAX_QUERY_SIZE);
@@ -307,7 +316,7 @@ mod tests {
     /// Proxies take 8 KiB of a request's first line, with the statement of an insert in it.
     #[test]
     fn all_settings_together_leave_room_for_a_statement() {
-        let all = MEANING.iter().chain(PREFERENCES);
+        let all = MEANING.iter().chain(PREFERENCES).chain(GIVING_WAY);
         let bytes: usize = all.map(|(name, value)| name.len() + value.len() + 2).sum();
         assert!(bytes < 5_000, "{bytes}");
     }

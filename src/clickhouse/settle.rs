@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::connection::Connection;
 use super::error::RequestError;
 use super::quoting;
-use super::settings::{COMPRESSION_LEVEL, Known, MEANING, OF_INSERTS, OF_STATEMENTS, PREFERENCES};
+use super::settings::{
+    COMPRESSION_LEVEL, GIVING_WAY, Known, MEANING, OF_INSERTS, OF_STATEMENTS, PREFERENCES,
+};
 
 /// What the question for the settings themselves depends on. All servers know these.
 const OF_QUESTION: &[(&str, &str)] = &[
@@ -86,6 +88,14 @@ impl Connection {
                 _ => {}
             }
         }
+        for &(name, wanted) in GIVING_WAY {
+            if self.options.gives_way
+                && let Some(setting) = there_are.get(name)
+                && self.may_be_set(name, wanted, setting).await?
+            {
+                known.sent.push((name, wanted));
+            }
+        }
         for &(name, values) in OF_STATEMENTS {
             let Some(setting) = there_are.get(name) else {
                 continue;
@@ -133,7 +143,8 @@ impl Connection {
     }
 
     async fn settings_of_user(&self) -> Result<BTreeMap<String, Setting>, RequestError> {
-        let names = MEANING.iter().chain(PREFERENCES).map(|setting| setting.0);
+        let names = MEANING.iter().chain(PREFERENCES).chain(GIVING_WAY);
+        let names = names.map(|setting| setting.0);
         let single = OF_STATEMENTS.iter().chain(OF_INSERTS);
         let names = names.chain(single.map(|setting| setting.0));
         let names: Vec<String> = names.map(quoting::string).collect();

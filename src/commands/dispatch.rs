@@ -8,13 +8,16 @@ use super::each_partition::Looked;
 use super::{each_partition, run, status};
 use crate::cli::Environment;
 use crate::cli::arguments::{Arguments, Command, RepairArguments, RunArguments, SubjectArguments};
-use crate::cli::options::Request;
+use crate::cli::options::{Options, Request};
 use crate::error::Error;
 use crate::memory::open_files;
 use crate::plan::Forecast;
 use crate::session::Session;
 use crate::{plan, repair, verify};
 use clap::Parser;
+
+/// The niceness that gives way to all others.
+const MOST_NICE: i32 = 19;
 
 /// Carries out what the command line says, and gives the exit code.
 pub fn main() -> ExitCode {
@@ -36,10 +39,10 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             subject,
             ..RunArguments::default()
         };
-        Request::new(arguments, &environment)
+        of_run(arguments, &environment)
     };
     match arguments.command {
-        None => block_on(run::run(Request::new(arguments.run, &environment)?)),
+        None => block_on(run::run(of_run(arguments.run, &environment)?)),
         Some(Command::Verify(arguments)) => {
             let prove =
                 async |session: &Session, options| verify::run(session, options).await.map(looked);
@@ -47,7 +50,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
         }
         Some(Command::Repair(arguments)) => {
             let optimize = arguments.optimize;
-            let request = Request::new(of_repair(arguments), &environment)?;
+            let request = of_run(of_repair(arguments), &environment)?;
             let mend = async |session: &Session, options| {
                 let repaired = repair::run(session, options, optimize).await;
                 repaired.map(looked)
@@ -55,7 +58,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             block_on(each_partition::each(request, mend))
         }
         Some(Command::Plan(arguments)) => {
-            let request = Request::new(arguments.run, &environment)?;
+            let request = of_run(arguments.run, &environment)?;
             if arguments.json && request.selection.single().is_none() {
                 return Err(Error::configuration(
                     "--json goes with one month that is named: for several, name a file with --report",
@@ -72,6 +75,13 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             status::run(&directory, arguments.json)
         }
     }
+}
+
+/// What is asked for, once the process is as considerate as that wants it.
+fn of_run(arguments: RunArguments, environment: &Environment) -> Result<Request, Error> {
+    let request = Request::new(arguments, environment)?;
+    give_way(request.shared());
+    Ok(request)
 }
 
 /// A report as what is printed and published.
@@ -107,7 +117,17 @@ fn of_repair(arguments: RepairArguments) -> RunArguments {
         concurrency: arguments.concurrency,
         batch_size: arguments.batch_size,
         part_bytes: arguments.part_bytes,
+        throttle: arguments.throttle,
         ..RunArguments::default()
+    }
+}
+
+/// Has this process give way to others on the machine, unless told not to. Each thread has a niceness of
+/// its own, which those that it starts take over, so there must be no others yet.
+fn give_way(options: &Options) {
+    if options.throttle.thresholds.is_some() {
+        // Whoever may not even do that goes on as before.
+        let _ = rustix::process::nice(MOST_NICE);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The summary of a run, as text and as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
 use std::path::Path;
@@ -95,6 +96,8 @@ pub(crate) struct Report {
     pub segments_total: u64,
     /// Segments that are done.
     pub segments_done: u64,
+    /// Seconds for which it went slower than it could, by reason.
+    pub throttled_seconds: BTreeMap<&'static str, f64>,
     /// Peak resident memory of the process, in bytes.
     pub peak_rss_bytes: u64,
     /// The trace store on disk, in bytes.
@@ -193,6 +196,17 @@ pub(crate) fn dry_run_in_words(dry_run: bool) -> String {
     }
 }
 
+/// How long, and why.
+fn throttled_in_words(by_reason: &BTreeMap<&'static str, f64>) -> String {
+    if by_reason.is_empty() {
+        return "none".to_owned();
+    }
+    let reasons = by_reason
+        .iter()
+        .map(|(name, time)| format!("{} {}", name.replace('_', " "), seconds(*time)));
+    reasons.collect::<Vec<_>>().join(", ")
+}
+
 /// The lines of a summary, and behind the number of events those that are only written where
 /// they are asked for.
 pub(crate) fn write_summary(
@@ -262,6 +276,10 @@ impl fmt::Display for Report {
             ("Time loading traces", seconds(self.seconds.load)),
             ("Time streaming", seconds(self.seconds.stream)),
             ("Time inserting (summed)", seconds(self.seconds.insert)),
+            (
+                "Time throttled",
+                throttled_in_words(&self.throttled_seconds),
+            ),
             ("Time in total", seconds(self.seconds.total)),
             (
                 "Throughput",

@@ -583,6 +583,7 @@ fn the_report_agrees_with_the_tables() {
             "traces_reloaded",
             "traces_changed_after_writing",
             "rows_to_merge",
+            "throttled_seconds",
             "traces_remote",
             "traces_not_found",
             "traces_not_found_listed",

@@ -39,5 +39,6 @@ mod secrets;
 mod signals;
 mod specification;
 mod status;
+mod throttle;
 mod untrusted_bytes;
 mod verify;

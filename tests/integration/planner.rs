@@ -97,6 +97,7 @@ impl<'a> Partition<'a> {
     fn new(database: &'a Database) -> Self {
         let runtime = Runtime::new().unwrap();
         let connection = Connection::new(ConnectionOptions {
+            gives_way: true,
             url: Url::parse(&database.server.url()).unwrap(),
             user: TESTER.0.to_owned(),
             password: Password::new(TESTER.1),

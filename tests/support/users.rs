@@ -29,6 +29,9 @@ pub(super) const RIGHTS: &[&str] = &[
     "SELECT ON system.parts_columns",
     "SELECT ON system.processes",
     "SELECT ON system.merges",
+    "SELECT ON system.metrics",
+    "SELECT ON system.replicas",
+    "SELECT ON system.server_settings",
 ];
 
 pub(super) fn grants(rights: &[&str]) -> String {

@@ -84,7 +84,9 @@ impl<'a> Attempt<'a> {
         let number = item.number();
         let (rows, unknown, kind) = match item {
             WorkItem::Segment(segment) => {
-                let preferred_bytes = pipeline.budget.preferred_block_bytes;
+                let throttle = &pipeline.destination.throttle;
+                let block_rows = throttle.block_rows(block_rows);
+                let preferred_bytes = throttle.block_bytes(pipeline.budget.preferred_block_bytes);
                 let sql = match &pipeline.wanted {
                     Some(wanted) => wanted.sql(&pipeline.query, segment)?,
                     None => pipeline.query.sql(segment),

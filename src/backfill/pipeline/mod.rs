@@ -57,11 +57,13 @@ pub(crate) async fn run(
     let mut first_error = None;
     let mut is_enough = false;
     let shutdown = &pipeline.destination.shutdown;
+    let throttle = &pipeline.destination.throttle;
+    let mut changes = throttle.changes();
     loop {
         let goes_on = first_error.is_none() && !is_enough && shutdown.signal().is_none();
         while goes_on
             && first_error.is_none()
-            && running.len() < pipeline.concurrency
+            && running.len() < throttle.segments_at_once()
             && let Some(item) = items.pop()
         {
             if let Err(error) = records.begin(&item) {
@@ -76,11 +78,17 @@ pub(crate) async fn run(
             };
             running.spawn(work.run());
         }
-        let outcome = match running.join_next().await {
-            None => break,
-            Some(Ok(outcome)) => outcome,
-            Some(Err(error)) => Err(Error::caused("a segment ended unexpectedly", error)),
+        let is_over = items.is_empty() || first_error.is_some() || !goes_on;
+        if running.is_empty() && is_over {
+            break;
+        }
+        let outcome = tokio::select! {
+            Some(outcome) = running.join_next() => outcome,
+            () = changes.next() => continue,
+            _ = shutdown.requested(), if running.is_empty() => continue,
         };
+        let outcome = outcome
+            .unwrap_or_else(|error| Err(Error::caused("a segment ended unexpectedly", error)));
         match outcome.and_then(|done| records.done(done)) {
             Ok(another) => is_enough |= !another,
             Err(error) => {

@@ -17,6 +17,7 @@ use crate::clickhouse::{Connection, InsertRequest, OpenInsert, RequestError};
 use crate::enrich::EnrichedBlock;
 use crate::shutdown::Shutdown;
 use crate::state::counts::SegmentCounts;
+use crate::throttle::{Pause, Throttle};
 
 /// ClickHouse gives an insert up of which nothing comes for 30 s (`http_receive_timeout`). One that has
 /// waited for rows so long is ended, and the next rows go into another one.
@@ -55,6 +56,8 @@ pub(crate) struct Destination {
     pub retries: Retries,
     /// Whether to end.
     pub shutdown: Shutdown,
+    /// How fast to go.
+    pub throttle: Throttle,
     /// Time spent waiting for inserts, summed over all segments.
     pub insert_nanoseconds: AtomicU64,
 }
@@ -69,6 +72,8 @@ pub(crate) struct Sender {
     counts: SegmentCounts,
     /// Rows that the server has acknowledged.
     acknowledged: u64,
+    /// When the last block was sent, or this was made.
+    sent: Instant,
 }
 
 /// The insert that is under way.
@@ -108,6 +113,7 @@ impl Sender {
             open: None,
             counts: SegmentCounts::default(),
             acknowledged: 0,
+            sent: Instant::now(),
         }
     }
 
@@ -156,6 +162,46 @@ impl Sender {
         mut source: Arriving<'_, S>,
     ) -> Result<(), WorkError> {
         let rows = block.rows as u64;
+        let throttle = &self.destination.throttle;
+        if let Some(pause) = throttle.pause_before(rows, block.bytes() as u64, self.sent.elapsed())
+        {
+            self.pause(pause, &mut source).await?;
+        }
+        self.send_now(block, source).await?;
+        self.sent = Instant::now();
+        Ok(())
+    }
+
+    /// Waits as long as the throttle wants it, sipping from the source meanwhile.
+    async fn pause<S: KeepAlive>(
+        &mut self,
+        pause: Pause,
+        source: &mut Arriving<'_, S>,
+    ) -> Result<(), WorkError> {
+        let destination = Arc::clone(&self.destination);
+        if self
+            .silent_until()
+            .is_some_and(|silent| silent < pause.until)
+        {
+            // The server would take the insert for dead.
+            self.finish(source).await?;
+        }
+        let _waiting = destination.throttle.waiting(pause.reason);
+        let waiting = async {
+            tokio::select! {
+                () = tokio::time::sleep_until(pause.until) => Ok(()),
+                _ = destination.shutdown.requested() => Err(WorkError::Interrupted),
+            }
+        };
+        source.meanwhile(waiting).await
+    }
+
+    async fn send_now<S: KeepAlive>(
+        &mut self,
+        block: EnrichedBlock,
+        mut source: Arriving<'_, S>,
+    ) -> Result<(), WorkError> {
+        let rows = block.rows as u64;
         self.counts.observations += rows;
         self.counts.without_trace += block.without_trace as u64;
         self.counts.in_experiments += block.in_experiments as u64;
@@ -182,6 +228,7 @@ impl Sender {
         open.body_bytes += block.bytes();
         open.largest_block = open.largest_block.max(bytes);
         open.insert.push(block.pieces, block.held_bytes, rows);
+        self.destination.throttle.has_sent(bytes as u64);
         Ok(())
     }
 
@@ -308,6 +355,7 @@ impl Destination {
         let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.insert_nanoseconds
             .fetch_add(nanoseconds, Ordering::Relaxed);
+        self.throttle.has_waited(nanoseconds);
     }
 }
 

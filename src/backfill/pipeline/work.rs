@@ -38,8 +38,6 @@ pub(crate) struct Pipeline {
     pub unknown: Unknown,
     /// Most rows in one block that is read.
     pub block_rows: usize,
-    /// Segments at once.
-    pub concurrency: usize,
 }
 
 /// An item of work.

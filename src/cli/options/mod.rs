@@ -4,6 +4,7 @@
 mod choice;
 mod settings;
 mod subject;
+mod throttle;
 mod until;
 
 use std::ops::RangeInclusive;
@@ -18,6 +19,7 @@ use crate::clickhouse::ConnectionOptions;
 use crate::error::Error;
 use crate::memory::{Budget, ByteSize};
 use crate::partition::Partition;
+use crate::throttle::ThrottleOptions;
 
 pub(crate) use choice::{Choice, Defaults};
 pub(crate) use subject::Subject;
@@ -143,6 +145,8 @@ pub struct Options {
     pub max_retries: u32,
     /// How often traces that changed are loaded again.
     pub reload_every: Duration,
+    /// How fast it may go.
+    pub(crate) throttle: ThrottleOptions,
     /// What is to become of which rows.
     pub subject: Subject,
     /// Whether the run that goes on says to which experiment spans belong: where the user leaves
@@ -194,10 +198,12 @@ impl Options {
         )?;
         let budget = Budget::new(memory_limit, concurrency).map_err(Error::configuration)?;
         let compression = settings.text(subject.compression.clone(), "COMPRESSION");
-        let connection = settings.connection(
+        let throttle = settings.throttle(arguments.throttle)?;
+        let mut connection = settings.connection(
             compression.as_deref(),
             subject.dangerously_accept_invalid_certificates,
         )?;
+        connection.gives_way = throttle.thresholds.is_some();
         let batch_rows = settings.number(
             arguments.batch_size,
             "--batch-size",
@@ -254,6 +260,7 @@ impl Options {
                 900,
                 1..=900,
             )?),
+            throttle,
             subject: settings.subject(&subject)?,
             experiments_so_far: None,
             allow_duplicates: arguments.allow_duplicates,

@@ -102,6 +102,7 @@ impl Settings<'_> {
             password: self.password()?,
             compression,
             trust,
+            gives_way: true,
         })
     }
 

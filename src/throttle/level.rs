@@ -1,0 +1,174 @@
+//! How much slower a run goes, in steps.
+
+use std::time::Duration;
+
+use super::reason::Reason;
+
+/// The steps, from full speed on.
+const STEPS: [Step; 5] = [
+    Step {
+        share: 1.0,
+        pause_ratio: 0.0,
+    },
+    Step {
+        share: 0.5,
+        pause_ratio: 0.0,
+    },
+    Step {
+        share: 0.0,
+        pause_ratio: 0.0,
+    },
+    Step {
+        share: 0.0,
+        pause_ratio: 1.0,
+    },
+    // What is under way trickles, so that it is not read again.
+    Step {
+        share: 0.0,
+        pause_ratio: f64::INFINITY,
+    },
+];
+
+/// With this one no segment is begun any more.
+const STANDSTILL: u8 = 4;
+
+/// The longest pause before one block: its segment must stay alive meanwhile.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What a step means.
+struct Step {
+    /// The share of all segments that are under way at once; one of them at least.
+    share: f64,
+    /// Seconds of pause for each second of work.
+    pause_ratio: f64,
+}
+
+/// One of the steps, and why.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Level {
+    step: u8,
+    reason: Option<Reason>,
+}
+
+impl Level {
+    /// Full speed.
+    pub(super) const NONE: Self = Self {
+        step: 0,
+        reason: None,
+    };
+
+    /// Why it goes slower, if it does.
+    pub(super) fn reason(self) -> Option<Reason> {
+        self.reason.filter(|_| self.step > 0)
+    }
+
+    /// How many of so many segments may be under way.
+    pub(super) fn segments_at_once(self, concurrency: usize) -> usize {
+        if self.step >= STANDSTILL {
+            return 0;
+        }
+        let share = STEPS[usize::from(self.step)].share;
+        (1..=concurrency)
+            .take_while(|&segments| segments as f64 <= concurrency as f64 * share)
+            .last()
+            .unwrap_or(1)
+    }
+
+    /// The pause after so much work.
+    pub(super) fn pause_after(self, worked: Duration) -> Duration {
+        let ratio = STEPS[usize::from(self.step)].pause_ratio;
+        if ratio == f64::INFINITY {
+            return LONGEST_PAUSE;
+        }
+        worked.min(LONGEST_PAUSE).mul_f64(ratio)
+    }
+
+    /// One step slower, or as slow as that reason makes it where it is `urgent`.
+    pub(super) fn raised(self, reason: Reason, urgent: bool) -> Self {
+        let slowest = slowest(reason);
+        let next = match urgent {
+            true => slowest,
+            false => (self.step + 1).min(slowest),
+        };
+        Self {
+            // Another reason may have gone further.
+            step: self.step.max(next),
+            reason: Some(reason),
+        }
+    }
+
+    /// One step faster.
+    pub(super) fn lowered(self) -> Self {
+        match self.step {
+            0 | 1 => Self::NONE,
+            step => Self {
+                step: step - 1,
+                ..self
+            },
+        }
+    }
+}
+
+/// How slow a run may become. It stands still only for what it adds to itself; what others do may never
+/// end.
+fn slowest(reason: Reason) -> u8 {
+    match reason {
+        Reason::Parts | Reason::ReplicaDelay | Reason::ReplicaQueue => STANDSTILL,
+        Reason::ServerMemory | Reason::Queries | Reason::SlowQueries => 3,
+        Reason::Merges | Reason::InsertTime => 2,
+        Reason::RowsPerSecond | Reason::BytesPerSecond => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(steps: usize, reason: Reason) -> Level {
+        (0..steps).fold(Level::NONE, |level, _| level.raised(reason, false))
+    }
+
+    #[test]
+    fn each_step_has_fewer_segments_and_longer_pauses_than_the_one_before() {
+        let at_once = |steps| after(steps, Reason::Parts).segments_at_once(4);
+        assert_eq!([0, 1, 2, 3, 4, 9].map(at_once), [4, 2, 1, 1, 0, 0]);
+        assert_eq!(after(1, Reason::Parts).segments_at_once(1), 1);
+        let second = Duration::from_secs(1);
+        let pause = |steps| after(steps, Reason::Parts).pause_after(second).as_secs();
+        assert_eq!([0, 1, 2, 3, 4].map(pause), [0, 0, 0, 1, 5]);
+    }
+
+    #[test]
+    fn what_others_do_never_makes_a_run_stand_still() {
+        for reason in Reason::ALL {
+            let level = Level::NONE.raised(reason, true);
+            let others = matches!(
+                reason,
+                Reason::Queries | Reason::SlowQueries | Reason::ServerMemory
+            );
+            assert!(!others || level.segments_at_once(4) == 1, "{reason:?}");
+            assert_eq!(after(9, reason), level, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn it_comes_back_by_steps_and_forgets_the_reason_then() {
+        let mut level = Level::NONE.raised(Reason::Parts, true);
+        for _ in 0..STANDSTILL {
+            assert_eq!(level.reason(), Some(Reason::Parts));
+            level = level.lowered();
+        }
+        assert_eq!(level, Level::NONE);
+        assert_eq!(level.lowered(), Level::NONE);
+        assert_eq!(level.reason(), None);
+    }
+
+    #[test]
+    fn a_milder_reason_does_not_make_it_faster() {
+        let level = Level::NONE
+            .raised(Reason::Parts, true)
+            .raised(Reason::Merges, true);
+        assert_eq!(level.segments_at_once(4), 0);
+        assert_eq!(level.reason(), Some(Reason::Merges));
+    }
+}
