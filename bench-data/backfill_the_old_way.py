@@ -88,21 +88,21 @@ class Trace:
 NO_TRACE = Trace("", None, None, None, None, [], False, False, {})
 
 
-def load_traces(client, partition):
+def load_traces(client, partition, settings):
     """All traces of the month, by project and id."""
     traces = {}
-    with client.query_rows_stream(TRACE_QUERY, parameters={"partition": partition}) as rows:
+    parameters = {"partition": partition}
+    with client.query_rows_stream(TRACE_QUERY, parameters, settings) as rows:
         for project_id, trace_id, *attributes in rows:
             traces[sys.intern(project_id), trace_id] = Trace(*attributes)
     return traces
 
 
-def pages(client, partition):
+def pages(client, partition, settings):
     """Lists of neighbouring groups that have at least a batch of observations together."""
     page, observations = [], 0
-    for project_id, kind, day, count in client.query(
-        GROUP_QUERY, parameters={"partition": partition}
-    ).result_rows:
+    groups = client.query(GROUP_QUERY, {"partition": partition}, settings).result_rows
+    for project_id, kind, day, count in groups:
         page.append((project_id, kind, day))
         observations += count
         if observations >= BATCH_ROWS:
@@ -112,13 +112,13 @@ def pages(client, partition):
         yield page
 
 
-def read_page(client, partition, groups):
+def read_page(client, partition, groups, settings):
     """The observations of a page, as dictionaries."""
     text = ", ".join(
         f"('{project_id}', '{kind}', toDate('{day}'))" for project_id, kind, day in groups
     )
     query = PAGE_QUERY.replace("{groups}", text)
-    with client.query_rows_stream(query, parameters={"partition": partition}) as rows:
+    with client.query_rows_stream(query, {"partition": partition}, settings) as rows:
         for row in rows:
             yield dict(zip(OBSERVATION_COLUMNS, row))
 
@@ -189,10 +189,10 @@ def event_of(observation, trace):
     )
 
 
-def events(client, partition, traces):
+def events(client, partition, traces, settings):
     """All events of the month."""
-    for page in pages(client, partition):
-        for observation in read_page(client, partition, page):
+    for page in pages(client, partition, settings):
+        for observation in read_page(client, partition, page, settings):
             key = observation["project_id"], observation["trace_id"]
             yield event_of(observation, traces.get(key, NO_TRACE))
 
@@ -208,7 +208,7 @@ def main():
     parser.add_argument("--target", required=True, help="the table to fill")
     parser.add_argument("--most", type=int, help="stop after so many observations")
     parser.add_argument(
-        "--settings", type=json.loads, default={}, help="settings of the inserts, as JSON"
+        "--settings", type=json.loads, default={}, help="settings of all statements, as JSON"
     )
     arguments = parser.parse_args()
 
@@ -223,16 +223,18 @@ def main():
 
     reader, writer = connect(), connect()
     started = time.monotonic()
-    traces = load_traces(reader, arguments.partition)
+    settings = arguments.settings
+    traces = load_traces(reader, arguments.partition, settings)
     loaded = time.monotonic()
-    rows = itertools.islice(events(reader, arguments.partition, traces), arguments.most)
+    rows = events(reader, arguments.partition, traces, settings)
+    rows = itertools.islice(rows, arguments.most)
     written = 0
     while batch := list(itertools.islice(rows, BATCH_ROWS)):
         writer.insert(
             arguments.target,
             batch,
             column_names=EVENT_COLUMNS,
-            settings={"async_insert": 0, **arguments.settings},
+            settings={"async_insert": 0, **settings},
         )
         written += len(batch)
     print(
