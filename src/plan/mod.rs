@@ -6,6 +6,7 @@ mod earlier_runs;
 mod sample;
 mod summary;
 mod time;
+mod totals;
 
 use crate::cli::options::{Intent, Options};
 use crate::clickhouse::{ColumnSizes, Connection, RequestError, TableInfo, TableName, TableSize};
@@ -24,6 +25,7 @@ use sample::Sampler;
 pub(crate) use summary::Forecast;
 use summary::{ServerRoom, TableToRead, TraceStoreRoom};
 use time::Time;
+pub(crate) use totals::Totals;
 
 /// Columns of the observations that FINAL compares.
 const FINAL_COLUMNS: [&str; 6] = [

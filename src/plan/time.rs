@@ -12,9 +12,10 @@ use crate::memory::ByteSize;
 use crate::memory::numbers::whole;
 
 /// Bytes of events, uncompressed, that a server takes in a second: what two cores did with
-/// `events_full` and its text indexes (measured: 45,690 events of 1.35 KB per second
-/// with reading and enriching, and 206,518 without inserting).
-const INSERTED_PER_SECOND: u64 = 75 << 20;
+/// `events_full` and its text indexes (measured at commit ef8dda3: 70,500 events of 1.35 KB per second
+/// with reading and enriching, and 215,800 without inserting, which makes 135 MiB; other machines of the
+/// kind were a tenth slower).
+const INSERTED_PER_SECOND: u64 = 120 << 20;
 
 /// One part of the work.
 #[derive(Debug, Clone, PartialEq, Serialize)]
