@@ -7,7 +7,8 @@ use crate::error::Error;
 use crate::inspect::{Inspected, inspect};
 use crate::progress::Display;
 use crate::shutdown::Shutdown;
-use crate::throttle::Throttle;
+use crate::telemetry::{Serving, Telemetry, serve};
+use crate::throttle::{KeepingWindow, Throttle};
 
 /// What all jobs of a process share.
 pub struct Session {
@@ -19,6 +20,8 @@ pub struct Session {
     pub(crate) shutdown: Shutdown,
     /// How fast it may go.
     pub(crate) throttle: Throttle,
+    /// What is counted for those who watch it.
+    pub(crate) telemetry: Telemetry,
 }
 
 impl Session {
@@ -38,9 +41,11 @@ impl Session {
                 ));
             }
         };
+        let throttle = Throttle::new(&options.throttle, options.concurrency);
         Ok(Self {
             display,
-            throttle: Throttle::new(&options.throttle, options.concurrency),
+            throttle,
+            telemetry: Telemetry::default(),
             shutdown: Shutdown::listen(tell)
                 .map_err(|error| Error::caused("the program cannot listen to signals", error))?,
             connection: Connection::new(options.connection.clone())
@@ -48,10 +53,52 @@ impl Session {
         })
     }
 
+    /// Works in its window only from now on, where the options name one.
+    pub(crate) fn keep_window(&self, options: &Options) -> Option<KeepingWindow> {
+        let window = options.throttle.window.clone()?;
+        let display = self.display.clone();
+        let throttle = self.throttle.clone();
+        let tell = move |what: String| {
+            display.note(&what);
+            display.set_status(throttle.state().why_slow());
+        };
+        Some(self.throttle.keep_window(window, tell))
+    }
+
+    /// Serves metrics, where the options say where.
+    ///
+    /// # Errors
+    /// [`Kind::Configuration`](crate::error::Kind) where that address cannot be had.
+    pub(crate) async fn serve_metrics(&self, options: &Options) -> Result<Option<Serving>, Error> {
+        let Some(address) = options.metrics_listen else {
+            return Ok(None);
+        };
+        let serving = serve(address, self.telemetry.clone(), self.throttle.clone()).await;
+        let serving = serving.map_err(|error| {
+            Error::configuration(format!(
+                "--metrics-listen: {address} cannot be had ({error}): name another one, for example \
+                 127.0.0.1:9464"
+            ))
+        })?;
+        let whose = match serving.address.ip().is_loopback() {
+            true => "",
+            false => ", which others can reach: they see how far it is, and no rows",
+        };
+        let address = serving.address;
+        self.display.note(format_args!(
+            "metrics are at http://{address}/metrics{whose}"
+        ));
+        Ok(Some(serving))
+    }
+
     /// The tries of one job.
     pub(crate) fn retries(&self, options: &Options) -> Retries {
         let display = self.display.clone();
-        let tell = move |what: std::fmt::Arguments<'_>| display.note(what);
+        let telemetry = self.telemetry.clone();
+        let tell = move |kind: &str, what: std::fmt::Arguments<'_>| {
+            telemetry.retried(kind);
+            display.note(what);
+        };
         Retries::new(options.max_retries, self.shutdown.clone(), tell)
     }
 

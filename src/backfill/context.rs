@@ -17,6 +17,7 @@ use crate::progress::Display;
 use crate::session::{Session, unless_interrupted};
 use crate::shutdown::Shutdown;
 use crate::state::directory::StateDir;
+use crate::telemetry::Telemetry;
 use crate::throttle::{Throttle, ThrottledSeconds, since};
 
 /// One month's work: what was asked for, what there is, and what it may use.
@@ -29,6 +30,7 @@ pub(crate) struct Context {
     pub(super) shutdown: Shutdown,
     pub(super) retries: Retries,
     pub(super) throttle: Throttle,
+    pub(super) telemetry: Telemetry,
     /// How long the process had been throttled before.
     throttled_before: ThrottledSeconds,
     pub(super) pool: BufferPool,
@@ -55,6 +57,7 @@ impl Context {
             display: session.display.clone(),
             shutdown: session.shutdown.clone(),
             throttle: session.throttle.clone(),
+            telemetry: session.telemetry.clone(),
             throttled_before: session.throttle.seconds(),
             pool: options.budget.pool(),
             resumed: false,
@@ -105,6 +108,18 @@ impl Context {
             .unwrap_or(0)
             .saturating_mul(1_000_000);
         microseconds.saturating_add(self.inspected.server.clock_ahead)
+    }
+
+    /// Waits while nothing may be begun.
+    ///
+    /// # Errors
+    /// [`Kind::Interrupted`](crate::error::Kind) where the run is asked to end meanwhile.
+    pub(super) async fn may_begin(&self) -> Result<(), Error> {
+        let waiting = async {
+            self.throttle.may_begin().await;
+            Ok(())
+        };
+        unless_interrupted(&self.shutdown, waiting).await
     }
 
     /// How long this work has been throttled, by reason.

@@ -1,5 +1,6 @@
 //! Why a piece of work did not come off, and whether there is use in trying again.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crate::clickhouse::RequestError;
@@ -64,6 +65,18 @@ impl WorkError {
             path: path.to_owned(),
             message: error.to_string(),
             advice: advice_on_files(error),
+        }
+    }
+
+    /// Its kind, for statistics.
+    pub(crate) fn kind(&self) -> Cow<'static, str> {
+        match self {
+            WorkError::Request(error) | WorkError::InsertFailed { error, .. } => error.kind(),
+            WorkError::Native(_) => "damaged_answer".into(),
+            WorkError::Store(_) => "store".into(),
+            WorkError::File { .. } => "file".into(),
+            WorkError::LargeTrace { .. } => "large_trace".into(),
+            WorkError::Interrupted => "interrupted".into(),
         }
     }
 

@@ -13,6 +13,7 @@ use super::load::trace_changes::TraceChanges;
 use super::load::{load_traces, trace_changes};
 use super::run_report::{Spent, report};
 use super::{known_rows, stream, target, views};
+use crate::control::{self, Listening};
 use crate::error::{Advice, Error, Kind};
 use crate::inspect::segments::{self, Segment};
 use crate::mapping::Source;
@@ -20,7 +21,8 @@ use crate::partition::{Day, seconds_since_1970};
 use crate::state::checkpoint::{Checkpoint, RunIdentity, new_run_id};
 use crate::state::report::{self as reports, Report};
 use crate::state::resume::{self, Decision};
-use crate::throttle::{Told, Watched};
+use crate::telemetry::Job;
+use crate::throttle::{SpeedState, Told, Watched};
 use crate::trace_store::TraceStore;
 
 /// How a job ended.
@@ -42,6 +44,7 @@ pub(crate) async fn run(mut context: Context) -> Result<Ended, Error> {
     let (checkpoint, resumed) = begin(&context)?;
     context.resumed = resumed;
     let was_finished = checkpoint.finished;
+    let _listening = listen(&context);
     let mut spent = Spent::after(&checkpoint);
     let mut journal = Journal::new(checkpoint, &context.state, context.options.dry_run);
     let outcome = match was_finished {
@@ -63,6 +66,25 @@ pub(crate) async fn run(mut context: Context) -> Result<Ended, Error> {
         outcome: outcome.and(kept),
         was_finished,
     })
+}
+
+/// Takes commands while it works. Where that cannot be, it works all the same.
+pub(super) fn listen(context: &Context) -> Option<Listening> {
+    let display = context.display.clone();
+    let tell = move |state: &SpeedState| {
+        display.note(format_args!("as told: {state}"));
+        display.set_status(state.why_slow());
+    };
+    let listening = control::listen(context.state.path(), context.throttle.clone(), tell);
+    listening
+        .map_err(|error| {
+            context.display.note(format_args!(
+                "this run cannot be paused, nor its speed be changed: no socket can be made in {} \
+                 ({error})",
+                context.state.path().display()
+            ));
+        })
+        .ok()
 }
 
 /// Where to begin, and whether another process has.
@@ -207,8 +229,20 @@ async fn with_store(
     store: &Arc<TraceStore>,
     spent: &mut Spent,
 ) -> Result<(), Error> {
+    let _at_work = context.telemetry.begin(Job {
+        partition: context.options.partition.to_string(),
+        target: {
+            let target = &context.inspected.target;
+            format!("{}.{}", target.database, target.name)
+        },
+        segments: journal.checkpoint().segments.as_ref().map_or(0, Vec::len) as u64,
+        segments_before: journal.checkpoint().done.len() as u64,
+        store: Arc::clone(store),
+    });
     let started = Instant::now();
+    let loading = context.telemetry.phase("load");
     let prepared = prepare(context, journal, store).await;
+    drop(loading);
     spent.load = started.elapsed();
     spent.store_bytes = store.disk_bytes();
     let changes = prepared?;
@@ -259,8 +293,13 @@ pub(super) async fn write_source(
     }
     let run_id = &journal.checkpoint().run_id;
     let destination = Arc::new(stream::destination(context, run_id, source));
-    let _watching = context.throttle.watch(watched(context));
+    let _streaming = context.telemetry.phase(stream::name_of(source));
+    let watching = context.throttle.watch(watched(context));
     let streamed = stream::stream(context, journal, source, store, &destination, changes).await;
+    drop(watching);
+    context
+        .display
+        .set_status(context.throttle.state().why_slow());
     spent.stream[source as usize] = started.elapsed();
     spent.insert += Duration::from_nanos(destination.insert_nanoseconds.load(Ordering::Relaxed));
     streamed
@@ -268,15 +307,20 @@ pub(super) async fn write_source(
 
 /// What the throttle looks at while events are written.
 fn watched(context: &Context) -> Watched {
-    let display = context.display.clone();
+    let (display, throttle) = (context.display.clone(), context.throttle.clone());
     Watched {
         connection: context.connection.without_retries(),
         tables: context.inspected.written.clone(),
         server_memory: context.inspected.server.memory,
-        tell: Box::new(move |told| match told {
-            Told::Slower(_, why) => display.note(format_args!("going slower: {why}")),
-            Told::FullSpeed => display.note("at full speed again"),
-            Told::LeftOut(what) => display.note_once(what),
+        tell: Box::new(move |told| {
+            let why = throttle.state().why_slow();
+            match (told, &why) {
+                (Told::Slower { is_news: true }, Some(why)) => display.note(why),
+                (Told::Slower { .. }, _) => {}
+                (Told::FullSpeed, _) => display.note("at full speed again"),
+                (Told::LeftOut(what), _) => display.note_once(what),
+            }
+            display.set_status(why);
         }),
     }
 }

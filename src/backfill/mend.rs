@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::context::Context;
 use super::experiments::find_experiments;
 use super::guard::target::Extent;
-use super::job::{with_way_on, write_source};
+use super::job::{listen, with_way_on, write_source};
 use super::journal::Journal;
 use super::load::{load_traces, trace_changes};
 use super::run_report::{Spent, report};
@@ -26,6 +26,7 @@ pub(crate) async fn mend(
     checkpoint: Checkpoint,
     store: &Arc<TraceStore>,
 ) -> (Report, Result<(), Error>) {
+    let _listening = listen(context);
     let mut spent = Spent::after(&checkpoint);
     let mut journal = Journal::new(checkpoint, &context.state, context.options.dry_run);
     let outcome = work(context, &mut journal, store, &mut spent).await;

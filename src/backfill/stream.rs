@@ -132,6 +132,14 @@ async fn stream_deferred(
     outcome
 }
 
+/// What a source is called in metrics.
+pub(super) fn name_of(source: Source) -> &'static str {
+    match source {
+        Source::Observations => "observations",
+        Source::Traces => "root_spans",
+    }
+}
+
 /// Where the events of a source go.
 pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> Destination {
     let (target, budget) = (&context.inspected.target, &context.options.budget);
@@ -164,6 +172,8 @@ pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> De
         },
         retries: context.retries.clone(),
         throttle: context.throttle.clone(),
+        telemetry: context.telemetry.clone(),
+        source: name_of(source),
         shutdown: context.shutdown.clone(),
         insert_nanoseconds: AtomicU64::new(0),
     }

@@ -49,7 +49,7 @@ impl<'a> WorkAttempts<'a> {
             return Ok(());
         }
         let what = format!("{}: {error}", self.doing);
-        let again = self.attempts.again(error.hope(), what).await;
+        let again = self.attempts.again(error.hope(), &error.kind(), what).await;
         self.unless_interrupted()?;
         match again {
             true => Ok(()),

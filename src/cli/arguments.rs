@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// password comes from CLICKHOUSE_PASSWORD, or from the file named by
 /// CLICKHOUSE_PASSWORD_FILE.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(version, max_term_width = 100, before_help = EXAMPLES, after_help = SETTINGS)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
     /// What to do, if not a run.
@@ -42,6 +42,43 @@ pub enum Command {
     Plan(PlanArguments),
     /// Say how far the runs in the state directory are
     Status(StatusArguments),
+    /// Have the runs that are at work begin no segment and load no day of traces until they are told to
+    /// continue; what is under way is finished
+    Pause(StateDirArguments),
+    /// Have them go on
+    Continue(StateDirArguments),
+    /// Have them go faster or slower
+    Set(SetArguments),
+}
+
+impl Command {
+    /// Whether it asks runs, or tells them something, and has no other options.
+    pub(crate) fn is_about_runs(&self) -> bool {
+        match self {
+            Command::Status(_) | Command::Pause(_) | Command::Continue(_) | Command::Set(_) => true,
+            Command::Verify(_) | Command::Repair(_) | Command::Plan(_) => false,
+        }
+    }
+}
+
+/// Which runs.
+#[derive(Debug, Args)]
+pub struct StateDirArguments {
+    /// Directory of the checkpoints [env: STATE_DIR] [default: ./state]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// How fast they are to go.
+#[derive(Debug, Args)]
+pub struct SetArguments {
+    /// Which runs.
+    #[command(flatten)]
+    pub runs: StateDirArguments,
+
+    /// concurrency=1, max-rows-per-second=20000 or max-bytes-per-second=20MiB; off takes a limit away
+    #[arg(required = true, value_name = "NAME=VALUE")]
+    pub changes: Vec<String>,
 }
 
 /// A proof.
@@ -124,6 +161,7 @@ pub struct StatusArguments {
 
 /// What it is about: the same for a run, its plan and its proof.
 #[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Which events are written")]
 pub struct SubjectArguments {
     /// Month to backfill, as the id of its partition; or several, as a list (202404,202406), as a
     /// range with both ends (202404..202406), or mixed. The newest is done first. May be given
@@ -193,16 +231,16 @@ pub struct SubjectArguments {
 
     /// Compression on the way to and from ClickHouse: auto is none to this
     /// machine and LZ4 to any other [env: COMPRESSION] [default: auto]
-    #[arg(long, value_name = "auto|lz4|none")]
+    #[arg(long, value_name = "auto|lz4|none", help_heading = "Connection")]
     pub compression: Option<String>,
 
     /// Take any TLS certificate for the server's. Who is between you and the
     /// server can then read and change everything
-    #[arg(long)]
+    #[arg(long, help_heading = "Connection")]
     pub dangerously_accept_invalid_certificates: bool,
 
     /// Write the summary to this file, as JSON
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub report: Option<PathBuf>,
 
     /// End where there would be a warning: rows of a table are hidden from the user, a TTL takes rows
@@ -211,8 +249,13 @@ pub struct SubjectArguments {
     pub strict: bool,
 
     /// Print nothing but errors and warnings
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub quiet: bool,
+
+    /// How lines on standard error look: text for people, or json, an object each with time, level and
+    /// message [env: LOG_FORMAT] [default: text]
+    #[arg(long, value_name = "text|json", help_heading = "Output")]
+    pub log_format: Option<String>,
 }
 
 /// A part of the events.
@@ -224,6 +267,7 @@ pub enum Only {
 
 /// A backfill.
 #[derive(Debug, Default, Args)]
+#[command(next_help_heading = "How a run goes")]
 pub struct RunArguments {
     /// What it is about.
     #[command(flatten)]
@@ -281,6 +325,11 @@ pub struct RunArguments {
     #[arg(long, value_name = "N")]
     pub segment_rows: Option<String>,
 
+    /// Serve metrics for Prometheus at http://ADDRESS/metrics, and /healthz and /readyz, while it runs:
+    /// 127.0.0.1:9464, for example [env: METRICS_LISTEN] [default: not]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Output")]
+    pub metrics_listen: Option<String>,
+
     /// Write to a target that is not a ReplacingMergeTree, where running again
     /// adds every row a second time
     #[arg(long)]
@@ -307,6 +356,11 @@ pub struct ThrottleArguments {
     /// Their bytes, uncompressed [env: MAX_BYTES_PER_SECOND] [default: no limit]
     #[arg(long, value_name = "SIZE")]
     pub max_bytes_per_second: Option<String>,
+
+    /// Begin segments only in this time of the day, in the machine's zone or in the one that is named:
+    /// 22:00-06:00, or '22:00-06:00 Europe/Berlin' [env: WINDOW] [default: always]
+    #[arg(long, value_name = "TIMES")]
+    pub window: Option<String>,
 
     /// Slow down above so many active parts in one partition [env: MAX_PARTS] [default: half of what
     /// the server delays or refuses inserts from]
@@ -343,16 +397,6 @@ pub struct ThrottleArguments {
 }
 
 const EXAMPLES: &str = "\
-Further settings, from the environment or .env only:
-  CLICKHOUSE_URL            address of ClickHouse's HTTP interface [default: http://localhost:8123]
-  CLICKHOUSE_USER           [default: default]
-  CLICKHOUSE_PASSWORD       or CLICKHOUSE_PASSWORD_FILE, a file that holds it
-  CLICKHOUSE_DB             database of the Langfuse tables [default: default]
-  SSL_CERT_FILE             certificates of authorities [default: those of the machine]
-  STREAM_BLOCK_SIZE         most rows in one block that is read [default: 8192]
-  RELOAD_SECONDS            how often traces that changed are loaded again [default: 900]
-  MAX_RETRIES               tries after a passing error, per segment [default: 8]
-
 Examples:
   See what there would be to do, without writing:
     events-backfill --partition 202406 --dry-run
@@ -363,7 +407,20 @@ Examples:
   All months, the newest first, and go on if one fails; then the ones that are not done:
     events-backfill --all-partitions --state-dir /data/backfill --keep-going
     events-backfill --all-partitions --state-dir /data/backfill --resume
+  At night only, and never more than 20,000 rows a second:
+    events-backfill --all-partitions --window 22:00-06:00 --max-rows-per-second 20000
   With few resources, and the summary for a program:
-    events-backfill --partition 202406 --memory-limit 256MiB --quiet --report summary.json
+    events-backfill --partition 202406 --memory-limit 256MiB --quiet --report summary.json";
+
+const SETTINGS: &str = "\
+Further settings, from the environment or .env only:
+  CLICKHOUSE_URL            address of ClickHouse's HTTP interface [default: http://localhost:8123]
+  CLICKHOUSE_USER           [default: default]
+  CLICKHOUSE_PASSWORD       or CLICKHOUSE_PASSWORD_FILE, a file that holds it
+  CLICKHOUSE_DB             database of the Langfuse tables [default: default]
+  SSL_CERT_FILE             certificates of authorities [default: those of the machine]
+  STREAM_BLOCK_SIZE         most rows in one block that is read [default: 8192]
+  RELOAD_SECONDS            how often traces that changed are loaded again [default: 900]
+  MAX_RETRIES               tries after a passing error, per segment [default: 8]
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 129, 130 or 143 interrupted.";

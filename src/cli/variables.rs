@@ -14,6 +14,7 @@ pub(super) const VARIABLES: &[&str] = &[
     "DRY_RUN",
     "EXCLUDE_DATASET_ITEMS",
     "EXPERIMENTS",
+    "LOG_FORMAT",
     "MAX_BYTES_PER_SECOND",
     "MAX_INSERT_SLOWDOWN",
     "MAX_MERGES",
@@ -26,6 +27,7 @@ pub(super) const VARIABLES: &[&str] = &[
     "MAX_SERVER_MEMORY",
     "MAX_SLOW_QUERIES",
     "MEMORY_LIMIT",
+    "METRICS_LISTEN",
     "NO_EXPERIMENTS",
     "NO_REMOTE_LOOKUP",
     "NO_ROOT_SPANS",
@@ -42,4 +44,5 @@ pub(super) const VARIABLES: &[&str] = &[
     "TARGET_TABLE",
     "TRACE_MARGIN_DAYS",
     "UNTIL",
+    "WINDOW",
 ];

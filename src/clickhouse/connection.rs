@@ -118,7 +118,11 @@ impl Connection {
                 Err(error) => error,
             };
             let again = match &mut attempts {
-                Some(attempts) => attempts.again(error.is_passing(), &error).await,
+                Some(attempts) => {
+                    attempts
+                        .again(error.is_passing(), &error.kind(), &error)
+                        .await
+                }
                 None => false,
             };
             if !again {

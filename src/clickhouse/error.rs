@@ -176,6 +176,20 @@ fn describe_status(status: Option<u16>) -> String {
 }
 
 impl RequestError {
+    /// Its kind, for statistics: `exception_241`, `network`, …
+    pub fn kind(&self) -> Cow<'static, str> {
+        match self {
+            RequestError::Exception { code, .. } => format!("exception_{code}").into(),
+            RequestError::Http { .. } => "http".into(),
+            RequestError::Network(_) => "network".into(),
+            RequestError::TimedOut { .. } => "timed_out".into(),
+            RequestError::Held { .. } => "held_setting".into(),
+            RequestError::Compressed => "compressed".into(),
+            RequestError::Certificate(_) => "certificate".into(),
+            RequestError::Unexpected(_) => "unexpected".into(),
+        }
+    }
+
     /// Whether the same request may succeed later.
     pub fn is_passing(&self) -> bool {
         match self {

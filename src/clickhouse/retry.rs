@@ -10,22 +10,25 @@ use crate::shutdown::Shutdown;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// Takes the kind of an error, and words for the operator.
+type Tell = dyn Fn(&str, fmt::Arguments<'_>) + Send + Sync;
+
 /// What all work of a run that may be tried again has in common. Cheap to clone.
 #[derive(Clone)]
 pub struct Retries {
     most: u32,
     shutdown: Shutdown,
-    tell: Arc<dyn Fn(fmt::Arguments<'_>) + Send + Sync>,
+    tell: Arc<Tell>,
     repeated: Arc<AtomicU64>,
 }
 
 impl Retries {
-    /// Up to `most` tries after the first one of each piece of work; the
-    /// operator is told of each by `tell`.
+    /// Up to `most` tries after the first one of each piece of work; `tell` is told of each, with the
+    /// kind of the error before it and words for the operator.
     pub fn new(
         most: u32,
         shutdown: Shutdown,
-        tell: impl Fn(fmt::Arguments<'_>) + Send + Sync + 'static,
+        tell: impl Fn(&str, fmt::Arguments<'_>) + Send + Sync + 'static,
     ) -> Self {
         Self {
             most,
@@ -102,10 +105,15 @@ impl Attempts<'_> {
         }
     }
 
-    /// After a try that failed: whether there is to be another one. Tells the
+    /// After a try that failed with an error of that kind: whether there is to be another one. Tells the
     /// operator `what` failed and waits before it says so; not for long where
     /// the run is asked to end, since the next try then ends at once.
-    pub async fn again(&mut self, hope: impl Into<Hope>, what: impl fmt::Display) -> bool {
+    pub async fn again(
+        &mut self,
+        hope: impl Into<Hope>,
+        kind: &str,
+        what: impl fmt::Display,
+    ) -> bool {
         self.failures += 1;
         let what = what.to_string();
         let is_repeated = what == self.last;
@@ -120,10 +128,8 @@ impl Attempts<'_> {
         }
         self.retries.repeated.fetch_add(1, Ordering::Relaxed);
         let wait = wait_after(self.failures);
-        (self.retries.tell)(format_args!(
-            "{what}; trying again in {:.0} s",
-            wait.as_secs_f64().ceil()
-        ));
+        let seconds = wait.as_secs_f64().ceil();
+        (self.retries.tell)(kind, format_args!("{what}; trying again in {seconds:.0} s"));
         self.last = what;
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -159,41 +165,54 @@ mod tests {
     #[tokio::test]
     async fn what_passes_is_tried_again_as_often_as_allowed_and_counted() {
         let shutdown = Shutdown::listen(|_| {}).unwrap();
-        let retries = Retries::new(2, shutdown, |_| {});
+        let retries = Retries::new(2, shutdown, |_, _| {});
         let mut attempts = retries.attempts();
         for _ in 0..2 {
-            assert!(attempts.again(true, "it failed").await);
+            assert!(attempts.again(true, "network", "it failed").await);
         }
-        assert!(!attempts.again(true, "it failed").await);
+        assert!(!attempts.again(true, "network", "it failed").await);
         assert_eq!((attempts.failures(), retries.repeated()), (3, 2));
-        assert!(!retries.attempts().again(false, "it is wrong").await);
+        assert!(
+            !retries
+                .attempts()
+                .again(false, "unexpected", "it is wrong")
+                .await
+        );
         assert_eq!(retries.repeated(), 2);
     }
 
     #[tokio::test]
     async fn what_fails_twice_in_the_same_way_is_not_tried_a_third_time() {
         let shutdown = Shutdown::listen(|_| {}).unwrap();
-        let retries = Retries::new(8, shutdown, |_| {});
+        let retries = Retries::new(8, shutdown, |_, _| {});
         let mut attempts = retries.attempts();
         assert!(
             attempts
-                .again(Hope::UnlessRepeated, "byte 7 is wrong")
+                .again(Hope::UnlessRepeated, "damaged", "byte 7 is wrong")
                 .await
         );
         assert!(
             attempts
-                .again(Hope::UnlessRepeated, "byte 9 is wrong")
+                .again(Hope::UnlessRepeated, "damaged", "byte 9 is wrong")
                 .await
         );
         assert!(
             !attempts
-                .again(Hope::UnlessRepeated, "byte 9 is wrong")
+                .again(Hope::UnlessRepeated, "damaged", "byte 9 is wrong")
                 .await
         );
         let mut attempts = retries.attempts();
         for _ in 1..ENOUGH {
-            assert!(attempts.again(Hope::Rare, "too much memory").await);
+            assert!(
+                attempts
+                    .again(Hope::Rare, "memory", "too much memory")
+                    .await
+            );
         }
-        assert!(!attempts.again(Hope::Rare, "too much memory").await);
+        assert!(
+            !attempts
+                .again(Hope::Rare, "memory", "too much memory")
+                .await
+        );
     }
 }

@@ -1,17 +1,19 @@
 //! From the command line to the command, and from its end to the exit code.
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
 use super::each_partition::Looked;
-use super::{each_partition, run, status};
+use super::{control, each_partition, run, status};
 use crate::cli::Environment;
 use crate::cli::arguments::{Arguments, Command, RepairArguments, RunArguments, SubjectArguments};
-use crate::cli::options::{Options, Request};
+use crate::cli::options::{Options, Request, log_format, parse_wishes};
 use crate::error::Error;
 use crate::memory::open_files;
-use crate::plan::Forecast;
+use crate::plan::{Forecast, Totals};
+use crate::progress::log;
 use crate::session::Session;
 use crate::{plan, repair, verify};
 use clap::Parser;
@@ -25,8 +27,7 @@ pub fn main() -> ExitCode {
     match open_files::raise_limit().and_then(|()| carry_out(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody may read it any more.
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            log::error(&error);
             ExitCode::from(error.exit_code())
         }
     }
@@ -34,6 +35,13 @@ pub fn main() -> ExitCode {
 
 fn carry_out(arguments: Arguments) -> Result<(), Error> {
     let environment = Environment::read()?;
+    if arguments
+        .command
+        .as_ref()
+        .is_some_and(Command::is_about_runs)
+    {
+        log::choose(log_format(&SubjectArguments::default(), &environment)?);
+    }
     let subject = |subject: SubjectArguments| {
         let arguments = RunArguments {
             subject,
@@ -52,6 +60,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             let optimize = arguments.optimize;
             let request = of_run(of_repair(arguments), &environment)?;
             let mend = async |session: &Session, options| {
+                let _window = session.keep_window(&options);
                 let repaired = repair::run(session, options, optimize).await;
                 repaired.map(looked)
             };
@@ -64,11 +73,33 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
                     "--json goes with one month that is named: for several, name a file with --report",
                 ));
             }
+            let is_quiet = request.shared().quiet;
+            let totals = RefCell::new(Totals::default());
             let foresee = async |session: &Session, options| {
                 let forecast = plan::run(session, options).await?;
+                totals.borrow_mut().add(&forecast);
                 foreseen(forecast, arguments.json)
             };
-            block_on(each_partition::each(request, foresee))
+            let outcome = block_on(each_partition::each(request, foresee));
+            let totals = totals.into_inner();
+            if totals.are_of_several() && !is_quiet {
+                // If nobody reads it, there is nobody to be told.
+                let _ = writeln!(std::io::stdout().lock(), "\n{totals}");
+            }
+            outcome
+        }
+        Some(Command::Pause(arguments)) => {
+            let directory = environment.state_dir(arguments.state_dir);
+            control::run(&directory, &control::Command::Pause)
+        }
+        Some(Command::Continue(arguments)) => {
+            let directory = environment.state_dir(arguments.state_dir);
+            control::run(&directory, &control::Command::Continue)
+        }
+        Some(Command::Set(arguments)) => {
+            let wishes = parse_wishes(&arguments.changes)?;
+            let directory = environment.state_dir(arguments.runs.state_dir);
+            control::run(&directory, &control::Command::Set(wishes))
         }
         Some(Command::Status(arguments)) => {
             let directory = environment.state_dir(arguments.state_dir);
@@ -79,6 +110,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
 
 /// What is asked for, once the process is as considerate as that wants it.
 fn of_run(arguments: RunArguments, environment: &Environment) -> Result<Request, Error> {
+    log::choose(log_format(&arguments.subject, environment)?);
     let request = Request::new(arguments, environment)?;
     give_way(request.shared());
     Ok(request)

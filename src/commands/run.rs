@@ -28,6 +28,8 @@ use crate::state::resume;
 /// [`Error`] with a sentence for the operator and the exit code.
 pub(crate) async fn run(request: Request) -> Result<(), Error> {
     let session = Session::begin(request.shared())?;
+    let _serving = session.serve_metrics(request.shared()).await?;
+    let _window = session.keep_window(request.shared());
     match request.selection.single() {
         Some(partition) => run_one(&session, request.job(partition)).await,
         None => run_several(session, &request).await,

@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use crate::control;
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::ByteSize;
@@ -17,6 +18,7 @@ use crate::partition::Partition;
 use crate::progress::words::aligned;
 use crate::state::checkpoint::{Checkpoint, CheckpointError};
 use crate::state::directory::{Holder, PartitionDir};
+use crate::throttle::SpeedState;
 use crate::trace_store;
 
 /// Prints how far the runs in the state directory `root` are, as a table or as JSON.
@@ -90,6 +92,8 @@ pub(crate) struct PartitionStatus {
     pub state: State,
     /// Number of the process that is at it, where it is known.
     pub process: Option<u32>,
+    /// How fast it goes, where a process is at it and tells.
+    pub speed: Option<SpeedState>,
     /// What the checkpoint says, where there is one.
     pub progress: Option<Progress>,
     /// The trace store on disk, in bytes.
@@ -186,12 +190,21 @@ impl PartitionStatus {
             Err(error) => (None, Some(unusable(directory, &error))),
         };
         let progress = checkpoint.map(|checkpoint| Progress::of(&checkpoint, directory.partition));
+        let speed = match state {
+            State::Running => control::ask(&directory.path, &control::Command::State).ok(),
+            _ => None,
+        };
+        let next = next(state, directory, holder, progress.as_ref());
         Self {
+            next: match (next, &speed) {
+                (Some(next), Some(speed)) => Some(format!("{next}; {speed}")),
+                (next, _) => next,
+            },
+            speed,
             partition: directory.partition.to_string(),
             dry_run: directory.dry_run,
             state,
             process: holder.and_then(|holder| holder.process),
-            next: next(state, directory, holder, progress.as_ref()),
             progress,
             store_bytes: trace_store::disk_bytes(&directory.trace_store()),
             error,
@@ -414,6 +427,7 @@ mod tests {
             partition: "202406".to_owned(),
             dry_run: false,
             state,
+            speed: None,
             process: None,
             progress,
             store_bytes: 12 << 30,

@@ -147,6 +147,14 @@ impl Budget {
     }
 }
 
+/// Resident memory of this process now, in bytes, where the system tells it.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let kib = line.split_whitespace().nth(1)?.parse::<u64>().ok()?;
+    Some(kib * KIB)
+}
+
 /// Peak resident memory of this process, in bytes.
 pub(crate) fn peak_resident_bytes() -> u64 {
     // The kernel's getrusage counts what the parent had before exec; VmHWM does not.

@@ -1,12 +1,15 @@
 //! What the operator sees while it runs: bars on a terminal, a plain line every
 //! ten seconds elsewhere, nothing with `--quiet`. All of it on standard error.
 
+mod bar;
+pub(crate) mod log;
 mod overall;
+pub(crate) mod stopwatch;
 mod style;
 pub(crate) mod words;
 
 use std::collections::HashSet;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +18,7 @@ use indicatif::{
     HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle,
 };
 
+use self::log::{Level, LogFormat};
 use self::overall::Overall;
 use self::style::Style;
 use crate::memory::numbers::whole;
@@ -31,6 +35,15 @@ pub(crate) struct Display {
     overall: Option<Arc<Overall>>,
     /// What was said and is not to be said again.
     said: Arc<Mutex<HashSet<String>>>,
+    /// Why it does not go at full speed, if it does not.
+    status: Arc<Mutex<Status>>,
+}
+
+/// What is shown below the bars, or behind each line.
+#[derive(Debug, Default)]
+struct Status {
+    words: Option<String>,
+    bar: Option<ProgressBar>,
 }
 
 impl Display {
@@ -38,7 +51,7 @@ impl Display {
     pub(crate) fn detect(quiet: bool) -> Self {
         let style = if quiet {
             Style::Quiet
-        } else if std::io::stderr().is_terminal() {
+        } else if std::io::stderr().is_terminal() && log::format() == LogFormat::Text {
             Style::Terminal
         } else {
             Style::Lines
@@ -52,6 +65,7 @@ impl Display {
             bars: MultiProgress::with_draw_target(target),
             overall: None,
             said: Arc::default(),
+            status: Arc::default(),
         }
     }
 
@@ -82,7 +96,7 @@ impl Display {
     /// Prints one line, without disturbing a bar.
     pub(crate) fn note(&self, text: impl std::fmt::Display) {
         if self.style != Style::Quiet {
-            self.bars.suspend(|| print_line(text));
+            self.bars.suspend(|| log::line(Level::Info, text));
         }
     }
 
@@ -96,7 +110,32 @@ impl Display {
     /// The same of what matters too much to be left out of `--quiet`.
     pub(crate) fn warn_once(&self, text: String) {
         if self.is_new(&text) {
-            self.bars.suspend(|| print_line(text));
+            let text = text
+                .strip_prefix("warning: ")
+                .filter(|_| log::format() == LogFormat::Json)
+                .unwrap_or(&text);
+            self.bars.suspend(|| log::line(Level::Warning, text));
+        }
+    }
+
+    /// Shows why it does not go at full speed, until it does again.
+    pub(crate) fn set_status(&self, words: Option<String>) {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.words = words;
+        if self.style != Style::Terminal {
+            return;
+        }
+        match (status.words.clone(), status.bar.take()) {
+            (Some(words), bar) => {
+                let bar = bar.unwrap_or_else(|| self.bars.add(line_of_words()));
+                bar.set_message(words);
+                status.bar = Some(bar);
+            }
+            (None, Some(bar)) => {
+                bar.finish_and_clear();
+                self.bars.remove(&bar);
+            }
+            (None, None) => {}
         }
     }
 
@@ -106,9 +145,13 @@ impl Display {
     }
 }
 
-/// A line on standard error. If nobody reads it any more, the work goes on.
-fn print_line(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+/// A line below the bars, cut where the terminal ends.
+fn line_of_words() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+    match ProgressStyle::with_template("{wide_msg}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }
 
 /// Progress of one phase towards a total that is known beforehand.
@@ -120,6 +163,7 @@ pub(crate) struct Phase {
     name: &'static str,
     bar: ProgressBar,
     overall: Option<Arc<Overall>>,
+    status: Arc<Mutex<Status>>,
     /// Where it leads: the rows of the partition before this phase, and all of them.
     leads: Option<(u64, u64)>,
     position: AtomicU64,
@@ -139,16 +183,7 @@ struct LastLine {
 impl Phase {
     /// Begins a phase of `total` rows, `offset` of which are done already.
     pub(crate) fn begin(display: &Display, name: &'static str, total: u64, offset: u64) -> Self {
-        let bar = display.bars.add(ProgressBar::new(total));
-        let template =
-            "{msg:<22} [{wide_bar}] {percent:>3} % {human_pos}/{human_len} {per_sec} {eta} left";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_message(name);
-        bar.set_position(offset);
-        // The rate and the time left must not count what an earlier run did.
-        bar.reset_eta();
+        let bar = display.bars.add(bar::of_phase(name, total, offset));
         if let Some(overall) = &display.overall {
             overall.add_phase(&bar);
         }
@@ -158,6 +193,7 @@ impl Phase {
             name,
             bar,
             overall: display.overall.clone(),
+            status: Arc::clone(&display.status),
             leads: None,
             position: AtomicU64::new(offset),
             total,
@@ -267,12 +303,24 @@ impl Phase {
         let (prefix, suffix) = overall
             .map(|overall| (overall.line_prefix(), overall.line_suffix()))
             .unwrap_or_default();
-        print_line(format_args!(
-            "{prefix}{}: {} of {} ({percent} %), {}/s{left}{suffix}",
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = status
+            .words
+            .as_ref()
+            .map_or_else(String::new, |words| format!("; {words}"));
+        let words = format_args!(
+            "{prefix}{}: {} of {} ({percent} %), {}/s{left}{suffix}{status}",
             self.name,
             HumanCount(position.min(self.total)),
             HumanCount(self.total),
             HumanCount(whole(rate)),
-        ));
+        );
+        let fields = [
+            ("phase", self.name.into()),
+            ("rows", position.min(self.total).into()),
+            ("rows_total", self.total.into()),
+            ("rows_per_second", whole(rate).into()),
+        ];
+        log::line_with(Level::Info, words, &fields);
     }
 }

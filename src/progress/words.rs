@@ -1,6 +1,7 @@
 //! Words for people: numbers, times and moments, and the lines of a summary.
 
 use std::fmt;
+use std::time::Duration;
 
 use indicatif::HumanCount;
 
@@ -84,6 +85,18 @@ pub(crate) fn about(seconds: f64) -> String {
                 plural(minutes % 60, "minute")
             )
         }
+    }
+}
+
+/// A time in a few characters: `12s`, `3m`, `2h 05m`, `4d 02h`.
+pub(crate) fn short(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m"),
+        (0, hours, minutes) => format!("{hours}h {:02}m", minutes % 60),
+        (days, hours, _) => format!("{days}d {:02}h", hours % 24),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The handle by which a run asks how fast it may go.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch as channel;
@@ -11,7 +12,13 @@ use super::level::Level;
 use super::options::{Thresholds, ThrottleOptions};
 use super::pace::Pace;
 use super::reason::Reason;
-use super::stopwatch::{Stopwatch, ThrottledSeconds, Waiting};
+use super::state::{SpeedState, SpeedWishes};
+use crate::progress::stopwatch::{Stopwatch, Waiting};
+
+/// Rows that a segment writes in a second, at least. The server closes an answer that is read more slowly.
+pub(crate) const LEAST_ROWS: u64 = 500;
+/// The same of bytes.
+pub(crate) const LEAST_BYTES: u64 = 256 << 10;
 
 /// How fast a run may go. One for each process; cheap to clone.
 #[derive(Debug, Clone)]
@@ -21,10 +28,14 @@ pub(crate) struct Throttle(pub(super) Arc<Shared>);
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) thresholds: Option<Thresholds>,
+    /// Memory is divided among so many.
+    most_segments: usize,
     pub(super) speed: channel::Sender<Speed>,
     rows: Pace,
     bytes: Pace,
-    pub(super) stopwatch: Stopwatch,
+    pub(super) stopwatch: Stopwatch<Reason>,
+    /// Why it goes slower, in words.
+    pub(super) why: Mutex<String>,
     /// Time that segments have waited for inserts, in nanoseconds, over all of them.
     pub(super) insert_nanoseconds: AtomicU64,
     /// Bytes of events that they have sent meanwhile.
@@ -39,6 +50,23 @@ pub(super) struct Speed {
     rows_per_second: Option<u64>,
     bytes_per_second: Option<u64>,
     pub(super) level: Level,
+    /// The operator has paused it.
+    is_paused: bool,
+    /// It is not the time of day for it.
+    is_outside_window: bool,
+    /// Whether somebody looks at the server, and may change the level.
+    pub(super) is_watched: bool,
+}
+
+/// Seconds by the clock during which at least one segment went slower, by the name of the reason.
+pub(crate) type ThrottledSeconds = BTreeMap<&'static str, f64>;
+
+/// What of `now` has come since `before`.
+pub(crate) fn since(now: &ThrottledSeconds, before: &ThrottledSeconds) -> ThrottledSeconds {
+    now.iter()
+        .map(|(&name, seconds)| (name, seconds - before.get(name).unwrap_or(&0.0)))
+        .filter(|(_, seconds)| *seconds > 0.0)
+        .collect()
 }
 
 /// A pause before a block is sent.
@@ -58,13 +86,18 @@ impl Throttle {
             rows_per_second: options.rows_per_second,
             bytes_per_second: options.bytes_per_second,
             level: Level::NONE,
+            is_paused: false,
+            is_outside_window: false,
+            is_watched: false,
         });
         Self(Arc::new(Shared {
+            most_segments: concurrency,
             thresholds: options.thresholds,
             speed,
             rows: Pace::default(),
             bytes: Pace::default(),
             stopwatch: Stopwatch::default(),
+            why: Mutex::default(),
             insert_nanoseconds: AtomicU64::new(0),
             inserted_bytes: AtomicU64::new(0),
         }))
@@ -77,7 +110,102 @@ impl Throttle {
     /// How many segments may be under way now. Those that are, are not ended where it is fewer.
     pub(crate) fn segments_at_once(&self) -> usize {
         let speed = self.speed();
-        speed.level.segments_at_once(speed.concurrency)
+        if speed.is_paused || speed.is_outside_window {
+            return 0;
+        }
+        // Each segment must go on fast enough for the server not to close what it sends.
+        let shares = [
+            (speed.rows_per_second, LEAST_ROWS),
+            (speed.bytes_per_second, LEAST_BYTES),
+        ];
+        let shares = shares.map(|(limit, least)| limit.map_or(u64::MAX, |limit| limit / least));
+        let most = shares.into_iter().fold(u64::MAX, u64::min).max(1);
+        let segments = speed.level.segments_at_once(speed.concurrency);
+        segments.min(usize::try_from(most).unwrap_or(usize::MAX))
+    }
+
+    /// Begins no new segment from now on.
+    pub(crate) fn pause(&self) {
+        self.hold(Reason::Paused, true);
+    }
+
+    /// Goes on after that.
+    pub(crate) fn go_on(&self) {
+        self.hold(Reason::Paused, false);
+    }
+
+    /// The window is open, or it is not.
+    pub(super) fn open(&self, is_open: bool) {
+        self.hold(Reason::Window, !is_open);
+    }
+
+    /// Waits, or goes on, for that reason, and counts the time.
+    fn hold(&self, reason: Reason, is_held: bool) {
+        self.0.speed.send_if_modified(|speed| {
+            let held = match reason {
+                Reason::Window => &mut speed.is_outside_window,
+                _ => &mut speed.is_paused,
+            };
+            if *held == is_held {
+                return false;
+            }
+            *held = is_held;
+            match is_held {
+                true => self.0.stopwatch.begin(reason),
+                false => self.0.stopwatch.end(reason),
+            }
+            true
+        });
+    }
+
+    /// Goes as fast as the operator wants it from now on.
+    ///
+    /// # Errors
+    /// A sentence, where it is more than memory was divided for.
+    pub(crate) fn set(&self, wishes: &SpeedWishes) -> Result<(), String> {
+        let most = self.0.most_segments;
+        if let Some(segments) = wishes
+            .concurrency
+            .filter(|segments| !(1..=most).contains(segments))
+        {
+            return Err(format!(
+                "concurrency={segments} is not from 1 to {most}, for which the run has divided its \
+                 memory"
+            ));
+        }
+        self.0.speed.send_modify(|speed| {
+            speed.concurrency = wishes.concurrency.unwrap_or(speed.concurrency);
+            speed.rows_per_second = wishes.rows_per_second.unwrap_or(speed.rows_per_second);
+            speed.bytes_per_second = wishes.bytes_per_second.unwrap_or(speed.bytes_per_second);
+        });
+        // What was booked at another speed counts no more.
+        self.0.rows.forget();
+        self.0.bytes.forget();
+        Ok(())
+    }
+
+    /// How fast it goes.
+    pub(crate) fn state(&self) -> SpeedState {
+        let speed = self.speed();
+        SpeedState {
+            concurrency: speed.concurrency,
+            rows_per_second: speed.rows_per_second,
+            bytes_per_second: speed.bytes_per_second,
+            is_paused: speed.is_paused,
+            is_outside_window: speed.is_outside_window,
+            slowed_by: speed.level.reason().map(|_| {
+                let why = self.0.why.lock().unwrap_or_else(PoisonError::into_inner);
+                why.clone()
+            }),
+        }
+    }
+
+    /// Waits while nothing may be begun.
+    pub(crate) async fn may_begin(&self) {
+        let mut changes = self.changes();
+        while self.segments_at_once() == 0 {
+            changes.next().await;
+        }
     }
 
     /// What tells of changes.
@@ -129,13 +257,16 @@ impl Throttle {
     }
 
     /// Counts the time of a pause, until what it gives is dropped.
-    pub(crate) fn waiting(&self, reason: Reason) -> Waiting<'_> {
+    pub(crate) fn waiting(&self, reason: Reason) -> Waiting<'_, Reason> {
         self.0.stopwatch.waiting(reason)
     }
 
     /// How long it has been throttled so far, by reason.
     pub(crate) fn seconds(&self) -> ThrottledSeconds {
-        self.0.stopwatch.seconds()
+        let seconds = self.0.stopwatch.seconds().into_iter();
+        seconds
+            .map(|(reason, seconds)| (reason.name(), seconds))
+            .collect()
     }
 
     /// Counts bytes that a segment has sent.
@@ -181,8 +312,17 @@ mod tests {
             thresholds: None,
             rows_per_second,
             bytes_per_second,
+            window: None,
         };
         Throttle::new(&options, 4)
+    }
+
+    #[test]
+    fn what_came_before_is_taken_off() {
+        let before = ThrottledSeconds::from([("parts", 3.0), ("merges", 1.0)]);
+        let now = ThrottledSeconds::from([("parts", 5.0), ("merges", 1.0), ("queries", 2.0)]);
+        let expected = ThrottledSeconds::from([("parts", 2.0), ("queries", 2.0)]);
+        assert_eq!(since(&now, &before), expected);
     }
 
     #[tokio::test(start_paused = true)]
@@ -205,6 +345,46 @@ mod tests {
         assert_eq!(pause.until, begun + Duration::from_secs(4));
         assert_eq!(throttle.block_rows(8192), 1000);
         assert_eq!(throttle.block_bytes(4 << 20), 1_000_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_changed_meanwhile_counts_from_then_on() {
+        let throttle = throttle(None, None);
+        let mut changes = throttle.changes();
+        throttle.pause();
+        changes.next().await;
+        assert_eq!(throttle.segments_at_once(), 0);
+        throttle.open(false);
+        throttle.go_on();
+        assert_eq!(throttle.segments_at_once(), 0);
+        throttle.open(true);
+        throttle.may_begin().await;
+        let wishes = SpeedWishes {
+            concurrency: Some(3),
+            rows_per_second: Some(Some(2_000)),
+            bytes_per_second: None,
+        };
+        assert_eq!(throttle.set(&wishes), Ok(()));
+        assert_eq!(
+            (throttle.segments_at_once(), throttle.block_rows(8192)),
+            (3, 2_000)
+        );
+        let no_limit = SpeedWishes {
+            rows_per_second: Some(None),
+            ..SpeedWishes::default()
+        };
+        assert_eq!(throttle.set(&no_limit), Ok(()));
+        assert_eq!(
+            (throttle.segments_at_once(), throttle.block_rows(8192)),
+            (3, 8192)
+        );
+        let too_many = SpeedWishes {
+            concurrency: Some(5),
+            ..SpeedWishes::default()
+        };
+        assert!(throttle.set(&too_many).unwrap_err().contains("1 to 4"));
+        let seconds = throttle.seconds();
+        assert!(seconds.contains_key("paused") && seconds.contains_key("window"));
     }
 
     #[tokio::test(start_paused = true)]

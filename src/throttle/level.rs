@@ -83,6 +83,22 @@ impl Level {
         worked.min(LONGEST_PAUSE).mul_f64(ratio)
     }
 
+    /// What it means, for people.
+    pub(super) fn in_words(self) -> &'static str {
+        match self.step {
+            0 => "at full speed",
+            1 => "half of the segments at once",
+            2 => "one segment at once",
+            3 => "one segment at once, with pauses",
+            _ => "no new segment is begun",
+        }
+    }
+
+    /// Whether nothing new is begun.
+    pub(super) fn stands_still(self) -> bool {
+        self.step >= STANDSTILL
+    }
+
     /// One step slower, or as slow as that reason makes it where it is `urgent`.
     pub(super) fn raised(self, reason: Reason, urgent: bool) -> Self {
         let slowest = slowest(reason);
@@ -94,6 +110,14 @@ impl Level {
             // Another reason may have gone further.
             step: self.step.max(next),
             reason: Some(reason),
+        }
+    }
+
+    /// No slower than any of these reasons makes it.
+    pub(super) fn bounded_by(self, reasons: impl Iterator<Item = Reason>) -> Self {
+        match reasons.map(slowest).max().map(|most| self.step.min(most)) {
+            None | Some(0) => Self::NONE,
+            Some(step) => Self { step, ..self },
         }
     }
 
@@ -116,7 +140,8 @@ fn slowest(reason: Reason) -> u8 {
         Reason::Parts | Reason::ReplicaDelay | Reason::ReplicaQueue => STANDSTILL,
         Reason::ServerMemory | Reason::Queries | Reason::SlowQueries => 3,
         Reason::Merges | Reason::InsertTime => 2,
-        Reason::RowsPerSecond | Reason::BytesPerSecond => 0,
+        // These are not what a level is about.
+        Reason::RowsPerSecond | Reason::BytesPerSecond | Reason::Paused | Reason::Window => 0,
     }
 }
 
@@ -164,11 +189,15 @@ mod tests {
     }
 
     #[test]
-    fn a_milder_reason_does_not_make_it_faster() {
-        let level = Level::NONE
+    fn a_milder_reason_does_not_keep_it_at_a_standstill() {
+        let both = Level::NONE
             .raised(Reason::Parts, true)
             .raised(Reason::Merges, true);
-        assert_eq!(level.segments_at_once(4), 0);
-        assert_eq!(level.reason(), Some(Reason::Merges));
+        assert!(both.stands_still());
+        let reasons = [Reason::Parts, Reason::Merges];
+        assert!(both.bounded_by(reasons.into_iter()).stands_still());
+        let merges = both.bounded_by([Reason::Merges].into_iter());
+        assert_eq!(merges.segments_at_once(4), 1);
+        assert_eq!(both.bounded_by([].into_iter()), Level::NONE);
     }
 }

@@ -5,16 +5,20 @@
 //! [`Level`], which [`watch`] raises and lowers after what it reads of the server, and limits of rows
 //! and bytes. gh-ost is the model: thresholds, and the reason where the operator sees it.
 
+mod clock;
 mod handle;
 mod level;
 mod options;
 mod pace;
 mod reason;
 mod signs;
-mod stopwatch;
+mod state;
 mod watch;
+mod window;
 
-pub(crate) use self::handle::{Pause, Throttle};
+pub(crate) use self::clock::KeepingWindow;
+pub(crate) use self::handle::{LEAST_BYTES, LEAST_ROWS, Pause, Throttle, ThrottledSeconds, since};
 pub(crate) use self::options::{Thresholds, ThrottleOptions};
-pub(crate) use self::stopwatch::{ThrottledSeconds, since};
+pub(crate) use self::state::{SpeedState, SpeedWishes};
 pub(crate) use self::watch::{Told, Watched};
+pub(crate) use self::window::Window;

@@ -1,5 +1,7 @@
 //! What the operator may set.
 
+use super::window::Window;
+
 /// How fast a run may go.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ThrottleOptions {
@@ -9,6 +11,8 @@ pub(crate) struct ThrottleOptions {
     pub rows_per_second: Option<u64>,
     /// Their bytes, uncompressed.
     pub bytes_per_second: Option<u64>,
+    /// When it may work.
+    pub window: Option<Window>,
 }
 
 /// From where on the server shows that it has too much to do.

@@ -10,6 +10,11 @@ use tokio::time::Instant;
 pub(super) struct Pace(Mutex<Option<Instant>>);
 
 impl Pace {
+    /// The next one may go at once.
+    pub(super) fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// When so much may go, at so much per second: once what went before has had its time. What was
     /// not used while nothing went is not made up for later.
     pub(super) fn reserve(&self, amount: u64, per_second: u64, now: Instant) -> Instant {

@@ -25,12 +25,16 @@ pub(crate) enum Reason {
     RowsPerSecond,
     /// The limit of bytes.
     BytesPerSecond,
+    /// The operator has paused it.
+    Paused,
+    /// It is not the time of day for it.
+    Window,
 }
 
 impl Reason {
     /// All of them.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Parts,
         Self::Merges,
         Self::ReplicaDelay,
@@ -41,6 +45,8 @@ impl Reason {
         Self::InsertTime,
         Self::RowsPerSecond,
         Self::BytesPerSecond,
+        Self::Paused,
+        Self::Window,
     ];
 
     /// Its name in reports.
@@ -56,6 +62,8 @@ impl Reason {
             Reason::InsertTime => "insert_time",
             Reason::RowsPerSecond => "rows_per_second",
             Reason::BytesPerSecond => "bytes_per_second",
+            Reason::Paused => "paused",
+            Reason::Window => "window",
         }
     }
 
@@ -72,6 +80,8 @@ impl Reason {
             Reason::InsertTime => "--max-insert-slowdown",
             Reason::RowsPerSecond => "--max-rows-per-second",
             Reason::BytesPerSecond => "--max-bytes-per-second",
+            Reason::Paused => "pause",
+            Reason::Window => "--window",
         }
     }
 }
@@ -89,6 +99,8 @@ impl fmt::Display for Reason {
             Reason::InsertTime => "times as long as at first that inserts take",
             Reason::RowsPerSecond => "rows per second",
             Reason::BytesPerSecond => "bytes per second",
+            Reason::Paused => "paused",
+            Reason::Window => "outside of the window",
         })
     }
 }

@@ -7,7 +7,7 @@ use super::reason::Reason;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 
 /// How long the server may take to say it: one that takes longer has enough to do.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(4);
 
 /// What a server has by default.
 const PARTS_TO_DELAY_INSERT: f64 = 1000.0;
@@ -44,6 +44,17 @@ impl Sign {
             value: number(connection, &self.question).await?,
             threshold: self.threshold,
         })
+    }
+}
+
+impl Sign {
+    /// A reading just above the threshold, where the server takes too long to say it.
+    pub(super) fn too_much(&self) -> Reading {
+        Reading {
+            reason: self.reason,
+            value: self.threshold * 1.01 + 0.01,
+            threshold: self.threshold,
+        }
     }
 }
 

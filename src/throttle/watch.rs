@@ -1,6 +1,7 @@
 //! Looks at the server every few seconds, and makes a run slower or faster after what it sees.
 
 use std::collections::VecDeque;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use super::level::Level;
 use super::options::Thresholds;
 use super::reason::Reason;
 use super::signs::{Reading, Sign, signs};
-use crate::clickhouse::{Connection, TableInfo};
+use crate::clickhouse::{Connection, RequestError, TableInfo};
 
 /// How often the server is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
@@ -21,6 +22,8 @@ const URGENT: f64 = 1.5;
 const CALM: f64 = 0.8;
 /// Over how long the time of inserts is taken together: the server writes large parts now and then.
 const INSERT_WINDOW: Duration = Duration::from_secs(30);
+/// Inserts that take less, in seconds a byte, are not waited for: the server gathers what it is sent.
+const LEAST_PACE: f64 = 5e-9;
 /// Fewer bytes say nothing about their time.
 const TELLING_BYTES: u64 = 32 << 20;
 
@@ -39,9 +42,13 @@ pub(crate) struct Watched {
 /// What is told.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Told {
-    /// It goes slower, for this reason.
-    Slower(Reason, String),
-    /// It does no longer.
+    /// It goes slower, or faster; why is in [`Throttle::state`]. It is news where it went at full speed
+    /// before, or stands still now.
+    Slower {
+        /// Whether it is news.
+        is_news: bool,
+    },
+    /// It goes at full speed again.
     FullSpeed,
     /// Something cannot be looked at.
     LeftOut(String),
@@ -58,7 +65,11 @@ impl Drop for Watching {
         if let Some(task) = self.task.take() {
             task.abort();
         }
-        self.throttle.set_level(Level::NONE);
+        self.throttle.set_level(Level::NONE, String::new());
+        self.throttle
+            .0
+            .speed
+            .send_modify(|speed| speed.is_watched = false);
     }
 }
 
@@ -66,6 +77,7 @@ impl Throttle {
     /// Looks at the server from now on, unless the options say not to.
     pub(crate) fn watch(&self, watched: Watched) -> Watching {
         let throttle = self.clone();
+        self.0.speed.send_modify(|speed| speed.is_watched = true);
         let task = self.0.thresholds.map(|thresholds| {
             let watch = Watch {
                 throttle: self.clone(),
@@ -79,8 +91,13 @@ impl Throttle {
     }
 
     /// Takes another level, and counts the time for its reason.
-    fn set_level(&self, level: Level) {
+    fn set_level(&self, level: Level, why: String) {
         self.0.speed.send_if_modified(|speed| {
+            // Whoever looked may be late.
+            if !speed.is_watched {
+                return false;
+            }
+            *self.0.why.lock().unwrap_or_else(PoisonError::into_inner) = why;
             let before = speed.level;
             if before.reason() != level.reason() {
                 if let Some(reason) = before.reason() {
@@ -108,9 +125,16 @@ impl Watch {
         let mut to_read = self.signs().await;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let mut readings = self.read(&mut to_read).await;
-            readings.extend(self.time_of_inserts());
-            self.follow(&readings);
+            let mut look = self.look(&mut to_read).await;
+            match self.time_of_inserts() {
+                Some(reading) => look.readings.push(reading),
+                // Too little was sent to tell.
+                None if self.throttle.speed().level.reason() == Some(Reason::InsertTime) => {
+                    look.is_whole = false;
+                }
+                None => {}
+            }
+            self.follow(&look);
         }
     }
 
@@ -135,13 +159,18 @@ impl Watch {
     }
 
     /// Reads what can be read; what may not be, never again.
-    async fn read(&self, signs: &mut Vec<Sign>) -> Vec<Reading> {
+    async fn look(&self, signs: &mut Vec<Sign>) -> Look {
         let mut readings = Vec::new();
         let mut refused = Vec::new();
         for sign in &*signs {
             match sign.read(&self.watched.connection).await {
                 Ok(reading) => readings.push(reading),
-                Err(error) if error.is_passing() => {}
+                Err(RequestError::TimedOut { .. }) => {
+                    // A server that does not even say that has too much to do.
+                    readings.push(sign.too_much());
+                    break;
+                }
+                Err(error) if error.is_passing() => break,
                 Err(error) => {
                     self.leave_out(sign.reason, &error);
                     refused.push(sign.reason);
@@ -149,7 +178,10 @@ impl Watch {
             }
         }
         signs.retain(|sign| !refused.contains(&sign.reason));
-        readings
+        Look {
+            is_whole: readings.len() == signs.len(),
+            readings,
+        }
     }
 
     fn leave_out(&self, reason: Reason, error: impl std::fmt::Display) {
@@ -172,32 +204,60 @@ impl Watch {
     }
 
     /// Goes slower or faster, and says so.
-    fn follow(&self, readings: &[Reading]) {
+    fn follow(&self, look: &Look) {
         let before = self.throttle.speed().level;
-        let level = after(before, readings);
-        self.throttle.set_level(level);
-        match (before.reason(), level.reason()) {
-            (Some(_), None) => (self.watched.tell)(Told::FullSpeed),
-            (before, Some(reason)) if before != Some(reason) => {
-                let why = readings.iter().find(|reading| reading.reason == reason);
-                let why = why.map(Reading::in_words).unwrap_or_default();
-                (self.watched.tell)(Told::Slower(reason, why));
-            }
-            _ => {}
+        let level = after(before, look);
+        if before == level {
+            return;
         }
+        let why = level.reason().map_or_else(String::new, |reason| {
+            let reading = look
+                .readings
+                .iter()
+                .find(|reading| reading.reason == reason);
+            let why = reading.map_or_else(|| reason.to_string(), Reading::in_words);
+            format!("{why}; {}", level.in_words())
+        });
+        self.throttle.set_level(level, why);
+        let was_full_speed = before.reason().is_none();
+        let stands_still = level.stands_still() && !before.stands_still();
+        (self.watched.tell)(match level.reason() {
+            Some(_) => Told::Slower {
+                is_news: was_full_speed || stands_still,
+            },
+            None => Told::FullSpeed,
+        });
     }
 }
 
-/// The level that follows from what was read.
-fn after(level: Level, readings: &[Reading]) -> Level {
+/// What was read at a time.
+#[derive(Debug, Default)]
+struct Look {
+    readings: Vec<Reading>,
+    /// Whether that is all there is to read.
+    is_whole: bool,
+}
+
+/// The level that follows from a look.
+fn after(level: Level, look: &Look) -> Level {
+    let readings = &look.readings;
     let worst = readings
         .iter()
         .filter(|reading| reading.value > reading.threshold)
         .max_by(|one, other| one.ratio().total_cmp(&other.ratio()));
-    match worst {
-        Some(worst) => level.raised(worst.reason, worst.ratio() >= URGENT),
-        None if readings.iter().all(|reading| reading.ratio() < CALM) => level.lowered(),
-        None => level,
+    let level = worst.map_or(level, |worst| {
+        level.raised(worst.reason, worst.ratio() >= URGENT)
+    });
+    if !look.is_whole {
+        return level;
+    }
+    let mut not_calm = readings
+        .iter()
+        .filter(|reading| reading.ratio() >= CALM)
+        .peekable();
+    match not_calm.peek() {
+        None => level.lowered(),
+        Some(_) => level.bounded_by(not_calm.map(|reading| reading.reason)),
     }
 }
 
@@ -230,8 +290,8 @@ impl InsertTime {
             return None;
         }
         let pace = (now.seconds - then.seconds) / bytes as f64;
-        let at_first = *self.at_first.get_or_insert(pace);
-        (at_first > 0.0).then_some(pace / at_first)
+        let at_first = *self.at_first.get_or_insert(pace.max(LEAST_PACE));
+        Some(pace / at_first)
     }
 }
 
@@ -247,11 +307,18 @@ mod tests {
         }
     }
 
+    fn whole(readings: &[Reading]) -> Look {
+        Look {
+            readings: readings.to_vec(),
+            is_whole: true,
+        }
+    }
+
     #[test]
     fn it_slows_down_by_steps_while_something_is_too_much_and_comes_back_once_all_is_calm() {
         let at_once = |readings: &[f64]| {
             let levels = readings.iter().scan(Level::NONE, |level, &value| {
-                *level = after(*level, &[reading(Reason::Parts, value)]);
+                *level = after(*level, &whole(&[reading(Reason::Parts, value)]));
                 Some(level.segments_at_once(4))
             });
             levels.collect::<Vec<_>>()
@@ -272,7 +339,23 @@ mod tests {
             reading(Reason::Parts, 130.0),
             reading(Reason::Queries, 99.0),
         ];
-        assert_eq!(after(Level::NONE, &readings).reason(), Some(Reason::Parts));
+        assert_eq!(
+            after(Level::NONE, &whole(&readings)).reason(),
+            Some(Reason::Parts)
+        );
+    }
+
+    #[test]
+    fn a_look_that_was_cut_short_makes_nothing_faster() {
+        let slow = Level::NONE.raised(Reason::Parts, true);
+        let nothing = Look::default();
+        assert_eq!(after(slow, &nothing), slow);
+        let some = Look {
+            readings: vec![reading(Reason::Merges, 1.0)],
+            is_whole: false,
+        };
+        assert_eq!(after(slow, &some), slow);
+        assert_ne!(after(slow, &whole(&some.readings)), slow);
     }
 
     #[test]

@@ -157,6 +157,10 @@ impl TraceStore {
         if self.has_remote.load(Ordering::Relaxed) && !missing.is_empty() {
             self.ask(REMOTE, keys, &mut missing, &mut found)?;
         }
+        self.looked_up
+            .fetch_add(keys.len() as u64, Ordering::Relaxed);
+        self.missed
+            .fetch_add(missing.len() as u64, Ordering::Relaxed);
         Ok(found)
     }
 

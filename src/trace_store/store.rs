@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use rocksdb::{ColumnFamilyDescriptor, DBWithThreadMode, MultiThreaded, Options};
@@ -32,6 +32,8 @@ pub struct TraceStore {
     pub(super) has_remote: AtomicBool,
     pub(super) has_experiments: AtomicBool,
     pub(super) not_empty: NotEmpty,
+    pub(super) looked_up: AtomicU64,
+    pub(super) missed: AtomicU64,
 }
 
 impl TraceStore {
@@ -83,6 +85,8 @@ impl TraceStore {
             has_remote: AtomicBool::new(false),
             has_experiments: AtomicBool::new(false),
             not_empty: NotEmpty::default(),
+            looked_up: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
         };
         for (name, has_some) in [(MOVED, &store.has_moved), (REMOTE, &store.has_remote)] {
             has_some.store(!store.family_is_empty(name)?, Ordering::Relaxed);
@@ -92,6 +96,13 @@ impl TraceStore {
             store.notice(against)?;
         }
         Ok(store)
+    }
+
+    /// How many traces were looked up, and how many of them it does not have.
+    pub fn look_ups(&self) -> (u64, u64) {
+        let counters = [&self.looked_up, &self.missed];
+        let [made, missed] = counters.map(|counter| counter.load(Ordering::Relaxed));
+        (made, missed)
     }
 
     /// Makes a new store that bears the name of its run.

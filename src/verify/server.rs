@@ -135,7 +135,7 @@ impl Server {
                 self.block_rows.fetch_min(fewer, Ordering::Relaxed);
             }
             lacked_memory = lacks_memory;
-            if is_to_be_divided || !tries.again(error.is_passing(), &error).await {
+            if is_to_be_divided || !tries.again(error.is_passing(), &error.kind(), &error).await {
                 let advice = match lacks_memory {
                     true => ": verify when the server has less to do, or raise its memory limit",
                     false => "",

@@ -9,7 +9,7 @@ use syn::visit::{self, Visit};
 use syn::{ItemMod, ItemUse, UseTree};
 
 /// The rooms from the top to the bottom: what is in one may import what is in those after it.
-const ROOMS: [&str; 22] = [
+const ROOMS: [&str; 24] = [
     "main",
     "lib",
     "commands",
@@ -22,6 +22,8 @@ const ROOMS: [&str; 22] = [
     "inspect",
     "enrich",
     "cli",
+    "telemetry",
+    "control",
     "throttle",
     "mapping",
     "native",

@@ -46,6 +46,7 @@ pub(super) async fn load_traces(
         block_in_place(|| seen.remember(store, &stop))?;
         let mut block_rows = versions::BLOCK_ROWS;
         for days in days_to_load(context, journal, expected) {
+            context.may_begin().await?;
             let loaded = load_days(context, store, &days, &mut block_rows, &mut seen, &phase);
             let loaded = loaded.await?.into_iter();
             let done = loaded.map(|(day, loaded)| (day, (loaded.rows_read, loaded.traces)));

@@ -55,6 +55,8 @@ pub(super) struct Attempt<'a> {
     deferred: DeferredWriter,
     /// What has come while something else was waited for; it comes before what is read next.
     sipped: VecDeque<Bytes>,
+    /// When something came last.
+    last_read: Instant,
     reader: BlockReader,
     /// Blocks that have come and are not enriched yet.
     waiting: Vec<Block>,
@@ -109,6 +111,7 @@ impl<'a> Attempt<'a> {
             unknown,
             deferred: pipeline.deferred.writer(number),
             sipped: VecDeque::new(),
+            last_read: Instant::now(),
             reader: BlockReader::new(pipeline.budget.max_block_bytes, &pipeline.pool),
             waiting: Vec::new(),
             waiting_bytes: 0,
@@ -146,6 +149,7 @@ impl<'a> Attempt<'a> {
             counts,
             deferred,
             was_repeated: false,
+            is_segment: matches!(self.rows, Rows::Server(_)),
         })
     }
 
@@ -178,6 +182,7 @@ impl<'a> Attempt<'a> {
                     continue;
                 }
             };
+            self.last_read = Instant::now();
             match chunk {
                 Some(chunk) => self.take(&chunk).await?,
                 None => break,
@@ -211,6 +216,7 @@ impl<'a> Attempt<'a> {
             rows: &mut self.rows,
             sipped: &mut self.sipped,
             room,
+            last_read: &mut self.last_read,
         };
         work(&mut self.sender, source).await
     }

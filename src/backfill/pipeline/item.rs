@@ -79,7 +79,7 @@ impl ItemWork {
                 block_rows = fewer;
             } else {
                 let what = format!("{name}: {error}");
-                if !attempts.again(error.hope(), what).await {
+                if !attempts.again(error.hope(), &error.kind(), what).await {
                     let failed = format!("{name} could not be done{}", attempts.in_words());
                     return Err(Error::caused(failed, &error).with(error.advice()));
                 }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::backfill::error::WorkError;
 
@@ -35,6 +36,8 @@ pub(crate) struct Arriving<'a, S> {
     pub sipped: &'a mut VecDeque<Bytes>,
     /// Most bytes that may come besides.
     pub room: usize,
+    /// When something came last, or this began.
+    pub last_read: &'a mut Instant,
 }
 
 impl<S: KeepAlive> Arriving<'_, S> {
@@ -51,9 +54,11 @@ impl<S: KeepAlive> Arriving<'_, S> {
         loop {
             tokio::select! {
                 waited = &mut waiting => return waited,
-                () = tokio::time::sleep(SIP_EVERY) => {}
+                // Also where each wait is short, and nothing is read between them.
+                () = tokio::time::sleep_until(*self.last_read + SIP_EVERY) => {}
             }
             self.sip().await?;
+            *self.last_read = Instant::now();
         }
     }
 
@@ -61,7 +66,7 @@ impl<S: KeepAlive> Arriving<'_, S> {
     /// the segment be done again, than go over budget. The wait is short, so
     /// that the end of the insert is not missed.
     async fn sip(&mut self) -> Result<(), WorkError> {
-        let ends = tokio::time::Instant::now() + SIP_FOR;
+        let ends = Instant::now() + SIP_FOR;
         let mut left = self.room.min(SIP_BYTES);
         while left > 0
             && let Ok(chunk) = tokio::time::timeout_at(ends, self.rows.next_chunk()).await
@@ -96,10 +101,32 @@ mod tests {
             rows: &mut rows,
             sipped: &mut sipped,
             room: 2500,
+            last_read: &mut Instant::now(),
         };
         source.sip().await.unwrap();
         source.sip().await.unwrap();
         let first: Vec<u8> = sipped.iter().map(|chunk| chunk[0]).collect();
         assert_eq!(first, [0, 1, 2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_short_waits_without_a_read_between_them_are_sipped_in_too() {
+        let (mut rows, mut sipped) = (Numbers(0), VecDeque::new());
+        let mut last_read = Instant::now();
+        for _ in 0..10 {
+            let mut source = Arriving {
+                rows: &mut rows,
+                sipped: &mut sipped,
+                room: 1000,
+                last_read: &mut last_read,
+            };
+            let waiting = async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Ok(())
+            };
+            source.meanwhile(waiting).await.unwrap();
+        }
+        // 50 s: every eight of them.
+        assert!((5..=6).contains(&sipped.len()), "{}", sipped.len());
     }
 }

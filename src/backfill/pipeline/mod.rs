@@ -89,7 +89,12 @@ pub(crate) async fn run(
         };
         let outcome = outcome
             .unwrap_or_else(|error| Err(Error::caused("a segment ended unexpectedly", error)));
-        match outcome.and_then(|done| records.done(done)) {
+        let outcome = outcome.and_then(|done| {
+            let another = records.done(done)?;
+            pipeline.destination.count(done.counts, done.is_segment);
+            Ok(another)
+        });
+        match outcome {
             Ok(another) => is_enough |= !another,
             Err(error) => {
                 // The others are not waited for: they may take long, or fail alike.

@@ -17,6 +17,7 @@ use crate::clickhouse::{Connection, InsertRequest, OpenInsert, RequestError};
 use crate::enrich::EnrichedBlock;
 use crate::shutdown::Shutdown;
 use crate::state::counts::SegmentCounts;
+use crate::telemetry::Telemetry;
 use crate::throttle::{Pause, Throttle};
 
 /// ClickHouse gives an insert up of which nothing comes for 30 s (`http_receive_timeout`). One that has
@@ -58,6 +59,10 @@ pub(crate) struct Destination {
     pub shutdown: Shutdown,
     /// How fast to go.
     pub throttle: Throttle,
+    /// What is counted for those who watch it.
+    pub telemetry: Telemetry,
+    /// What the rows are made of, for that.
+    pub source: &'static str,
     /// Time spent waiting for inserts, summed over all segments.
     pub insert_nanoseconds: AtomicU64,
 }
@@ -179,17 +184,22 @@ impl Sender {
         source: &mut Arriving<'_, S>,
     ) -> Result<(), WorkError> {
         let destination = Arc::clone(&self.destination);
+        let mut changes = destination.throttle.changes();
         if self
             .silent_until()
             .is_some_and(|silent| silent < pause.until)
         {
             // The server would take the insert for dead.
+            let held_bytes = self.held_bytes();
             self.finish(source).await?;
+            source.room += held_bytes;
         }
         let _waiting = destination.throttle.waiting(pause.reason);
         let waiting = async {
             tokio::select! {
                 () = tokio::time::sleep_until(pause.until) => Ok(()),
+                // It was asked for at another speed.
+                () = changes.next() => Ok(()),
                 _ = destination.shutdown.requested() => Err(WorkError::Interrupted),
             }
         };
@@ -229,6 +239,7 @@ impl Sender {
         open.largest_block = open.largest_block.max(bytes);
         open.insert.push(block.pieces, block.held_bytes, rows);
         self.destination.throttle.has_sent(bytes as u64);
+        self.destination.telemetry.sent(bytes as u64);
         Ok(())
     }
 
@@ -351,6 +362,22 @@ impl Sender {
 }
 
 impl Destination {
+    /// Counts an item that is done.
+    pub(super) fn count(&self, counts: SegmentCounts, is_segment: bool) {
+        let left_out =
+            counts.left_out.live + counts.left_out.already_there + counts.left_out.live_path;
+        let processed = counts.observations + left_out;
+        self.telemetry.done(
+            self.source,
+            processed,
+            counts.inserted,
+            counts.without_trace,
+        );
+        if is_segment {
+            self.telemetry.segment_done();
+        }
+    }
+
     fn spent(&self, since: Instant) {
         let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.insert_nanoseconds

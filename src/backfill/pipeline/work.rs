@@ -96,4 +96,6 @@ pub(crate) struct Done {
     pub deferred: DeferredCounts,
     /// Whether an attempt failed that had sent something.
     pub was_repeated: bool,
+    /// Whether it is a segment, and not what one left for later.
+    pub is_segment: bool,
 }

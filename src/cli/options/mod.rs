@@ -7,22 +7,25 @@ mod subject;
 mod throttle;
 mod until;
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use self::settings::Settings;
 use super::Environment;
-use super::arguments::RunArguments;
+use super::arguments::{RunArguments, SubjectArguments};
 use super::selection::Selection;
 use crate::clickhouse::ConnectionOptions;
 use crate::error::Error;
 use crate::memory::{Budget, ByteSize};
 use crate::partition::Partition;
+use crate::progress::log::LogFormat;
 use crate::throttle::ThrottleOptions;
 
 pub(crate) use choice::{Choice, Defaults};
 pub(crate) use subject::Subject;
+pub(crate) use throttle::parse_wishes;
 
 /// What `--part-bytes` may be.
 const PART_BYTES: RangeInclusive<ByteSize> = ByteSize(1 << 20)..=ByteSize(4 << 30);
@@ -66,6 +69,17 @@ impl Request {
     pub fn shared(&self) -> &Options {
         &self.job
     }
+}
+
+/// How lines on standard error look.
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind), with a sentence that names the setting.
+pub(crate) fn log_format(
+    arguments: &SubjectArguments,
+    environment: &Environment,
+) -> Result<LogFormat, Error> {
+    Settings { environment }.log_format(arguments.log_format.clone())
 }
 
 /// Which partitions: the command line counts before the environment.
@@ -147,6 +161,8 @@ pub struct Options {
     pub reload_every: Duration,
     /// How fast it may go.
     pub(crate) throttle: ThrottleOptions,
+    /// Where to serve metrics.
+    pub metrics_listen: Option<SocketAddr>,
     /// What is to become of which rows.
     pub subject: Subject,
     /// Whether the run that goes on says to which experiment spans belong: where the user leaves
@@ -199,6 +215,7 @@ impl Options {
         let budget = Budget::new(memory_limit, concurrency).map_err(Error::configuration)?;
         let compression = settings.text(subject.compression.clone(), "COMPRESSION");
         let throttle = settings.throttle(arguments.throttle)?;
+        let metrics_listen = settings.address(arguments.metrics_listen)?;
         let mut connection = settings.connection(
             compression.as_deref(),
             subject.dangerously_accept_invalid_certificates,
@@ -261,6 +278,7 @@ impl Options {
                 1..=900,
             )?),
             throttle,
+            metrics_listen,
             subject: settings.subject(&subject)?,
             experiments_so_far: None,
             allow_duplicates: arguments.allow_duplicates,

@@ -1,7 +1,7 @@
 //! One setting at a time: from the command line or the environment, parsed and in range.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -11,6 +11,7 @@ use crate::cli::Environment;
 use crate::clickhouse::{Compression, ConnectionOptions, Password, Trust};
 use crate::error::Error;
 use crate::memory::ByteSize;
+use crate::progress::log::LogFormat;
 
 /// Settings by the name of their variable, for which the command line counts before the environment.
 pub(super) struct Settings<'a> {
@@ -61,6 +62,30 @@ impl Settings<'_> {
         let text = self.text(argument, variable);
         let size = text.map_or(Ok(default), |text| text.parse());
         size.map_err(|error| Error::configuration(format!("{flag}: {error}")))
+    }
+
+    pub(super) fn log_format(&self, argument: Option<String>) -> Result<LogFormat, Error> {
+        match self.text(argument, "LOG_FORMAT").as_deref() {
+            None | Some("text") => Ok(LogFormat::Text),
+            Some("json") => Ok(LogFormat::Json),
+            Some(other) => Err(Error::configuration(format!(
+                "--log-format is '{other}': it must be text or json"
+            ))),
+        }
+    }
+
+    /// Where metrics are to be.
+    pub(super) fn address(&self, argument: Option<String>) -> Result<Option<SocketAddr>, Error> {
+        let text = self.text(argument, "METRICS_LISTEN");
+        let address = text.map(|text| {
+            text.parse().map_err(|_| {
+                Error::configuration(format!(
+                    "--metrics-listen is '{text}': it must be an address of this machine with a port, \
+                     for example 127.0.0.1:9464"
+                ))
+            })
+        });
+        address.transpose()
     }
 
     pub(super) fn connection(

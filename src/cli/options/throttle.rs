@@ -6,13 +6,13 @@ use super::settings::Settings;
 use crate::cli::arguments::ThrottleArguments;
 use crate::error::Error;
 use crate::memory::ByteSize;
-use crate::throttle::{Thresholds, ThrottleOptions};
+use crate::throttle::{LEAST_BYTES, LEAST_ROWS, SpeedWishes, Thresholds, ThrottleOptions, Window};
 
 /// The least and the most rows in a second. With fewer, the answer with a segment's rows is read so
 /// slowly that the server closes it.
-const ROWS_PER_SECOND: RangeInclusive<u64> = 100..=1_000_000_000;
+const ROWS_PER_SECOND: RangeInclusive<u64> = LEAST_ROWS..=1_000_000_000;
 /// The same of bytes.
-const BYTES_PER_SECOND: RangeInclusive<ByteSize> = ByteSize(256 << 10)..=ByteSize(1 << 40);
+const BYTES_PER_SECOND: RangeInclusive<ByteSize> = ByteSize(LEAST_BYTES)..=ByteSize(1 << 40);
 
 impl Settings<'_> {
     /// What the command line and the environment say of it.
@@ -28,12 +28,20 @@ impl Settings<'_> {
             ROWS_PER_SECOND,
         )?;
         let bytes_per_second = self.bytes_per_second(arguments.max_bytes_per_second.clone())?;
+        let window = self.window(arguments.window.clone())?;
         let thresholds = self.thresholds(arguments)?;
         Ok(ThrottleOptions {
             thresholds: (!is_off).then_some(thresholds),
             rows_per_second,
             bytes_per_second,
+            window,
         })
+    }
+
+    fn window(&self, argument: Option<String>) -> Result<Option<Window>, Error> {
+        let text = self.text(argument, "WINDOW");
+        let window = text.map(|text| text.parse()).transpose();
+        window.map_err(|error: String| Error::configuration(format!("--window: {error}")))
     }
 
     fn bytes_per_second(&self, argument: Option<String>) -> Result<Option<u64>, Error> {
@@ -42,14 +50,7 @@ impl Settings<'_> {
             return Ok(None);
         }
         let size = self.size(argument, flag, variable, *BYTES_PER_SECOND.end())?;
-        match BYTES_PER_SECOND.contains(&size) {
-            true => Ok(Some(size.0)),
-            false => Err(Error::configuration(format!(
-                "{flag}: {size} is not from {} to {}",
-                BYTES_PER_SECOND.start(),
-                BYTES_PER_SECOND.end()
-            ))),
-        }
+        in_range(size, flag).map(Some)
     }
 
     fn thresholds(&self, arguments: ThrottleArguments) -> Result<Thresholds, Error> {
@@ -125,6 +126,114 @@ impl Settings<'_> {
         match argument.is_some() || self.environment.get(variable).is_some() {
             true => self.number(argument, flag, variable, 0, range).map(Some),
             false => Ok(None),
+        }
+    }
+}
+
+fn in_range(size: ByteSize, name: &str) -> Result<u64, Error> {
+    let (least, most) = (BYTES_PER_SECOND.start(), BYTES_PER_SECOND.end());
+    match BYTES_PER_SECOND.contains(&size) {
+        true => Ok(size.0),
+        false => Err(Error::configuration(format!(
+            "{name}: {size} is not from {least} to {most}"
+        ))),
+    }
+}
+
+/// What `events-backfill set` is given, as `NAME=VALUE`.
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind), with a sentence that names what is wrong.
+pub(crate) fn parse_wishes(changes: &[String]) -> Result<SpeedWishes, Error> {
+    let mut wishes = SpeedWishes::default();
+    for change in changes {
+        let (name, value) = change.split_once('=').ok_or_else(|| {
+            Error::configuration(format!(
+                "'{change}' is no NAME=VALUE: write for example max-rows-per-second=20000"
+            ))
+        })?;
+        match name {
+            "concurrency" => wishes.concurrency = Some(whole(name, value, 1..=64)?),
+            "max-rows-per-second" => {
+                let rows = |value: &str| whole(name, value, ROWS_PER_SECOND);
+                wishes.rows_per_second = Some(unless_off(value, rows)?);
+            }
+            "max-bytes-per-second" => {
+                let bytes = |value: &str| {
+                    let size = value.parse();
+                    let size =
+                        size.map_err(|error| Error::configuration(format!("{name}: {error}")))?;
+                    in_range(size, name)
+                };
+                wishes.bytes_per_second = Some(unless_off(value, bytes)?);
+            }
+            _ => {
+                return Err(Error::configuration(format!(
+                    "'{name}' cannot be set: there are concurrency, max-rows-per-second and \
+                     max-bytes-per-second"
+                )));
+            }
+        }
+    }
+    Ok(wishes)
+}
+
+fn unless_off(
+    value: &str,
+    limit: impl Fn(&str) -> Result<u64, Error>,
+) -> Result<Option<u64>, Error> {
+    match value {
+        "off" => Ok(None),
+        value => limit(value).map(Some),
+    }
+}
+
+fn whole<T>(name: &str, value: &str, range: RangeInclusive<T>) -> Result<T, Error>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    let number = value.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| {
+        Error::configuration(format!(
+            "{name} is '{value}': it must be a whole number from {} to {}",
+            range.start(),
+            range.end()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_set_is_a_list_of_names_and_values() {
+        let parse = |changes: &[&str]| {
+            let changes: Vec<String> = changes.iter().map(|&change| change.to_owned()).collect();
+            parse_wishes(&changes)
+        };
+        let expected = SpeedWishes {
+            concurrency: Some(1),
+            rows_per_second: Some(Some(20_000)),
+            bytes_per_second: Some(None),
+        };
+        let given = [
+            "concurrency=1",
+            "max-rows-per-second=20000",
+            "max-bytes-per-second=off",
+        ];
+        assert_eq!(parse(&given), Ok(expected));
+        for wrong in [
+            "concurrency",
+            "concurrency=0",
+            "max-rows-per-second=7",
+            "max-bytes-per-second=1KiB",
+            "speed=high",
+        ] {
+            let error = parse(&[wrong]).unwrap_err();
+            let name = wrong.split('=').next().unwrap();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(name), "{error}");
         }
     }
 }

@@ -1,0 +1,62 @@
+//! Telling runs that are at work to pause, to go on, or to go faster or slower.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+pub(crate) use crate::control::Command;
+use crate::control::{NoAnswer, ask};
+use crate::error::Error;
+
+/// Tells all runs that are at work in the state directory `root`, and prints what each answers.
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind) where there is none; [`Kind::Failed`](crate::error::Kind)
+/// where one does not do it.
+pub(crate) fn run(root: &Path, command: &Command) -> Result<(), Error> {
+    let mut answered = 0;
+    let mut refused = Vec::new();
+    for directory in directories(root)? {
+        let name = directory.file_name().unwrap_or_default().to_string_lossy();
+        match ask(&directory, command) {
+            Ok(state) => {
+                answered += 1;
+                // If nobody reads it, it is done all the same.
+                let _ = writeln!(std::io::stdout().lock(), "{name}: {state}");
+            }
+            Err(NoAnswer::NobodyThere) => {}
+            Err(NoAnswer::Refused(why)) => refused.push(format!("{name}: {why}")),
+        }
+    }
+    match (refused.is_empty(), answered) {
+        (false, _) => Err(Error::failed(refused.join("; "))),
+        (true, 0) => Err(Error::configuration(format!(
+            "no run is at work in {}: name its directory with --state-dir",
+            root.display()
+        ))),
+        (true, _) => Ok(()),
+    }
+}
+
+fn directories(root: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = std::fs::read_dir(root).and_then(|entries| {
+        entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<std::io::Result<Vec<PathBuf>>>()
+    });
+    let mut directories = entries.map_err(|error| {
+        Error::configuration(format!(
+            "the state directory {} cannot be read: {error}; name the one of the runs with --state-dir",
+            root.display()
+        ))
+    })?;
+    // What else is there is somebody else's.
+    directories.retain(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_month = name
+            .get(..6)
+            .is_some_and(|month| month.parse::<u32>().is_ok());
+        is_month && path.is_dir()
+    });
+    directories.sort();
+    Ok(directories)
+}

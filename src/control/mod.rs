@@ -1,0 +1,11 @@
+//! Changing how fast a run goes while it does: through a socket in its state directory, which only its
+//! owner can reach.
+
+mod client;
+mod protocol;
+mod server;
+mod socket;
+
+pub(crate) use self::client::{NoAnswer, ask};
+pub(crate) use self::protocol::Command;
+pub(crate) use self::server::{Listening, listen};

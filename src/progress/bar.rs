@@ -1,0 +1,58 @@
+//! The bar of a phase, as wide as the terminal lets it be.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+
+use super::words::short;
+use crate::memory::numbers::whole;
+
+/// Columns from which on there is room for the numbers of rows.
+const WIDE: u16 = 100;
+
+/// Percent alone.
+const NARROW_TEMPLATE: &str = "{msg} [{wide_bar:.green}] {percent:>3} % {rate}{left}";
+/// The same with the numbers of rows.
+const WIDE_TEMPLATE: &str =
+    "{msg:<22} [{wide_bar:.green}] {percent:>3} % {human_pos}/{human_len} {rate}{left}";
+
+/// A bar towards `total` rows, of which `offset` were done before: they count neither for the rate nor
+/// for the time that is left, which are those of all the time so far, so that they do not jump.
+pub(super) fn of_phase(name: &'static str, total: u64, offset: u64) -> ProgressBar {
+    // It is drawn once it stands among the others.
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+    let bar = bar.with_message(name).with_position(offset);
+    let template = match console::Term::stderr().size() {
+        (_, columns) if columns < WIDE => NARROW_TEMPLATE,
+        _ => WIDE_TEMPLATE,
+    };
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(
+            style
+                .progress_chars("=> ")
+                .with_key("rate", move |state: &ProgressState, out: &mut dyn Write| {
+                    let _ = write!(out, "{}/s", HumanCount(whole(rate(state, offset))));
+                })
+                .with_key("left", move |state: &ProgressState, out: &mut dyn Write| {
+                    if let Some(left) = left(state, offset) {
+                        let _ = write!(out, " {} left", short(left));
+                    }
+                }),
+        ),
+        Err(_) => bar,
+    }
+}
+
+/// Rows a second since it began.
+fn rate(state: &ProgressState, offset: u64) -> f64 {
+    let seconds = state.elapsed().as_secs_f64().max(0.001);
+    state.pos().saturating_sub(offset) as f64 / seconds
+}
+
+/// How long the rest takes at that rate.
+fn left(state: &ProgressState, offset: u64) -> Option<Duration> {
+    let left = state.len()?.saturating_sub(state.pos()) as f64;
+    let seconds = left / rate(state, offset);
+    Duration::try_from_secs_f64(seconds.min(1e9)).ok()
+}

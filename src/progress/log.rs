@@ -1,0 +1,101 @@
+//! Lines on standard error, for people or for programs.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::sync::OnceLock;
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// How lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum LogFormat {
+    /// Words.
+    #[default]
+    Text,
+    /// A JSON object each: `time`, `level`, `message`, and the numbers of a line about progress.
+    Json,
+}
+
+/// How much a line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Level {
+    /// As it should be.
+    Info,
+    /// It goes on, and somebody should know.
+    Warning,
+    /// It has ended.
+    Error,
+}
+
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// Chooses the format of all lines of this process, once.
+pub(crate) fn choose(format: LogFormat) {
+    let _ = FORMAT.set(format);
+}
+
+/// The format that was chosen.
+pub(super) fn format() -> LogFormat {
+    FORMAT.get().copied().unwrap_or_default()
+}
+
+/// Prints a line. If nobody reads it any more, the work goes on.
+pub(crate) fn line(level: Level, message: impl Display) {
+    line_with(level, message, &[]);
+}
+
+/// Prints what the program ends with.
+pub(crate) fn error(error: &impl Display) {
+    match format() {
+        LogFormat::Text => line(Level::Error, format_args!("error: {error}")),
+        LogFormat::Json => line(Level::Error, error),
+    }
+}
+
+/// The same with some fields more, which JSON alone has.
+pub(super) fn line_with(level: Level, message: impl Display, fields: &[(&str, Value)]) {
+    let mut out = std::io::stderr().lock();
+    let _ = match format() {
+        LogFormat::Text => writeln!(out, "{message}"),
+        LogFormat::Json => writeln!(out, "{}", as_json(level, &message.to_string(), fields)),
+    };
+}
+
+fn as_json(level: Level, message: &str, fields: &[(&str, Value)]) -> String {
+    let mut object = serde_json::Map::new();
+    let now = time::OffsetDateTime::now_utc();
+    let now = now.format(&time::format_description::well_known::Rfc3339);
+    object.insert("time".to_owned(), now.unwrap_or_default().into());
+    object.insert(
+        "level".to_owned(),
+        serde_json::to_value(level).unwrap_or_default(),
+    );
+    // What separates lines for people means nothing here.
+    object.insert("message".to_owned(), message.trim().into());
+    for (name, value) in fields {
+        object.insert((*name).to_owned(), value.clone());
+    }
+    Value::Object(object).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_for_a_program_is_one_object_on_one_line() {
+        let line = as_json(
+            Level::Warning,
+            "\nfirst\nsecond \"quoted\"",
+            &[("rows", 7.into())],
+        );
+        assert!(!line.contains('\n'));
+        let parsed: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(parsed["level"], "warning");
+        assert_eq!(parsed["message"], "first\nsecond \"quoted\"");
+        assert_eq!(parsed["rows"], 7);
+        assert!(parsed["time"].as_str().unwrap().ends_with('Z'));
+    }
+}

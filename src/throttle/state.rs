@@ -1,0 +1,144 @@
+//! How fast a run goes, and what the operator may change of it meanwhile.
+
+use std::fmt;
+
+use indicatif::HumanCount;
+use serde::{Deserialize, Serialize};
+
+use crate::memory::ByteSize;
+
+/// What is to be another way. What is `None` stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SpeedWishes {
+    /// Segments at once.
+    pub concurrency: Option<usize>,
+    /// Rows of events in a second; none is no limit.
+    #[serde(with = "wish")]
+    pub rows_per_second: Option<Option<u64>>,
+    /// Their bytes.
+    #[serde(with = "wish")]
+    pub bytes_per_second: Option<Option<u64>>,
+}
+
+/// How fast it goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SpeedState {
+    /// Segments at once, at most.
+    pub concurrency: usize,
+    /// Rows of events in a second, where they are limited.
+    pub rows_per_second: Option<u64>,
+    /// Their bytes.
+    pub bytes_per_second: Option<u64>,
+    /// Whether the operator has paused it.
+    pub is_paused: bool,
+    /// Whether it waits for its window.
+    pub is_outside_window: bool,
+    /// Why it goes slower, if it does.
+    pub slowed_by: Option<String>,
+}
+
+impl SpeedState {
+    /// Why it does not go at full speed, if it does not: for the status line.
+    pub(crate) fn why_slow(&self) -> Option<String> {
+        let paused = self
+            .is_paused
+            .then(|| "paused: `events-backfill continue` goes on".to_owned());
+        let outside = self
+            .is_outside_window
+            .then(|| "waiting for its window".to_owned());
+        let slower = self
+            .slowed_by
+            .as_ref()
+            .map(|why| format!("going slower: {why}"));
+        let reasons: Vec<String> = [paused, outside, slower].into_iter().flatten().collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+}
+
+impl fmt::Display for SpeedState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words = Vec::new();
+        if self.is_paused {
+            words.push("paused; segments under way are finished".to_owned());
+        }
+        if self.is_outside_window {
+            words.push("waiting for its window".to_owned());
+        }
+        words.extend(
+            self.slowed_by
+                .as_ref()
+                .map(|why| format!("going slower: {why}")),
+        );
+        words.push(match self.concurrency {
+            1 => "1 segment at once".to_owned(),
+            segments => format!("{segments} segments at once"),
+        });
+        let rows = self
+            .rows_per_second
+            .map(|rows| format!("{} rows/s at most", HumanCount(rows)));
+        let bytes = self
+            .bytes_per_second
+            .map(|bytes| format!("{}/s at most", ByteSize(bytes)));
+        words.extend(rows);
+        words.extend(bytes);
+        f.write_str(&words.join(", "))
+    }
+}
+
+/// A limit as JSON: a number, `"off"`, or nothing.
+mod wish {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Limit {
+        Number(u64),
+        Word(String),
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        wish: &Option<Option<u64>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let limit = wish.map(|limit| match limit {
+            Some(number) => Limit::Number(number),
+            None => Limit::Word("off".to_owned()),
+        });
+        limit.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Option<u64>>, D::Error> {
+        Ok(match Option::<Limit>::deserialize(deserializer)? {
+            None => None,
+            Some(Limit::Number(number)) => Some(Some(number)),
+            Some(Limit::Word(word)) if word == "off" => Some(None),
+            Some(Limit::Word(word)) => {
+                return Err(serde::de::Error::custom(format!("'{word}' is no limit")));
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_in_one_line() {
+        let state = SpeedState {
+            concurrency: 1,
+            rows_per_second: Some(20_000),
+            bytes_per_second: Some(20 << 20),
+            is_paused: true,
+            is_outside_window: false,
+            slowed_by: None,
+        };
+        assert_eq!(
+            state.to_string(),
+            "paused; segments under way are finished, 1 segment at once, 20,000 rows/s at most, \
+             20.0 MiB/s at most"
+        );
+    }
+}
