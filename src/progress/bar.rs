@@ -17,15 +17,21 @@ const NARROW_TEMPLATE: &str = "{msg} [{wide_bar:.green}] {percent:>3} % {rate}{l
 const WIDE_TEMPLATE: &str =
     "{msg:<22} [{wide_bar:.green}] {percent:>3} % {human_pos}/{human_len} {rate}{left}";
 
+/// Whether the terminal has no room for numbers of rows beside a bar.
+pub(super) fn is_narrow() -> bool {
+    let (_, columns) = console::Term::stderr().size();
+    columns < WIDE
+}
+
 /// A bar towards `total` rows, of which `offset` were done before: they count neither for the rate nor
 /// for the time that is left, which are those of all the time so far, so that they do not jump.
 pub(super) fn of_phase(name: &'static str, total: u64, offset: u64) -> ProgressBar {
     // It is drawn once it stands among the others.
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
     let bar = bar.with_message(name).with_position(offset);
-    let template = match console::Term::stderr().size() {
-        (_, columns) if columns < WIDE => NARROW_TEMPLATE,
-        _ => WIDE_TEMPLATE,
+    let template = match is_narrow() {
+        true => NARROW_TEMPLATE,
+        false => WIDE_TEMPLATE,
     };
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(
@@ -53,6 +59,10 @@ fn rate(state: &ProgressState, offset: u64) -> f64 {
 /// How long the rest takes at that rate.
 fn left(state: &ProgressState, offset: u64) -> Option<Duration> {
     let left = state.len()?.saturating_sub(state.pos()) as f64;
-    let seconds = left / rate(state, offset);
+    let rate = rate(state, offset);
+    if rate <= 0.0 && left > 0.0 {
+        return None;
+    }
+    let seconds = left / rate.max(f64::MIN_POSITIVE);
     Duration::try_from_secs_f64(seconds.min(1e9)).ok()
 }

@@ -4,9 +4,13 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{
+    HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle,
+};
 
+use super::bar;
 use super::style::Style;
+use super::words::short;
 use crate::memory::numbers::whole;
 
 /// Progress over several partitions, of which one is worked on. In rows of what becomes events.
@@ -43,8 +47,13 @@ struct Now {
 impl Overall {
     /// Begins to show so many partitions with `total` rows together.
     pub(super) fn new(style: Style, bars: &MultiProgress, partitions: usize, total: u64) -> Self {
-        let bar = ProgressBar::new(total).with_message("all partitions");
-        let template = "{msg} [{wide_bar}] {percent:>3} % {human_pos}/{human_len}{prefix}";
+        // It is drawn once it stands among the others.
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+        let bar = bar.with_message("all partitions");
+        let template = match bar::is_narrow() {
+            true => "{msg} [{wide_bar:.green}] {percent:>3} %{prefix}",
+            false => "{msg} [{wide_bar:.green}] {percent:>3} % {human_pos}/{human_len}{prefix}",
+        };
         let bar = match ProgressStyle::with_template(template) {
             Ok(style) => bar.with_style(style.progress_chars("=> ")),
             Err(_) => bar,
@@ -124,7 +133,7 @@ impl Overall {
         self.bar.set_position(self.position(now));
         self.bar.set_message(self.title(now));
         self.bar.set_prefix(match self.left(now) {
-            Some(left) => format!(" {} left", HumanDuration(left)),
+            Some(left) => format!(" {} left", short(left)),
             None => String::new(),
         });
     }

@@ -417,12 +417,16 @@ fn without_a_terminal_errors_have_no_escape_codes_either() {
 
 /// What appears on a terminal of 100 columns when the program runs on it.
 fn on_a_terminal(database: &Database, arguments: &str) -> String {
+    on_a_terminal_of(100, database, arguments)
+}
+
+fn on_a_terminal_of(columns: u32, database: &Database, arguments: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
     let program = env!("CARGO_BIN_EXE_events-backfill");
     let output = Command::new("script")
         .args(["--quiet", "--return", "--command"])
         .arg(format!(
-            "stty cols 100; {program} --partition 202406 --no-root-spans --no-experiments {arguments}"
+            "stty cols {columns} rows 24; {program} --partition 202406 --no-root-spans --no-experiments {arguments}"
         ))
         .arg("/dev/null")
         .current_dir(directory.path())
@@ -454,6 +458,49 @@ fn on_a_terminal_there_are_bars_with_a_percentage() {
         assert!(bar.contains("left"), "{bar:?}");
     }
     assert!(screen.contains("Events inserted"));
+}
+
+/// A line without what makes it coloured, or clears it.
+fn visible(line: &str) -> String {
+    let mut shown = String::new();
+    let mut characters = line.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\u{1b}' => {
+                while characters
+                    .next()
+                    .is_some_and(|next| !next.is_ascii_alphabetic())
+                {}
+            }
+            character => shown.push(character),
+        }
+    }
+    shown
+}
+
+#[test]
+fn in_60_columns_a_bar_is_still_one_and_does_not_wrap() {
+    let database = small_month("narrow_terminal");
+    let screen = on_a_terminal_of(60, &database, "--partition 202407");
+    let lines = screen.split(['\r', '\n']).map(visible);
+    let bars: Vec<String> = lines.filter(|line| line.contains(" [")).collect();
+    for name in ["partition 1 of 2", "observations processed"] {
+        assert!(bars.iter().any(|bar| bar.contains(name)), "{screen:?}");
+    }
+    for line in bars {
+        // Each bar is as wide as the terminal, and they follow each other without another sign.
+        let shown: Vec<char> = line.chars().collect();
+        for bar in shown.chunks(60) {
+            let bar = String::from_iter(bar);
+            let inside = bar.split_once('[').unwrap_or_else(|| panic!("{line:?}")).1;
+            let inside = inside
+                .split_once(']')
+                .unwrap_or_else(|| panic!("{line:?}"))
+                .0;
+            assert!(inside.chars().count() >= 5, "{bar:?}");
+            assert!(bar.contains(" %"), "{bar:?}");
+        }
+    }
 }
 
 #[test]
