@@ -158,10 +158,10 @@ fn lines_for_programs_are_json_with_a_level_each() {
             .iter()
             .all(|line| line["level"] == "info" && line["time"].is_string())
     );
-    let progress = lines
+    let last = lines
         .iter()
-        .filter(|line| line["phase"] == "observations processed");
-    let last = progress.last().unwrap();
+        .rfind(|line| line["phase"] == "observations processed");
+    let last = last.unwrap();
     assert_eq!(last["rows"], last["rows_total"]);
 }
 
