@@ -98,36 +98,36 @@ pub struct RepairArguments {
 
     /// Let ClickHouse merge the month then, in the target and in the tables that its views fill,
     /// so that nothing stands twice; may take long
-    #[arg(long)]
+    #[arg(long, help_heading = HOW)]
     pub optimize: bool,
 
     /// Say what there is to mend, but write nothing [env: DRY_RUN]
-    #[arg(long, conflicts_with = "optimize")]
+    #[arg(long, conflicts_with = "optimize", help_heading = HOW)]
     pub dry_run: bool,
 
     /// Go on with what an interrupted repair has found, instead of finding it anew
-    #[arg(long)]
+    #[arg(long, help_heading = HOW)]
     pub resume: bool,
 
     /// Directory for the checkpoint and for what is found [env: STATE_DIR] [default: ./state]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = HOW)]
     pub state_dir: Option<PathBuf>,
 
     /// Memory the process may take [env: MEMORY_LIMIT] [default: 512MiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", help_heading = HOW)]
     pub memory_limit: Option<String>,
 
     /// Segments that are worked on at once
     /// [env: CONCURRENCY] [default: number of processors, 2 to 4]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = HOW)]
     pub concurrency: Option<String>,
 
     /// Rows that the server gathers for a part of the target [env: BATCH_SIZE] [default: 1000000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = HOW)]
     pub batch_size: Option<String>,
 
     /// Bytes that are enough for a part, uncompressed [env: PART_BYTES] [default: 512MiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", help_heading = HOW)]
     pub part_bytes: Option<String>,
 
     /// How fast it may go.
@@ -267,62 +267,61 @@ pub enum Only {
 
 /// A backfill.
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "How a run goes")]
 pub struct RunArguments {
     /// What it is about.
     #[command(flatten)]
     pub subject: SubjectArguments,
 
     /// Read, look up and enrich everything, but insert nothing [env: DRY_RUN]
-    #[arg(long)]
+    #[arg(long, help_heading = HOW)]
     pub dry_run: bool,
 
     /// Continue the unfinished run in the state directory; of several partitions, those that are
     /// not finished
-    #[arg(long, conflicts_with = "restart")]
+    #[arg(long, conflicts_with = "restart", help_heading = HOW)]
     pub resume: bool,
 
     /// Discard the run in the state directory and start over; of several partitions,
     /// all of them
-    #[arg(long)]
+    #[arg(long, help_heading = HOW)]
     pub restart: bool,
 
     /// After a partition has failed, go on with the next one, instead of stopping there
-    #[arg(long)]
+    #[arg(long, help_heading = HOW)]
     pub keep_going: bool,
 
     /// Keep the trace store after success, instead of deleting it
-    #[arg(long)]
+    #[arg(long, help_heading = HOW)]
     pub keep_traces: bool,
 
     /// Directory for the checkpoint and the trace store; needs room for about 100 bytes per trace,
     /// and more for long metadata
     /// [env: STATE_DIR] [default: ./state]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = HOW)]
     pub state_dir: Option<PathBuf>,
 
     /// Memory the process may take [env: MEMORY_LIMIT] [default: 512MiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", help_heading = HOW)]
     pub memory_limit: Option<String>,
 
     /// Segments of the partition that are worked on at once
     /// [env: CONCURRENCY] [default: number of processors, 2 to 4]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = HOW)]
     pub concurrency: Option<String>,
 
     /// Rows that the server gathers for a part of the target, unless their bytes are enough
     /// [env: BATCH_SIZE] [default: 1000000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = HOW)]
     pub batch_size: Option<String>,
 
     /// Bytes that are enough for a part, uncompressed: the server holds so many for each segment. Less
     /// where it has too little memory [env: PART_BYTES] [default: 512MiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", help_heading = HOW)]
     pub part_bytes: Option<String>,
 
     /// Rows per segment, the unit of work; raised where the month lies in so
     /// many parts that shorter segments would read too much twice [env: SEGMENT_ROWS] [default: 250000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = HOW)]
     pub segment_rows: Option<String>,
 
     /// Serve metrics for Prometheus at http://ADDRESS/metrics, and /healthz and /readyz, while it runs:
@@ -332,7 +331,7 @@ pub struct RunArguments {
 
     /// Write to a target that is not a ReplacingMergeTree, where running again
     /// adds every row a second time
-    #[arg(long)]
+    #[arg(long, help_heading = HOW)]
     pub allow_duplicates: bool,
 
     /// How fast it may go.
@@ -395,6 +394,9 @@ pub struct ThrottleArguments {
     #[arg(long, value_name = "N")]
     pub max_insert_slowdown: Option<String>,
 }
+
+/// Heading of the options that say how a run goes.
+const HOW: &str = "How a run goes";
 
 const EXAMPLES: &str = "\
 Examples:
