@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -135,6 +136,38 @@ fn a_run_that_is_paused_can_be_killed_and_resumed() {
     tell(&run, &["pause"]).assert_one_error(2, &["no run is at work"]);
     run.arg("--resume").run().assert_code(0);
     assert_complete(&database, "events_full");
+}
+
+#[test]
+fn a_run_that_is_told_things_and_killed_at_random_writes_each_event_once() {
+    let database = month("told_and_killed", 30_000);
+    let run = slow_run(&database);
+    let state_dir = run.state_dir();
+    let checkpoint = state_dir.join(SAMPLE_PARTITION).join("checkpoint");
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = fastrand::Rng::new();
+            let changes: [&[&str]; 4] = [
+                &["pause"],
+                &["set", "concurrency=1"],
+                &["set", "concurrency=2", "max-rows-per-second=4000"],
+                &["set", "max-rows-per-second=off"],
+            ];
+            while !is_done.load(Ordering::Relaxed) {
+                // It may not be there at the moment.
+                tell_in(&state_dir, changes[random.usize(..changes.len())]);
+                thread::sleep(Duration::from_millis(random.u64(10..300)));
+                tell_in(&state_dir, &["continue"]);
+            }
+        });
+        let run = run.run_with_kills(5, &checkpoint);
+        is_done.store(true, Ordering::Relaxed);
+        assert_eq!(run.report()["errors"], 0);
+    });
+    assert_complete(&database, "events_full");
+    let copies = "SELECT count() - uniqExact(project_id, trace_id, span_id) FROM events_full";
+    assert_eq!(ask_number(&database, copies), 0);
 }
 
 #[test]
