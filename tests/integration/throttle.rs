@@ -46,10 +46,10 @@ fn wait_while(running: &mut Running, what: &str, mut is_so: impl FnMut() -> bool
 
 #[test]
 fn a_run_waits_for_merges_before_there_are_too_many_parts() {
-    let database = month("many_parts", 30_000);
+    let database = month("many_parts", 40_000);
     execute(
         &database,
-        "ALTER TABLE events_full MODIFY SETTING parts_to_throw_insert = 100",
+        "ALTER TABLE events_full MODIFY SETTING parts_to_throw_insert = 70",
     );
     keep_versions_apart(&database, &["events_full"]);
     let tool = tool(&database)
@@ -57,15 +57,15 @@ fn a_run_waits_for_merges_before_there_are_too_many_parts() {
         .args(["--max-rows-per-second", "1000"]);
     let mut running = tool.spawn();
     wait_while(&mut running, "more than half of the parts", || {
-        active_parts(&database) > 50
+        active_parts(&database) > 35
     });
-    // A segment that is under way trickles: at full speed there would be 40 more.
+    // A segment that is under way trickles: at full speed there would be 20 more.
     wait_while(&mut running, "hardly any more parts", || {
         let before = active_parts(&database);
         thread::sleep(Duration::from_secs(10));
         active_parts(&database) <= before + 3
     });
-    assert!(active_parts(&database) < 100);
+    assert!(active_parts(&database) < 70);
     execute(
         &database,
         &format!("SYSTEM START MERGES `{}`.events_full", database.name),
@@ -75,7 +75,7 @@ fn a_run_waits_for_merges_before_there_are_too_many_parts() {
     outcome
         .assert_code(0)
         .assert_stderr_contains("going slower: active parts in a partition: ")
-        .assert_stderr_contains("more than 50 (--max-parts)");
+        .assert_stderr_contains("more than 35 (--max-parts)");
     assert_eq!(tool.report()["retries"], 0);
     assert!(throttled(&tool, "parts") > 8.0);
     assert_complete(&database, "events_full");
