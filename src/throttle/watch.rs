@@ -16,6 +16,8 @@ use crate::clickhouse::{Connection, RequestError, TableInfo};
 
 /// How often the server is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
+/// How often it is said again that a run stands still.
+const REMIND_EVERY: Duration = Duration::from_secs(300);
 /// From so many times its threshold on something is urgent.
 const URGENT: f64 = 1.5;
 /// Below so much of all thresholds it goes faster again.
@@ -84,6 +86,7 @@ impl Throttle {
                 watched,
                 thresholds,
                 inserts: InsertTime::default(),
+                told: Instant::now(),
             };
             tokio::spawn(watch.run())
         });
@@ -118,6 +121,8 @@ struct Watch {
     watched: Watched,
     thresholds: Thresholds,
     inserts: InsertTime,
+    /// When the operator was told something last.
+    told: Instant,
 }
 
 impl Watch {
@@ -203,11 +208,20 @@ impl Watch {
         })
     }
 
+    /// Says again that it stands still: nothing else is said meanwhile.
+    fn remind(&mut self, level: Level) {
+        if level.stands_still() && self.told.elapsed() >= REMIND_EVERY {
+            self.told = Instant::now();
+            (self.watched.tell)(Told::Slower { is_news: true });
+        }
+    }
+
     /// Goes slower or faster, and says so.
-    fn follow(&self, look: &Look) {
+    fn follow(&mut self, look: &Look) {
         let before = self.throttle.speed().level;
         let level = after(before, look);
         if before == level {
+            self.remind(level);
             return;
         }
         let why = level.reason().map_or_else(String::new, |reason| {
@@ -219,6 +233,7 @@ impl Watch {
             format!("{why}; {}", level.in_words())
         });
         self.throttle.set_level(level, why);
+        self.told = Instant::now();
         let was_full_speed = before.reason().is_none();
         let stands_still = level.stands_still() && !before.stands_still();
         (self.watched.tell)(match level.reason() {
