@@ -99,8 +99,10 @@ fn snapshot(directory: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
             files.extend(snapshot(&path));
             files.insert(path, (changed, Vec::new()));
         } else {
-            let content = fs::read(&path).unwrap();
-            files.insert(path, (changed, content));
+            // Of a socket there is nothing to read.
+            let is_file = fs::metadata(&path).unwrap().is_file();
+            let content = is_file.then(|| fs::read(&path).unwrap());
+            files.insert(path, (changed, content.unwrap_or_default()));
         }
     }
     files
