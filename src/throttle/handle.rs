@@ -39,7 +39,7 @@ pub(super) struct Shared {
     /// Time that segments have waited for inserts, in nanoseconds, over all of them.
     pub(super) insert_nanoseconds: AtomicU64,
     /// Bytes of events that they have sent meanwhile.
-    pub(super) inserted_bytes: AtomicU64,
+    inserted_bytes: AtomicU64,
 }
 
 /// What decides at the moment.
@@ -267,6 +267,11 @@ impl Throttle {
         seconds
             .map(|(reason, seconds)| (reason.name(), seconds))
             .collect()
+    }
+
+    /// Bytes of events that all segments have sent, uncompressed.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.0.inserted_bytes.load(Ordering::Relaxed)
     }
 
     /// Counts bytes that a segment has sent.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use super::handle::Throttle;
+use super::handle::{Speed, Throttle};
 use super::level::Level;
 use super::options::Thresholds;
 use super::reason::Reason;
@@ -67,11 +67,11 @@ impl Drop for Watching {
         if let Some(task) = self.task.take() {
             task.abort();
         }
-        self.throttle.set_level(Level::NONE, String::new());
-        self.throttle
-            .0
-            .speed
-            .send_modify(|speed| speed.is_watched = false);
+        self.throttle.0.speed.send_modify(|speed| {
+            // In one step: whoever looks at this very moment must not be the last to set a level.
+            speed.is_watched = false;
+            self.throttle.take_level(speed, Level::NONE);
+        });
     }
 }
 
@@ -101,18 +101,22 @@ impl Throttle {
                 return false;
             }
             *self.0.why.lock().unwrap_or_else(PoisonError::into_inner) = why;
-            let before = speed.level;
-            if before.reason() != level.reason() {
-                if let Some(reason) = before.reason() {
-                    self.0.stopwatch.end(reason);
-                }
-                if let Some(reason) = level.reason() {
-                    self.0.stopwatch.begin(reason);
-                }
-            }
-            speed.level = level;
-            before != level
+            self.take_level(speed, level)
         });
+    }
+
+    /// Whether it is another one.
+    fn take_level(&self, speed: &mut Speed, level: Level) -> bool {
+        let before = std::mem::replace(&mut speed.level, level);
+        if before.reason() != level.reason() {
+            if let Some(reason) = before.reason() {
+                self.0.stopwatch.end(reason);
+            }
+            if let Some(reason) = level.reason() {
+                self.0.stopwatch.begin(reason);
+            }
+        }
+        before != level
     }
 }
 
@@ -199,7 +203,7 @@ impl Watch {
         let now = Sample {
             at: Instant::now(),
             seconds: shared.insert_nanoseconds.load(Ordering::Relaxed) as f64 / 1e9,
-            bytes: shared.inserted_bytes.load(Ordering::Relaxed),
+            bytes: self.throttle.sent_bytes(),
         };
         Some(Reading {
             reason: Reason::InsertTime,
@@ -358,6 +362,20 @@ mod tests {
             after(Level::NONE, &whole(&readings)).reason(),
             Some(Reason::Parts)
         );
+    }
+
+    #[test]
+    fn whoever_still_looks_after_the_end_changes_nothing() {
+        let options = crate::throttle::ThrottleOptions {
+            thresholds: None,
+            rows_per_second: None,
+            bytes_per_second: None,
+            window: None,
+        };
+        let throttle = Throttle::new(&options, 4);
+        throttle.set_level(Level::NONE.raised(Reason::Parts, true), String::new());
+        assert_eq!(throttle.segments_at_once(), 4);
+        assert!(throttle.seconds().is_empty());
     }
 
     #[test]
