@@ -94,6 +94,12 @@ impl FromStr for Partition {
     }
 }
 
+/// Whether a directory of that name holds the state of a month's run, repair or dry run.
+pub(crate) fn is_of_month(name: &str) -> bool {
+    name.get(..6)
+        .is_some_and(|month| month.parse::<u32>().is_ok())
+}
+
 /// Seconds since 1970.
 pub(crate) fn seconds_since_1970() -> u64 {
     let since_1970 = SystemTime::now()

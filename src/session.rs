@@ -141,7 +141,7 @@ impl Session {
             self.display.note_once(note.clone());
         }
         for warning in &inspected.warnings {
-            self.display.warn_once(format!("warning: {warning}"));
+            self.display.warn_once(warning.clone());
         }
         Ok(inspected)
     }

@@ -3,9 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::status::unreadable;
 pub(crate) use crate::control::Command;
 use crate::control::{NoAnswer, ask};
 use crate::error::Error;
+use crate::partition::is_of_month;
 
 /// Tells all runs that are at work in the state directory `root`, and prints what each answers.
 ///
@@ -43,19 +45,11 @@ fn directories(root: &Path) -> Result<Vec<PathBuf>, Error> {
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<std::io::Result<Vec<PathBuf>>>()
     });
-    let mut directories = entries.map_err(|error| {
-        Error::configuration(format!(
-            "the state directory {} cannot be read: {error}; name the one of the runs with --state-dir",
-            root.display()
-        ))
-    })?;
+    let mut directories = entries.map_err(|error| unreadable(root, &error))?;
     // What else is there is somebody else's.
     directories.retain(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let is_month = name
-            .get(..6)
-            .is_some_and(|month| month.parse::<u32>().is_ok());
-        is_month && path.is_dir()
+        is_of_month(&name) && path.is_dir()
     });
     directories.sort();
     Ok(directories)

@@ -13,7 +13,7 @@ use crate::cli::options::{Options, Request, log_format, parse_wishes};
 use crate::error::Error;
 use crate::memory::open_files;
 use crate::plan::{Forecast, Totals};
-use crate::progress::log;
+use crate::progress::log::{self, Level};
 use crate::session::Session;
 use crate::{plan, repair, verify};
 use clap::Parser;
@@ -27,7 +27,7 @@ pub fn main() -> ExitCode {
     match open_files::raise_limit().and_then(|()| carry_out(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error(&error);
+            log::line(Level::Error, &error);
             ExitCode::from(error.exit_code())
         }
     }

@@ -46,7 +46,7 @@ pub(crate) fn run(root: &Path, as_json: bool) -> Result<(), Error> {
     }
 }
 
-fn unreadable(root: &Path, error: &std::io::Error) -> Error {
+pub(super) fn unreadable(root: &Path, error: &std::io::Error) -> Error {
     let root = root.display();
     Error::configuration(match error.kind() {
         std::io::ErrorKind::NotFound => {

@@ -29,6 +29,17 @@ pub(crate) enum Level {
     Error,
 }
 
+impl Level {
+    /// What a line for people begins with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Level::Info => "",
+            Level::Warning => "warning: ",
+            Level::Error => "error: ",
+        }
+    }
+}
+
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
 /// Chooses the format of all lines of this process, once.
@@ -46,19 +57,11 @@ pub(crate) fn line(level: Level, message: impl Display) {
     line_with(level, message, &[]);
 }
 
-/// Prints what the program ends with.
-pub(crate) fn error(error: &impl Display) {
-    match format() {
-        LogFormat::Text => line(Level::Error, format_args!("error: {error}")),
-        LogFormat::Json => line(Level::Error, error),
-    }
-}
-
 /// The same with some fields more, which JSON alone has.
 pub(super) fn line_with(level: Level, message: impl Display, fields: &[(&str, Value)]) {
     let mut out = std::io::stderr().lock();
     let _ = match format() {
-        LogFormat::Text => writeln!(out, "{message}"),
+        LogFormat::Text => writeln!(out, "{}{message}", level.prefix()),
         LogFormat::Json => writeln!(out, "{}", as_json(level, &message.to_string(), fields)),
     };
 }

@@ -107,13 +107,9 @@ impl Display {
         }
     }
 
-    /// The same of what matters too much to be left out of `--quiet`.
+    /// The same of a warning, which matters too much to be left out of `--quiet`.
     pub(crate) fn warn_once(&self, text: String) {
         if self.is_new(&text) {
-            let text = text
-                .strip_prefix("warning: ")
-                .filter(|_| log::format() == LogFormat::Json)
-                .unwrap_or(&text);
             self.bars.suspend(|| log::line(Level::Warning, text));
         }
     }

@@ -16,7 +16,6 @@ pub(crate) struct Telemetry(pub(super) Arc<Shared>);
 pub(super) struct Shared {
     /// By source.
     pub(super) rows: Mutex<BTreeMap<&'static str, Rows>>,
-    pub(super) bytes: AtomicU64,
     pub(super) segments_done: AtomicU64,
     pub(super) phases: Stopwatch<&'static str>,
     pub(super) retries: Mutex<BTreeMap<String, u64>>,
@@ -123,11 +122,6 @@ impl Telemetry {
     /// Counts a segment that is done.
     pub(crate) fn segment_done(&self) {
         self.0.segments_done.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts bytes of events that are sent, uncompressed.
-    pub(crate) fn sent(&self, bytes: u64) {
-        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Counts something that is tried again, after an error of that kind.

@@ -125,7 +125,7 @@ impl All {
                 "sent_bytes",
                 "Bytes of events that were sent, uncompressed.",
             )
-            .value(shared.bytes.load(Ordering::Relaxed) as f64),
+            .value(self.throttle.sent_bytes() as f64),
             Metric::counter("look_ups", "Traces that were looked up in the local store.")
                 .value(look_ups.made as f64),
             Metric::counter("look_ups_missed", "Of these, those that it does not have.")
@@ -197,7 +197,6 @@ mod tests {
         telemetry.done("observations", 12, 10, 3);
         telemetry.done("observations", 1, 1, 0);
         telemetry.retried("network");
-        telemetry.sent(4096);
         drop(telemetry.phase("load"));
         let options = ThrottleOptions {
             thresholds: None,
@@ -207,6 +206,7 @@ mod tests {
         };
         let throttle = Throttle::new(&options, 2);
         throttle.pause();
+        throttle.has_sent(4096);
         let mut text = String::new();
         encode(&mut text, &registry(telemetry, throttle)).unwrap();
         for line in [

@@ -77,6 +77,15 @@ fn rows_at_rest(database: &Database) -> u64 {
     }
 }
 
+/// The run, which has begun to write and is paused.
+fn paused(run: &Tool, database: &Database) -> Running {
+    let mut running = run.spawn();
+    wait_for_rows(&mut running, database, 1);
+    tell(run, &["pause"]).assert_code(0);
+    rows_at_rest(database);
+    running
+}
+
 fn speed(run: &Tool) -> Value {
     let outcome = tell(run, &["status", "--json"]);
     outcome.assert_code(0);
@@ -127,10 +136,7 @@ fn a_run_is_paused_and_goes_on_and_goes_faster_while_it_is_at_work() {
 fn a_run_that_is_paused_can_be_killed_and_resumed() {
     let database = month("paused_and_killed", 20_000);
     let run = slow_run(&database);
-    let mut running = run.spawn();
-    wait_for_rows(&mut running, &database, 1);
-    tell(&run, &["pause"]).assert_code(0);
-    rows_at_rest(&database);
+    let mut running = paused(&run, &database);
     running.kill();
     running.wait();
     tell(&run, &["pause"]).assert_one_error(2, &["no run is at work"]);
@@ -174,10 +180,7 @@ fn a_run_that_is_told_things_and_killed_at_random_writes_each_event_once() {
 fn a_run_that_is_paused_ends_when_it_is_told_to() {
     let database = month("paused_and_told", 20_000);
     let run = slow_run(&database);
-    let mut running = run.spawn();
-    wait_for_rows(&mut running, &database, 1);
-    tell(&run, &["pause"]).assert_code(0);
-    rows_at_rest(&database);
+    let mut running = paused(&run, &database);
     let told = Instant::now();
     running.terminate();
     let outcome = running.wait();

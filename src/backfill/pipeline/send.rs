@@ -239,7 +239,6 @@ impl Sender {
         open.largest_block = open.largest_block.max(bytes);
         open.insert.push(block.pieces, block.held_bytes, rows);
         self.destination.throttle.has_sent(bytes as u64);
-        self.destination.telemetry.sent(bytes as u64);
         Ok(())
     }
 

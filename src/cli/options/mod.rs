@@ -19,7 +19,7 @@ use super::selection::Selection;
 use crate::clickhouse::ConnectionOptions;
 use crate::error::Error;
 use crate::memory::{Budget, ByteSize};
-use crate::partition::Partition;
+use crate::partition::{Partition, is_of_month};
 use crate::progress::log::LogFormat;
 use crate::throttle::ThrottleOptions;
 
@@ -311,14 +311,10 @@ fn require_outside(report: &Path, state_dir: &Path) -> Result<(), Error> {
     let Ok(below) = report_path.strip_prefix(&state_dir) else {
         return Ok(());
     };
-    let is_month = |name: &str| {
-        name.get(..6)
-            .is_some_and(|month| month.parse::<u32>().is_ok())
-    };
     match below
         .iter()
         .next()
-        .map(|name| is_month(&name.to_string_lossy()))
+        .map(|name| is_of_month(&name.to_string_lossy()))
     {
         Some(false) => Ok(()),
         Some(true) | None => Err(Error::configuration(format!(

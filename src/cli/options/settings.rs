@@ -39,16 +39,7 @@ impl Settings<'_> {
             (None, Some(text)) => (variable, text.to_owned()),
             (None, None) => return Ok(default),
         };
-        text.parse()
-            .ok()
-            .filter(|number| range.contains(number))
-            .ok_or_else(|| {
-                Error::configuration(format!(
-                    "{name} is '{text}': it must be a whole number from {} to {}",
-                    range.start(),
-                    range.end()
-                ))
-            })
+        whole(name, &text, range)
     }
 
     /// A number of bytes. It is called by its flag, whichever way it was given.
@@ -147,6 +138,21 @@ impl Settings<'_> {
             _ => Ok(Password::default()),
         }
     }
+}
+
+/// A whole number that is in the range.
+pub(super) fn whole<T>(name: &str, text: &str, range: RangeInclusive<T>) -> Result<T, Error>
+where
+    T: FromStr + PartialOrd + fmt::Display,
+{
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| {
+        Error::configuration(format!(
+            "{name} is '{text}': it must be a whole number from {} to {}",
+            range.start(),
+            range.end()
+        ))
+    })
 }
 
 fn parse_url(text: &str) -> Result<Url, String> {

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::settings::Settings;
+use super::settings::{Settings, whole};
 use crate::cli::arguments::ThrottleArguments;
 use crate::error::Error;
 use crate::memory::ByteSize;
@@ -186,20 +186,6 @@ fn unless_off(
         "off" => Ok(None),
         value => limit(value).map(Some),
     }
-}
-
-fn whole<T>(name: &str, value: &str, range: RangeInclusive<T>) -> Result<T, Error>
-where
-    T: std::str::FromStr + PartialOrd + std::fmt::Display,
-{
-    let number = value.parse().ok().filter(|number| range.contains(number));
-    number.ok_or_else(|| {
-        Error::configuration(format!(
-            "{name} is '{value}': it must be a whole number from {} to {}",
-            range.start(),
-            range.end()
-        ))
-    })
 }
 
 #[cfg(test)]
