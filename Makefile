@@ -2,7 +2,7 @@
 # profile would build it once more.
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites build demo test lint bench bench-large bench-parts clean
+.PHONY: help prerequisites prerequisites-of-tests build demo test lint bench bench-large bench-parts clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 
@@ -27,6 +27,9 @@ help: ## list these targets
 prerequisites: ## install what the build, the tests and the demo need
 	@scripts/install-prerequisites.sh
 
+prerequisites-of-tests:
+	@scripts/install-prerequisites.sh --tests
+
 build: prerequisites ## build target/release/events-backfill
 	@$(announce_rocksdb)
 	$(cargo) build --release --locked
@@ -36,7 +39,7 @@ demo: prerequisites ## backfill a generated month in a ClickHouse of its own, an
 	@$(cargo) build --release --locked --bins --example embedded_clickhouse
 	@scripts/demo.sh
 
-test: prerequisites ## run all tests, against a real ClickHouse
+test: prerequisites-of-tests ## run all tests, against a real ClickHouse
 	@$(announce_rocksdb)
 	@$(clickhouse_library) $(cargo) test --release --locked
 

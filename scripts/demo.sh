@@ -3,7 +3,8 @@
 # backfills it, shows what came out and proves it. Everything it makes is in a temporary directory
 # and gone afterwards.
 #
-# `make demo` builds what this needs and then runs it. DEMO_OBSERVATIONS sets the size of a month.
+# `make demo` builds what this needs and then runs it. DEMO_OBSERVATIONS sets the size of a month;
+# DEMO_REPORT names a file for the report, to be opened in a browser.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -127,3 +128,13 @@ SQL
 
 # Ends with an error if source and target differ, and with it this script.
 backfill verify --all-partitions
+
+if [[ -n ${DEMO_REPORT:-} ]]; then
+    backfill report --html "$(realpath -- "$DEMO_REPORT")"
+fi
+
+say "What was shown"
+printf '\342\234\223 %s\n' \
+    "Three months were backfilled from a ClickHouse of this machine, traces held on disk" \
+    "Every event is what its observation and trace make of it" \
+    ${DEMO_REPORT:+"$DEMO_REPORT is the report: open it in a browser"}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure that everything the build, the tests and the demo need is installed, and says nothing
-# when it is.
+# Makes sure that everything the build and the demo need is installed, and says nothing when it is.
+# With --tests, what the tests need besides: a browser, in which they open the report.
 #
 # What is missing is installed with apt-get where that is possible without asking for a password.
 # Elsewhere the script prints the one command to run, and fails. It never installs a Rust toolchain:
@@ -13,6 +13,12 @@ PATH="$PATH:/usr/sbin:/sbin"
 say() { printf '%s\n' "$*" >&2; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+case ${1:-} in
+    '') for_tests='' ;;
+    --tests) for_tests=yes ;;
+    *) say "Unknown option $1. There is only --tests."; exit 2 ;;
+esac
+
 # Prints one word for each thing that is missing.
 missing_things() {
     have cc && { have c++ || have g++ || have clang++; } || echo compiler
@@ -21,6 +27,10 @@ missing_things() {
     have curl || echo curl
     have npm || have_clickhouse || echo npm
     have python3 || echo python3
+    if [[ -n $for_tests ]]; then
+        have_browser || echo browser
+        have "${CHROMEDRIVER:-chromedriver}" || echo chromedriver
+    fi
 }
 
 # RocksDB's bindings are generated during the build by bindgen, which loads libclang and reads the
@@ -60,6 +70,11 @@ libclang_files() {
     done
 }
 
+# chromedriver finds these by itself.
+have_browser() {
+    [[ -n ${CHROMIUM:-} ]] || have chromium || have chromium-browser || have google-chrome
+}
+
 # npm is needed only to fetch the ClickHouse library.
 have_clickhouse() {
     [[ -n ${CLICKHOUSE_BINARY:-} || -f ${CLICKHOUSE_LIBRARY:-} ]] && return 0
@@ -74,6 +89,8 @@ packages_for() {
             compiler) echo g++ ;;
             libclang) echo libclang-dev ;;
             curl) echo curl ca-certificates ;;
+            browser) echo chromium fonts-dejavu-core ;;
+            chromedriver) echo chromium-driver ;;
             *) echo "$thing" ;;
         esac
     done
@@ -86,6 +103,8 @@ names_of() {
         case $thing in
             compiler) names+=("a C and C++ compiler") ;;
             libclang) names+=("libclang (for bindgen)") ;;
+            browser) names+=("Chromium (for the tests, unless CHROMIUM names a browser)") ;;
+            chromedriver) names+=("chromedriver (likewise, unless CHROMEDRIVER names it)") ;;
             npm) names+=("npm (to fetch ClickHouse, unless CLICKHOUSE_BINARY is set)") ;;
             *) names+=("$thing") ;;
         esac

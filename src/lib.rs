@@ -30,6 +30,7 @@ mod inspect;
 mod mapping;
 mod memory;
 mod native;
+mod page;
 mod partition;
 mod plan;
 mod progress;

@@ -60,7 +60,8 @@ impl Session {
         let throttle = self.throttle.clone();
         let tell = move |what: String| {
             display.note(&what);
-            display.set_status(throttle.state().why_slow());
+            let state = throttle.state();
+            display.set_status(state.why_slow(), state.stands_still());
         };
         Some(self.throttle.keep_window(window, tell))
     }

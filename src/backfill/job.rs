@@ -11,6 +11,7 @@ use super::experiments::find_experiments;
 use super::journal::Journal;
 use super::load::trace_changes::TraceChanges;
 use super::load::{load_traces, trace_changes};
+use super::recorder::Recorder;
 use super::run_report::{Spent, report};
 use super::{known_rows, stream, target, views};
 use crate::control::{self, Listening};
@@ -19,6 +20,8 @@ use crate::inspect::segments::{self, Segment};
 use crate::mapping::Source;
 use crate::partition::{Day, seconds_since_1970};
 use crate::state::checkpoint::{Checkpoint, RunIdentity, new_run_id};
+use crate::state::history::History;
+use crate::state::left_to_do::left_to_do;
 use crate::state::report::{self as reports, Report};
 use crate::state::resume::{self, Decision};
 use crate::telemetry::Job;
@@ -34,6 +37,8 @@ pub(crate) struct Ended {
     pub outcome: Result<(), Error>,
     /// Whether it was finished before, so that there was nothing to do.
     pub was_finished: bool,
+    /// How it went over time.
+    pub history: History,
 }
 
 /// Backfills one partition, and leaves the report in its state directory.
@@ -47,12 +52,22 @@ pub(crate) async fn run(mut context: Context) -> Result<Ended, Error> {
     let _listening = listen(&context);
     let mut spent = Spent::after(&checkpoint);
     let mut journal = Journal::new(checkpoint, &context.state, context.options.dry_run);
-    let outcome = match was_finished {
-        true => Ok(()),
-        false => work(&context, &mut journal, &mut spent).await,
+    let (outcome, history) = match was_finished {
+        true => (Ok(()), History::read(&context.state.history())),
+        false => {
+            let recorder = Recorder::begin(&context);
+            let outcome = work(&context, &mut journal, &mut spent).await;
+            (outcome, recorder.end().await)
+        }
     };
     let failed = matches!(&outcome, Err(error) if error.signal().is_none());
-    let report = report(&context, journal.checkpoint(), &spent, failed);
+    let mut report = report(&context, journal.checkpoint(), &spent, failed);
+    report.ended_with = outcome.as_ref().err().map(Error::to_string);
+    if outcome.is_ok() && !was_finished {
+        for sentence in left_to_do(&report) {
+            context.display.note(sentence);
+        }
+    }
     let kept = match was_finished || context.options.dry_run {
         true => Ok(()),
         false => reports::keep(&report, &context.state.report()),
@@ -65,6 +80,7 @@ pub(crate) async fn run(mut context: Context) -> Result<Ended, Error> {
         // What went wrong first is what the operator must know.
         outcome: outcome.and(kept),
         was_finished,
+        history,
     })
 }
 
@@ -73,7 +89,7 @@ pub(super) fn listen(context: &Context) -> Option<Listening> {
     let display = context.display.clone();
     let tell = move |state: &SpeedState| {
         display.note(format_args!("as told: {state}"));
-        display.set_status(state.why_slow());
+        display.set_status(state.why_slow(), state.stands_still());
     };
     let listening = control::listen(context.state.path(), context.throttle.clone(), tell);
     listening
@@ -253,7 +269,6 @@ async fn with_store(
     changes.reload().await?;
     journal.commit(|_| {})?;
     spent.rows_to_merge = views::count_rows_to_merge(context, journal.checkpoint()).await?;
-    tell_what_is_left(context, journal.checkpoint(), spent);
     Ok(())
 }
 
@@ -297,9 +312,10 @@ pub(super) async fn write_source(
     let watching = context.throttle.watch(watched(context));
     let streamed = stream::stream(context, journal, source, store, &destination, changes).await;
     drop(watching);
+    let state = context.throttle.state();
     context
         .display
-        .set_status(context.throttle.state().why_slow());
+        .set_status(state.why_slow(), state.stands_still());
     spent.stream[source as usize] = started.elapsed();
     spent.insert += Duration::from_nanos(destination.insert_nanoseconds.load(Ordering::Relaxed));
     streamed
@@ -313,45 +329,16 @@ fn watched(context: &Context) -> Watched {
         tables: context.inspected.written.clone(),
         server_memory: context.inspected.server.memory,
         tell: Box::new(move |told| {
-            let why = throttle.state().why_slow();
+            let state = throttle.state();
+            let why = state.why_slow();
             match (told, &why) {
                 (Told::Slower { is_news: true }, Some(why)) => display.note(why),
                 (Told::Slower { .. }, _) => {}
                 (Told::FullSpeed, _) => display.note("at full speed again"),
                 (Told::LeftOut(what), _) => display.note_once(what),
             }
-            display.set_status(why);
+            display.set_status(why, state.stands_still());
         }),
-    }
-}
-
-/// Says what the operator may want to do about what the run has left.
-fn tell_what_is_left(context: &Context, checkpoint: &Checkpoint, spent: &Spent) {
-    let partition = context.options.partition;
-    let display = &context.display;
-    let counts = Source::BOTH.map(|source| checkpoint.counts(source).left_out);
-    let left: u64 = counts.iter().map(|counts| counts.live_path).sum();
-    if left > 0 && !context.options.dry_run {
-        display.note(format_args!(
-            "{} rows are left to Langfuse: `events-backfill verify --partition {partition}`, an \
-             hour from now, says whether it has written them",
-            HumanCount(left)
-        ));
-    }
-    let changed = checkpoint.traces_changed;
-    if changed > 0 && !context.options.dry_run {
-        display.note(format_args!(
-            "{} traces changed after events were written: `events-backfill repair --partition \
-             {partition} --optimize` brings their events up to date",
-            HumanCount(changed)
-        ));
-    }
-    if let Some(rows) = spent.rows_to_merge.filter(|&rows| rows > 0) {
-        display.note(format_args!(
-            "{} rows stand twice until ClickHouse merges them, and v4 counts both: \
-             `events-backfill repair --partition {partition} --optimize` merges them now",
-            HumanCount(rows)
-        ));
     }
 }
 

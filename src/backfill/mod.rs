@@ -12,6 +12,7 @@ mod known_rows;
 pub(crate) mod load;
 mod mend;
 pub(crate) mod pipeline;
+mod recorder;
 pub(crate) mod remote_lookup;
 mod run_report;
 mod stream;

@@ -1,5 +1,6 @@
 //! What a run has done, put together for the summary.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::context::Context;
@@ -9,6 +10,7 @@ use crate::progress::words;
 use crate::state::checkpoint::Checkpoint;
 use crate::state::counts::SegmentCounts;
 use crate::state::report::{Report, Seconds, TraceId};
+use crate::throttle::ThrottledSeconds;
 
 /// Where the time of this process went, and what it met.
 #[derive(Debug, Default)]
@@ -90,11 +92,13 @@ pub(super) fn report(
             .iter()
             .map(|(project, trace)| TraceId::new(project, trace))
             .collect(),
+        // The caller says.
+        ended_with: None,
         errors: u64::from(failed),
         retries: context.retries.repeated(),
         segments_total: checkpoint.segments.as_ref().map_or(0, Vec::len) as u64,
         segments_done: checkpoint.done.len() as u64,
-        throttled_seconds: context.throttled(),
+        throttled_seconds: by_name(context.throttled()),
         peak_rss_bytes: peak_resident_bytes(),
         store_bytes: spent.store_bytes,
         seconds: Seconds {
@@ -107,6 +111,14 @@ pub(super) fn report(
         observations_per_second: per_second(now(observations, Source::Observations), stream),
         root_spans_per_second: per_second(now(root_spans, Source::Traces), root_span_stream),
     }
+}
+
+/// The same, under names that can be read again.
+pub(super) fn by_name(throttled: ThrottledSeconds) -> BTreeMap<String, f64> {
+    let throttled = throttled.into_iter();
+    throttled
+        .map(|(reason, seconds)| (reason.to_owned(), seconds))
+        .collect()
 }
 
 fn per_second(rows: u64, seconds: f64) -> f64 {

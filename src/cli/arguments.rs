@@ -42,6 +42,9 @@ pub enum Command {
     Plan(PlanArguments),
     /// Say how far the runs in the state directory are
     Status(StatusArguments),
+    /// Write a page about the runs in the state directory: charts, counts, what verify said, and what is
+    /// left to do
+    Report(ReportArguments),
     /// Have the runs that are at work begin no segment and load no day of traces until they are told to
     /// continue; what is under way is finished
     Pause(StateDirArguments),
@@ -55,7 +58,11 @@ impl Command {
     /// Whether it asks runs, or tells them something, and has no other options.
     pub(crate) fn is_about_runs(&self) -> bool {
         match self {
-            Command::Status(_) | Command::Pause(_) | Command::Continue(_) | Command::Set(_) => true,
+            Command::Status(_)
+            | Command::Report(_)
+            | Command::Pause(_)
+            | Command::Continue(_)
+            | Command::Set(_) => true,
             Command::Verify(_) | Command::Repair(_) | Command::Plan(_) => false,
         }
     }
@@ -87,6 +94,11 @@ pub struct VerifyArguments {
     /// What it is about.
     #[command(flatten)]
     pub subject: SubjectArguments,
+
+    /// Directory of the runs' checkpoints: what is found is kept there too, for `report`
+    /// [env: STATE_DIR] [default: ./state]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// A repair.
@@ -157,6 +169,18 @@ pub struct StatusArguments {
     /// Print JSON, with exact numbers
     #[arg(long)]
     pub json: bool,
+}
+
+/// A page about what is in the state directory.
+#[derive(Debug, Args)]
+pub struct ReportArguments {
+    /// Which runs.
+    #[command(flatten)]
+    pub runs: StateDirArguments,
+
+    /// Write the page to this file, as HTML
+    #[arg(long, value_name = "FILE", required = true)]
+    pub html: PathBuf,
 }
 
 /// What it is about: the same for a run, its plan and its proof.
@@ -323,6 +347,10 @@ pub struct RunArguments {
     /// many parts that shorter segments would read too much twice [env: SEGMENT_ROWS] [default: 250000]
     #[arg(long, value_name = "N", help_heading = HOW)]
     pub segment_rows: Option<String>,
+
+    /// Write a page about the run to this file, as HTML: charts, counts and what is left to do
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub html: Option<PathBuf>,
 
     /// Serve metrics for Prometheus at http://ADDRESS/metrics, and /healthz and /readyz, while it runs:
     /// 127.0.0.1:9464, for example [env: METRICS_LISTEN] [default: not]

@@ -6,15 +6,19 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use super::each_partition::Looked;
-use super::{control, each_partition, run, status};
+use super::{control, each_partition, report, run, status};
 use crate::cli::Environment;
-use crate::cli::arguments::{Arguments, Command, RepairArguments, RunArguments, SubjectArguments};
+use crate::cli::arguments::{
+    Arguments, Command, RepairArguments, RunArguments, SubjectArguments, VerifyArguments,
+};
 use crate::cli::options::{Options, Request, log_format, parse_wishes};
 use crate::error::Error;
 use crate::memory::open_files;
 use crate::plan::{Forecast, Totals};
 use crate::progress::log::{self, Level};
 use crate::session::Session;
+use crate::state::directory::PartitionDir;
+use crate::state::finding::Finding;
 use crate::{plan, repair, verify};
 use clap::Parser;
 
@@ -42,27 +46,30 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
     {
         log::choose(log_format(&SubjectArguments::default(), &environment)?);
     }
-    let subject = |subject: SubjectArguments| {
-        let arguments = RunArguments {
-            subject,
-            ..RunArguments::default()
-        };
-        of_run(arguments, &environment)
-    };
     match arguments.command {
         None => block_on(run::run(of_run(arguments.run, &environment)?)),
         Some(Command::Verify(arguments)) => {
-            let prove =
-                async |session: &Session, options| verify::run(session, options).await.map(looked);
-            block_on(each_partition::each(subject(arguments.subject)?, prove))
+            let request = of_run(of_verify(arguments), &environment)?;
+            let prove = async |session: &Session, options: Options| {
+                let directory = PartitionDir::new(&options.state_dir, options.partition, false);
+                let verified = verify::run(session, options).await.map(looked)?;
+                keep_finding("verify", &verified, &directory, session);
+                Ok(verified)
+            };
+            block_on(each_partition::each(request, prove))
         }
         Some(Command::Repair(arguments)) => {
             let optimize = arguments.optimize;
             let request = of_run(of_repair(arguments), &environment)?;
-            let mend = async |session: &Session, options| {
+            let mend = async |session: &Session, options: Options| {
                 let _window = session.keep_window(&options);
-                let repaired = repair::run(session, options, optimize).await;
-                repaired.map(looked)
+                let directory = PartitionDir::new(&options.state_dir, options.partition, false);
+                let dry_run = options.dry_run;
+                let repaired = repair::run(session, options, optimize).await.map(looked)?;
+                if !dry_run {
+                    keep_finding("repair", &repaired, &directory, session);
+                }
+                Ok(repaired)
             };
             block_on(each_partition::each(request, mend))
         }
@@ -87,6 +94,10 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
                 let _ = writeln!(std::io::stdout().lock(), "\n{totals}");
             }
             outcome
+        }
+        Some(Command::Report(arguments)) => {
+            let directory = environment.state_dir(arguments.runs.state_dir);
+            report::run(&directory, &arguments.html)
         }
         Some(Command::Pause(arguments)) => {
             let directory = environment.state_dir(arguments.state_dir);
@@ -136,6 +147,24 @@ fn foreseen(forecast: Forecast, as_json: bool) -> Result<Looked<Forecast>, Error
         report: forecast,
         outcome: Ok(()),
     })
+}
+
+/// Keeps what was said of a month beside its run's state, for `report`.
+fn keep_finding<R>(command: &str, looked: &Looked<R>, directory: &PartitionDir, session: &Session) {
+    let finding = Finding::new(command, looked.text.trim().to_owned(), &looked.outcome);
+    if let Err(error) = finding.keep(directory) {
+        // It was said all the same.
+        session.display.note(error);
+    }
+}
+
+/// What a proof has in common with a run.
+fn of_verify(arguments: VerifyArguments) -> RunArguments {
+    RunArguments {
+        subject: arguments.subject,
+        state_dir: arguments.state_dir,
+        ..RunArguments::default()
+    }
 }
 
 /// What a repair has in common with a run.

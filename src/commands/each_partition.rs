@@ -40,7 +40,7 @@ pub async fn each<R: Serialize>(
     let shared = request.shared();
     let session = Session::begin(shared)?;
     if let Some(path) = &shared.report {
-        report::require_writable(path)?;
+        report::require_writable(path, "--report")?;
     }
     if let Some(partition) = request.selection.single() {
         let looked = work(&session, request.job(partition)).await?;

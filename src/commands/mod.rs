@@ -3,6 +3,7 @@
 mod control;
 mod dispatch;
 pub mod each_partition;
+mod report;
 pub(crate) mod run;
 mod run_summary;
 pub(crate) mod status;

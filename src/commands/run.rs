@@ -6,14 +6,19 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Instant;
 
+use serde::Serialize;
+
+use super::report as page_of_runs;
 use super::run_summary::{Entry, State, Summary};
 use crate::backfill::{self, Context, Ended};
 use crate::cli::options::{Options, Request};
 use crate::cli::selection::{Selected, in_words};
 use crate::error::{Advice, Error, Kind};
 use crate::inspect::{Months, months};
+use crate::page::{self, Month};
 use crate::partition::Partition;
 use crate::progress::words::{count, seconds};
 use crate::session::Session;
@@ -43,36 +48,84 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     let stored = Checkpoint::read(&directory.checkpoint());
     options.experiments_so_far = resume::experiments_so_far(&stored, &options);
     let inspected = session.inspect(&mut options, &retries).await?;
-    let wanted = options.report.clone();
-    if let Some(path) = &wanted {
-        report::require_writable(path)?;
-    }
+    let wanted = Wanted::of(&options)?;
     let state = StateDir::prepare(&options.state_dir, options.partition, options.dry_run)?;
     let quiet = options.quiet;
     let context = Context::new(session, options, inspected, retries, state, started);
     let ended = backfill::run(context).await?;
-    let write = || {
-        let path = wanted.as_ref();
-        path.map_or(Ok(()), |path| report::publish(&ended.report, path))
+    let written = || {
+        let month = || match ended.report.dry_run {
+            true => Ok(page_of_runs::month_of_dry_run(&ended)),
+            false => page_of_runs::month_of(&directory),
+        };
+        let months = || Ok(vec![month()?]);
+        wanted.publish(&ended.report, months)
     };
     if ended.was_finished {
-        return write();
+        return written();
+    }
+    if ended.outcome.is_ok() {
+        tell_done(session, &ended.report);
     }
     if !quiet {
         // If nobody reads it, the work is done all the same.
         let _ = writeln!(std::io::stdout().lock(), "\n{}", ended.report);
     }
-    let written = write();
+    let written = written();
     // What went wrong first is what the operator must know.
     ended.outcome.and(written)
+}
+
+fn tell_done(session: &Session, report: &Report) {
+    let events = match report.dry_run {
+        true => "nothing was inserted".to_owned(),
+        false => format!("{} events", count(report.all_events())),
+    };
+    session.display.note_done(format_args!(
+        "partition {} is done: {events} in {}",
+        report.partition,
+        seconds(report.seconds.total)
+    ));
+}
+
+/// Which files are wanted of a run.
+struct Wanted {
+    report: Option<PathBuf>,
+    html: Option<PathBuf>,
+}
+
+impl Wanted {
+    /// What the options name, where it can be written.
+    fn of(options: &Options) -> Result<Self, Error> {
+        let (report, html) = (options.report.clone(), options.html.clone());
+        for (flag, path) in [("--report", &report), ("--html", &html)] {
+            if let Some(path) = path {
+                report::require_writable(path, flag)?;
+            }
+        }
+        Ok(Self { report, html })
+    }
+
+    /// Writes them.
+    fn publish(
+        &self,
+        summary: &impl Serialize,
+        months: impl FnOnce() -> Result<Vec<Month>, Error>,
+    ) -> Result<(), Error> {
+        let report = self.report.as_ref();
+        let reported = report.map_or(Ok(()), |path| report::publish(summary, path));
+        let html = self.html.as_ref();
+        let shown = html.map_or(Ok(()), |path| {
+            report::publish_page(&page::html(&months()?)?, path)
+        });
+        reported.and(shown)
+    }
 }
 
 async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
     let shared = request.shared();
     let started = Instant::now();
-    if let Some(path) = &shared.report {
-        report::require_writable(path)?;
-    }
+    let wanted = Wanted::of(shared)?;
     let (months, selected) = select(&session, request).await?;
     let waiting = prepare(&session, request, &selected, &months).await?;
     let rows = waiting.iter().map(|job| job.rows).sum();
@@ -85,19 +138,27 @@ async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
         keep_going: request.keep_going,
         waiting,
         entries: Vec::new(),
+        rehearsed: Vec::new(),
         first_error: None,
     };
-    let (entries, outcome) = run.go_through().await;
+    let (entries, rehearsed, outcome) = run.go_through().await;
     session.display.end_partitions();
     let summary = Summary::new(entries, &selected.without_rows, started.elapsed());
     if !shared.quiet {
         // If nobody reads it, the work is done all the same.
         let _ = writeln!(std::io::stdout().lock(), "\n{summary}");
     }
-    let written = shared
-        .report
-        .as_ref()
-        .map_or(Ok(()), |path| report::publish(&summary, path));
+    let months = || match shared.dry_run {
+        true => Ok(rehearsed),
+        false => {
+            let directory = |&partition| PartitionDir::new(&shared.state_dir, partition, false);
+            let directories = selected.partitions.iter().map(directory);
+            directories
+                .map(|directory| page_of_runs::month_of(&directory))
+                .collect()
+        }
+    };
+    let written = wanted.publish(&summary, months);
     outcome.and(written)
 }
 
@@ -222,6 +283,8 @@ struct Run<'a> {
     keep_going: bool,
     waiting: VecDeque<Prepared>,
     entries: Vec<Entry>,
+    /// Of dry runs, which leave nothing that a page could be made of later.
+    rehearsed: Vec<Month>,
     first_error: Option<Error>,
 }
 
@@ -233,7 +296,7 @@ enum Next {
 
 impl Run<'_> {
     /// Works on all of them, or until one cannot be passed. Each has an entry, in their order.
-    async fn go_through(mut self) -> (Vec<Entry>, Result<(), Error>) {
+    async fn go_through(mut self) -> (Vec<Entry>, Vec<Month>, Result<(), Error>) {
         while let Some(job) = self.waiting.pop_front() {
             if let Next::Stop = self.work_on(job).await {
                 break;
@@ -246,7 +309,7 @@ impl Run<'_> {
         self.entries.extend(not_begun);
         leave(std::mem::take(&mut self.waiting));
         let outcome = self.outcome();
-        (self.entries, outcome)
+        (self.entries, self.rehearsed, outcome)
     }
 
     async fn work_on(&mut self, job: Prepared) -> Next {
@@ -302,6 +365,9 @@ impl Run<'_> {
 
     /// Writes down how a job ended.
     fn record(&mut self, partition: Partition, ended: Ended) -> Next {
+        if ended.report.dry_run {
+            self.rehearsed.push(page_of_runs::month_of_dry_run(&ended));
+        }
         let report = ended.report;
         if let Err(error) = ended.outcome {
             let next = self.next_after(&error, Next::Go);
@@ -311,11 +377,7 @@ impl Run<'_> {
         let state = match ended.was_finished {
             true => State::AlreadyFinished,
             false => {
-                self.session.display.note(format_args!(
-                    "partition {partition} is done: {} events in {}",
-                    count(report.all_events()),
-                    seconds(report.seconds.total)
-                ));
+                tell_done(self.session, &report);
                 State::Done
             }
         };

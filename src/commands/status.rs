@@ -194,7 +194,10 @@ impl PartitionStatus {
             State::Running => control::ask(&directory.path, &control::Command::State).ok(),
             _ => None,
         };
-        let next = next(state, directory, holder, progress.as_ref());
+        let next = match (state, ended_with(last_report.as_ref())) {
+            (State::Failed, Some(error)) => Some(format!("its last process failed: {error}")),
+            _ => next(state, directory, holder, progress.as_ref()),
+        };
         Self {
             next: match (next, &speed) {
                 (Some(next), Some(speed)) => Some(format!("{next}; {speed}")),
@@ -215,6 +218,11 @@ impl PartitionStatus {
 
 fn last_report(directory: &PartitionDir) -> Option<serde_json::Value> {
     serde_json::from_slice(&std::fs::read(directory.report()).ok()?).ok()
+}
+
+/// What the last process ended with, as its report has it.
+fn ended_with(report: Option<&serde_json::Value>) -> Option<&str> {
+    report?.get("ended_with")?.as_str()
 }
 
 /// Whether the report is of the process that has written the checkpoint: one that is

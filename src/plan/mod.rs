@@ -3,6 +3,7 @@
 
 mod disk;
 mod earlier_runs;
+mod experiments;
 mod sample;
 mod summary;
 mod time;

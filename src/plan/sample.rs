@@ -59,6 +59,15 @@ impl Measured {
     }
 }
 
+/// Traces that have an item of a dataset run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub(crate) struct Experiments {
+    /// All of them that have a row in the month.
+    pub traces: u64,
+    /// Those whose spans were found, and how long it took.
+    pub found: Measured,
+}
+
 /// What was measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Sample {
@@ -70,6 +79,8 @@ pub(crate) struct Sample {
     pub enrich: Measured,
     /// What these are as events, in bytes as they travel, uncompressed.
     pub event_bytes: u64,
+    /// Traces that have an item of a dataset run, where a run looks for them.
+    pub experiments: Option<Experiments>,
 }
 
 impl Sample {
@@ -111,6 +122,7 @@ impl Sampler<'_> {
             .map_err(|error| given_up(&error.into(), ""))?;
         let store = Arc::new(store);
         let load = self.load(&store).await?;
+        let experiments = self.experiments(&store).await?;
         let (read, blocks) = self.read(segments).await?;
         let blocks = self.find_traces(blocks, &store).await?;
         let (enrich, event_bytes) = block_in_place(|| self.enrich(blocks, &store))?;
@@ -119,6 +131,7 @@ impl Sampler<'_> {
             read,
             enrich,
             event_bytes,
+            experiments,
         })
     }
 
@@ -315,7 +328,11 @@ impl Sampler<'_> {
 }
 
 /// The attempts at a part of a sample.
-fn attempts<'a>(retries: &'a Retries, doing: &str, block_rows: usize) -> WorkAttempts<'a> {
+pub(super) fn attempts<'a>(
+    retries: &'a Retries,
+    doing: &str,
+    block_rows: usize,
+) -> WorkAttempts<'a> {
     WorkAttempts::new(
         retries,
         format!("{doing} for a sample"),

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::disk::RootSpans;
 use super::earlier_runs::Earlier;
-use super::sample::Sample;
+use super::sample::{Experiments, Sample};
 use crate::cli::options::Options;
 use crate::inspect::Inspected;
 use crate::memory::ByteSize;
@@ -43,8 +43,7 @@ pub(crate) struct Time {
 
 /// What no sample tells.
 const LEFT_OUT: &str = "what else the server does meanwhile, its merges, what is tried again, \
-                        traces that are looked for in other months, and the spans of dataset runs \
-                        if they are wanted";
+                        and traces that are looked for in other months";
 
 impl Time {
     /// An estimate for a run that writes `write_bytes`.
@@ -62,6 +61,7 @@ impl Time {
         };
         let with_measured_inserts = earlier.is_some() && !options.dry_run;
         let mut steps = vec![load_step(inspected.traces_to_load, sample)];
+        steps.extend(sample.experiments.as_ref().map(experiments_step));
         if rows > 0 {
             match earlier.filter(|_| with_measured_inserts) {
                 Some(earlier) => steps.push(as_earlier(&earlier, rows)),
@@ -107,6 +107,29 @@ fn load_step(traces: u64, sample: &Sample) -> Step {
     Step {
         name: "load traces",
         seconds,
+        basis,
+    }
+}
+
+fn experiments_step(experiments: &Experiments) -> Step {
+    let Experiments { traces, found } = experiments;
+    let (seconds, basis) = match found.seconds_of(*traces) {
+        None => (
+            found.seconds,
+            "no trace of the month has an item".to_owned(),
+        ),
+        Some(seconds) => (
+            seconds,
+            format!(
+                "measured: {} of {} traces that have an item",
+                HumanCount(found.rows),
+                HumanCount(*traces)
+            ),
+        ),
+    };
+    Step {
+        name: "find dataset runs",
+        seconds: Some(seconds),
         basis,
     }
 }

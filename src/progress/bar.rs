@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::words::short;
+use super::work_clock::WorkTime;
 use crate::memory::numbers::whole;
 
 /// Columns from which on there is room for the numbers of rows.
@@ -25,7 +26,7 @@ pub(super) fn is_narrow() -> bool {
 
 /// A bar towards `total` rows, of which `offset` were done before: they count neither for the rate nor
 /// for the time that is left, which are those of all the time so far, so that they do not jump.
-pub(super) fn of_phase(name: &'static str, total: u64, offset: u64) -> ProgressBar {
+pub(super) fn of_phase(name: &'static str, total: u64, offset: u64, time: WorkTime) -> ProgressBar {
     // It is drawn once it stands among the others.
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
     let bar = bar.with_message(name).with_position(offset);
@@ -37,11 +38,15 @@ pub(super) fn of_phase(name: &'static str, total: u64, offset: u64) -> ProgressB
         Ok(style) => bar.with_style(
             style
                 .progress_chars("=> ")
-                .with_key("rate", move |state: &ProgressState, out: &mut dyn Write| {
-                    let _ = write!(out, "{}/s", HumanCount(whole(rate(state, offset))));
+                .with_key("rate", {
+                    let time = time.clone();
+                    move |state: &ProgressState, out: &mut dyn Write| {
+                        let rate = rate(state, offset, time.seconds());
+                        let _ = write!(out, "{}/s", HumanCount(whole(rate)));
+                    }
                 })
                 .with_key("left", move |state: &ProgressState, out: &mut dyn Write| {
-                    if let Some(left) = left(state, offset) {
+                    if let Some(left) = left(state, offset, time.seconds()) {
                         let _ = write!(out, " {} left", short(left));
                     }
                 }),
@@ -50,16 +55,23 @@ pub(super) fn of_phase(name: &'static str, total: u64, offset: u64) -> ProgressB
     }
 }
 
-/// Rows a second since it began.
-fn rate(state: &ProgressState, offset: u64) -> f64 {
-    let seconds = state.elapsed().as_secs_f64().max(0.001);
-    state.pos().saturating_sub(offset) as f64 / seconds
+/// Ends the bar where it is, with a mark where that is its end.
+pub(super) fn finish(bar: &ProgressBar, name: &str) {
+    if bar.length().is_some_and(|total| bar.position() >= total) {
+        bar.set_message(format!("✓ {name}"));
+    }
+    bar.abandon();
+}
+
+/// Rows a second at work.
+fn rate(state: &ProgressState, offset: u64, seconds: f64) -> f64 {
+    state.pos().saturating_sub(offset) as f64 / seconds.max(0.001)
 }
 
 /// How long the rest takes at that rate.
-fn left(state: &ProgressState, offset: u64) -> Option<Duration> {
+fn left(state: &ProgressState, offset: u64, seconds: f64) -> Option<Duration> {
     let left = state.len()?.saturating_sub(state.pos()) as f64;
-    let rate = rate(state, offset);
+    let rate = rate(state, offset, seconds);
     if rate <= 0.0 && left > 0.0 {
         return None;
     }

@@ -7,6 +7,7 @@ mod overall;
 pub(crate) mod stopwatch;
 mod style;
 pub(crate) mod words;
+mod work_clock;
 
 use std::collections::HashSet;
 use std::io::IsTerminal;
@@ -21,6 +22,7 @@ use indicatif::{
 use self::log::{Level, LogFormat};
 use self::overall::Overall;
 use self::style::Style;
+use self::work_clock::{WorkClock, WorkTime};
 use crate::memory::numbers::whole;
 
 /// How often a line is printed where there is no terminal.
@@ -37,6 +39,7 @@ pub(crate) struct Display {
     said: Arc<Mutex<HashSet<String>>>,
     /// Why it does not go at full speed, if it does not.
     status: Arc<Mutex<Status>>,
+    clock: WorkClock,
 }
 
 /// What is shown below the bars, or behind each line.
@@ -44,6 +47,7 @@ pub(crate) struct Display {
 struct Status {
     words: Option<String>,
     bar: Option<ProgressBar>,
+    stands_still: bool,
 }
 
 impl Display {
@@ -66,13 +70,14 @@ impl Display {
             overall: None,
             said: Arc::default(),
             status: Arc::default(),
+            clock: WorkClock::default(),
         }
     }
 
     /// The same display for so many partitions, one after the other, with `total` rows of
     /// observations together.
     pub(crate) fn over_partitions(self, partitions: usize, total: u64) -> Self {
-        let overall = Overall::new(self.style, &self.bars, partitions, total);
+        let overall = Overall::new(self.style, &self.bars, &self.clock, partitions, total);
         Self {
             overall: Some(Arc::new(overall)),
             ..self
@@ -100,6 +105,17 @@ impl Display {
         }
     }
 
+    /// Prints one line about something that is done, on a terminal with a mark.
+    pub(crate) fn note_done(&self, text: impl std::fmt::Display) {
+        match self.style {
+            Style::Terminal => self.note(format_args!(
+                "{} {text}",
+                console::style("✓").for_stderr().green()
+            )),
+            Style::Lines | Style::Quiet => self.note(text),
+        }
+    }
+
     /// Prints one line, unless it was printed before.
     pub(crate) fn note_once(&self, text: String) {
         if self.is_new(&text) {
@@ -114,9 +130,16 @@ impl Display {
         }
     }
 
-    /// Shows why it does not go at full speed, until it does again.
-    pub(crate) fn set_status(&self, words: Option<String>) {
+    /// Shows why it does not go at full speed, until it does again; and leaves the time out of rates in
+    /// which it is made to stand still.
+    pub(crate) fn set_status(&self, words: Option<String>, stands_still: bool) {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        match (status.stands_still, stands_still) {
+            (false, true) => self.clock.stop(),
+            (true, false) => self.clock.go_on(),
+            (true, true) | (false, false) => {}
+        }
+        status.stands_still = stands_still;
         status.words = words;
         if self.style != Style::Terminal {
             return;
@@ -164,7 +187,7 @@ pub(crate) struct Phase {
     leads: Option<(u64, u64)>,
     position: AtomicU64,
     total: u64,
-    started: Instant,
+    time: WorkTime,
     /// Rows that were done before this process began.
     offset: u64,
     last_line: Mutex<LastLine>,
@@ -179,7 +202,9 @@ struct LastLine {
 impl Phase {
     /// Begins a phase of `total` rows, `offset` of which are done already.
     pub(crate) fn begin(display: &Display, name: &'static str, total: u64, offset: u64) -> Self {
-        let bar = display.bars.add(bar::of_phase(name, total, offset));
+        let time = display.clock.begin();
+        let bar = bar::of_phase(name, total, offset, time.clone());
+        let bar = display.bars.add(bar);
         if let Some(overall) = &display.overall {
             overall.add_phase(&bar);
         }
@@ -193,7 +218,7 @@ impl Phase {
             leads: None,
             position: AtomicU64::new(offset),
             total,
-            started: now,
+            time,
             offset,
             last_line: Mutex::new(LastLine {
                 at: now,
@@ -242,7 +267,7 @@ impl Phase {
     /// Ends the phase, where it is.
     pub(crate) fn finish(&self) {
         match self.style {
-            Style::Terminal => self.bar.abandon(),
+            Style::Terminal => bar::finish(&self.bar, self.name),
             Style::Lines => self.line(self.position.load(Ordering::Relaxed), Duration::ZERO),
             Style::Quiet => {}
         }
@@ -279,7 +304,7 @@ impl Phase {
     }
 
     fn print_line(&self, position: u64) {
-        let seconds = self.started.elapsed().as_secs_f64().max(0.001);
+        let seconds = self.time.seconds().max(0.001);
         let rate = position.saturating_sub(self.offset) as f64 / seconds;
         let percent = match self.total {
             0 => 100,

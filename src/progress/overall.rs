@@ -2,7 +2,7 @@
 //! in each line.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::{
     HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle,
@@ -11,6 +11,7 @@ use indicatif::{
 use super::bar;
 use super::style::Style;
 use super::words::short;
+use super::work_clock::{WorkClock, WorkTime};
 use crate::memory::numbers::whole;
 
 /// Progress over several partitions, of which one is worked on. In rows of what becomes events.
@@ -21,7 +22,7 @@ pub(super) struct Overall {
     bar: ProgressBar,
     partitions: usize,
     total: u64,
-    started: Instant,
+    time: WorkTime,
     now: Mutex<Now>,
 }
 
@@ -46,7 +47,13 @@ struct Now {
 
 impl Overall {
     /// Begins to show so many partitions with `total` rows together.
-    pub(super) fn new(style: Style, bars: &MultiProgress, partitions: usize, total: u64) -> Self {
+    pub(super) fn new(
+        style: Style,
+        bars: &MultiProgress,
+        clock: &WorkClock,
+        partitions: usize,
+        total: u64,
+    ) -> Self {
         // It is drawn once it stands among the others.
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         let bar = bar.with_message("all partitions");
@@ -64,7 +71,7 @@ impl Overall {
             bar: bars.add(bar),
             partitions,
             total,
-            started: Instant::now(),
+            time: clock.begin(),
             now: Mutex::default(),
         }
     }
@@ -152,7 +159,7 @@ impl Overall {
         if done_now < self.total / 100 || done_now == 0 || left == 0 {
             return None;
         }
-        let seconds = self.started.elapsed().as_secs_f64() * left as f64 / done_now as f64;
+        let seconds = self.time.seconds() * left as f64 / done_now as f64;
         Some(Duration::from_secs_f64(seconds.min(1e9)))
     }
 
@@ -203,7 +210,13 @@ mod tests {
     use super::*;
 
     fn overall() -> Overall {
-        Overall::new(Style::Lines, &MultiProgress::new(), 3, 1_000)
+        Overall::new(
+            Style::Lines,
+            &MultiProgress::new(),
+            &WorkClock::default(),
+            3,
+            1_000,
+        )
     }
 
     #[test]
@@ -241,7 +254,7 @@ mod tests {
         assert_eq!(left(), None);
         overall.advance_to(75, 100);
         std::thread::sleep(Duration::from_millis(2));
-        let pace = overall.started.elapsed() / 25;
+        let pace = Duration::from_secs_f64(overall.time.seconds()) / 25;
         let left = left().unwrap();
         assert!(left >= pace * 425, "{left:?} {pace:?}");
     }

@@ -93,6 +93,16 @@ impl PartitionDir {
         self.path.join("report.json")
     }
 
+    /// Where it is kept how the runs went over time.
+    pub(crate) fn history(&self) -> PathBuf {
+        self.path.join("history.json")
+    }
+
+    /// Where it is kept what a command said of the month: `verify` or `repair`.
+    pub(crate) fn finding(&self, command: &str) -> PathBuf {
+        self.path.join(format!("{command}.json"))
+    }
+
     /// Where the trace store is.
     pub(crate) fn trace_store(&self) -> PathBuf {
         self.path.join("traces")
@@ -263,8 +273,13 @@ impl StateDir {
         self.directory.report()
     }
 
-    /// Removes the checkpoint and the trace store, if they are there; the
-    /// checkpoint first, since it speaks of the store.
+    /// Where it is kept how the runs went over time.
+    pub(crate) fn history(&self) -> PathBuf {
+        self.directory.history()
+    }
+
+    /// Removes what is kept of a run, if it is there; the checkpoint first, since it speaks of the
+    /// store.
     ///
     /// # Errors
     /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
@@ -277,7 +292,23 @@ impl StateDir {
                 ),
                 error,
             )),
-            _ => self.remove_work_files(),
+            _ => {
+                self.forget_what_was_said();
+                self.remove_work_files()
+            }
+        }
+    }
+
+    /// Forgets how an earlier run went, and what was found in what it had written.
+    fn forget_what_was_said(&self) {
+        let files = [
+            self.directory.history(),
+            self.directory.finding("verify"),
+            self.directory.finding("repair"),
+        ];
+        for file in files {
+            // Most often it is not there. One that stays is older than what it would speak of.
+            let _ = std::fs::remove_file(file);
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::Write;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::files::advice_on_files;
 use super::output_file;
@@ -18,7 +18,8 @@ use crate::progress::words::{count, seconds, write_lines};
 pub(crate) const SUMMARY_WIDTH: usize = 28;
 
 /// Seconds by the clock.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Seconds {
     /// Loading traces.
     pub load: f64,
@@ -33,8 +34,9 @@ pub(crate) struct Seconds {
     pub total: f64,
 }
 
-/// What a run did.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+/// What a run did. Of an older version's, what it does not name is nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Report {
     /// The partition, `YYYYMM`.
     pub partition: String,
@@ -88,6 +90,8 @@ pub(crate) struct Report {
     pub traces_not_found: u64,
     /// Some of these, 100 at most.
     pub traces_not_found_listed: Vec<TraceId>,
+    /// What the process ended with, if not with success.
+    pub ended_with: Option<String>,
     /// Errors that ended work for good.
     pub errors: u64,
     /// Tries that were repeated after a passing error.
@@ -97,7 +101,7 @@ pub(crate) struct Report {
     /// Segments that are done.
     pub segments_done: u64,
     /// Seconds for which it went slower than it could, by reason.
-    pub throttled_seconds: BTreeMap<&'static str, f64>,
+    pub throttled_seconds: BTreeMap<String, f64>,
     /// Peak resident memory of the process, in bytes.
     pub peak_rss_bytes: u64,
     /// The trace store on disk, in bytes.
@@ -111,7 +115,7 @@ pub(crate) struct Report {
 }
 
 /// Which trace. What is not UTF-8 in it is replaced.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TraceId {
     /// `project_id`
     pub project_id: String,
@@ -130,14 +134,14 @@ impl TraceId {
     }
 }
 
-/// Makes sure that a report can be written to `path`, before there is one.
+/// Makes sure that a report can be written to `path`, which `flag` names, before there is one.
 ///
 /// # Errors
 /// [`Kind::Configuration`](crate::error::Kind) where it cannot.
-pub(crate) fn require_writable(path: &Path) -> Result<(), Error> {
+pub(crate) fn require_writable(path: &Path, flag: &str) -> Result<(), Error> {
     output_file::require_writable(path).map_err(|error| {
         Error::configuration(format!(
-            "the report {} cannot be written: {error}; name another file with --report",
+            "the report {} cannot be written: {error}; name another file with {flag}",
             path.display()
         ))
     })
@@ -159,6 +163,14 @@ fn write_json(summary: &impl Serialize, path: &Path) -> std::io::Result<()> {
 /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
 pub(crate) fn publish(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
     write_json(summary, path).map_err(|error| unwritable(path, &error))
+}
+
+/// Writes a page where it is wanted.
+///
+/// # Errors
+/// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
+pub(crate) fn publish_page(html: &str, path: &Path) -> Result<(), Error> {
+    output_file::write(path, html.as_bytes()).map_err(|error| unwritable(path, &error))
 }
 
 /// Keeps a summary in the state directory, whole or not at all, for its owner alone.
@@ -197,7 +209,7 @@ pub(crate) fn dry_run_in_words(dry_run: bool) -> String {
 }
 
 /// How long, and why.
-fn throttled_in_words(by_reason: &BTreeMap<&'static str, f64>) -> String {
+fn throttled_in_words(by_reason: &BTreeMap<String, f64>) -> String {
     if by_reason.is_empty() {
         return "none".to_owned();
     }

@@ -16,6 +16,8 @@ pub(crate) struct Telemetry(pub(super) Arc<Shared>);
 pub(super) struct Shared {
     /// By source.
     pub(super) rows: Mutex<BTreeMap<&'static str, Rows>>,
+    pub(super) trace_rows_loaded: AtomicU64,
+    pub(super) rows_enriched: AtomicU64,
     pub(super) segments_done: AtomicU64,
     pub(super) phases: Stopwatch<&'static str>,
     pub(super) retries: Mutex<BTreeMap<String, u64>>,
@@ -117,6 +119,35 @@ impl Telemetry {
         rows.processed += processed;
         rows.written += written;
         rows.without_trace += without_trace;
+    }
+
+    /// Counts rows of traces that were loaded, again where that had to be repeated.
+    pub(crate) fn loaded(&self, rows: u64) {
+        self.0.trace_rows_loaded.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Counts rows that were made into events, again where that had to be repeated.
+    pub(crate) fn enriched(&self, rows: u64) {
+        self.0.rows_enriched.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Rows of traces that were loaded so far.
+    pub(crate) fn trace_rows_loaded(&self) -> u64 {
+        self.0.trace_rows_loaded.load(Ordering::Relaxed)
+    }
+
+    /// Rows that were made into events so far.
+    pub(crate) fn rows_enriched(&self) -> u64 {
+        self.0.rows_enriched.load(Ordering::Relaxed)
+    }
+
+    /// The trace store of the month that is worked on, in bytes on disk.
+    pub(crate) fn store_bytes(&self) -> u64 {
+        let store = lock(&self.0.now)
+            .job
+            .as_ref()
+            .map(|job| Arc::clone(&job.store));
+        store.map_or(0, |store| store.disk_bytes())
     }
 
     /// Counts a segment that is done.

@@ -122,6 +122,16 @@ impl All {
                 |rows| rows.without_trace,
             ),
             Metric::counter(
+                "trace_rows_loaded",
+                "Rows of traces that were loaded, again where that was repeated.",
+            )
+            .value(self.telemetry.trace_rows_loaded() as f64),
+            Metric::counter(
+                "rows_enriched",
+                "Rows that were made into events, again where that was repeated.",
+            )
+            .value(self.telemetry.rows_enriched() as f64),
+            Metric::counter(
                 "sent_bytes",
                 "Bytes of events that were sent, uncompressed.",
             )

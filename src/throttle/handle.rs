@@ -279,6 +279,11 @@ impl Throttle {
         self.0.inserted_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Seconds that segments have waited for inserts, over all of them.
+    pub(crate) fn insert_seconds(&self) -> f64 {
+        self.0.insert_nanoseconds.load(Ordering::Relaxed) as f64 / 1e9
+    }
+
     /// Counts nanoseconds for which a segment has waited for its insert.
     pub(crate) fn has_waited(&self, nanoseconds: u64) {
         self.0

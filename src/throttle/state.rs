@@ -38,6 +38,11 @@ pub(crate) struct SpeedState {
 }
 
 impl SpeedState {
+    /// Whether it was made to stand still, by the operator or by its window.
+    pub(crate) fn stands_still(&self) -> bool {
+        self.is_paused || self.is_outside_window
+    }
+
     /// Why it does not go at full speed, if it does not: for the status line.
     pub(crate) fn why_slow(&self) -> Option<String> {
         let paused = self

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
@@ -199,10 +198,9 @@ impl Watch {
     }
 
     fn time_of_inserts(&mut self) -> Option<Reading> {
-        let shared = &self.throttle.0;
         let now = Sample {
             at: Instant::now(),
-            seconds: shared.insert_nanoseconds.load(Ordering::Relaxed) as f64 / 1e9,
+            seconds: self.throttle.insert_seconds(),
             bytes: self.throttle.sent_bytes(),
         };
         Some(Reading {

@@ -631,6 +631,7 @@ fn the_report_agrees_with_the_tables() {
             "traces_changed_after_writing",
             "rows_to_merge",
             "throttled_seconds",
+            "ended_with",
             "traces_remote",
             "traces_not_found",
             "traces_not_found_listed",

@@ -124,6 +124,41 @@ fn of(database: &Database, system: &str, table: &str, aggregate: &str, condition
 // -------------------------------------------------------------------------------------------------
 
 #[test]
+fn the_time_includes_finding_the_spans_of_dataset_runs() {
+    let database = month();
+    let outcome = plan(database).with_defaults().arg("--json").run();
+    outcome.assert_code(0);
+    let forecast: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let of_items =
+        "(project_id, trace) IN (SELECT project_id, trace_id FROM dataset_run_items_rmt FINAL)";
+    let traces = ask(
+        database,
+        &format!(
+            "SELECT uniqExact(project_id, trace) FROM (
+                SELECT project_id, trace_id AS trace FROM observations
+                WHERE toYYYYMM(start_time) = {SAMPLE_PARTITION} AND {of_items}
+                UNION ALL
+                SELECT project_id, id AS trace FROM traces
+                WHERE toYYYYMM(timestamp) = {SAMPLE_PARTITION} AND {of_items})"
+        ),
+    );
+    assert!(traces > 0);
+    let experiments = &forecast["sample"]["experiments"];
+    assert_eq!(number(&experiments["traces"]), traces);
+    assert_eq!(number(&experiments["found"]["rows"]), traces);
+    let step = step(&forecast, "find dataset runs");
+    assert!(seconds(&step["seconds"]) > 0.0);
+    let basis = step["basis"].as_str().unwrap();
+    assert!(basis.starts_with("measured"), "{basis}");
+    // Where a run does not look for them, it takes no time.
+    let without = plan(database).arg("--json").run();
+    let forecast: Value = serde_json::from_str(&without.stdout).unwrap();
+    assert_eq!(forecast["sample"]["experiments"], Value::Null);
+    let steps = forecast["time"]["steps"].as_array().unwrap();
+    assert!(steps.iter().all(|step| step["name"] != "find dataset runs"));
+}
+
+#[test]
 fn a_plan_writes_nothing_and_needs_only_the_right_to_read() {
     let database = month();
     let tool = plan(database)

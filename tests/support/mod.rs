@@ -21,6 +21,7 @@
 // Each test binary uses some of it.
 #![allow(dead_code, unused_imports)]
 
+pub mod browser;
 pub mod differential;
 pub mod live;
 pub mod mutate;

@@ -202,7 +202,15 @@ impl Tool {
 
     /// Flags that turn off what most tests are not about.
     fn turned_off(&self) -> Vec<&'static str> {
-        let shows_something = ["status", "help", "--help", "-h", "--version", "-V"];
+        let shows_something = [
+            "status",
+            "report",
+            "help",
+            "--help",
+            "-h",
+            "--version",
+            "-V",
+        ];
         let says = |words: &[&str]| {
             let mut arguments = self.arguments.iter();
             arguments.any(|argument| words.iter().any(|word| argument == word))

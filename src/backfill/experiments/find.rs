@@ -19,9 +19,12 @@ use super::pointers::Pointers;
 use super::traces::{Trace, condition, key_of};
 use super::tree::Spans;
 use crate::backfill::error::WorkError;
+use crate::cli::options::Options;
 use crate::clickhouse::{
     Connection, ON_DISK_FROM_BYTES, Statement, TABLE_TIMEOUT, TableInfo, quoting,
 };
+use crate::error::Error;
+use crate::inspect::Inspected;
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, FixedCursor, StringCursor};
@@ -31,7 +34,7 @@ use crate::trace_store::{ExperimentWriter, TraceStore};
 /// Traces that are worked on at a time: the ids of the partition, all items of their projects and
 /// the ids of all observations are read for each lot. The ids make a statement of 3 MiB, and what
 /// is kept of the items takes about 20 MiB.
-const TRACES_AT_ONCE: usize = 40_000;
+pub(crate) const TRACES_AT_ONCE: usize = 40_000;
 
 /// Where to read from.
 pub(crate) struct ExperimentSource<'a> {
@@ -57,13 +60,81 @@ pub(crate) struct ExperimentSource<'a> {
     pub shutdown: &'a Shutdown,
 }
 
-impl ExperimentSource<'_> {
+impl<'a> ExperimentSource<'a> {
+    /// For a month that is inspected, without a look at live spans, and with buffers of its own.
+    ///
+    /// # Errors
+    /// [`Kind::Failed`](crate::error::Kind) where the table of items was not looked at.
+    pub(crate) fn new(
+        inspected: &'a Inspected,
+        options: &Options,
+        connection: &'a Connection,
+        shutdown: &'a Shutdown,
+    ) -> Result<Self, Error> {
+        let items = inspected
+            .dataset_items
+            .as_ref()
+            .ok_or_else(|| Error::failed("the table of dataset run items was not looked at"))?;
+        let sources = options.subject.sources().into_iter();
+        let budget = options.budget;
+        Ok(Self {
+            connection,
+            items,
+            sources: sources
+                .map(|source| match source {
+                    Source::Observations => (source, &inspected.observations),
+                    Source::Traces => (source, &inspected.traces),
+                })
+                .collect(),
+            observations: &inspected.observations,
+            live_target: None,
+            partition_id: &inspected.observation_partition.partition_id,
+            max_block_bytes: budget.load_block_bytes,
+            preferred_block_bytes: budget.preferred_block_bytes,
+            pool: budget.pool(),
+            shutdown,
+        })
+    }
+
+    /// How many traces have an item and a row in the partition.
+    ///
+    /// # Errors
+    /// [`WorkError::Request`]
+    pub(crate) async fn count_traces(&self) -> Result<u64, WorkError> {
+        let query = format!(
+            "SELECT uniq(project_id, trace_id) FROM ({})",
+            self.ids_with_items(None)
+        );
+        let rows = self.connection.rows_within(&query, TABLE_TIMEOUT);
+        let counts: Vec<u64> = tokio::select! {
+            counts = rows => counts?,
+            _ = self.shutdown.requested() => return Err(WorkError::Interrupted),
+        };
+        Ok(counts.first().copied().unwrap_or(0))
+    }
+
     /// Some traces that have an item and a row in the partition, in the order of their ids, from
     /// the one after `last` on. Without any, there are no more.
     ///
     /// # Errors
     /// [`WorkError::Request`]
     pub(crate) async fn traces(&self, last: Option<&Trace>) -> Result<Vec<Trace>, WorkError> {
+        let query = format!(
+            "SELECT project_id, trace_id FROM ({}) GROUP BY project_id, trace_id \
+             ORDER BY project_id, trace_id LIMIT {TRACES_AT_ONCE} \
+             SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
+            self.ids_with_items(last)
+        );
+        let rows = self.connection.rows_within(&query, TABLE_TIMEOUT);
+        tokio::select! {
+            rows = rows => Ok(rows?),
+            _ = self.shutdown.requested() => Err(WorkError::Interrupted),
+        }
+    }
+
+    /// The project and trace of each row in the partition whose trace has an item, from the one after
+    /// `last` on.
+    fn ids_with_items(&self, last: Option<&Trace>) -> String {
         let of_source = self.sources.iter().map(|(source, table)| {
             let project = format!("{}.project_id", source.alias());
             let trace = format!("{}.{}", source.alias(), source.trace_column());
@@ -86,17 +157,7 @@ impl ExperimentSource<'_> {
             )
         });
         let of_sources: Vec<String> = of_source.collect();
-        let query = format!(
-            "SELECT project_id, trace_id FROM ({}) GROUP BY project_id, trace_id \
-             ORDER BY project_id, trace_id LIMIT {TRACES_AT_ONCE} \
-             SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
-            of_sources.join(" UNION ALL ")
-        );
-        let rows = self.connection.rows_within(&query, TABLE_TIMEOUT);
-        tokio::select! {
-            rows = rows => Ok(rows?),
-            _ = self.shutdown.requested() => Err(WorkError::Interrupted),
-        }
+        of_sources.join(" UNION ALL ")
     }
 
     /// Finds the items of some traces and the spans that belong to each, and puts them into the

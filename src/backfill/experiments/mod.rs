@@ -16,7 +16,6 @@ use super::journal::Journal;
 use super::load::versions;
 use crate::backfill::work_attempts::WorkAttempts;
 use crate::error::Error;
-use crate::mapping::Source;
 use crate::state::counts::ExperimentCounts;
 use crate::trace_store::TraceStore;
 
@@ -66,29 +65,16 @@ pub(super) async fn find_experiments(
 }
 
 fn source(context: &Context, has_live_rows: bool) -> Result<ExperimentSource<'_>, Error> {
-    let inspected = &context.inspected;
-    let items = inspected
-        .dataset_items
-        .as_ref()
-        .ok_or_else(|| Error::failed("the table of dataset run items was not looked at"))?;
-    let sources = context.options.subject.sources().into_iter();
-    let budget = context.options.budget;
+    let source = ExperimentSource::new(
+        &context.inspected,
+        &context.options,
+        &context.connection,
+        &context.shutdown,
+    )?;
     Ok(ExperimentSource {
-        connection: &context.connection,
-        items,
-        sources: sources
-            .map(|source| match source {
-                Source::Observations => (source, &inspected.observations),
-                Source::Traces => (source, &inspected.traces),
-            })
-            .collect(),
-        observations: &inspected.observations,
-        live_target: has_live_rows.then_some(&inspected.target),
-        partition_id: &inspected.observation_partition.partition_id,
-        max_block_bytes: budget.load_block_bytes,
-        preferred_block_bytes: budget.preferred_block_bytes,
+        live_target: has_live_rows.then_some(&context.inspected.target),
         pool: context.pool.clone(),
-        shutdown: &context.shutdown,
+        ..source
     })
 }
 

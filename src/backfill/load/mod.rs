@@ -98,6 +98,7 @@ async fn load_days(
         let on_rows = |rows| {
             shown.fetch_add(rows, Ordering::Relaxed);
             phase.advance(rows);
+            context.telemetry.loaded(rows);
         };
         let load = source.load_days(
             store,

@@ -215,6 +215,7 @@ impl Sender {
         self.counts.observations += rows;
         self.counts.without_trace += block.without_trace as u64;
         self.counts.in_experiments += block.in_experiments as u64;
+        self.destination.telemetry.enriched(rows);
         if self.destination.dry_run {
             return Ok(());
         }

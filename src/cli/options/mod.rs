@@ -172,6 +172,8 @@ pub struct Options {
     pub allow_duplicates: bool,
     /// Where to write the summary as JSON.
     pub report: Option<PathBuf>,
+    /// Where to write the page about the run.
+    pub html: Option<PathBuf>,
     /// Print nothing but errors.
     pub quiet: bool,
     /// End where there would be a warning about the tables.
@@ -241,8 +243,10 @@ impl Options {
         }
         let block_rows = settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)?;
         let state_dir = environment.state_dir(arguments.state_dir);
-        if let Some(report) = &subject.report {
-            require_outside(report, &state_dir)?;
+        for (flag, file) in [("--report", &subject.report), ("--html", &arguments.html)] {
+            if let Some(file) = file {
+                require_outside(flag, file, &state_dir)?;
+            }
         }
         Ok(Self {
             partition,
@@ -283,6 +287,7 @@ impl Options {
             experiments_so_far: None,
             allow_duplicates: arguments.allow_duplicates,
             report: subject.report,
+            html: arguments.html,
             quiet: subject.quiet,
             strict: subject.strict,
             intent: match dry_run {
@@ -304,7 +309,10 @@ impl Options {
 }
 
 /// Refuses a report that would take the place of a month's state, or of the directory of all of it.
-fn require_outside(report: &Path, state_dir: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind) with the flag that names it.
+pub(crate) fn require_outside(flag: &str, report: &Path, state_dir: &Path) -> Result<(), Error> {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let state_dir = absolute(state_dir);
     let report_path = absolute(report);
@@ -318,7 +326,7 @@ fn require_outside(report: &Path, state_dir: &Path) -> Result<(), Error> {
     {
         Some(false) => Ok(()),
         Some(true) | None => Err(Error::configuration(format!(
-            "--report names {}, where the state of a run is: name a file outside of the state \
+            "{flag} names {}, where the state of a run is: name a file outside of the state \
              directory {}",
             report.display(),
             state_dir.display()

@@ -1,0 +1,118 @@
+//! Measures, while it works, what the charts of a report show.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::context::Context;
+use super::run_report::by_name;
+use crate::memory::resident_bytes;
+use crate::partition::seconds_since_1970;
+use crate::state::history::{History, Point};
+use crate::state::report;
+use crate::telemetry::Telemetry;
+use crate::throttle::{Throttle, ThrottledSeconds, since};
+
+/// How often it is written down: a process that is killed loses no more than that.
+const KEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// Measures until it is told to end.
+pub(super) struct Recorder {
+    end: oneshot::Sender<()>,
+    task: JoinHandle<History>,
+}
+
+impl Recorder {
+    /// Measures from now on, and adds to what processes before this one have measured.
+    pub(super) fn begin(context: &Context) -> Self {
+        let file = (!context.options.dry_run).then(|| context.state.history());
+        let mut history = match context.resumed {
+            true => History::read(&context.state.history()),
+            false => History::default(),
+        };
+        history.begin(seconds_since_1970());
+        let meter = Meter::new(context);
+        let (end, ended) = oneshot::channel();
+        let task = tokio::spawn(record(meter, history, file, ended));
+        Self { end, task }
+    }
+
+    /// What was measured, to the end.
+    pub(super) async fn end(self) -> History {
+        // It does not end before it is told to, unless something has gone wrong with it.
+        let _ = self.end.send(());
+        self.task.await.unwrap_or_default()
+    }
+}
+
+/// What is measured, since this process began to work on the month.
+struct Meter {
+    began: Instant,
+    telemetry: Telemetry,
+    throttle: Throttle,
+    trace_rows: u64,
+    rows: u64,
+    insert_seconds: f64,
+    throttled: ThrottledSeconds,
+}
+
+impl Meter {
+    fn new(context: &Context) -> Self {
+        let (telemetry, throttle) = (context.telemetry.clone(), context.throttle.clone());
+        Self {
+            began: Instant::now(),
+            trace_rows: telemetry.trace_rows_loaded(),
+            rows: telemetry.rows_enriched(),
+            insert_seconds: throttle.insert_seconds(),
+            throttled: throttle.seconds(),
+            telemetry,
+            throttle,
+        }
+    }
+
+    fn measure(&self) -> Point {
+        Point {
+            seconds: self.began.elapsed().as_secs_f64(),
+            trace_rows: self.telemetry.trace_rows_loaded() - self.trace_rows,
+            rows: self.telemetry.rows_enriched() - self.rows,
+            insert_seconds: self.throttle.insert_seconds() - self.insert_seconds,
+            throttled_seconds: by_name(since(&self.throttle.seconds(), &self.throttled)),
+            resident_bytes: resident_bytes().unwrap_or(0),
+            store_bytes: self.telemetry.store_bytes(),
+        }
+    }
+}
+
+async fn record(
+    meter: Meter,
+    mut history: History,
+    file: Option<PathBuf>,
+    mut ended: oneshot::Receiver<()>,
+) -> History {
+    let mut kept = Instant::now();
+    loop {
+        let pause = Duration::from_secs_f64(history.interval());
+        let is_over = tokio::select! {
+            () = tokio::time::sleep(pause) => false,
+            _ = &mut ended => true,
+        };
+        history.add(meter.measure());
+        if is_over || kept.elapsed() >= KEEP_EVERY {
+            kept = Instant::now();
+            keep(&history, file.as_deref());
+        }
+        if is_over {
+            return history;
+        }
+    }
+}
+
+/// Writes it down. Where that cannot be, the charts begin later: the work itself says what is wrong
+/// with the disk.
+fn keep(history: &History, file: Option<&Path>) {
+    if let Some(file) = file {
+        let _ = tokio::task::block_in_place(|| report::keep(history, file));
+    }
+}

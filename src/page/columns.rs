@@ -1,0 +1,191 @@
+//! A history as columns of a chart: what happened between two moments of the time at work.
+
+use std::collections::BTreeMap;
+
+use crate::state::history::{History, Point};
+
+/// What happened in a while.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Column {
+    /// When it began, in seconds of the time at work, all processes one after the other.
+    pub from: f64,
+    /// When it ended.
+    pub to: f64,
+    /// Rows of traces that were loaded.
+    pub trace_rows: u64,
+    /// Rows that became events.
+    pub rows: u64,
+    /// Seconds that segments waited for inserts.
+    pub insert_seconds: f64,
+    /// Seconds for which it went slower, by reason.
+    pub throttled: BTreeMap<String, f64>,
+    /// Most resident memory, in bytes.
+    pub resident_bytes: u64,
+    /// The trace store at the end, in bytes.
+    pub store_bytes: u64,
+}
+
+impl Column {
+    /// Between two measurements of one process that began at `offset`.
+    fn between(before: &Point, after: &Point, offset: f64) -> Self {
+        let throttled = after.throttled_seconds.iter().map(|(reason, seconds)| {
+            let earlier = before.throttled_seconds.get(reason).unwrap_or(&0.0);
+            (reason.clone(), (seconds - earlier).max(0.0))
+        });
+        Self {
+            from: offset + before.seconds,
+            to: offset + after.seconds,
+            trace_rows: after.trace_rows.saturating_sub(before.trace_rows),
+            rows: after.rows.saturating_sub(before.rows),
+            insert_seconds: (after.insert_seconds - before.insert_seconds).max(0.0),
+            throttled: throttled.filter(|(_, seconds)| *seconds > 0.0).collect(),
+            resident_bytes: after.resident_bytes,
+            store_bytes: after.store_bytes,
+        }
+    }
+
+    /// How long it is, in seconds.
+    pub(super) fn seconds(&self) -> f64 {
+        self.to - self.from
+    }
+
+    /// Both together, where the other one follows.
+    fn joined(mut self, next: &Self) -> Self {
+        self.to = next.to;
+        self.trace_rows += next.trace_rows;
+        self.rows += next.rows;
+        self.insert_seconds += next.insert_seconds;
+        for (reason, seconds) in &next.throttled {
+            *self.throttled.entry(reason.clone()).or_default() += seconds;
+        }
+        self.resident_bytes = self.resident_bytes.max(next.resident_bytes);
+        self.store_bytes = next.store_bytes;
+        self
+    }
+}
+
+/// What a history has in it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Columns {
+    /// In the order of time.
+    pub columns: Vec<Column>,
+    /// Where a process other than the first began, in seconds of the time at work, and when that was, in
+    /// seconds since 1970.
+    pub resumed: Vec<(f64, u64)>,
+}
+
+impl Columns {
+    /// Of all that was measured.
+    pub(super) fn of(history: &History) -> Self {
+        let mut all = Self::default();
+        let mut offset = 0.0;
+        for stretch in &history.stretches {
+            if offset > 0.0 {
+                all.resumed.push((offset, stretch.began_at));
+            }
+            let pairs = stretch.points.windows(2);
+            let columns = pairs.map(|pair| Column::between(&pair[0], &pair[1], offset));
+            all.columns.extend(columns);
+            offset += stretch.points.last().map_or(0.0, |point| point.seconds);
+        }
+        all
+    }
+
+    /// Seconds at work.
+    pub(super) fn seconds(&self) -> f64 {
+        self.columns.last().map_or(0.0, |column| column.to)
+    }
+
+    /// The same in so many columns at most, of about the same time each.
+    pub(super) fn at_most(&self, columns: usize) -> Self {
+        let width = self.seconds() / columns as f64;
+        let mut wide: Vec<Column> = Vec::new();
+        for column in &self.columns {
+            match wide.last_mut() {
+                // Measurements come a little late, so that a column may reach a little further.
+                Some(last) if last.seconds() + column.seconds() <= width * 1.01 => {
+                    *last = std::mem::take(last).joined(column);
+                }
+                _ => wide.push(column.clone()),
+            }
+        }
+        // Columns of very different lengths leave more of them than that.
+        while wide.len() > columns {
+            let pairs = wide.chunks(2);
+            wide = pairs
+                .map(|pair| match pair {
+                    [first, second] => first.clone().joined(second),
+                    _ => pair[0].clone(),
+                })
+                .collect();
+        }
+        Self {
+            columns: wide,
+            resumed: self.resumed.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn point(seconds: f64, rows: u64, parts: f64) -> Point {
+        Point {
+            seconds,
+            rows,
+            throttled_seconds: BTreeMap::from([("parts".to_owned(), parts)]),
+            ..Point::default()
+        }
+    }
+
+    fn history(stretches: Vec<Vec<Point>>) -> History {
+        let mut history = History::default();
+        for (index, points) in stretches.into_iter().enumerate() {
+            history.begin(1_000 + index as u64);
+            for point in points {
+                history.add(point);
+            }
+        }
+        history
+    }
+
+    #[test]
+    fn processes_follow_each_other_without_the_time_between_them() {
+        let history = history(vec![
+            vec![point(2.0, 10, 0.0), point(4.0, 30, 1.0)],
+            vec![point(5.0, 7, 0.0)],
+        ]);
+        let columns = Columns::of(&history);
+        assert_eq!(columns.seconds(), 9.0);
+        assert_eq!(columns.resumed, [(4.0, 1_001)]);
+        let rows: Vec<_> = columns.columns.iter().map(|column| column.rows).collect();
+        assert_eq!(rows, [10, 20, 7]);
+        assert_eq!(columns.columns[1].throttled["parts"], 1.0);
+        assert!(columns.columns[2].throttled.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn fewer_columns_hold_as_much(
+            pauses in prop::collection::vec((0.1_f64..100.0, 0_u64..1_000_000), 1..300),
+            most in 1_usize..200,
+        ) {
+            let (mut seconds, mut rows) = (0.0, 0);
+            let points = pauses.iter().map(|(pause, more)| {
+                seconds += pause;
+                rows += more;
+                point(seconds, rows, 0.0)
+            });
+            let all = Columns::of(&history(vec![points.collect()]));
+            let few = all.at_most(most);
+            prop_assert!(few.columns.len() <= most);
+            prop_assert_eq!(few.seconds(), all.seconds());
+            prop_assert_eq!(few.columns.iter().map(|column| column.rows).sum::<u64>(), rows);
+            for pair in few.columns.windows(2) {
+                prop_assert_eq!(pair[0].to, pair[1].from);
+            }
+        }
+    }
+}

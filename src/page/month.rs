@@ -1,0 +1,168 @@
+//! What the page says of one month.
+
+use super::chart::{Chart, of_clock};
+use super::charts::{Figures, charts, figures};
+use super::columns::Columns;
+use super::fact::Tone;
+use crate::memory::numbers::whole;
+use crate::progress::words::{about, count};
+use crate::state::finding::Finding;
+use crate::state::history::History;
+use crate::state::report::Report;
+
+/// A month, as the page shows it.
+#[derive(Debug)]
+pub(crate) struct Month {
+    /// `YYYYMM`
+    pub partition: String,
+    /// How its run is, in a word or two.
+    pub state: String,
+    /// How good that is.
+    pub tone: Tone,
+    /// `database.table` that was written to, where it is known.
+    pub target: Option<String>,
+    /// Traces in the store.
+    pub traces: u64,
+    /// Observations that are done.
+    pub observations: u64,
+    /// Events of observations that the server has acknowledged.
+    pub events_of_observations: u64,
+    /// Root spans, likewise.
+    pub root_spans: u64,
+    /// Observations whose trace was not found.
+    pub without_trace: u64,
+    /// Segments that are done, and all.
+    pub segments: (u64, u64),
+    /// What is left to do, in sentences.
+    pub left_to_do: Vec<String>,
+    /// Sentences of the run itself about how it ended.
+    pub summary: Option<Report>,
+    /// What commands said of it, the oldest first.
+    pub findings: Vec<Finding>,
+    /// When its events were last written, in seconds since 1970: what was found before says nothing of
+    /// them.
+    pub written_at: u64,
+    columns: Columns,
+    /// Processes of which nothing is shown any more.
+    pub dropped: u64,
+}
+
+impl Month {
+    /// A month of which nothing is known but how it went over time.
+    pub(crate) fn new(partition: String, state: String, tone: Tone, history: &History) -> Self {
+        Self {
+            partition,
+            state,
+            tone,
+            target: None,
+            traces: 0,
+            observations: 0,
+            events_of_observations: 0,
+            root_spans: 0,
+            without_trace: 0,
+            segments: (0, 0),
+            left_to_do: Vec::new(),
+            summary: None,
+            findings: Vec::new(),
+            written_at: 0,
+            columns: Columns::of(history),
+            dropped: history.dropped,
+        }
+    }
+
+    /// Takes the numbers of a report.
+    pub(crate) fn with_report(mut self, report: Report) -> Self {
+        self.traces = report.traces_loaded;
+        self.observations = report.observations_processed;
+        self.events_of_observations = report.events_inserted;
+        self.root_spans = report.root_spans_inserted.unwrap_or(0);
+        self.without_trace = report.observations_without_trace;
+        self.segments = (report.segments_done, report.segments_total);
+        self.target = Some(report.target_table.clone());
+        self.summary = Some(report);
+        self
+    }
+
+    /// Whether all of it is done.
+    pub(super) fn is_done(&self) -> bool {
+        self.tone == Tone::Good
+    }
+
+    /// Events that the server has acknowledged.
+    pub(super) fn events(&self) -> u64 {
+        self.events_of_observations + self.root_spans
+    }
+
+    /// What the last verify ended with, if there was one after all that wrote.
+    pub(crate) fn verified(&self) -> Option<Result<(), &str>> {
+        let last = self.findings.last()?;
+        let is_valid = last.command == "verify" && last.said_at >= self.written_at;
+        is_valid.then(|| last.error.as_deref().map_or(Ok(()), Err))
+    }
+
+    /// The same in a few words.
+    fn verified_in_words(&self) -> &'static str {
+        match (self.verified(), self.findings.is_empty()) {
+            (Some(Ok(())), _) => "equal",
+            (Some(Err(_)), _) => "not equal",
+            (None, false) => "not since it was written",
+            (None, true) => "not yet",
+        }
+    }
+
+    pub(super) fn seconds_at_work(&self) -> f64 {
+        self.columns.seconds()
+    }
+
+    pub(super) fn peak_bytes(&self) -> u64 {
+        let measured = self.columns.columns.iter();
+        let measured = measured.map(|column| column.resident_bytes).max();
+        let reported = self.summary.as_ref().map(|report| report.peak_rss_bytes);
+        measured.max(reported).unwrap_or(0)
+    }
+
+    /// Rows that were made into events while it was measured.
+    pub(super) fn rows_at_work(&self) -> u64 {
+        self.columns.columns.iter().map(|column| column.rows).sum()
+    }
+
+    /// Seconds in which there were any.
+    pub(super) fn seconds_of_writing(&self) -> f64 {
+        let columns = self.columns.columns.iter();
+        columns
+            .filter(|column| column.rows > 0)
+            .map(super::columns::Column::seconds)
+            .sum()
+    }
+
+    /// Its line in the table of months, from the state on.
+    pub(super) fn cells(&self) -> [String; 8] {
+        let seconds = self.seconds_of_writing();
+        [
+            count(self.traces),
+            count(self.observations),
+            count(self.events()),
+            count(self.without_trace),
+            format!("{} of {}", count(self.segments.0), count(self.segments.1)),
+            about(self.seconds_at_work()),
+            match seconds > 0.0 {
+                true => format!("{}/s", count(whole(self.rows_at_work() as f64 / seconds))),
+                false => "–".to_owned(),
+            },
+            self.verified_in_words().to_owned(),
+        ]
+    }
+
+    pub(super) fn charts(&self) -> Vec<Chart> {
+        charts(&self.columns)
+    }
+
+    pub(super) fn figures(&self) -> Vec<Figures> {
+        figures(&self.columns)
+    }
+}
+
+/// When a command said something.
+pub(super) fn said_at(finding: &Finding) -> String {
+    of_clock(finding.said_at)
+}

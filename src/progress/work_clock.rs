@@ -1,0 +1,76 @@
+//! Time at work: a clock that stands still while the operator, or a window, has the run stand still. Rates and
+//! the time that is left are told by it, or they would be wrong after a pause.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::stopwatch::Stopwatch;
+
+/// The clock. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct WorkClock(Arc<Stopwatch<()>>);
+
+impl WorkClock {
+    /// Stands still from now on.
+    pub(super) fn stop(&self) {
+        self.0.begin(());
+    }
+
+    /// Goes on after that.
+    pub(super) fn go_on(&self) {
+        self.0.end(());
+    }
+
+    fn stood_still(&self) -> f64 {
+        self.0.seconds().get(&()).copied().unwrap_or(0.0)
+    }
+
+    /// What tells the time at work from now on.
+    pub(super) fn begin(&self) -> WorkTime {
+        WorkTime {
+            started: Instant::now(),
+            stood_still_before: self.stood_still(),
+            clock: self.clone(),
+        }
+    }
+}
+
+/// Time at work since a moment.
+#[derive(Debug, Clone)]
+pub(super) struct WorkTime {
+    started: Instant,
+    stood_still_before: f64,
+    clock: WorkClock,
+}
+
+impl WorkTime {
+    /// Seconds at work so far.
+    pub(super) fn seconds(&self) -> f64 {
+        let stood_still = self.clock.stood_still() - self.stood_still_before;
+        (self.started.elapsed().as_secs_f64() - stood_still).max(0.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn time_in_which_nothing_may_be_begun_does_not_count() {
+        let clock = WorkClock::default();
+        clock.stop();
+        std::thread::sleep(Duration::from_millis(20));
+        let time = clock.begin();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(time.seconds() < 0.01, "{}", time.seconds());
+        clock.go_on();
+        std::thread::sleep(Duration::from_millis(30));
+        let at_work = time.seconds();
+        assert!(at_work >= 0.03, "{at_work}");
+        clock.stop();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(time.seconds() < at_work + 0.015, "{}", time.seconds());
+    }
+}
