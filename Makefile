@@ -2,7 +2,7 @@
 # profile would build it once more.
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites prerequisites-of-tests build demo test lint bench bench-large bench-parts clean
+.PHONY: help prerequisites prerequisites-of-tests build demo test lint bench bench-large bench-parts dist test-dist clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 
@@ -59,6 +59,14 @@ bench-large: bench ## measure with 100M traces in 1 GiB; needs root, much time a
 bench-parts: prerequisites ## measure the hot parts alone, without a server
 	@$(announce_rocksdb)
 	$(cargo) bench --locked --bench hot_parts
+
+dist: prerequisites ## make what a release consists of in target/dist, and check it: tar.gz, deb, wheel, SBOM
+	@echo "RocksDB is compiled for an old glibc too, which takes 12 minutes or more on two cores, once."
+	@$(patsubst cargo,scripts/dist.sh,$(cargo))
+	@$(MAKE) --no-print-directory test-dist
+
+test-dist: ## check what is in target/dist: install it, run it, remove it
+	@$(clickhouse_library) scripts/check-dist.sh
 
 clean: ## remove what was built, RocksDB included
 	$(cargo) clean

@@ -5,6 +5,8 @@
 #
 # `make demo` builds what this needs and then runs it. DEMO_OBSERVATIONS sets the size of a month;
 # DEMO_REPORT names a file for the report, to be opened in a browser.
+# DEMO_PROGRAM and DEMO_SERVER name another events-backfill and another embedded_clickhouse than those built
+# here.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -17,8 +19,10 @@ say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
 [[ -t 1 ]] || say() { printf '\n==> %s\n' "$*"; }
 fail() { printf '%s\n' "$*" >&2; exit 1; }
 
-for program in events-backfill examples/embedded_clickhouse; do
-    [[ -x $programs/$program ]] || fail "$programs/$program is not built. Run 'make demo'."
+program=${DEMO_PROGRAM:-$programs/events-backfill}
+embedded=${DEMO_SERVER:-$programs/examples/embedded_clickhouse}
+for file in "$program" "$embedded"; do
+    [[ -x $file ]] || fail "$file is not built. Run 'make demo'."
 done
 [[ $observations =~ ^[1-9][0-9]*$ ]] || fail "DEMO_OBSERVATIONS must be a number, not '$observations'."
 
@@ -51,7 +55,7 @@ url=http://127.0.0.1:$port
 # The server ends when the other end of the pipe is closed, so it cannot outlive this script even if
 # the script is killed.
 mkfifo "$workplace/lifeline"
-CLICKHOUSE_LIBRARY=$library "$programs/examples/embedded_clickhouse" \
+CLICKHOUSE_LIBRARY=$library "$embedded" \
     --path "$workplace/clickhouse" --http-port "$port" --exit-with-stdin \
     <"$workplace/lifeline" >"$workplace/server.log" 2>&1 &
 server=$!
@@ -97,7 +101,7 @@ backfill() {
     (
         cd "$workplace"
         CLICKHOUSE_URL=$url CLICKHOUSE_DB=$database CLICKHOUSE_USER=default CLICKHOUSE_PASSWORD='' \
-            STATE_DIR=$workplace/state "$programs/events-backfill" "$@"
+            STATE_DIR=$workplace/state "$program" "$@"
     )
 }
 

@@ -30,6 +30,7 @@ missing_things() {
     if [[ -n $for_tests ]]; then
         have_browser || echo browser
         have "${CHROMEDRIVER:-chromedriver}" || echo chromedriver
+        have mandoc || echo mandoc
     fi
 }
 
@@ -106,6 +107,7 @@ names_of() {
             browser) names+=("Chromium (for the tests, unless CHROMIUM names a browser)") ;;
             chromedriver) names+=("chromedriver (likewise, unless CHROMEDRIVER names it)") ;;
             npm) names+=("npm (to fetch ClickHouse, unless CLICKHOUSE_BINARY is set)") ;;
+            mandoc) names+=("mandoc (to check the man pages)") ;;
             *) names+=("$thing") ;;
         esac
     done
@@ -144,8 +146,8 @@ fi
 say "Missing: $(names_of "$@")."
 if ! have apt-get; then
     say "Install these with the package manager of this system, then run this again."
-    say "(Fedora calls the packages gcc-c++, make, clang-devel, curl and npm; Alpine g++, make, clang-dev," \
-        "curl and npm; on macOS 'xcode-select --install' and 'brew install node' bring them.)"
+    say "(Fedora calls the packages gcc-c++, make, clang-devel, curl, mandoc and npm; Alpine g++, make, clang-dev," \
+        "curl, mandoc and npm; on macOS 'xcode-select --install' and 'brew install node' bring them.)"
     exit 1
 fi
 # shellcheck disable=SC2046 # the packages are words

@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// password comes from CLICKHOUSE_PASSWORD, or from the file named by
 /// CLICKHOUSE_PASSWORD_FILE.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100, before_help = EXAMPLES, after_help = SETTINGS)]
+#[command(version = env!("EVENTS_BACKFILL_VERSION"), max_term_width = 100, before_help = EXAMPLES, after_help = SETTINGS)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
     /// What to do, if not a run.
@@ -52,6 +52,9 @@ pub enum Command {
     Continue(StateDirArguments),
     /// Have them go faster or slower
     Set(SetArguments),
+    /// Write the completions of bash, zsh and fish, and the man pages
+    #[command(hide = true)]
+    Generate(GenerateArguments),
 }
 
 impl Command {
@@ -63,7 +66,9 @@ impl Command {
             | Command::Pause(_)
             | Command::Continue(_)
             | Command::Set(_) => true,
-            Command::Verify(_) | Command::Repair(_) | Command::Plan(_) => false,
+            Command::Verify(_) | Command::Repair(_) | Command::Plan(_) | Command::Generate(_) => {
+                false
+            }
         }
     }
 }
@@ -181,6 +186,14 @@ pub struct ReportArguments {
     /// Write the page to this file, as HTML
     #[arg(long, value_name = "FILE", required = true)]
     pub html: PathBuf,
+}
+
+/// Where completions and man pages go.
+#[derive(Debug, Args)]
+pub struct GenerateArguments {
+    /// Directory that is laid out as /usr/local/share or ~/.local/share
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
 }
 
 /// What it is about: the same for a run, its plan and its proof.

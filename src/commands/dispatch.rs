@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use super::each_partition::Looked;
-use super::{control, each_partition, report, run, status};
+use super::{control, each_partition, generate, report, run, status};
 use crate::cli::Environment;
 use crate::cli::arguments::{
     Arguments, Command, RepairArguments, RunArguments, SubjectArguments, VerifyArguments,
@@ -116,6 +116,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             let directory = environment.state_dir(arguments.state_dir);
             status::run(&directory, arguments.json)
         }
+        Some(Command::Generate(arguments)) => generate::run(&arguments.directory),
     }
 }
 

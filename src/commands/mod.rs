@@ -3,6 +3,7 @@
 mod control;
 mod dispatch;
 pub mod each_partition;
+mod generate;
 mod report;
 pub(crate) mod run;
 mod run_summary;

@@ -351,14 +351,6 @@ fn the_help_explains_every_flag_the_environment_and_the_exit_codes() {
     }
 }
 
-#[test]
-fn the_version_is_that_of_the_package() {
-    let version = Tool::unconfigured().arg("--version").run();
-    version.assert_code(0);
-    let expected = concat!("events-backfill ", env!("CARGO_PKG_VERSION"), "\n");
-    assert_eq!(version.stdout, expected);
-}
-
 // -------------------------------------------------------------------------------------------------
 // Progress
 // -------------------------------------------------------------------------------------------------

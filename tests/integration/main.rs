@@ -31,6 +31,7 @@ mod forecast;
 mod history;
 mod house;
 mod metrics;
+mod packaging;
 mod page;
 mod partitions;
 mod planner;

@@ -1,0 +1,241 @@
+#!/usr/bin/env bash
+# Checks what scripts/dist.sh made in target/dist, as those who get it would: unpacks it, installs it, runs
+# it, and removes it again. Ends with an error at the first thing that is not as promised.
+#
+# Installing the Debian package needs root (or sudo without a password), and changes this machine until it is
+# removed again. What is missing for the checks (dpkg is not) is installed with apt-get.
+#
+# CHECK_DIST names a directory other than target/dist; DIST_TARGET is as for scripts/dist.sh. A program for
+# another processor than this one is looked at, and not run.
+set -euo pipefail
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$repository"
+
+target=${DIST_TARGET:-x86_64-unknown-linux-gnu}
+dist=${CHECK_DIST:-$repository/target/dist}
+server=${CARGO_TARGET_DIR:-$repository/target}/$target/release/examples/embedded_clickhouse
+version=$(cargo pkgid --offline | sed 's/.*[#@]//')
+name=events-backfill-$version-$target
+
+# README: "Linux with glibc 2.28 or newer", that is Debian 10, Ubuntu 20.04, RHEL 8.
+newest_glibc=2.28
+most_bytes=$((30 * 1000 * 1000))
+subcommands=(verify repair plan status pause continue set)
+
+say() { printf '%s\n' "$*"; }
+fail() { say "FAILED: $*" >&2; exit 1; }
+passed() { say "ok: $*"; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+as_root=()
+[[ $(id -u) == 0 ]] || as_root=(sudo -n)
+root() { ${as_root[@]+"${as_root[@]}"} "$@"; }
+
+workplace=$(mktemp -d "${TMPDIR:-/tmp}/check-dist.XXXXXX")
+installed=''
+clean_up() {
+    rm -rf "$workplace"
+    [[ -z $installed ]] || root dpkg --purge events-backfill >/dev/null
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# The only file of that pattern.
+only() {
+    local found=("$dist"/$1)
+    [[ ${#found[@]} == 1 && -f ${found[0]} ]] || fail "there is no $1 in $dist, or more than one: run 'make dist'"
+    printf '%s\n' "${found[0]}"
+}
+
+# Tools that ask the shells, the pages and the symbols.
+install_tools() {
+    local missing=() tool
+    for tool in readelf:binutils mandoc:mandoc man:man-db zsh:zsh fish:fish; do
+        have "${tool%:*}" || missing+=("${tool#*:}")
+    done
+    python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    ((${#missing[@]})) || return 0
+    say "Installing with apt-get: ${missing[*]}"
+    root apt-get update -qq >&2 </dev/null || true
+    root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install --yes --quiet --no-install-recommends "${missing[@]}" >&2 </dev/null
+}
+
+check_sums() {
+    local file
+    (cd "$dist" && sha256sum --quiet --check SHA256SUMS) || fail "a checksum in SHA256SUMS is wrong"
+    for file in "$tarball" "$deb" "$wheel" "$symbols" "$parts"; do
+        grep -qF "  ${file##*/}" "$dist/SHA256SUMS" || fail "SHA256SUMS does not name ${file##*/}"
+    done
+    passed "SHA256SUMS is right, and names every file"
+}
+
+check_portable() {
+    local newest needed size
+    newest=$(readelf --wide --version-info "$1" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
+    newest=${newest#GLIBC_}
+    [[ -n $newest ]] || fail "$1 names no version of glibc"
+    [[ $(printf '%s\n' "$newest" "$newest_glibc" | sort -V | tail -n 1) == "$newest_glibc" ]] ||
+        fail "$1 needs glibc $newest, newer than $newest_glibc"
+    needed=$(readelf --wide --dynamic "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' |
+        grep -vE '^(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*)$' || true)
+    [[ -z $needed ]] || fail "$1 needs libraries that are not glibc's: $needed"
+    size=$(stat -c %s "$1")
+    ((size <= most_bytes)) || fail "$1 has $size bytes, more than $most_bytes"
+    passed "the program needs glibc $newest and nothing else, and has $((size / 1000)) KB"
+}
+
+# gdb and addr2line find the symbols by the name in the program.
+check_symbols() {
+    local address
+    readelf --wide --sections "$1" | grep -q '\.symtab' && fail "$1 is not stripped"
+    cp "$1" "$symbols" "$workplace"
+    address=$(nm --defined-only "$symbols" | sed -n 's/^\([0-9a-f]*\) t .*events_backfill.*carry_out.*/\1/p' |
+        head -n 1)
+    [[ -n $address ]] || fail "$symbols does not know the program's functions"
+    addr2line --exe "$workplace/events-backfill" "$address" | grep -q 'src/commands/dispatch.rs:' ||
+        fail "addr2line does not find a line by $symbols"
+    passed "addr2line finds lines by the symbols beside the program"
+}
+
+check_parts() {
+    python3 - "$1" <<'PYTHON' || fail "$1 is not the list of what the program is made of"
+import json, sys
+parts = json.load(open(sys.argv[1]))
+assert parts["bomFormat"] == "CycloneDX", parts["bomFormat"]
+assert parts["metadata"]["component"]["name"] == "events-backfill"
+listed = {(it["name"], it["version"]) for it in parts["components"]}
+lock = open("Cargo.lock").read().split("[[package]]")
+version = {}
+for package in lock[1:]:
+    fields = dict(line.split(" = ", 1) for line in package.strip().splitlines() if " = " in line)
+    version.setdefault(fields["name"].strip('"'), fields["version"].strip('"'))
+for name in ("librocksdb-sys", "tikv-jemalloc-sys", "lz4-sys", "rustls", "clap"):
+    assert (name, version[name]) in listed, name
+assert not any(name == "criterion" for name, _ in listed), "what only tests need is listed"
+PYTHON
+    passed "the SBOM lists what Cargo.lock pins, RocksDB and jemalloc among it"
+}
+
+# check_version PROGRAM: it runs, and says where it is from.
+check_version() {
+    local said
+    said=$("$1" --version)
+    [[ $said =~ ^"events-backfill $version ("([0-9a-f]{7,}(-dirty)?", ")?"$target)"$ ]] ||
+        fail "'$1 --version' says '$said'"
+    passed "$1 --version: $said"
+}
+
+# check_share DIRECTORY ZSH: completions and pages that lie below it, asked as their readers would.
+check_share() {
+    local share=$1 subcommand said
+    for subcommand in '' "${subcommands[@]/#/-}"; do
+        local page=$share/man/man1/events-backfill$subcommand.1
+        [[ -f $page ]] || page=$page.gz
+        [[ -f $page ]] || fail "there is no $page"
+        mandoc -T lint -W warning "$page" || fail "mandoc does not like $page"
+        MANWIDTH=80 man --warnings --local-file "$page" >/dev/null 2>"$workplace/said" </dev/null
+        [[ ! -s $workplace/said ]] || fail "man says of $page: $(cat "$workplace/said")"
+    done
+    # shellcheck disable=SC2016 # it is for that shell
+    said=$(bash --norc -c 'source "$1"; COMP_WORDS=(events-backfill ver); COMP_CWORD=1
+        function=$(complete -p events-backfill); function=${function#*-F }
+        "${function%% *}" events-backfill ver events-backfill; echo "${COMPREPLY[*]}"' \
+        bash "$share/bash-completion/completions/events-backfill")
+    [[ $said == verify ]] || fail "bash completes 'ver' to '$said'"
+    said=$(HOME=$workplace fish --no-config --command "source $share/fish/vendor_completions.d/events-backfill.fish
+        complete --do-complete 'events-backfill repair --opt'")
+    [[ $said == --optimize* ]] || fail "fish completes '--opt' to '$said'"
+    # shellcheck disable=SC2016
+    said=$(zsh -f -c 'fpath=("$1" $fpath); autoload -Uz compinit; compinit -u -D; print $_comps[events-backfill]
+        autoload +X -Uz _events-backfill' zsh "$share/$2")
+    [[ $said == _events-backfill ]] || fail "zsh has '$said' for completions"
+    passed "man and mandoc accept the pages; bash, fish and zsh the completions: $share"
+}
+
+check_tarball() {
+    local unpacked=$workplace/usr/local file
+    mkdir -p "$unpacked"
+    ! tar -tzf "$tarball" | grep -v "^$name/" || fail "not all of $tarball is below $name"
+    tar -xzf "$tarball" --strip-components=1 -C "$unpacked"
+    for file in README.md LICENSE .env.example docs/upgrade.md; do
+        cmp -s "$file" "$unpacked/share/doc/events-backfill/$file" || fail "$tarball has no $file, or another one"
+    done
+    check_portable "$unpacked/bin/events-backfill"
+    check_symbols "$unpacked/bin/events-backfill"
+    program=$unpacked/bin/events-backfill share=$unpacked/share
+}
+
+check_wheel() {
+    python3 -m venv "$workplace/venv"
+    "$workplace/venv/bin/pip" install --quiet --disable-pip-version-check --no-index "$wheel"
+    check_version "$workplace/venv/bin/events-backfill"
+    cmp "$program" "$workplace/venv/bin/events-backfill" || fail "the wheel's program is another one"
+}
+
+check_deb() {
+    local file left
+    if dpkg --status events-backfill >/dev/null 2>&1; then
+        fail "the package events-backfill is installed on this machine; remove it for this check"
+    fi
+    root true || fail "installing $deb needs root: run this as root"
+    installed=yes
+    root dpkg --install "$deb" >/dev/null
+    check_version /usr/bin/events-backfill
+    cmp "$program" /usr/bin/events-backfill || fail "the program in $deb is another one"
+    dpkg --listfiles events-backfill >"$workplace/files"
+    while read -r file; do
+        [[ -d $file ]] || printf '%s\n' "$file"
+    done <"$workplace/files" >"$workplace/plain-files"
+    # Images of containers often have dpkg leave out pages and documents.
+    if grep -qs '^path-exclude' /etc/dpkg/dpkg.cfg /etc/dpkg/dpkg.cfg.d/*; then
+        say "dpkg of this machine leaves files out, so pages and completions are not looked at"
+    else
+        check_share /usr/share zsh/vendor-completions
+        man --where events-backfill-repair >/dev/null || fail "man does not find events-backfill-repair"
+        man --where events-backfill >/dev/null || fail "man does not find events-backfill"
+    fi
+    root dpkg --purge events-backfill >/dev/null
+    installed=''
+    left=$(while read -r file; do [[ ! -e $file ]] || printf '%s ' "$file"; done <"$workplace/plain-files")
+    left+=$(find / -xdev \( -path /proc -o -path "$repository" -o -path "$workplace" \) -prune \
+        -o -path '/usr/share/*events-backfill*' -print)
+    [[ -z $left ]] || fail "after removal there is still: $left"
+    passed "the Debian package installs, and leaves nothing when it is removed"
+}
+
+# A backfill of three months, its status and its proof, by the program of the tarball.
+check_backfill() {
+    [[ -x $server ]] || fail "$server is not there: run 'make dist'"
+    DEMO_PROGRAM=$program DEMO_SERVER=$server DEMO_OBSERVATIONS=${DEMO_OBSERVATIONS:-20000} \
+        scripts/demo.sh >"$workplace/demo.log" 2>&1 ||
+        fail "the backfill of a generated month: $(tail -n 30 "$workplace/demo.log")"
+    passed "the program of the tarball backfills generated months, and verify finds them equal"
+}
+
+tarball=$(only "$name.tar.gz")
+symbols=$(only "$name.debug")
+parts=$(only "$name.cdx.json")
+case $target in
+    x86_64-*) deb=$(only "events-backfill_$version-1_amd64.deb") ;;
+    *) deb=$(only "events-backfill_$version-1_arm64.deb") ;;
+esac
+wheel=$(only "events_backfill-$version-py3-none-manylinux_2_28_${target%%-*}.whl")
+program='' share=''
+
+install_tools
+check_sums
+check_parts "$parts"
+check_tarball
+check_share "$share" zsh/site-functions
+if [[ $target == "$(uname -m)-unknown-linux-gnu" ]]; then
+    check_version "$program"
+    check_wheel
+    check_deb
+    check_backfill
+else
+    say "This is not a machine for $target: the program was not run, and not installed."
+fi
+say "All that was checked is as promised."

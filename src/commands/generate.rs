@@ -1,0 +1,144 @@
+//! The completions of the shells and the man pages, made from the words of the command line, so that they
+//! cannot say anything else than `--help`.
+//!
+//! They are files of a directory that is laid out as `/usr/local/share` is, where shells and `man` look.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use clap::{Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use crate::cli::arguments::Arguments;
+use crate::error::Error;
+
+/// The name of the program.
+const NAME: &str = env!("CARGO_PKG_NAME");
+
+/// Where each shell looks for completions, by the name of the file.
+/// bash-completion's README, zsh's `$fpath`, and `$__fish_vendor_completionsdirs`.
+const COMPLETIONS: [(Shell, &str); 3] = [
+    (Shell::Bash, "bash-completion/completions/events-backfill"),
+    (Shell::Zsh, "zsh/site-functions/_events-backfill"),
+    (
+        Shell::Fish,
+        "fish/vendor_completions.d/events-backfill.fish",
+    ),
+];
+
+/// The first line of a page: the program's version, without the commit that it was built from.
+const SOURCE: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
+
+/// Writes them all into `directory`, which is made if need be.
+pub(super) fn run(directory: &Path) -> Result<(), Error> {
+    let mut program = Arguments::command().disable_help_subcommand(true);
+    program.build();
+    for (shell, name) in COMPLETIONS {
+        write(&directory.join(name), &completions(&program, shell))?;
+    }
+    let pages = directory.join("man/man1");
+    let subcommands = shown_subcommands(&program).map(|subcommand| (subcommand, true));
+    for (command, has_parent) in subcommands.chain([(&program, false)]) {
+        let page = Page::of(command, has_parent);
+        write(&pages.join(page.man.get_filename()), &page.text()?)?;
+    }
+    Ok(())
+}
+
+/// What is meant for everybody.
+fn shown_subcommands(program: &Command) -> impl Iterator<Item = &Command> {
+    program.get_subcommands().filter(|it| !it.is_hide_set())
+}
+
+/// The script with which a shell completes the program's words, those that are hidden left out.
+fn completions(program: &Command, shell: Shell) -> Vec<u8> {
+    let mut shown = Command::new(NAME)
+        .disable_help_subcommand(true)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .args(program.get_arguments().cloned())
+        .subcommands(shown_subcommands(program).cloned());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut shown, NAME, &mut script);
+    script
+}
+
+/// A man page.
+struct Page<'a> {
+    command: &'a Command,
+    man: Man,
+    /// Whether it is about a subcommand.
+    has_parent: bool,
+}
+
+impl<'a> Page<'a> {
+    fn of(command: &'a Command, has_parent: bool) -> Self {
+        // Sixty options in a synopsis tell nobody anything: it says what the help says.
+        let usage = command.clone().render_usage().to_string();
+        let usage = usage.trim_start_matches("Usage:").trim_start().to_owned();
+        let man = Man::new(command.clone().override_usage(usage)).source(SOURCE);
+        Self {
+            command,
+            man,
+            has_parent,
+        }
+    }
+
+    fn text(&self) -> Result<Vec<u8>, Error> {
+        let mut text = Vec::new();
+        self.render(&mut text)
+            .map_err(|error| Error::caused("a man page cannot be made", error))?;
+        Ok(text)
+    }
+
+    fn render(&self, text: &mut Vec<u8>) -> io::Result<()> {
+        self.man.render_title(text)?;
+        self.man.render_name_section(text)?;
+        self.man.render_synopsis_section(text)?;
+        self.man.render_description_section(text)?;
+        self.man.render_options_section(text)?;
+        if self.command.has_subcommands() {
+            self.man.render_subcommands_section(text)?;
+        }
+        let around = [
+            self.command.get_before_help(),
+            self.command.get_after_help(),
+        ];
+        for help in around.into_iter().flatten() {
+            for paragraph in help.to_string().split("\n\n") {
+                as_section(paragraph).to_writer(text)?;
+            }
+        }
+        if self.has_parent {
+            let mut roff = Roff::new();
+            roff.control("SH", ["SEE ALSO"]);
+            roff.text([bold(NAME), roman("(1)")]);
+            roff.to_writer(text)?;
+        }
+        Ok(())
+    }
+}
+
+/// A paragraph of the help, such as `Examples:` and lines, as a section with that heading. Its lines stay as
+/// they are.
+fn as_section(paragraph: &str) -> Roff {
+    let (heading, rest) = paragraph.split_once([':', ',']).unwrap_or((paragraph, ""));
+    let mut roff = Roff::new();
+    roff.control("SH", [heading.to_uppercase().as_str()]);
+    roff.control("nf", []);
+    for line in rest.trim_start_matches(' ').trim_matches('\n').lines() {
+        roff.text([roman(line)]);
+    }
+    roff.control("fi", []);
+    roff
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let parent = path.parent().unwrap_or(path);
+    fs::create_dir_all(parent)
+        .and_then(|()| fs::write(path, content))
+        .map_err(|error| Error::caused(format!("{} cannot be written", path.display()), error))
+}
