@@ -48,9 +48,9 @@ pub enum Command {
     /// Have the runs that are at work begin no segment and load no day of traces until they are told to
     /// continue; what is under way is finished
     Pause(StateDirArguments),
-    /// Have them go on
+    /// Have paused runs go on
     Continue(StateDirArguments),
-    /// Have them go faster or slower
+    /// Have the runs that are at work go faster or slower
     Set(SetArguments),
     /// Write the completions of bash, zsh and fish, and the man pages
     #[command(hide = true)]

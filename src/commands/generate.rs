@@ -4,7 +4,7 @@
 //! They are files of a directory that is laid out as `/usr/local/share` is, where shells and `man` look.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use clap::{Command, CommandFactory};
@@ -29,16 +29,16 @@ const COMPLETIONS: [(Shell, &str); 3] = [
     ),
 ];
 
-/// The first line of a page: the program's version, without the commit that it was built from.
+/// What the last line of a page names: the version, without the commit that the program was built from.
 const SOURCE: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
 /// Writes them all into `directory`, which is made if need be.
 pub(super) fn run(directory: &Path) -> Result<(), Error> {
     let mut program = Arguments::command().disable_help_subcommand(true);
-    program.build();
     for (shell, name) in COMPLETIONS {
         write(&directory.join(name), &completions(&program, shell))?;
     }
+    program.build();
     let pages = directory.join("man/man1");
     let subcommands = shown_subcommands(&program).map(|subcommand| (subcommand, true));
     for (command, has_parent) in subcommands.chain([(&program, false)]) {
@@ -54,16 +54,18 @@ fn shown_subcommands(program: &Command) -> impl Iterator<Item = &Command> {
 }
 
 /// The script with which a shell completes the program's words, those that are hidden left out.
-fn completions(program: &Command, shell: Shell) -> Vec<u8> {
+fn completions(program: &Command, shell: Shell) -> String {
     let mut shown = Command::new(NAME)
+        .version(env!("CARGO_PKG_VERSION"))
         .disable_help_subcommand(true)
-        .disable_help_flag(true)
-        .disable_version_flag(true)
         .args(program.get_arguments().cloned())
         .subcommands(shown_subcommands(program).cloned());
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut shown, NAME, &mut script);
-    script
+    // clap_complete calls a subcommand by two names where the program's has a hyphen, and bash then
+    // completes nothing behind it (github.com/clap-rs/clap, issue 6421).
+    String::from_utf8_lossy(&script)
+        .replace(&NAME.replace('-', "__subcmd__"), &NAME.replace('-', "__"))
 }
 
 /// A man page.
@@ -79,7 +81,7 @@ impl<'a> Page<'a> {
         // Sixty options in a synopsis tell nobody anything: it says what the help says.
         let usage = command.clone().render_usage().to_string();
         let usage = usage.trim_start_matches("Usage:").trim_start().to_owned();
-        let man = Man::new(command.clone().override_usage(usage)).source(SOURCE);
+        let man = Man::new(command.clone().override_usage(usage));
         Self {
             command,
             man,
@@ -87,15 +89,19 @@ impl<'a> Page<'a> {
         }
     }
 
-    fn text(&self) -> Result<Vec<u8>, Error> {
+    fn text(&self) -> Result<String, Error> {
         let mut text = Vec::new();
         self.render(&mut text)
             .map_err(|error| Error::caused("a man page cannot be made", error))?;
-        Ok(text)
+        // clap_mangen breaks the line twice for an empty one, which mandoc does not like.
+        Ok(String::from_utf8_lossy(&text).replace("\n.br\n\n.br\n", "\n.sp\n"))
     }
 
     fn render(&self, text: &mut Vec<u8>) -> io::Result<()> {
-        self.man.render_title(text)?;
+        // It has no date of its own. `render_title` leaves an empty one out, and `man` takes what follows
+        // for it.
+        let name = self.command.get_display_name().unwrap_or(NAME);
+        writeln!(text, ".TH {name} 1 \"\" \"{SOURCE}\"")?;
         self.man.render_name_section(text)?;
         self.man.render_synopsis_section(text)?;
         self.man.render_description_section(text)?;
@@ -136,7 +142,7 @@ fn as_section(paragraph: &str) -> Roff {
     roff
 }
 
-fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
+fn write(path: &Path, content: &str) -> Result<(), Error> {
     let parent = path.parent().unwrap_or(path);
     fs::create_dir_all(parent)
         .and_then(|()| fs::write(path, content))
