@@ -91,7 +91,7 @@ check_symbols() {
     local address
     readelf --wide --sections "$1" | grep -q '\.symtab' && fail "$1 is not stripped"
     cp "$1" "$symbols" "$workplace"
-    address=$(nm --defined-only "$symbols" | sed -n 's/^\([0-9a-f]*\) t .*events_backfill.*carry_out.*/\1/p' |
+    address=$(nm --defined-only "$symbols" | sed -n 's/^\([0-9a-f]*\) [tT] .*events_backfill.*dispatch.*main.*/\1/p' |
         head -n 1)
     [[ -n $address ]] || fail "$symbols does not know the program's functions"
     addr2line --exe "$workplace/events-backfill" "$address" | grep -q 'src/commands/dispatch.rs:' ||
