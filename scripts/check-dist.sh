@@ -21,7 +21,7 @@ name=events-backfill-$version-$target
 # README: "Linux with glibc 2.28 or newer", that is Debian 10, Ubuntu 20.04, RHEL 8.
 newest_glibc=2.28
 most_bytes=$((30 * 1000 * 1000))
-subcommands=(verify repair plan status pause continue set)
+subcommands=(verify repair plan status report pause continue set)
 
 say() { printf '%s\n' "$*"; }
 fail() { say "FAILED: $*" >&2; exit 1; }

@@ -146,8 +146,8 @@ fi
 say "Missing: $(names_of "$@")."
 if ! have apt-get; then
     say "Install these with the package manager of this system, then run this again."
-    say "(Fedora calls the packages gcc-c++, make, clang-devel, curl, mandoc and npm; Alpine g++, make, clang-dev," \
-        "curl, mandoc and npm; on macOS 'xcode-select --install' and 'brew install node' bring them.)"
+    say "(Fedora calls the packages gcc-c++, make, clang-devel, curl and npm; Alpine g++, make, clang-dev," \
+        "curl and npm; on macOS 'xcode-select --install' and 'brew install node' bring them.)"
     exit 1
 fi
 # shellcheck disable=SC2046 # the packages are words

@@ -10,8 +10,8 @@ use tempfile::TempDir;
 use crate::support::{Tool, repository_file};
 
 /// The words that are subcommands.
-const SUBCOMMANDS: [&str; 7] = [
-    "verify", "repair", "plan", "status", "pause", "continue", "set",
+const SUBCOMMANDS: [&str; 8] = [
+    "verify", "repair", "plan", "status", "report", "pause", "continue", "set",
 ];
 
 /// Runs a program that has to be there, and gives what it prints.
@@ -23,7 +23,9 @@ fn output<A: AsRef<OsStr>>(
     let name = command.get_program().to_owned();
     let output = command.args(arguments).output();
     let output = output.unwrap_or_else(|error| {
-        panic!("{name:?} cannot be run ({error}); scripts/install-prerequisites.sh installs it")
+        panic!(
+            "{name:?} cannot be run ({error}); scripts/install-prerequisites.sh --tests installs it"
+        )
     });
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let (printed, said) = (text(output.stdout), text(output.stderr));
