@@ -51,6 +51,11 @@ pub(crate) enum Advice {
         /// How far it is.
         so_far: Option<String>,
     },
+    /// The same, where the command line continues a run by itself.
+    RunAgain {
+        /// How far it is.
+        so_far: Option<String>,
+    },
 }
 
 impl Error {
@@ -202,6 +207,10 @@ impl fmt::Display for Advice {
             Advice::Resume {
                 so_far: Some(so_far),
             } => return write!(f, "{so_far} so far: continue with --resume"),
+            Advice::RunAgain { so_far: None } => "the same command line continues it",
+            Advice::RunAgain {
+                so_far: Some(so_far),
+            } => return write!(f, "{so_far} so far: the same command line continues it"),
         })
     }
 }

@@ -14,6 +14,7 @@ use super::load::{load_traces, trace_changes};
 use super::recorder::Recorder;
 use super::run_report::{Spent, report};
 use super::{known_rows, stream, target, views};
+use crate::cli::options::Earlier;
 use crate::control::{self, Listening};
 use crate::error::{Advice, Error, Kind};
 use crate::inspect::segments::{self, Segment};
@@ -128,7 +129,7 @@ fn begin(context: &Context) -> Result<(Checkpoint, bool), Error> {
             Ok((*checkpoint, true))
         }
         Decision::Fresh => {
-            if options.restart {
+            if options.earlier == Earlier::Restart {
                 state.mark_restart()?;
             }
             state.clear()?;
@@ -347,7 +348,9 @@ pub(super) fn with_way_on(context: &Context, journal: &Journal, error: Error) ->
     if context.options.dry_run || error.kind() == Kind::Configuration {
         return error;
     }
-    error.with(Advice::Resume {
-        so_far: Some(resume::progress(journal.checkpoint())),
+    let so_far = Some(resume::progress(journal.checkpoint()));
+    error.with(match context.options.earlier {
+        Earlier::ResumeOrStart => Advice::RunAgain { so_far },
+        _ => Advice::Resume { so_far },
     })
 }

@@ -323,6 +323,12 @@ pub struct RunArguments {
     #[arg(long, help_heading = HOW)]
     pub restart: bool,
 
+    /// Continue the unfinished run in the state directory, or start where there is none: one command
+    /// line for the first start and every restart. Waits for a server that is not there yet, and for
+    /// a process that has not ended yet [env: RESUME_OR_START]
+    #[arg(long, conflicts_with_all = ["resume", "restart"], help_heading = HOW)]
+    pub resume_or_start: bool,
+
     /// After a partition has failed, go on with the next one, instead of stopping there
     #[arg(long, help_heading = HOW)]
     pub keep_going: bool,

@@ -36,6 +36,7 @@ pub(super) const VARIABLES: &[&str] = &[
     "PARTITION",
     "PART_BYTES",
     "RELOAD_SECONDS",
+    "RESUME_OR_START",
     "ROOT_SPANS",
     "SEGMENT_ROWS",
     "SSL_CERT_FILE",

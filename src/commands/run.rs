@@ -13,8 +13,9 @@ use serde::Serialize;
 
 use super::report as page_of_runs;
 use super::run_summary::{Entry, State, Summary};
+use super::state_dirs;
 use crate::backfill::{self, Context, Ended};
-use crate::cli::options::{Options, Request};
+use crate::cli::options::{Earlier, Options, Request};
 use crate::cli::selection::{Selected, in_words};
 use crate::error::{Advice, Error, Kind};
 use crate::inspect::{Months, months};
@@ -44,12 +45,20 @@ pub(crate) async fn run(request: Request) -> Result<(), Error> {
 async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     let started = Instant::now();
     let retries = session.retries(&options);
+    // Before its checkpoint is read, which the process before may still write.
+    let taken = match options.is_unattended() {
+        true => Some(state_dirs::take(session, &options).await?),
+        false => None,
+    };
     let directory = PartitionDir::new(&options.state_dir, options.partition, options.dry_run);
     let stored = Checkpoint::read(&directory.checkpoint());
     options.experiments_so_far = resume::experiments_so_far(&stored, &options);
     let inspected = session.inspect(&mut options, &retries).await?;
     let wanted = Wanted::of(&options)?;
-    let state = StateDir::prepare(&options.state_dir, options.partition, options.dry_run)?;
+    let state = match taken {
+        Some(state) => state,
+        None => state_dirs::take(session, &options).await?,
+    };
     let quiet = options.quiet;
     let context = Context::new(session, options, inspected, retries, state, started);
     let ended = backfill::run(context).await?;
@@ -136,6 +145,7 @@ async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
     let run = Run {
         session: &session,
         keep_going: request.keep_going,
+        earlier: shared.earlier,
         waiting,
         entries: Vec::new(),
         rehearsed: Vec::new(),
@@ -226,14 +236,16 @@ async fn prepare(
     let mut prepared = VecDeque::new();
     let mut has_state = false;
     let identity = |options: &Options| RunIdentity::new(options, &inspected);
-    let checked = selected.partitions.iter().try_for_each(|&partition| {
+    let mut check = async |partition| {
         let mut options = request.job(partition);
-        let state = StateDir::prepare(&options.state_dir, partition, options.dry_run)?;
+        let state = state_dirs::take(session, &options).await?;
         let stored = Checkpoint::read(&state.checkpoint());
         // Of several, those that were not begun yet are begun now.
         let is_there = !matches!(stored, Ok(None));
         has_state |= is_there;
-        options.resume &= is_there;
+        if !is_there && options.earlier == Earlier::Resume {
+            options.earlier = Earlier::Refuse;
+        }
         options.experiments_so_far = resume::experiments_so_far(&stored, &options);
         options.settle(inspected.defaults);
         resume::decide(stored, &identity(&options), state.path(), &options)?;
@@ -243,8 +255,15 @@ async fn prepare(
             state,
         });
         Ok(())
-    });
-    let nothing_to_resume = newest.resume && !has_state;
+    };
+    let mut checked = Ok(());
+    for &partition in &selected.partitions {
+        checked = check(partition).await;
+        if checked.is_err() {
+            break;
+        }
+    }
+    let nothing_to_resume = newest.earlier == Earlier::Resume && !has_state;
     let checked = checked.and(match nothing_to_resume {
         true => Err(Error::configuration(format!(
             "there is nothing to resume in {}: start without --resume, or name the directory of the \
@@ -257,7 +276,7 @@ async fn prepare(
         leave(prepared);
         return Err(error);
     }
-    if newest.restart {
+    if newest.earlier == Earlier::Restart {
         // All of them now: a restart that is interrupted and resumed must not find what was
         // there before it.
         prepared.iter().try_for_each(|job| {
@@ -281,6 +300,7 @@ fn leave(jobs: impl IntoIterator<Item = Prepared>) {
 struct Run<'a> {
     session: &'a Session,
     keep_going: bool,
+    earlier: Earlier,
     waiting: VecDeque<Prepared>,
     entries: Vec<Entry>,
     /// Of dry runs, which leave nothing that a page could be made of later.
@@ -358,8 +378,11 @@ impl Run<'_> {
     fn stop_before(&mut self, signal: u8, empty: Report) {
         let partition = format_args!("partition {}", empty.partition);
         let error = Error::interrupted_before(signal, partition);
-        let way_on = (!empty.dry_run).then_some(Advice::Resume { so_far: None });
-        self.first_error = Some(error.with(way_on));
+        let way_on = match self.earlier {
+            Earlier::ResumeOrStart => Advice::RunAgain { so_far: None },
+            _ => Advice::Resume { so_far: None },
+        };
+        self.first_error = Some(error.with((!empty.dry_run).then_some(way_on)));
         self.entries.push(Entry::new(State::NotBegun, empty, None));
     }
 

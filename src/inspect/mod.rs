@@ -191,7 +191,7 @@ pub(crate) async fn months(
     retries: &Retries,
 ) -> Result<Months, Error> {
     let mut inspector = Inspector::new(connection, options);
-    inspector.server().await?;
+    inspector.reach_server(retries).await?;
     inspector.connection = connection.with_retries(retries);
     if inspector.options.subject.asked.root_spans == Choice::Default {
         let (target, _) = inspector.find_target().await?;
@@ -226,8 +226,7 @@ pub(crate) async fn inspect(
     retries: &Retries,
 ) -> Result<Inspected, Error> {
     let mut inspector = Inspector::new(connection, options);
-    // An address that is wrong is told at once.
-    let server = inspector.server().await?;
+    let server = inspector.reach_server(retries).await?;
     inspector.connection = connection.with_retries(retries);
     let inspected = inspector.inspect(server).await?;
     *options = inspector.options;
@@ -261,6 +260,15 @@ impl Inspector {
             notes: Vec::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// Asks the server for the first time. An address that is wrong is told at once, unless nobody
+    /// watches: then the server may not be there yet.
+    async fn reach_server(&mut self, retries: &Retries) -> Result<ServerInfo, Error> {
+        if self.options.is_unattended() {
+            self.connection = self.connection.with_retries(retries);
+        }
+        self.server().await
     }
 
     async fn inspect(&mut self, server: ServerInfo) -> Result<Inspected, Error> {
@@ -369,7 +377,7 @@ impl Inspector {
     fn describe(&self, error: &RequestError) -> Error {
         let address = self.connection.address();
         let user = &self.options.connection.user;
-        Error::configuration(match (error, error.code()) {
+        let sentence = match (error, error.code()) {
             (_, Some(516 | 192 | 193 | 194)) => format!(
                 "ClickHouse at {address} does not let user '{user}' in: check CLICKHOUSE_USER and \
                  CLICKHOUSE_PASSWORD"
@@ -420,7 +428,12 @@ impl Inspector {
                  CLICKHOUSE_URL ({error})"
             ),
             _ => error.to_string(),
-        })
+        };
+        match self.options.is_unattended() && error.is_passing() {
+            // Whoever started it is to start it again, which is not done where the configuration is wrong.
+            true => Error::failed(sentence),
+            false => Error::configuration(sentence),
+        }
     }
 
     /// Lets the server check that it can compute every column, and finds the one

@@ -365,6 +365,10 @@ impl Forecaster<'_> {
                 "this partition is finished already, by {place}: only with --restart would a run \
                  do it again"
             )),
+            Ok(Some(checkpoint)) if self.options.earlier.continues() => Some(format!(
+                "{place} holds an unfinished run, with {}: the run would continue it",
+                resume::progress(&checkpoint)
+            )),
             Ok(Some(checkpoint)) => Some(format!(
                 "{place} holds an unfinished run, with {}: a run would need --resume or --restart",
                 resume::progress(&checkpoint)

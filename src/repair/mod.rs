@@ -22,7 +22,7 @@ use self::pieces::Keeper;
 use self::report::Found;
 pub(crate) use self::report::Report;
 use crate::backfill::{self, Context};
-use crate::cli::options::Options;
+use crate::cli::options::{Earlier, Options};
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::Inspected;
@@ -125,7 +125,7 @@ async fn find(
     report: &mut Report,
 ) -> Result<RepairWork, Error> {
     let identity = RunIdentity::new(options, inspected);
-    if options.resume
+    if options.earlier == Earlier::Resume
         && let Some(findings) = take_up(options, &identity, state)?
     {
         session.display.note(format_args!(

@@ -205,6 +205,33 @@ pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
 /// What the lock file says before the number of the process.
 const HOLDER: &str = "process ";
 
+/// A state directory that another process has locked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InUse {
+    directory: PathBuf,
+    /// As that process has written it.
+    holder: String,
+}
+
+impl fmt::Display for InUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let directory = self.directory.display();
+        write!(
+            f,
+            "the state directory {directory} is in use by {}",
+            self.holder
+        )
+    }
+}
+
+impl From<InUse> for Error {
+    fn from(in_use: InUse) -> Self {
+        Error::configuration(format!(
+            "{in_use}: wait for it to end, or name another directory with --state-dir"
+        ))
+    }
+}
+
 /// The directory of one partition's state, locked for this process.
 #[derive(Debug)]
 pub(crate) struct StateDir {
@@ -214,28 +241,32 @@ pub(crate) struct StateDir {
 }
 
 impl StateDir {
-    /// Makes the directory, or takes the one that is there.
+    /// Makes the directory, or takes the one that is there, unless another process uses it.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind) where it cannot be made or written to, or
-    /// another process uses it.
-    pub(crate) fn prepare(root: &Path, partition: Partition, dry_run: bool) -> Result<Self, Error> {
+    /// [`Kind::Configuration`](crate::error::Kind) where it cannot be made or written to.
+    pub(crate) fn prepare(
+        root: &Path,
+        partition: Partition,
+        dry_run: bool,
+    ) -> Result<Result<Self, InUse>, Error> {
         Self::take(PartitionDir::new(root, partition, dry_run))
     }
 
     /// Makes the directory of a repair, or takes the one that is there.
     ///
     /// # Errors
-    /// See [`StateDir::prepare`].
+    /// [`Kind::Configuration`](crate::error::Kind) where it cannot be made or written to, or
+    /// another process uses it.
     pub(crate) fn prepare_repair(
         root: &Path,
         partition: Partition,
         dry_run: bool,
     ) -> Result<Self, Error> {
-        Self::take(PartitionDir::of_repair(root, partition, dry_run))
+        Self::take(PartitionDir::of_repair(root, partition, dry_run))?.map_err(Error::from)
     }
 
-    fn take(directory: PartitionDir) -> Result<Self, Error> {
+    fn take(directory: PartitionDir) -> Result<Result<Self, InUse>, Error> {
         let path = &directory.path;
         let wrong = |error: std::io::Error| {
             Error::configuration(format!(
@@ -251,11 +282,10 @@ impl StateDir {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(OWNER_ONLY))
             .map_err(wrong)?;
         tempfile::tempfile_in(path).map_err(wrong)?;
-        let lock = lock(&directory)?;
-        Ok(Self {
+        Ok(lock(&directory)?.map(|lock| Self {
             directory,
             _lock: lock,
-        })
+        }))
     }
 
     /// Where it is.
@@ -397,7 +427,7 @@ impl StateDir {
 }
 
 /// Takes the lock of a state directory, or says who has it.
-fn lock(directory: &PartitionDir) -> Result<Flock<File>, Error> {
+fn lock(directory: &PartitionDir) -> Result<Result<Flock<File>, InUse>, Error> {
     let path = directory.lock();
     let wrong = |error: std::io::Error| {
         Error::configuration(format!(
@@ -415,18 +445,15 @@ fn lock(directory: &PartitionDir) -> Result<Flock<File>, Error> {
     let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
         Err((mut file, Errno::EWOULDBLOCK)) => {
-            let mut holder = String::new();
-            let _ = file.read_to_string(&mut holder);
-            return Err(Error::configuration(format!(
-                "the state directory {} is in use by {}: wait for it to end, or name another \
-                 directory with --state-dir",
-                directory.path.display(),
-                if holder.is_empty() {
-                    "another process"
-                } else {
-                    holder.trim()
-                }
-            )));
+            let mut written = String::new();
+            let _ = file.read_to_string(&mut written);
+            return Ok(Err(InUse {
+                directory: directory.path.clone(),
+                holder: match written.trim() {
+                    "" => "another process".to_owned(),
+                    holder => holder.to_owned(),
+                },
+            }));
         }
         Err((_, error)) => return Err(wrong(error.into())),
     };
@@ -435,7 +462,7 @@ fn lock(directory: &PartitionDir) -> Result<Flock<File>, Error> {
         .and_then(|()| lock.rewind())
         .and_then(|()| lock.write_all(holder.as_bytes()))
         .map_err(wrong)?;
-    Ok(lock)
+    Ok(Ok(lock))
 }
 
 /// Removes a directory with all that is in it, if it is there.
@@ -490,7 +517,8 @@ mod tests {
     fn what_this_process_has_locked_is_locked_by_it() {
         let root = tempfile::tempdir().unwrap();
         let partition = "202406".parse().unwrap();
-        let state = StateDir::prepare(root.path(), partition, false).unwrap();
+        let state = StateDir::prepare(root.path(), partition, false);
+        let state = state.unwrap().unwrap();
         let all = PartitionDir::all(root.path()).unwrap();
         assert_eq!(all, [PartitionDir::new(root.path(), partition, false)]);
         if cfg!(target_os = "linux") {

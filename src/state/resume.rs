@@ -1,5 +1,5 @@
 //! Whether a run begins, goes on, or is over: what the state directory holds,
-//! put together with `--resume` and `--restart`.
+//! put together with `--resume`, `--resume-or-start` and `--restart`.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use time::macros::format_description;
 
 use super::checkpoint::{Checkpoint, CheckpointError, RunIdentity};
 use super::directory::PartitionDir;
-use crate::cli::options::Options;
+use crate::cli::options::{Earlier, Options};
 use crate::error::Error;
 
 /// What to do.
@@ -33,7 +33,7 @@ pub(crate) fn decide(
     options: &Options,
 ) -> Result<Decision, Error> {
     let directory = directory.display();
-    if options.restart {
+    if options.earlier == Earlier::Restart {
         return match &stored {
             Ok(Some(before))
                 if before.identity.subject.experiments && !options.subject.experiments =>
@@ -54,11 +54,11 @@ pub(crate) fn decide(
         ))
     })?;
     let Some(checkpoint) = stored else {
-        return match options.resume {
-            true => Err(Error::configuration(format!(
+        return match options.earlier {
+            Earlier::Resume => Err(Error::configuration(format!(
                 "there is nothing to resume in {directory}: start without --resume"
             ))),
-            false => Ok(Decision::Fresh),
+            _ => Ok(Decision::Fresh),
         };
     };
     if checkpoint.finished {
@@ -70,7 +70,7 @@ pub(crate) fn decide(
             ))),
         };
     }
-    if !options.resume {
+    if !options.earlier.continues() {
         return Err(Error::configuration(format!(
             "{directory} holds an unfinished run, begun on {}, last saved on {}, with {}: add \
              --resume to continue it, or --restart to discard it and start over",
@@ -95,7 +95,9 @@ pub(crate) fn experiments_so_far(
     options: &Options,
 ) -> Option<bool> {
     match stored {
-        Ok(Some(checkpoint)) if !options.restart => Some(checkpoint.identity.subject.experiments),
+        Ok(Some(checkpoint)) if options.earlier != Earlier::Restart => {
+            Some(checkpoint.identity.subject.experiments)
+        }
         _ => None,
     }
 }

@@ -19,6 +19,7 @@ const FLAGS: &[&str] = &[
     "--state-dir",
     "--resume",
     "--restart",
+    "--resume-or-start",
     "--concurrency",
     "--memory-limit",
     "--target-table",

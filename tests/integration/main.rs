@@ -44,5 +44,6 @@ mod signals;
 mod specification;
 mod status;
 mod throttle;
+mod unattended;
 mod untrusted_bytes;
 mod verify;

@@ -2,6 +2,7 @@
 //! and validated. A job takes [`Options`] only, so nothing unchecked is run.
 
 mod choice;
+mod earlier;
 mod settings;
 mod subject;
 mod throttle;
@@ -24,6 +25,7 @@ use crate::progress::log::LogFormat;
 use crate::throttle::ThrottleOptions;
 
 pub(crate) use choice::{Choice, Defaults};
+pub(crate) use earlier::Earlier;
 pub(crate) use subject::Subject;
 pub(crate) use throttle::parse_wishes;
 
@@ -133,10 +135,8 @@ pub struct Options {
     pub target_table: Option<String>,
     /// Insert nothing.
     pub dry_run: bool,
-    /// Continue an unfinished run.
-    pub resume: bool,
-    /// Discard an unfinished run.
-    pub restart: bool,
+    /// What becomes of a run that is in the state directory.
+    pub earlier: Earlier,
     /// Keep the trace store after success.
     pub keep_traces: bool,
     /// Directory of all state.
@@ -192,10 +192,11 @@ impl Options {
         environment: &Environment,
         partition: Partition,
     ) -> Result<Self, Error> {
+        let earlier = Earlier::of(&arguments, environment)?;
         let subject = arguments.subject;
         let settings = Settings { environment };
         let dry_run = arguments.dry_run || environment.flag("DRY_RUN")?;
-        if dry_run && arguments.resume {
+        if dry_run && earlier == Earlier::Resume {
             return Err(Error::configuration(
                 "--resume goes with no dry run: a dry run keeps no checkpoint",
             ));
@@ -256,8 +257,7 @@ impl Options {
                 .unwrap_or_else(|| "default".to_owned()),
             target_table: settings.text(subject.target_table.clone(), "TARGET_TABLE"),
             dry_run,
-            resume: arguments.resume,
-            restart: arguments.restart,
+            earlier,
             keep_traces: arguments.keep_traces,
             state_dir,
             memory_limit,
@@ -299,6 +299,12 @@ impl Options {
 }
 
 impl Options {
+    /// Whether nobody watches the run: what passes by itself is waited for, and is no error of the
+    /// configuration.
+    pub(crate) fn is_unattended(&self) -> bool {
+        self.earlier == Earlier::ResumeOrStart && self.intent == Intent::Write
+    }
+
     /// Decides what the user has left to the tables.
     pub fn settle(&mut self, defaults: Defaults) {
         let subject = &mut self.subject;
@@ -387,6 +393,25 @@ mod tests {
         assert_eq!(merged.partition.to_string(), "202406");
         assert_eq!(merged.batch_rows, 77);
         assert!(merged.dry_run);
+    }
+
+    #[test]
+    fn a_flag_on_earlier_runs_counts_before_the_environment() {
+        let earlier = |flags: &[&str], environment: &[(&str, &str)]| {
+            let arguments = [&["--partition", "202406"], flags].concat();
+            options(&arguments, environment).map(|options| options.earlier)
+        };
+        let set = [("RESUME_OR_START", "true")];
+        assert_eq!(earlier(&[], &[]), Ok(Earlier::Refuse));
+        assert_eq!(earlier(&[], &set), Ok(Earlier::ResumeOrStart));
+        assert_eq!(
+            earlier(&["--resume-or-start"], &[]),
+            Ok(Earlier::ResumeOrStart)
+        );
+        assert_eq!(earlier(&["--resume"], &set), Ok(Earlier::Resume));
+        assert_eq!(earlier(&["--restart"], &set), Ok(Earlier::Restart));
+        assert_eq!(earlier(&["--dry-run"], &set), Ok(Earlier::ResumeOrStart));
+        assert!(earlier(&[], &[("RESUME_OR_START", "maybe")]).is_err());
     }
 
     #[test]
