@@ -2,7 +2,8 @@
 # profile would build it once more.
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites prerequisites-of-tests build demo test lint bench bench-large bench-parts dist test-dist clean
+.PHONY: help prerequisites prerequisites-of-tests build demo test lint bench bench-large bench-parts dist \
+	test-dist test-deploy clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 
@@ -42,6 +43,11 @@ demo: prerequisites ## backfill a generated month in a ClickHouse of its own, an
 test: prerequisites-of-tests ## run all tests, against a real ClickHouse
 	@$(announce_rocksdb)
 	@$(clickhouse_library) $(cargo) test --release --locked
+
+test-deploy: prerequisites ## check deploy/ and .github/ with their own tools, and run what is in them; needs root
+	@$(announce_rocksdb)
+	@$(cargo) build --release --locked --bins --example embedded_clickhouse
+	@$(clickhouse_library) scripts/test-deploy.sh
 
 lint: prerequisites ## check the formatting, and what the compiler and clippy have to say
 	@$(announce_rocksdb)
