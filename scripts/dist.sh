@@ -128,7 +128,7 @@ lay_out() {
     fi
     cp -r "$pages/." "$stage/share"
     # The documents name each other by these paths.
-    cp --parents README.md LICENSE .env.example docs/*.md deploy/*.json "$documents"
+    cp -r --parents README.md LICENSE .env.example docs/*.md deploy "$documents"
     find "$stage" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 }
 

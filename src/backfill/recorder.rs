@@ -98,7 +98,10 @@ async fn record(
             () = tokio::time::sleep(pause) => false,
             _ = &mut ended => true,
         };
-        history.add(meter.measure());
+        match is_over {
+            true => history.end(meter.measure()),
+            false => history.add(meter.measure()),
+        }
         if is_over || kept.elapsed() >= KEEP_EVERY {
             kept = Instant::now();
             keep(&history, file.as_deref());

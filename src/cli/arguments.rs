@@ -281,7 +281,7 @@ pub struct SubjectArguments {
     pub report: Option<PathBuf>,
 
     /// End where there would be a warning: rows of a table are hidden from the user, a TTL takes rows
-    /// of the month, or a right is missing
+    /// of the month, a right is missing, or the only target is a table that v4 does not read
     #[arg(long)]
     pub strict: bool,
 

@@ -571,12 +571,12 @@ impl Inspector {
     async fn target(&mut self) -> Result<TableInfo, Error> {
         let (table, is_old) = self.find_target().await?;
         if is_old {
-            self.notes.push(format!(
-                "warning: database '{}' has no table {}, and the table {} that it has is never \
+            self.warn(format!(
+                "database '{}' has no table {}, and the table {} that it has is never \
                  read by Langfuse v4: run Langfuse's v4 migrations first, unless you need this \
                  table for something else",
                 self.options.database, TARGETS[0], table.name
-            ));
+            ))?;
         }
         let database = &self.options.database;
         if let Some(source) = self.ask(self.connection.fed_by_view(&table)).await? {

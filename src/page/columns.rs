@@ -84,7 +84,9 @@ impl Columns {
                 all.resumed.push((offset, stretch.began_at));
             }
             let pairs = stretch.points.windows(2);
-            let columns = pairs.map(|pair| Column::between(&pair[0], &pair[1], offset));
+            let columns = pairs
+                .filter(|pair| pair[1].seconds > pair[0].seconds)
+                .map(|pair| Column::between(&pair[0], &pair[1], offset));
             all.columns.extend(columns);
             offset += stretch.points.last().map_or(0.0, |point| point.seconds);
         }

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 const MOST_POINTS: usize = 512;
 /// Seconds between two measurements, until there are too many of them.
 const FIRST_INTERVAL: f64 = 1.0;
+/// The same of a run of many years: what a file says beyond that was not written by a run.
+const LAST_INTERVAL: f64 = 1e7;
 
 /// What was measured at a moment. Everything but memory and disk counts from the beginning of the
 /// process's work on the month.
@@ -71,7 +73,7 @@ impl History {
         let read = std::fs::read(path).ok();
         let history: Option<Self> = read.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         history
-            .filter(|history| history.interval >= FIRST_INTERVAL)
+            .filter(|history| (FIRST_INTERVAL..=LAST_INTERVAL).contains(&history.interval))
             .unwrap_or_default()
     }
 
@@ -97,6 +99,19 @@ impl History {
         }
     }
 
+    /// The process that began last ends with this. Where that comes soon after what it measured before, it
+    /// takes its place: rates of an instant say nothing.
+    pub(crate) fn end(&mut self, point: Point) {
+        self.add(point);
+        let least = self.interval / 2.0;
+        if let Some(stretch) = self.stretches.last_mut()
+            && let [.., _, before, last] = &stretch.points[..]
+            && last.seconds - before.seconds < least
+        {
+            stretch.points.remove(stretch.points.len() - 2);
+        }
+    }
+
     fn points(&self) -> usize {
         let points = self.stretches.iter().map(|stretch| stretch.points.len());
         points.sum()
@@ -110,7 +125,7 @@ impl History {
         }
         self.interval *= 2.0;
         for stretch in &mut self.stretches {
-            let last = stretch.points.len() - 1;
+            let last = stretch.points.len().saturating_sub(1);
             let mut index = 0..;
             stretch.points.retain(|_| {
                 index
@@ -169,11 +184,37 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_follows_at_once_makes_no_measurement_of_its_own() {
+        let mut history = History::default();
+        history.begin(1);
+        history.end(point(0));
+        assert_eq!(history.stretches[0].points.len(), 2);
+        history.begin(2);
+        history.add(point(1));
+        let end = Point {
+            seconds: 1.25,
+            ..point(9)
+        };
+        history.end(end.clone());
+        assert_eq!(history.stretches[1].points, [point(0), end]);
+        history.begin(3);
+        history.add(point(1));
+        history.end(point(2));
+        assert_eq!(history.stretches[2].points.len(), 3);
+    }
+
+    #[test]
     fn what_cannot_be_read_is_begun_anew() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("history.json");
         assert_eq!(History::read(&file), History::default());
-        for text in ["", "{", "[1]", r#"{"interval": 0}"#] {
+        for text in [
+            "",
+            "{",
+            "[1]",
+            r#"{"interval": 0}"#,
+            r#"{"interval": 1e300}"#,
+        ] {
             std::fs::write(&file, text).unwrap();
             assert_eq!(History::read(&file), History::default(), "{text}");
         }
