@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Imports point down only: `tests/integration/house.rs` has the order of the modules, and sees to it.
-//! `commands` carry out what `cli` was told; `plan` says what a run would do, `verify` what came of it,
+//! `commands` carry out what `cli` was told; `page` shows runs in a browser; `plan` says what a run would do, `verify` what came of it,
 //! and `repair` mends what it found; `backfill` is one month's work, and keeps its `state` on this
 //! machine; `throttle` says how fast it may go, `control` lets its owner change that, and `telemetry` tells
 //! how it goes; `inspect` knows the server's tables and the statements that read them; `enrich` makes
