@@ -65,7 +65,9 @@ pub(super) fn month_of(directory: &PartitionDir) -> Result<Month, Error> {
         month.written_at = progress.saved_at.0;
     }
     month.findings = Finding::all(directory)?;
-    month.left_to_do.extend(status.error.or(status.next));
+    if status.state != State::Running {
+        month.left_to_do.extend(status.error.or(status.next));
+    }
     month.left_to_do.extend(check(&month, status.state));
     Ok(month)
 }

@@ -332,6 +332,7 @@ impl StateDir {
     /// Forgets how an earlier run went, and what was found in what it had written.
     fn forget_what_was_said(&self) {
         let files = [
+            self.directory.report(),
             self.directory.history(),
             self.directory.finding("verify"),
             self.directory.finding("repair"),

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::directory::PartitionDir;
 use super::report;
 use crate::error::Error;
-use crate::partition::seconds_since_1970;
 
 /// The commands that leave one, in the order in which one uses them.
 const COMMANDS: [&str; 2] = ["verify", "repair"];
@@ -17,7 +16,7 @@ const COMMANDS: [&str; 2] = ["verify", "repair"];
 pub(crate) struct Finding {
     /// `verify` or `repair`.
     pub command: String,
-    /// When, in seconds since 1970.
+    /// What was written up to then it has seen, in seconds since 1970.
     pub said_at: u64,
     /// What it printed.
     pub words: String,
@@ -26,11 +25,16 @@ pub(crate) struct Finding {
 }
 
 impl Finding {
-    /// Said now.
-    pub(crate) fn new(command: &str, words: String, outcome: &Result<(), Error>) -> Self {
+    /// Said of what there was at that moment.
+    pub(crate) fn new(
+        command: &str,
+        said_at: u64,
+        words: String,
+        outcome: &Result<(), Error>,
+    ) -> Self {
         Self {
             command: command.to_owned(),
-            said_at: seconds_since_1970(),
+            said_at,
             words,
             error: outcome.as_ref().err().map(Error::to_string),
         }

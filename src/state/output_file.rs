@@ -15,8 +15,10 @@ use nix::unistd::{AccessFlags, access};
 const MOST_LINKS: usize = 40;
 /// How long a pipe is waited for that nobody reads.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The mode of a new file, before the umask.
-const NEW_MODE: u32 = 0o666;
+/// The mode of a new file that others may read, before the umask.
+pub(super) const PUBLIC: u32 = 0o666;
+/// The same of one that may quote rows.
+pub(super) const PRIVATE: u32 = 0o600;
 
 /// What a path leads to.
 enum Output {
@@ -52,14 +54,14 @@ pub(super) fn require_writable(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes a file: a regular one whole or not at all, wherever it can be replaced.
+/// Writes a file: a regular one whole or not at all, wherever it can be replaced. A new one gets that mode.
 ///
 /// # Errors
 /// Whatever the file system says.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write(path: &Path, bytes: &[u8], new_mode: u32) -> io::Result<()> {
     match place(path)? {
         Output::New(path) => {
-            let mode = Permissions::from_mode(NEW_MODE);
+            let mode = Permissions::from_mode(new_mode);
             let mut file = tempfile::Builder::new()
                 .permissions(mode)
                 .tempfile_in(directory_of(&path))?;
@@ -209,10 +211,10 @@ mod tests {
         fs::write(&like_others, "").unwrap();
         require_writable(&path).unwrap();
         assert!(!path.exists());
-        write(&path, b"first").unwrap();
+        write(&path, b"first", PUBLIC).unwrap();
         assert_eq!(mode(&path), mode(&like_others));
         fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
-        write(&path, b"second").unwrap();
+        write(&path, b"second", PUBLIC).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"second");
         assert_eq!(mode(&path), 0o640);
     }
@@ -227,7 +229,7 @@ mod tests {
         symlink("report", &link).unwrap();
         for text in ["first", "second"] {
             require_writable(&link).unwrap();
-            write(&link, text.as_bytes()).unwrap();
+            write(&link, text.as_bytes(), PUBLIC).unwrap();
             assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
@@ -244,7 +246,7 @@ mod tests {
         );
         fs::write(&path, "a longer text than the new one").unwrap();
         fs::hard_link(&path, &other).unwrap();
-        write(&path, b"new").unwrap();
+        write(&path, b"new", PUBLIC).unwrap();
         assert_eq!(fs::read(&other).unwrap(), b"new");
     }
 
@@ -252,7 +254,7 @@ mod tests {
     fn devices_and_pipes_stay_what_they_are() {
         let null = Path::new("/dev/null");
         require_writable(null).unwrap();
-        write(null, b"text").unwrap();
+        write(null, b"text", PUBLIC).unwrap();
         assert!(fs::metadata(null).unwrap().file_type().is_char_device());
 
         let directory = tempfile::tempdir().unwrap();
@@ -269,7 +271,7 @@ mod tests {
         });
         // More than a pipe holds.
         let text = "x".repeat(300_000);
-        write(&pipe, text.as_bytes()).unwrap();
+        write(&pipe, text.as_bytes(), PUBLIC).unwrap();
         assert_eq!(reader.join().unwrap(), text);
         assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
     }
@@ -283,7 +285,7 @@ mod tests {
         file.write_all(b"summary\n").unwrap();
         let descriptor = PathBuf::from(format!("/dev/fd/{}", file.as_raw_fd()));
         require_writable(&descriptor).unwrap();
-        write(&descriptor, b"report\n").unwrap();
+        write(&descriptor, b"report\n", PUBLIC).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "summary\nreport\n");
     }
 }

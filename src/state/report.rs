@@ -154,7 +154,7 @@ pub(crate) fn require_writable(path: &Path, flag: &str) -> Result<(), Error> {
 fn write_json(summary: &impl Serialize, path: &Path) -> std::io::Result<()> {
     let mut json = serde_json::to_vec_pretty(summary)?;
     json.push(b'\n');
-    output_file::write(path, &json)
+    output_file::write(path, &json, output_file::PUBLIC)
 }
 
 /// Writes a summary where it is wanted.
@@ -170,7 +170,8 @@ pub(crate) fn publish(summary: &impl Serialize, path: &Path) -> Result<(), Error
 /// # Errors
 /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
 pub(crate) fn publish_page(html: &str, path: &Path) -> Result<(), Error> {
-    output_file::write(path, html.as_bytes()).map_err(|error| unwritable(path, &error))
+    output_file::write(path, html.as_bytes(), output_file::PRIVATE)
+        .map_err(|error| unwritable(path, &error))
 }
 
 /// Keeps a summary in the state directory, whole or not at all, for its owner alone.

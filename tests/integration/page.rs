@@ -1,6 +1,7 @@
 //! The page about runs, opened in a real browser.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -186,6 +187,18 @@ fn the_page_of_a_state_directory_says_how_to_go_on_and_what_verify_said() {
         verified.contains("<p class=\"good\">Nothing.</p>"),
         "{verified}"
     );
+    let mode = fs::metadata(&page).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "it may quote rows");
+    // A verify that is ended early says nothing, and what was said before stays.
+    let mut pauses = (1..=30).map(|step| Duration::from_millis(20 * step));
+    let is_ended_early = pauses.any(|pause| {
+        let mut verifying = verify.spawn();
+        thread::sleep(pause);
+        verifying.terminate();
+        verifying.wait().code == Some(143)
+    });
+    assert!(is_ended_early);
+    assert!(html().contains("<td>equal</td>"));
     // What is damaged then is said, and what it says is text.
     database
         .query(
