@@ -60,8 +60,7 @@ impl Session {
         let throttle = self.throttle.clone();
         let tell = move |what: String| {
             display.note(&what);
-            let state = throttle.state();
-            display.set_status(state.why_slow(), state.stands_still());
+            throttle.state().show(&display);
         };
         Some(self.throttle.keep_window(window, tell))
     }

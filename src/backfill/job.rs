@@ -90,7 +90,7 @@ pub(super) fn listen(context: &Context) -> Option<Listening> {
     let display = context.display.clone();
     let tell = move |state: &SpeedState| {
         display.note(format_args!("as told: {state}"));
-        display.set_status(state.why_slow(), state.stands_still());
+        state.show(&display);
     };
     let listening = control::listen(context.state.path(), context.throttle.clone(), tell);
     listening
@@ -313,10 +313,7 @@ pub(super) async fn write_source(
     let watching = context.throttle.watch(watched(context));
     let streamed = stream::stream(context, journal, source, store, &destination, changes).await;
     drop(watching);
-    let state = context.throttle.state();
-    context
-        .display
-        .set_status(state.why_slow(), state.stands_still());
+    context.throttle.state().show(&context.display);
     spent.stream[source as usize] = started.elapsed();
     spent.insert += Duration::from_nanos(destination.insert_nanoseconds.load(Ordering::Relaxed));
     streamed
@@ -331,14 +328,13 @@ fn watched(context: &Context) -> Watched {
         server_memory: context.inspected.server.memory,
         tell: Box::new(move |told| {
             let state = throttle.state();
-            let why = state.why_slow();
-            match (told, &why) {
+            match (told, state.why_slow()) {
                 (Told::Slower { is_news: true }, Some(why)) => display.note(why),
                 (Told::Slower { .. }, _) => {}
                 (Told::FullSpeed, _) => display.note("at full speed again"),
                 (Told::LeftOut(what), _) => display.note_once(what),
             }
-            display.set_status(why, state.stands_still());
+            state.show(&display);
         }),
     }
 }

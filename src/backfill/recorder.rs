@@ -15,7 +15,8 @@ use crate::state::report;
 use crate::telemetry::Telemetry;
 use crate::throttle::{Throttle, ThrottledSeconds, since};
 
-/// How often it is written down: a process that is killed loses no more than that.
+/// How often it is written down. A process that is killed loses what was measured since, or one
+/// measurement where these are further apart.
 const KEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// Measures until it is told to end.

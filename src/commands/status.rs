@@ -1,20 +1,18 @@
 //! How far the runs in the state directory are: read from what they keep there,
 //! without any of them noticing it.
 
-use std::fmt;
 use std::io::Write;
 use std::path::Path;
 
 use indicatif::HumanCount;
-use serde::{Serialize, Serializer};
-use time::OffsetDateTime;
-use time::macros::format_description;
+use serde::Serialize;
 
 use crate::control;
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::ByteSize;
 use crate::partition::Partition;
+use crate::progress::moment::Moment;
 use crate::progress::words::aligned;
 use crate::state::checkpoint::{Checkpoint, CheckpointError};
 use crate::state::directory::{Holder, PartitionDir};
@@ -138,38 +136,6 @@ pub(crate) struct Progress {
     pub root_spans_inserted: u64,
     /// Of the observations, those whose trace was not found.
     pub observations_without_trace: u64,
-}
-
-/// Seconds since 1970. In JSON it is a date and time, UTC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Moment(pub u64);
-
-impl fmt::Display for Moment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
-        let text = i64::try_from(self.0)
-            .ok()
-            .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-            .and_then(|moment| moment.format(format).ok());
-        match text {
-            Some(text) => f.write_str(&text),
-            None => write!(f, "second {}", self.0),
-        }
-    }
-}
-
-impl Serialize for Moment {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl Moment {
-    /// Without seconds, for people.
-    fn to_minute(self) -> String {
-        let text = self.to_string().replace('T', " ");
-        text.chars().take(16).collect()
-    }
 }
 
 impl PartitionStatus {

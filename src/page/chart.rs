@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::axis::{self, Axis};
 use super::columns::{Column, Columns};
 use super::fact::Fact;
-use crate::progress::words::moment;
+use crate::progress::moment::Moment;
 
 /// Columns of a chart: more cannot be told apart on a screen.
 const MOST_COLUMNS: usize = 160;
@@ -143,11 +143,7 @@ impl Drawing<'_> {
 
 /// A moment, in seconds since 1970, to the minute.
 pub(super) fn of_clock(seconds: u64) -> String {
-    let microseconds = i64::try_from(seconds)
-        .unwrap_or(0)
-        .saturating_mul(1_000_000);
-    let text: String = moment(microseconds).chars().take(16).collect();
-    format!("{} UTC", text.replace('T', " "))
+    format!("{} UTC", Moment(seconds).to_minute())
 }
 
 /// A coordinate, in as many digits as one can see.

@@ -16,7 +16,8 @@ use crate::error::Error;
 use crate::memory::ByteSize;
 use crate::memory::numbers::whole;
 use crate::partition::seconds_since_1970;
-use crate::progress::words::{about, count, moment};
+use crate::progress::moment::Moment;
+use crate::progress::words::{about, count};
 
 /// The page, as its template wants it.
 #[derive(Template)]
@@ -52,16 +53,14 @@ fn pieces(sentence: &str) -> impl Iterator<Item = Piece<'_>> {
 /// # Errors
 /// [`Kind::Failed`](crate::error::Kind) where it cannot be put together.
 pub(crate) fn html(months: &[Month]) -> Result<String, Error> {
-    let now = i64::try_from(seconds_since_1970()).unwrap_or(0);
+    let now = Moment(seconds_since_1970()).to_string();
     let left_to_do = months.iter().flat_map(|month| {
         let sentences = month.left_to_do.iter();
         sentences.map(|sentence| (month.partition.as_str(), sentence.as_str()))
     });
     let page = Page {
         version: env!("CARGO_PKG_VERSION"),
-        made_at: moment(now * 1_000_000)
-            .replace('T', " ")
-            .replace('Z', " UTC"),
+        made_at: now.replace('T', " ").replace('Z', " UTC"),
         target: targets(months).join(", "),
         facts: facts(months),
         left_to_do: left_to_do.collect(),

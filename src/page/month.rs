@@ -35,7 +35,7 @@ pub(crate) struct Month {
     pub segments: (u64, u64),
     /// What is left to do, in sentences.
     pub left_to_do: Vec<String>,
-    /// Sentences of the run itself about how it ended.
+    /// What its last process came to.
     pub summary: Option<Report>,
     /// What commands said of it, the oldest first.
     pub findings: Vec<Finding>,

@@ -3,6 +3,7 @@
 
 mod bar;
 pub(crate) mod log;
+pub(crate) mod moment;
 mod overall;
 pub(crate) mod stopwatch;
 mod style;

@@ -18,6 +18,9 @@ use crate::partition::Partition;
 /// Read, write and enter: the owner only.
 const OWNER_ONLY: u32 = 0o700;
 
+/// The commands that keep what they said of a month, in the order in which one uses them.
+pub(super) const LEAVE_FINDINGS: [&str; 2] = ["verify", "repair"];
+
 /// What the name of a dry run's directory ends with.
 const DRY_RUN: &str = "-dry-run";
 
@@ -331,13 +334,9 @@ impl StateDir {
 
     /// Forgets how an earlier run went, and what was found in what it had written.
     fn forget_what_was_said(&self) {
-        let files = [
-            self.directory.report(),
-            self.directory.history(),
-            self.directory.finding("verify"),
-            self.directory.finding("repair"),
-        ];
-        for file in files {
+        let findings = LEAVE_FINDINGS.map(|command| self.directory.finding(command));
+        let of_run = [self.directory.report(), self.directory.history()];
+        for file in of_run.into_iter().chain(findings) {
             // Most often it is not there. One that stays is older than what it would speak of.
             let _ = std::fs::remove_file(file);
         }

@@ -4,12 +4,9 @@ use std::io::ErrorKind;
 
 use serde::{Deserialize, Serialize};
 
-use super::directory::PartitionDir;
+use super::directory::{LEAVE_FINDINGS, PartitionDir};
 use super::report;
 use crate::error::Error;
-
-/// The commands that leave one, in the order in which one uses them.
-const COMMANDS: [&str; 2] = ["verify", "repair"];
 
 /// What a command said of a month.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +54,7 @@ impl Finding {
     /// [`Kind::Failed`](crate::error::Kind) where a file is not to be read, or not what was written.
     pub(crate) fn all(directory: &PartitionDir) -> Result<Vec<Self>, Error> {
         let mut findings = Vec::new();
-        for command in COMMANDS {
+        for command in LEAVE_FINDINGS {
             let path = directory.finding(command);
             let unusable = |error: &dyn std::fmt::Display| {
                 Error::failed(format!(

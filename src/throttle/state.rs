@@ -6,6 +6,7 @@ use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
 use crate::memory::ByteSize;
+use crate::progress::Display;
 
 /// What is to be another way. What is `None` stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +42,11 @@ impl SpeedState {
     /// Whether it was made to stand still, by the operator or by its window.
     pub(crate) fn stands_still(&self) -> bool {
         self.is_paused || self.is_outside_window
+    }
+
+    /// Shows it where progress is shown.
+    pub(crate) fn show(&self, display: &Display) {
+        display.set_status(self.why_slow(), self.stands_still());
     }
 
     /// Why it does not go at full speed, if it does not: for the status line.

@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::differential::{ask_number, execute, slow_down, speed_up};
-use crate::support::{Database, Running, SAMPLE_PARTITION, Server, Tool};
+use crate::support::differential::{ask_number, execute, slow_down, speed_up, wait_for_event};
+use crate::support::{Database, SAMPLE_PARTITION, Server, Tool};
 use nix::libc;
 
 /// A month whose events are slow to be written.
@@ -30,17 +30,6 @@ fn tool(database: &Database) -> Tool {
     Tool::new(database)
         .args(["--partition", SAMPLE_PARTITION])
         .args(["--batch-size", "500", "--concurrency", "1"])
-}
-
-/// Waits for the first event.
-#[track_caller]
-fn wait_for_event(running: &mut Running, database: &Database) {
-    let started = Instant::now();
-    while ask_number(database, "SELECT count() FROM events_full") == 0 {
-        assert!(running.is_running());
-        assert!(started.elapsed() < Duration::from_secs(30));
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[track_caller]

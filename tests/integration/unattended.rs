@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::support::differential::{
     Specification, ask_number, assert_complete, execute, keep_versions_apart, slow_down, speed_up,
+    wait_for_event,
 };
-use crate::support::{Database, Options, Running, SAMPLE_PARTITION, Server, Tool};
+use crate::support::{Database, Options, SAMPLE_PARTITION, Server, Tool};
 
 /// Observations of a month.
 const OBSERVATIONS: u64 = 3_000;
@@ -32,16 +33,6 @@ fn tool(database: &Database) -> Tool {
     Tool::new(database)
         .args(["--partition", SAMPLE_PARTITION, "--resume-or-start"])
         .args(["--batch-size", "500", "--concurrency", "1"])
-}
-
-#[track_caller]
-fn wait_for_event(running: &mut Running, database: &Database) {
-    let started = Instant::now();
-    while ask_number(database, "SELECT count() FROM events_full") == 0 {
-        assert!(running.is_running());
-        assert!(started.elapsed() < Duration::from_secs(60));
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

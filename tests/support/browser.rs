@@ -136,9 +136,6 @@ fn capabilities(width: u32, scheme: Scheme) -> serde_json::Map<String, Value> {
     if let Ok(binary) = env::var("CHROMIUM") {
         options["binary"] = binary.into();
     }
-    let capabilities = json!({
-        "goog:chromeOptions": options,
-        "goog:loggingPrefs": {"browser": "ALL"},
-    });
+    let capabilities = json!({"goog:chromeOptions": options});
     capabilities.as_object().unwrap().clone()
 }

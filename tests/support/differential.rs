@@ -15,7 +15,7 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Database, repository_file};
+use super::{Database, Running, repository_file};
 
 /// What tells one event from another, in every events table.
 const KEY: &str = "project_id, trace_id, span_id, start_time";
@@ -87,6 +87,17 @@ pub fn slow_down(database: &Database, seconds: f64) {
 #[track_caller]
 pub fn speed_up(database: &Database) {
     execute(database, "TRUNCATE TABLE brake");
+}
+
+/// Waits for the first event of a run.
+#[track_caller]
+pub fn wait_for_event(running: &mut Running, database: &Database) {
+    let started = Instant::now();
+    while ask_number(database, "SELECT count() FROM events_full") == 0 {
+        assert!(running.is_running());
+        assert!(started.elapsed() < Duration::from_secs(30));
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Runs a statement that must succeed.

@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use clickhouse::{RowOwned, RowRead};
+
 use crate::backfill::block_stream::BlockStream;
 use crate::inspect::statements::items_query;
 use crate::state::counts::ExperimentCounts;
@@ -105,11 +107,7 @@ impl<'a> ExperimentSource<'a> {
             "SELECT uniq(project_id, trace_id) FROM ({})",
             self.ids_with_items(None)
         );
-        let rows = self.connection.rows_within(&query, TABLE_TIMEOUT);
-        let counts: Vec<u64> = tokio::select! {
-            counts = rows => counts?,
-            _ = self.shutdown.requested() => return Err(WorkError::Interrupted),
-        };
+        let counts: Vec<u64> = self.rows(&query).await?;
         Ok(counts.first().copied().unwrap_or(0))
     }
 
@@ -125,7 +123,12 @@ impl<'a> ExperimentSource<'a> {
              SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
             self.ids_with_items(last)
         );
-        let rows = self.connection.rows_within(&query, TABLE_TIMEOUT);
+        self.rows(&query).await
+    }
+
+    /// The rows of a small result, unless the run is asked to end.
+    async fn rows<T: RowOwned + RowRead>(&self, query: &str) -> Result<Vec<T>, WorkError> {
+        let rows = self.connection.rows_within(query, TABLE_TIMEOUT);
         tokio::select! {
             rows = rows => Ok(rows?),
             _ = self.shutdown.requested() => Err(WorkError::Interrupted),
