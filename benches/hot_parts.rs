@@ -29,7 +29,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use events_backfill::internals::{
-    Block, BlockReader, BufferPool, Day, Enricher, SetAside, Unknown,
+    Block, BlockReader, BufferPool, Day, Enricher, Reach, SetAside, Unknown,
 };
 
 use support::{BLOCK_ROWS, FIRST_DAY, Payload, mapping, native_block, store_of_traces, trace_key};
@@ -98,7 +98,7 @@ fn look_up(criterion: &mut Criterion) {
         let asked: Vec<(Day, &[u8])> = keys.iter().map(|key| (day, key.as_slice())).collect();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                let found = store.look_up(&asked, MAX_BYTES);
+                let found = store.look_up(&asked, Reach::AllDays, MAX_BYTES);
                 black_box(found.expect("the store answers"))
             });
         });
@@ -123,7 +123,7 @@ fn look_up_in_a_large_day(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(keys.len() as u64));
         group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
             bencher.iter(|| {
-                let found = store.look_up(&asked, MAX_BYTES);
+                let found = store.look_up(&asked, Reach::AllDays, MAX_BYTES);
                 black_box(found.expect("the store answers"))
             });
         });

@@ -72,5 +72,5 @@ pub mod internals {
     pub use crate::session::Session;
     pub use crate::state::checkpoint::{Checkpoint, RunIdentity};
     pub use crate::state::counts::SegmentCounts;
-    pub use crate::trace_store::{DayWriter, SeenTraces, TraceRecord, TraceStore, key};
+    pub use crate::trace_store::{DayWriter, Reach, SeenTraces, TraceRecord, TraceStore, key};
 }

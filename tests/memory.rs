@@ -297,3 +297,51 @@ fn large_items_of_dataset_runs_stay_within_256_mib() {
         5_025,
     );
 }
+
+/// 4.4 million traces, on 20 days: more than the cache holds indexes and filters of with a limit of 128 MiB.
+/// One in 1,430 has a later version five days after. Of each three of the 30,000 observations one has its
+/// trace on its own day, one ten days before, and one has none.
+fn many_traces() -> Database<'static> {
+    let database = tables("many_traces");
+    let day = "toDateTime64('2024-06-01 00:00:00', 3) + 86400";
+    execute(
+        &database,
+        &format!(
+            "INSERT INTO traces (id, project_id, timestamp, event_ts, user_id)
+             SELECT lower(hex(sipHash128(number))), 'project', {day} * (number % 20), 1, 'first'
+             FROM numbers(4400000)
+             UNION ALL
+             SELECT lower(hex(sipHash128(number * 1430))), 'project',
+                 {day} * (number * 1430 % 20 + 5), 2, 'second'
+             FROM numbers(3000)"
+        ),
+    );
+    execute(
+        &database,
+        &format!(
+            "INSERT INTO observations (id, trace_id, project_id, type, start_time, event_ts)
+             SELECT toString(number),
+                 if(number % 3 = 2, 'none', lower(hex(sipHash128(number * 143)))), 'project', 'SPAN',
+                 {day} * (number * 143 % 20 + if(number % 3 = 1, 10, 0)), 1
+             FROM numbers(30000)"
+        ),
+    );
+    database
+}
+
+#[test]
+fn traces_far_away_and_on_several_days_are_found_where_their_indexes_do_not_stay_in_the_cache() {
+    let _turn = one_at_a_time();
+    let database = many_traces();
+    for more in [&[][..], &["--no-remote-lookup"]] {
+        execute(&database, "TRUNCATE TABLE events");
+        let tool = Tool::new(&database)
+            .args(["--target-table", "events", "--memory-limit", "128MiB"])
+            .args(["--concurrency", "2"])
+            .args(more);
+        run_within(tool, &database, 128, 1);
+        let users = "SELECT arrayStringConcat(groupArray(concat(user_id, '=', toString(events))), ' ') FROM (
+             SELECT user_id, count() AS events FROM events FINAL GROUP BY user_id ORDER BY user_id)";
+        assert_eq!(ask(&database, users), "=10000 first=18000 second=2000");
+    }
+}

@@ -209,10 +209,16 @@ fn pipeline(
         budget,
         pool: context.pool.clone(),
         deferred: DeferredRows::new(context.state.deferred_rows()),
-        unknown: match (source, options.subject.remote_lookup) {
-            (Source::Observations, false) => Unknown::WithoutTrace,
-            // What is missing arrived after the traces were loaded.
-            (Source::Traces, _) | (_, true) => Unknown::Deferred,
+        unknown: match source {
+            // Nothing is left to ask that has not been asked.
+            Source::Observations
+                if !options.subject.remote_lookup && store.caches_all_days()? =>
+            {
+                Unknown::WithoutTrace
+            }
+            // The trace of an observation may be on another day. That of a root span arrived after the
+            // traces were loaded.
+            Source::Observations | Source::Traces => Unknown::Deferred,
         },
         // The server does not divide a block, so it must not be larger than a part.
         block_rows: options.block_rows.min(options.batch_rows),

@@ -22,7 +22,7 @@ use crate::native::{
     held_bytes, put_block_header, put_column_header, put_string,
 };
 use crate::partition::Day;
-use crate::trace_store::{Found, FoundItems, StoreError, TraceRecord, TraceStore, key};
+use crate::trace_store::{Found, FoundItems, Reach, StoreError, TraceRecord, TraceStore, key};
 
 use disposition::{Disposition, Rows, divide, take};
 use item_columns::RowItems;
@@ -139,7 +139,11 @@ impl Enricher {
             .try_for_each(|block| self.check_columns(block))?;
         let keys = self.keys(blocks)?;
         let (slots, unique) = keys.distinct();
-        let found = self.store.look_up(&unique, max_bytes / 2)?;
+        let reach = match unknown {
+            Unknown::WithoutTrace => Reach::AllDays,
+            Unknown::Deferred => Reach::Near,
+        };
+        let found = self.store.look_up(&unique, reach, max_bytes / 2)?;
         if found.is_too_large() {
             return Err(too_large());
         }

@@ -9,7 +9,7 @@ pub(super) const SUSPECTS: &str = "suspects";
 /// The version that counts, whatever a day says: of a trace on several days, of one that changed since
 /// it was loaded, and of one whose root span was deferred.
 pub(super) const MOVED: &str = "moved";
-/// What was found of traces that are on none of the days.
+/// What was found of traces that are neither on their row's day nor on one beside it.
 pub(super) const REMOTE: &str = "remote";
 pub(super) const DAY_PREFIX: &str = "day-";
 

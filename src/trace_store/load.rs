@@ -3,16 +3,14 @@
 
 use std::path::PathBuf;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use fastbloom::BloomFilter;
 use rocksdb::{IngestExternalFileOptions, SstFileWriter, WriteBatch, WriteOptions};
 
 use super::error::StoreError;
-use super::families::{MOVED, SUSPECTS, UNFINISHED_PREFIX, day_family};
+use super::families::{SUSPECTS, UNFINISHED_PREFIX, day_family};
 use super::key;
 use super::options::{TARGET_FILE_BYTES, TARGET_FILE_ENTRIES};
-use super::record::RecordHead;
 use super::store::TraceStore;
 use crate::partition::Day;
 
@@ -233,77 +231,4 @@ impl TraceStore {
             .write_opt(batch, &WriteOptions::default())
             .map_err(|error| self.failed(error))
     }
-
-    /// Finds the traces that stand on more than one day and settles which of
-    /// their versions counts: the one with the greatest `event_ts`, whatever its
-    /// day, and if that one is deleted, none. To be called once all days are
-    /// loaded. Gives the number of loaded versions that do not count, or `None`
-    /// where `stop` said to stop; it can be called again.
-    ///
-    /// # Errors
-    /// [`StoreError`] where the store fails.
-    pub fn settle_moved_traces(&self, stop: &dyn Fn() -> bool) -> Result<Option<u64>, StoreError> {
-        let suspects = self.family(SUSPECTS)?;
-        let moved = self.family(MOVED)?;
-        let days = self.days();
-        let mut superseded = 0;
-        let mut iterator = self.database.raw_iterator_cf(&suspects);
-        iterator.seek_to_first();
-        while let Some(key) = iterator.key() {
-            if let Some(several) = self.versions(key, &days)? {
-                let mut batch = WriteBatch::default();
-                batch.put_cf(&moved, key, several.latest);
-                self.write(batch)?;
-                superseded += several.superseded;
-            }
-            if stop() {
-                return Ok(None);
-            }
-            iterator.next();
-        }
-        iterator.status().map_err(|error| self.failed(error))?;
-        self.has_moved
-            .store(!self.family_is_empty(MOVED)?, Ordering::Relaxed);
-        Ok(Some(superseded))
-    }
-
-    /// The versions of a trace that is on at least two days.
-    fn versions(&self, key: &[u8], days: &[Day]) -> Result<Option<Versions>, StoreError> {
-        let mut latest: Option<(RecordHead, Vec<u8>)> = None;
-        let (mut versions, mut live) = (0, 0);
-        for &day in days {
-            let family = self.family(&day_family(day))?;
-            let Some(found) = self
-                .database
-                .get_pinned_cf(&family, key)
-                .map_err(|error| self.failed(error))?
-            else {
-                continue;
-            };
-            let head = RecordHead::decode(&found)?;
-            versions += 1;
-            live += u64::from(!head.is_deleted);
-            // The later day wins a tie, as the version written last would.
-            if latest
-                .as_ref()
-                .is_none_or(|(best, _)| head.event_ts >= best.event_ts)
-            {
-                latest = Some((head, found.to_vec()));
-            }
-        }
-        Ok(latest
-            .filter(|_| versions > 1)
-            .map(|(head, record)| Versions {
-                latest: record,
-                superseded: live - u64::from(!head.is_deleted),
-            }))
-    }
-}
-
-/// The versions of a trace on several days.
-struct Versions {
-    /// The record that counts.
-    latest: Vec<u8>,
-    /// Records that are not deleted and do not count.
-    superseded: u64,
 }

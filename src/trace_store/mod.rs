@@ -2,7 +2,8 @@
 //!
 //! An observation's trace nearly always started on the observation's own day,
 //! so a look-up asks that day first, then its neighbours, then the rest; a
-//! filter per file makes the questions to the wrong days cheap. (One family
+//! filter per file makes the questions to the wrong days cheap, as long as the
+//! filters of all days stay in the cache ([`Reach`]). (One family
 //! of overlapping files was measured 25 times slower.)
 //!
 //! The same trace id can stand on two days, when a later version of the trace
@@ -19,6 +20,7 @@ mod lookup;
 mod options;
 mod record;
 mod remote;
+mod settle;
 mod store;
 mod target_rows;
 mod wanted;
@@ -28,6 +30,7 @@ pub(crate) use families::Against;
 pub(crate) use items::{ExperimentWriter, FoundItems, ItemRecord};
 pub use load::{DayWriter, SeenTraces};
 pub(crate) use lookup::Found;
+pub use lookup::Reach;
 pub(crate) use record::TEXTS;
 pub use record::TraceRecord;
 pub(crate) use remote::{About, RemoteWriter};

@@ -1,5 +1,6 @@
-//! What was found out about traces besides the days that were loaded: what ClickHouse said when it was
-//! asked for some, thousands at a time, and which versions count whatever a day says.
+//! What was found out about traces that are not on their rows' days or beside these: on which other day they
+//! are, and what ClickHouse said when it was asked for some, thousands at a time. And which versions count
+//! whatever a day says.
 
 use std::sync::atomic::Ordering;
 
@@ -7,13 +8,54 @@ use rocksdb::WriteBatch;
 
 use super::error::StoreError;
 use super::families::{MOVED, REMOTE};
+use super::lookup::Reach;
 use super::store::TraceStore;
+use crate::partition::Day;
 
 /// Bytes that are gathered before they are written.
 const BATCH_BYTES: usize = 1 << 20;
 
 impl TraceStore {
-    /// Whether ClickHouse was asked for the trace of a key already.
+    /// Looks for traces on all days that are loaded, and keeps those that are there beside the answers of
+    /// ClickHouse, where a look-up finds them without asking a month's days. The records that are held at
+    /// once take at most `max_bytes`, but for a single one. Says of each key whether its trace is there.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the store fails.
+    pub(crate) fn gather_from_all_days(
+        &self,
+        keys: &[&[u8]],
+        max_bytes: usize,
+    ) -> Result<Vec<bool>, StoreError> {
+        let max_bytes_of = |count| match count {
+            1 => usize::MAX,
+            _ => max_bytes,
+        };
+        let mut writer = RemoteWriter::new(self, About::Missing);
+        let mut are_there = Vec::with_capacity(keys.len());
+        let mut at_once = keys.len().max(1);
+        while are_there.len() < keys.len() {
+            let rest = &keys[are_there.len()..];
+            let these = &rest[..rest.len().min(at_once)];
+            // They are not on their own day, so it does not matter which one comes first.
+            let asked: Vec<(Day, &[u8])> = these.iter().map(|&key| (0, key)).collect();
+            let found = self.look_up(&asked, Reach::AllDays, max_bytes_of(these.len()))?;
+            if found.is_too_large() {
+                at_once = these.len() / 2;
+                continue;
+            }
+            for (index, key) in these.iter().enumerate() {
+                if let Some(record) = found.encoded(index) {
+                    writer.put(key, record)?;
+                }
+                are_there.push(found.is_known(index));
+            }
+        }
+        writer.finish()?;
+        Ok(are_there)
+    }
+
+    /// Whether it was found out already where the trace of a key is.
     ///
     /// # Errors
     /// [`StoreError::Database`] where the store fails.
@@ -41,7 +83,7 @@ impl TraceStore {
 /// What an answer is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum About {
-    /// Traces that are on none of the days that were loaded.
+    /// Traces that are neither on their row's day nor on one beside it.
     Missing,
     /// Traces that are on one of these days, and on others: the answer counts.
     Moved,

@@ -23,6 +23,8 @@ const RUN_KEY: &[u8] = b"run";
 /// The trace store of one partition.
 pub struct TraceStore {
     pub(super) path: PathBuf,
+    /// Bytes of the block cache, in which indexes and filters count too.
+    pub(super) cache_bytes: usize,
     pub(super) database: Database,
     pub(super) family_options: Options,
     pub(super) compacted_options: Options,
@@ -76,6 +78,7 @@ impl TraceStore {
             Database::open_cf_descriptors(&database_options, path, descriptors).map_err(failed)?;
         let store = Self {
             path: path.to_owned(),
+            cache_bytes,
             database,
             family_options,
             compacted_options,

@@ -26,7 +26,7 @@ use crate::native::Block;
 use crate::partition::Day;
 use crate::shutdown::Shutdown;
 use crate::state::checkpoint::Checkpoint;
-use crate::trace_store::{About, RemoteWriter, TraceRecord, TraceStore, key};
+use crate::trace_store::{About, Reach, RemoteWriter, TraceRecord, TraceStore, key};
 
 /// Versions are read from so long before the last time on, in microseconds: they carry the time
 /// at which Langfuse made them, and reach ClickHouse minutes later.
@@ -185,7 +185,7 @@ impl TraceChanges {
             1 => usize::MAX,
             _ => self.budget.max_block_bytes / 2,
         };
-        let known = self.store.look_up(&asked, max_bytes)?;
+        let known = self.store.look_up(&asked, Reach::AllDays, max_bytes)?;
         if known.is_too_large() {
             return Ok(false);
         }

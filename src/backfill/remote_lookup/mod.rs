@@ -1,4 +1,5 @@
-//! Traces that were not loaded: asked for thousands at a time, wherever they are.
+//! Traces that are not where a look-up expects them, on their row's day or beside it: on other days that
+//! are loaded, or not loaded at all. They are asked for thousands at a time, wherever they are.
 
 pub(crate) mod deferred_rows;
 pub(crate) mod query;
@@ -20,7 +21,7 @@ use crate::trace_store::{About, TraceStore};
 /// Most traces not found that the report lists.
 const NOT_FOUND_LISTED: usize = 100;
 
-/// Asks for the traces of all rows that wait.
+/// Looks for the traces of all rows that wait: on the days that are loaded, then in ClickHouse.
 ///
 /// # Errors
 /// [`Error`] where it does not work, or the run is asked to end.
@@ -48,7 +49,7 @@ pub(super) async fn look_up_deferred(
                 block_in_place(|| question.add(&block, key_columns, about, store))?;
                 if question.is_full() {
                     let question = std::mem::take(&mut question);
-                    ask_and_count(context, journal, &question, about, store).await?;
+                    ask_and_count(context, journal, question, about, store).await?;
                 }
             }
         }
@@ -56,18 +57,25 @@ pub(super) async fn look_up_deferred(
     }
     match question.is_empty() {
         true => Ok(()),
-        false => ask_and_count(context, journal, &question, about, store).await,
+        false => ask_and_count(context, journal, question, about, store).await,
     }
 }
 
 async fn ask_and_count(
     context: &Context,
     journal: &mut Journal,
-    question: &Question,
+    mut question: Question,
     about: About,
     store: &TraceStore,
 ) -> Result<(), Error> {
-    let answer = ask(context, question, about, store).await?;
+    if about == About::Missing {
+        let max_bytes = context.options.budget.load_block_bytes;
+        block_in_place(|| question.settle_on_loaded_days(store, max_bytes))?;
+        if question.is_empty() || !context.options.subject.remote_lookup {
+            return Ok(());
+        }
+    }
+    let answer = ask(context, &question, about, store).await?;
     if about == About::Moved {
         return Ok(());
     }

@@ -100,6 +100,23 @@ impl Question {
         self.traces.insert(key, (project, id));
     }
 
+    /// Takes those out that are on a day that is loaded, and keeps where a look-up finds them at once.
+    /// The records that are held meanwhile take at most `max_bytes`, but for a single one.
+    ///
+    /// # Errors
+    /// [`WorkError::Store`] where the store fails.
+    pub(crate) fn settle_on_loaded_days(
+        &mut self,
+        store: &TraceStore,
+        max_bytes: usize,
+    ) -> Result<(), WorkError> {
+        let keys: Vec<&[u8]> = self.traces.keys().map(Vec::as_slice).collect();
+        let are_there = store.gather_from_all_days(&keys, max_bytes)?;
+        let mut are_there = are_there.into_iter();
+        self.traces.retain(|_, _| are_there.next() != Some(true));
+        Ok(())
+    }
+
     /// Whether it should be asked before more is added.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes >= QUESTION_BYTES
