@@ -18,6 +18,7 @@ pub mod key;
 mod load;
 mod lookup;
 mod options;
+mod read_ahead;
 mod record;
 mod remote;
 mod settle;

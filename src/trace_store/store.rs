@@ -13,6 +13,7 @@ use super::families::{
     is_unfinished,
 };
 use super::options;
+use super::read_ahead::ReadAhead;
 use crate::partition::Day;
 
 pub(super) type Database = DBWithThreadMode<MultiThreaded>;
@@ -36,6 +37,7 @@ pub struct TraceStore {
     pub(super) not_empty: NotEmpty,
     pub(super) looked_up: AtomicU64,
     pub(super) missed: AtomicU64,
+    pub(super) reading_ahead: ReadAhead,
 }
 
 impl TraceStore {
@@ -90,6 +92,7 @@ impl TraceStore {
             not_empty: NotEmpty::default(),
             looked_up: AtomicU64::new(0),
             missed: AtomicU64::new(0),
+            reading_ahead: ReadAhead::default(),
         };
         for (name, has_some) in [(MOVED, &store.has_moved), (REMOTE, &store.has_remote)] {
             has_some.store(!store.family_is_empty(name)?, Ordering::Relaxed);

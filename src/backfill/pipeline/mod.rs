@@ -15,6 +15,7 @@ pub(crate) mod limits;
 pub(crate) mod send;
 mod work;
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -40,7 +41,8 @@ pub(crate) trait Records {
     fn done(&mut self, done: Done) -> Result<bool, Error>;
 }
 
-/// Works through all items; the largest first, so that none holds the rest up.
+/// Works through all items, day by day, so that what is read of the trace store for one is in the page cache
+/// for the next; of a day the largest first, so that none holds the rest up.
 ///
 /// # Errors
 /// [`Kind::Failed`](crate::error::Kind) with the item and the server's words;
@@ -52,7 +54,7 @@ pub(crate) async fn run(
     phase: Arc<Phase>,
     records: &mut impl Records,
 ) -> Result<(), Error> {
-    items.sort_by_key(WorkItem::rows);
+    items.sort_by_key(|item| (Reverse(item.first_day()), item.rows()));
     let mut running = JoinSet::new();
     let mut first_error = None;
     let mut is_enough = false;

@@ -12,6 +12,7 @@ use crate::inspect::segments::Segment;
 use crate::inspect::statements::SegmentQuery;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
+use crate::partition::Day;
 use crate::state::counts::{DeferredCounts, SegmentCounts};
 
 /// What all segments share.
@@ -65,6 +66,11 @@ impl WorkItem {
     /// Number of its segment.
     pub(super) fn number(&self) -> u32 {
         self.segment().number
+    }
+
+    /// The day on which it begins, where that is known.
+    pub(super) fn first_day(&self) -> Option<Day> {
+        self.segment().from.as_ref().map(|from| from.day)
     }
 
     /// How many rows it has.
