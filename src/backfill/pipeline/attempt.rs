@@ -211,7 +211,7 @@ impl<'a> Attempt<'a> {
         &mut self,
         work: impl AsyncFnOnce(&mut Sender, Arriving<'_, Rows>) -> Result<(), WorkError>,
     ) -> Result<(), WorkError> {
-        let room = self.room(self.reader.held_with(0));
+        let room = self.balance(self.reader.held_with(0));
         let source = Arriving {
             rows: &mut self.rows,
             sipped: &mut self.sipped,
@@ -223,10 +223,15 @@ impl<'a> Attempt<'a> {
 
     /// Bytes of the segment's share that nothing takes, were the reader to hold so many.
     fn room(&self, reader_bytes: usize) -> usize {
+        usize::try_from(self.balance(reader_bytes)).unwrap_or(0)
+    }
+
+    /// The same, less than none where more is held than that.
+    fn balance(&self, reader_bytes: usize) -> isize {
         let sipped: usize = self.sipped.iter().map(Bytes::len).sum();
         let blocks = self.sender.held_bytes() + self.enriched_bytes + self.waiting_bytes;
-        let held = blocks + sipped + reader_bytes;
-        self.pipeline.budget.segment_bytes.saturating_sub(held)
+        let share = isize::try_from(self.pipeline.budget.segment_bytes).unwrap_or(isize::MAX);
+        share.saturating_sub_unsigned(blocks + sipped + reader_bytes)
     }
 
     /// Waits until nothing is held that can be sent. False if nothing was.

@@ -34,8 +34,8 @@ pub(crate) struct Arriving<'a, S> {
     pub rows: &'a mut S,
     /// What has come of them and is not looked at yet, in its order.
     pub sipped: &'a mut VecDeque<Bytes>,
-    /// Most bytes that may come besides.
-    pub room: usize,
+    /// Most bytes that may come besides; less than none where more is held than should be.
+    pub room: isize,
     /// When something came last, or this began.
     pub last_read: &'a mut Instant,
 }
@@ -62,18 +62,23 @@ impl<S: KeepAlive> Arriving<'_, S> {
         }
     }
 
+    /// So many bytes are not held any more.
+    pub(crate) fn gives_back(&mut self, bytes: usize) {
+        self.room = self.room.saturating_add_unsigned(bytes);
+    }
+
     /// Reads a little, if there is room for it: rather let the read break, and
     /// the segment be done again, than go over budget. The wait is short, so
     /// that the end of the insert is not missed.
     async fn sip(&mut self) -> Result<(), WorkError> {
         let ends = Instant::now() + SIP_FOR;
-        let mut left = self.room.min(SIP_BYTES);
+        let mut left = usize::try_from(self.room).unwrap_or(0).min(SIP_BYTES);
         while left > 0
             && let Ok(chunk) = tokio::time::timeout_at(ends, self.rows.next_chunk()).await
             && let Some(chunk) = chunk?
         {
             left = left.saturating_sub(chunk.len());
-            self.room = self.room.saturating_sub(chunk.len());
+            self.room = self.room.saturating_sub_unsigned(chunk.len());
             self.sipped.push_back(chunk);
         }
         Ok(())
@@ -107,6 +112,23 @@ mod tests {
         source.sip().await.unwrap();
         let first: Vec<u8> = sipped.iter().map(|chunk| chunk[0]).collect();
         assert_eq!(first, [0, 1, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn room_that_is_given_back_to_an_overdrawn_share_is_not_sipped_into() {
+        let (mut rows, mut sipped) = (Numbers(0), VecDeque::new());
+        let mut source = Arriving {
+            rows: &mut rows,
+            sipped: &mut sipped,
+            room: -3000,
+            last_read: &mut Instant::now(),
+        };
+        source.gives_back(2000);
+        source.sip().await.unwrap();
+        assert!(source.sipped.is_empty());
+        source.gives_back(1500);
+        source.sip().await.unwrap();
+        assert_eq!(source.sipped.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -192,7 +192,7 @@ impl Sender {
             // The server would take the insert for dead.
             let held_bytes = self.held_bytes();
             self.finish(source).await?;
-            source.room += held_bytes;
+            source.gives_back(held_bytes);
         }
         let _waiting = destination.throttle.waiting(pause.reason);
         let waiting = async {
