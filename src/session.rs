@@ -31,7 +31,8 @@ impl Session {
     /// # Errors
     /// [`Error`] where the operating system does not let it, or TLS is not set up as it should be.
     pub(crate) fn begin(options: &Options) -> Result<Self, Error> {
-        let display = Display::detect(options.quiet);
+        let throttle = Throttle::new(&options.throttle, options.concurrency);
+        let display = Display::detect(options.quiet, throttle.clock());
         let tell = {
             let display = display.clone();
             move |why| {
@@ -41,7 +42,6 @@ impl Session {
                 ));
             }
         };
-        let throttle = Throttle::new(&options.throttle, options.concurrency);
         Ok(Self {
             display,
             throttle,

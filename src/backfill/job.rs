@@ -1,7 +1,6 @@
 //! The whole work for one partition, once it is inspected: segments, traces, rows, views.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use indicatif::HumanCount;
@@ -58,7 +57,7 @@ pub(crate) async fn run(mut context: Context) -> Result<Ended, Error> {
         false => {
             let recorder = Recorder::begin(&context);
             let outcome = work(&context, &mut journal, &mut spent).await;
-            (outcome, recorder.end().await)
+            (outcome, recorder.end(spent.store_bytes).await)
         }
     };
     let failed = matches!(&outcome, Err(error) if error.signal().is_none());
@@ -188,6 +187,7 @@ async fn work(context: &Context, journal: &mut Journal, spent: &mut Spent) -> Re
     let segments = plan(context, journal).await?;
     let store = Arc::new(open_store(context, journal, segments)?);
     let outcome = with_store(context, journal, &store, spent).await;
+    spent.store_bytes = store.disk_bytes();
     outcome.map_err(|error| with_way_on(context, journal, error))?;
     drop(store);
     let finished = journal.commit(|checkpoint| checkpoint.finished = true);
@@ -261,7 +261,6 @@ async fn with_store(
     let prepared = prepare(context, journal, store).await;
     drop(loading);
     spent.load = started.elapsed();
-    spent.store_bytes = store.disk_bytes();
     let changes = prepared?;
     for source in context.options.subject.sources() {
         write_source(context, journal, source, store, Some(&changes), spent).await?;
@@ -304,6 +303,7 @@ pub(super) async fn write_source(
     spent: &mut Spent,
 ) -> Result<(), Error> {
     let started = Instant::now();
+    let waited_before = context.throttle.insert_seconds();
     if source == Source::Traces {
         known_rows::read_roots(context, journal, store).await?;
     }
@@ -315,7 +315,8 @@ pub(super) async fn write_source(
     drop(watching);
     context.throttle.state().show(&context.display);
     spent.stream[source as usize] = started.elapsed();
-    spent.insert += Duration::from_nanos(destination.insert_nanoseconds.load(Ordering::Relaxed));
+    let waited = context.throttle.insert_seconds() - waited_before;
+    spent.insert += Duration::from_secs_f64(waited.max(0.0));
     streamed
 }
 

@@ -15,13 +15,12 @@ use crate::state::report;
 use crate::telemetry::Telemetry;
 use crate::throttle::{Throttle, ThrottledSeconds, since};
 
-/// How often it is written down. A process that is killed loses what was measured since, or one
-/// measurement where these are further apart.
+/// How often it is measured and written down, at least. A process that is killed loses what came since.
 const KEEP_EVERY: Duration = Duration::from_secs(10);
 
 /// Measures until it is told to end.
 pub(super) struct Recorder {
-    end: oneshot::Sender<()>,
+    end: oneshot::Sender<u64>,
     task: JoinHandle<History>,
 }
 
@@ -40,10 +39,10 @@ impl Recorder {
         Self { end, task }
     }
 
-    /// What was measured, to the end.
-    pub(super) async fn end(self) -> History {
+    /// What was measured, to the end. The trace store, which is gone by now, had so many bytes.
+    pub(super) async fn end(self, store_bytes: u64) -> History {
         // It does not end before it is told to, unless something has gone wrong with it.
-        let _ = self.end.send(());
+        let _ = self.end.send(store_bytes);
         self.task.await.unwrap_or_default()
     }
 }
@@ -56,6 +55,7 @@ struct Meter {
     trace_rows: u64,
     rows: u64,
     insert_seconds: f64,
+    still_seconds: f64,
     throttled: ThrottledSeconds,
 }
 
@@ -67,6 +67,7 @@ impl Meter {
             trace_rows: telemetry.trace_rows_loaded(),
             rows: telemetry.rows_enriched(),
             insert_seconds: throttle.insert_seconds(),
+            still_seconds: throttle.still_seconds(),
             throttled: throttle.seconds(),
             telemetry,
             throttle,
@@ -76,6 +77,7 @@ impl Meter {
     fn measure(&self) -> Point {
         Point {
             seconds: self.began.elapsed().as_secs_f64(),
+            still_seconds: self.throttle.still_seconds() - self.still_seconds,
             trace_rows: self.telemetry.trace_rows_loaded() - self.trace_rows,
             rows: self.telemetry.rows_enriched() - self.rows,
             insert_seconds: self.throttle.insert_seconds() - self.insert_seconds,
@@ -90,27 +92,35 @@ async fn record(
     meter: Meter,
     mut history: History,
     file: Option<PathBuf>,
-    mut ended: oneshot::Receiver<()>,
+    mut ended: oneshot::Receiver<u64>,
 ) -> History {
     let mut kept = Instant::now();
     loop {
-        let pause = Duration::from_secs_f64(history.interval());
-        let is_over = tokio::select! {
-            () = tokio::time::sleep(pause) => false,
-            _ = &mut ended => true,
+        let end = tokio::select! {
+            () = tokio::time::sleep(until_next(&history)) => None,
+            end = &mut ended => Some(end.unwrap_or(0)),
         };
-        match is_over {
-            true => history.end(meter.measure()),
-            false => history.add(meter.measure()),
+        let point = meter.measure();
+        match end {
+            Some(store_bytes) => history.end(Point {
+                store_bytes,
+                ..point
+            }),
+            None => history.add(point),
         }
-        if is_over || kept.elapsed() >= KEEP_EVERY {
+        if end.is_some() || kept.elapsed() >= KEEP_EVERY {
             kept = Instant::now();
             keep(&history, file.as_deref());
         }
-        if is_over {
+        if end.is_some() {
             return history;
         }
     }
+}
+
+/// How long it is until the next measurement.
+fn until_next(history: &History) -> Duration {
+    Duration::from_secs_f64(history.interval()).min(KEEP_EVERY)
 }
 
 /// Writes it down. Where that cannot be, the charts begin later: the work itself says what is wrong
@@ -118,5 +128,25 @@ async fn record(
 fn keep(history: &History, file: Option<&Path>) {
     if let Some(file) = file {
         let _ = tokio::task::block_in_place(|| report::keep(history, file));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_of_any_length_measures_as_often_as_that_is_written_down() {
+        let mut history = History::default();
+        history.begin(0);
+        assert_eq!(until_next(&history), Duration::from_secs(1));
+        for second in 1..=20_000 {
+            history.add(Point {
+                seconds: f64::from(second),
+                ..Point::default()
+            });
+        }
+        assert!(history.interval() > 60.0);
+        assert_eq!(until_next(&history), KEEP_EVERY);
     }
 }

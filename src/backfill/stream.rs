@@ -1,7 +1,7 @@
 //! The second phase: observations become events, then traces root spans.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use super::context::Context;
 use super::guard::Guard;
@@ -175,7 +175,6 @@ pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> De
         telemetry: context.telemetry.clone(),
         source: name_of(source),
         shutdown: context.shutdown.clone(),
-        insert_nanoseconds: AtomicU64::new(0),
     }
 }
 

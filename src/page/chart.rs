@@ -1,4 +1,4 @@
-//! A chart as paths: steps over the time at work, one line or several.
+//! A chart as paths: steps over time, one line or several.
 
 use std::fmt::Write;
 

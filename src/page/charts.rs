@@ -56,10 +56,10 @@ fn throughput(all: &Columns) -> Drawing<'_> {
     }
 }
 
-/// Rows per second of the time in which there were any.
+/// Rows per second of the time at work in which there were any.
 fn mean_rate(all: &Columns, rows: u64, counts: impl Fn(&Column) -> bool) -> String {
     let columns = all.columns.iter().filter(|column| counts(column));
-    let seconds: f64 = columns.map(Column::seconds).sum();
+    let seconds: f64 = columns.map(Column::seconds_at_work).sum();
     match seconds > 0.0 {
         true => format!("{} on average", per_second(rows as f64 / seconds)),
         false => "none".to_owned(),

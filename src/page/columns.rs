@@ -1,4 +1,4 @@
-//! A history as columns of a chart: what happened between two moments of the time at work.
+//! A history as columns of a chart: what happened between two moments of the processes' time.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,12 @@ use crate::state::history::{History, Point};
 /// What happened in a while.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Column {
-    /// When it began, in seconds of the time at work, all processes one after the other.
+    /// When it began, in seconds of the processes' time, one after the other.
     pub from: f64,
     /// When it ended.
     pub to: f64,
+    /// Seconds of that in which nothing was under way, since nothing might be begun.
+    still: f64,
     /// Rows of traces that were loaded.
     pub trace_rows: u64,
     /// Rows that became events.
@@ -21,7 +23,7 @@ pub(super) struct Column {
     pub throttled: BTreeMap<String, f64>,
     /// Most resident memory, in bytes.
     pub resident_bytes: u64,
-    /// The trace store at the end, in bytes.
+    /// The largest trace store, in bytes.
     pub store_bytes: u64,
 }
 
@@ -35,6 +37,7 @@ impl Column {
         Self {
             from: offset + before.seconds,
             to: offset + after.seconds,
+            still: (after.still_seconds - before.still_seconds).max(0.0),
             trace_rows: after.trace_rows.saturating_sub(before.trace_rows),
             rows: after.rows.saturating_sub(before.rows),
             insert_seconds: (after.insert_seconds - before.insert_seconds).max(0.0),
@@ -49,9 +52,15 @@ impl Column {
         self.to - self.from
     }
 
+    /// How long something was under way meanwhile, in seconds.
+    pub(super) fn seconds_at_work(&self) -> f64 {
+        (self.seconds() - self.still).max(0.0)
+    }
+
     /// Both together, where the other one follows.
     fn joined(mut self, next: &Self) -> Self {
         self.to = next.to;
+        self.still += next.still;
         self.trace_rows += next.trace_rows;
         self.rows += next.rows;
         self.insert_seconds += next.insert_seconds;
@@ -59,7 +68,7 @@ impl Column {
             *self.throttled.entry(reason.clone()).or_default() += seconds;
         }
         self.resident_bytes = self.resident_bytes.max(next.resident_bytes);
-        self.store_bytes = next.store_bytes;
+        self.store_bytes = self.store_bytes.max(next.store_bytes);
         self
     }
 }
@@ -69,7 +78,7 @@ impl Column {
 pub(super) struct Columns {
     /// In the order of time.
     pub columns: Vec<Column>,
-    /// Where a process other than the first began, in seconds of the time at work, and when that was, in
+    /// Where a process other than the first began, in seconds of the processes' time, and when that was, in
     /// seconds since 1970.
     pub resumed: Vec<(f64, u64)>,
 }
@@ -93,7 +102,7 @@ impl Columns {
         all
     }
 
-    /// Seconds at work.
+    /// Seconds of all processes.
     pub(super) fn seconds(&self) -> f64 {
         self.columns.last().map_or(0.0, |column| column.to)
     }

@@ -2,7 +2,7 @@
 
 use super::chart::{Chart, of_clock};
 use super::charts::{Figures, charts, figures};
-use super::columns::Columns;
+use super::columns::{Column, Columns};
 use super::fact::Tone;
 use crate::memory::numbers::whole;
 use crate::progress::words::{about, count};
@@ -43,6 +43,7 @@ pub(crate) struct Month {
     /// them.
     pub written_at: u64,
     columns: Columns,
+    seconds_at_work: f64,
     /// Processes of which nothing is shown any more.
     pub dropped: u64,
 }
@@ -66,6 +67,7 @@ impl Month {
             findings: Vec::new(),
             written_at: 0,
             columns: Columns::of(history),
+            seconds_at_work: history.seconds_at_work(),
             dropped: history.dropped,
         }
     }
@@ -111,7 +113,7 @@ impl Month {
     }
 
     pub(super) fn seconds_at_work(&self) -> f64 {
-        self.columns.seconds()
+        self.seconds_at_work
     }
 
     pub(super) fn peak_bytes(&self) -> u64 {
@@ -126,12 +128,12 @@ impl Month {
         self.columns.columns.iter().map(|column| column.rows).sum()
     }
 
-    /// Seconds in which there were any.
+    /// Seconds at work in which there were any.
     pub(super) fn seconds_of_writing(&self) -> f64 {
         let columns = self.columns.columns.iter();
         columns
             .filter(|column| column.rows > 0)
-            .map(super::columns::Column::seconds)
+            .map(Column::seconds_at_work)
             .sum()
     }
 

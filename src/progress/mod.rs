@@ -23,7 +23,8 @@ use indicatif::{
 use self::log::{Level, LogFormat};
 use self::overall::Overall;
 use self::style::Style;
-use self::work_clock::{WorkClock, WorkTime};
+pub(crate) use self::work_clock::WorkClock;
+use self::work_clock::WorkTime;
 use crate::memory::numbers::whole;
 
 /// How often a line is printed where there is no terminal.
@@ -48,12 +49,11 @@ pub(crate) struct Display {
 struct Status {
     words: Option<String>,
     bar: Option<ProgressBar>,
-    stands_still: bool,
 }
 
 impl Display {
-    /// What fits standard error.
-    pub(crate) fn detect(quiet: bool) -> Self {
+    /// What fits standard error. Rates are told by that clock.
+    pub(crate) fn detect(quiet: bool, clock: WorkClock) -> Self {
         let style = if quiet {
             Style::Quiet
         } else if std::io::stderr().is_terminal() && log::format() == LogFormat::Text {
@@ -71,7 +71,7 @@ impl Display {
             overall: None,
             said: Arc::default(),
             status: Arc::default(),
-            clock: WorkClock::default(),
+            clock,
         }
     }
 
@@ -131,16 +131,9 @@ impl Display {
         }
     }
 
-    /// Shows why it does not go at full speed, until it does again; and leaves the time out of rates in
-    /// which it is made to stand still.
-    pub(crate) fn set_status(&self, words: Option<String>, stands_still: bool) {
+    /// Shows why it does not go at full speed, until it does again.
+    pub(crate) fn set_status(&self, words: Option<String>) {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        match (status.stands_still, stands_still) {
-            (false, true) => self.clock.stop(),
-            (true, false) => self.clock.go_on(),
-            (true, true) | (false, false) => {}
-        }
-        status.stands_still = stands_still;
         status.words = words;
         if self.style != Style::Terminal {
             return;

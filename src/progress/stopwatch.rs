@@ -17,10 +17,28 @@ impl<K> Default for Stopwatch<K> {
 /// The time of one name.
 #[derive(Debug, Default)]
 struct Running {
+    /// How long at least one has waited.
     total: Duration,
-    /// How many wait, and since when at least one does.
-    waiting: usize,
+    /// How long all of them have, together.
+    summed: Duration,
+    /// How many wait, and since when they are so many.
+    waiting: u32,
     since: Option<Instant>,
+}
+
+impl Running {
+    /// Counts the time until now, from when on so many wait.
+    fn now_wait(&mut self, waiting: u32) {
+        let now = Instant::now();
+        if let Some(since) = self.since.replace(now)
+            && self.waiting > 0
+        {
+            let lasted = now - since;
+            self.total += lasted;
+            self.summed += lasted * self.waiting;
+        }
+        self.waiting = waiting;
+    }
 }
 
 /// Something lasts until this is dropped.
@@ -44,32 +62,34 @@ impl<K: Copy + Ord> Stopwatch<K> {
     pub(crate) fn begin(&self, name: K) {
         let mut times = self.times();
         let running = times.entry(name).or_default();
-        running.waiting += 1;
-        running.since.get_or_insert_with(Instant::now);
+        running.now_wait(running.waiting + 1);
     }
 
     /// The end of what was begun.
     pub(crate) fn end(&self, name: K) {
         let mut times = self.times();
         let running = times.entry(name).or_default();
-        running.waiting = running.waiting.saturating_sub(1);
-        if running.waiting == 0
-            && let Some(since) = running.since.take()
-        {
-            running.total += since.elapsed();
-        }
+        running.now_wait(running.waiting.saturating_sub(1));
     }
 
     /// Seconds by the clock so far, during which at least one lasted.
     pub(crate) fn seconds(&self) -> BTreeMap<K, f64> {
-        let times = self.times();
-        let seconds = times.iter().map(|(&name, running)| {
-            let now = running
-                .since
-                .map_or(Duration::ZERO, |since| since.elapsed());
-            (name, (running.total + now).as_secs_f64())
+        let mut times = self.times();
+        let seconds = times.iter_mut().map(|(&name, running)| {
+            running.now_wait(running.waiting);
+            (name, running.total.as_secs_f64())
         });
         seconds.collect()
+    }
+
+    /// Seconds so far that all of them have lasted, together.
+    pub(crate) fn summed_seconds(&self) -> f64 {
+        let mut times = self.times();
+        let seconds = times.values_mut().map(|running| {
+            running.now_wait(running.waiting);
+            running.summed.as_secs_f64()
+        });
+        seconds.sum()
     }
 
     fn times(&self) -> MutexGuard<'_, BTreeMap<K, Running>> {

@@ -1,27 +1,23 @@
-//! Time at work: a clock that stands still while the operator, or a window, has the run stand still. Rates and
-//! the time that is left are told by it, or they would be wrong after a pause.
+//! Time at work: a clock that stands still while nothing is under way, since the operator, or a window, lets
+//! nothing be begun. Rates and the time that is left are told by it, or they would be wrong after a pause.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::stopwatch::Stopwatch;
+use super::stopwatch::{Stopwatch, Waiting};
 
 /// The clock. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct WorkClock(Arc<Stopwatch<()>>);
+pub(crate) struct WorkClock(Arc<Stopwatch<()>>);
 
 impl WorkClock {
-    /// Stands still from now on.
-    pub(super) fn stop(&self) {
-        self.0.begin(());
+    /// Stands still until what it gives is dropped.
+    pub(crate) fn stand_still(&self) -> Waiting<'_, ()> {
+        self.0.waiting(())
     }
 
-    /// Goes on after that.
-    pub(super) fn go_on(&self) {
-        self.0.end(());
-    }
-
-    fn stood_still(&self) -> f64 {
+    /// Seconds for which it has stood still.
+    pub(crate) fn stood_still(&self) -> f64 {
         self.0.seconds().get(&()).copied().unwrap_or(0.0)
     }
 
@@ -66,17 +62,17 @@ mod tests {
     #[test]
     fn time_in_which_nothing_may_be_begun_does_not_count() {
         let clock = WorkClock::default();
-        clock.stop();
+        let still = clock.stand_still();
         std::thread::sleep(Duration::from_millis(20));
         let time = clock.begin();
         std::thread::sleep(Duration::from_millis(20));
         let stood_still = least(&time);
         assert!(stood_still < 0.01, "{stood_still}");
-        clock.go_on();
+        drop(still);
         std::thread::sleep(Duration::from_millis(30));
         let at_work = time.seconds();
         assert!(at_work >= 0.03, "{at_work}");
-        clock.stop();
+        let _still = clock.stand_still();
         let before = least(&time);
         std::thread::sleep(Duration::from_millis(20));
         let after = least(&time);

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 /// Measurements that are kept, over all processes that have worked on the month.
 const MOST_POINTS: usize = 512;
-/// Seconds between two measurements, until there are too many of them.
+/// The process that began last has room for so many of them, however many came before it.
+const MOST_OF_LAST: usize = MOST_POINTS / 2;
+/// Seconds between two measurements of a process, until there are too many of them.
 const FIRST_INTERVAL: f64 = 1.0;
 /// The same of a run of many years: what a file says beyond that was not written by a run.
 const LAST_INTERVAL: f64 = 1e7;
@@ -20,6 +22,8 @@ const LAST_INTERVAL: f64 = 1e7;
 pub(crate) struct Point {
     /// Seconds since then.
     pub seconds: f64,
+    /// Those of them in which nothing was under way, since nothing might be begun.
+    pub still_seconds: f64,
     /// Rows of traces that were loaded.
     pub trace_rows: u64,
     /// Rows that became events, those of repeated work included.
@@ -28,42 +32,81 @@ pub(crate) struct Point {
     pub insert_seconds: f64,
     /// Seconds by the clock for which it went slower than it could, by reason.
     pub throttled_seconds: BTreeMap<String, f64>,
-    /// Resident memory, in bytes.
+    /// Most resident memory since the point before, in bytes.
     pub resident_bytes: u64,
-    /// The trace store on disk, in bytes.
+    /// The largest trace store on disk since then, in bytes.
     pub store_bytes: u64,
 }
 
+impl Point {
+    /// The later one in place of both. What was most remains.
+    fn followed_by(&self, later: Self) -> Self {
+        Self {
+            resident_bytes: self.resident_bytes.max(later.resident_bytes),
+            store_bytes: self.store_bytes.max(later.store_bytes),
+            ..later
+        }
+    }
+}
+
 /// The work of one process.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Stretch {
     /// When it began, in seconds since 1970.
     pub began_at: u64,
+    /// Seconds between two points, at least; the last one may come sooner.
+    interval: f64,
     /// What was measured, in the order of time.
     pub points: Vec<Point>,
 }
 
-/// The work of all processes, the first one first.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct History {
-    /// Seconds between two measurements, at least.
-    interval: f64,
-    /// Processes whose measurements had to make room for later ones.
-    pub dropped: u64,
-    /// The others.
-    pub stretches: Vec<Stretch>,
-}
-
-impl Default for History {
+impl Default for Stretch {
     fn default() -> Self {
         Self {
+            began_at: 0,
             interval: FIRST_INTERVAL,
-            dropped: 0,
-            stretches: Vec::new(),
+            points: vec![Point::default()],
         }
     }
+}
+
+impl Stretch {
+    /// Seconds at work: those in which it stood still are none.
+    fn seconds_at_work(&self) -> f64 {
+        let last = self.points.last();
+        last.map_or(0.0, |last| last.seconds - last.still_seconds)
+    }
+
+    /// Adds a point, in place of the last one where that came too soon.
+    fn add(&mut self, point: Point) {
+        match &mut self.points[..] {
+            [.., before, last] if last.seconds - before.seconds < self.interval => {
+                *last = last.followed_by(point);
+            }
+            _ => self.points.push(point),
+        }
+    }
+
+    /// Keeps half as many points.
+    fn thin(&mut self) {
+        self.interval *= 2.0;
+        for point in std::mem::take(&mut self.points) {
+            self.add(point);
+        }
+    }
+}
+
+/// The work of all processes, the first one first.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct History {
+    /// Processes whose measurements had to make room for later ones.
+    pub dropped: u64,
+    /// Seconds that these were at work.
+    pub dropped_seconds: f64,
+    /// The others.
+    pub stretches: Vec<Stretch>,
 }
 
 impl History {
@@ -72,21 +115,30 @@ impl History {
     pub(crate) fn read(path: &Path) -> Self {
         let read = std::fs::read(path).ok();
         let history: Option<Self> = read.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let is_usable =
+            |stretch: &Stretch| (FIRST_INTERVAL..=LAST_INTERVAL).contains(&stretch.interval);
         history
-            .filter(|history| (FIRST_INTERVAL..=LAST_INTERVAL).contains(&history.interval))
+            .filter(|history| history.stretches.iter().all(is_usable))
             .unwrap_or_default()
     }
 
-    /// Seconds between two measurements.
+    /// Seconds between two measurements of the process that began last.
     pub(crate) fn interval(&self) -> f64 {
-        self.interval
+        let last = self.stretches.last();
+        last.map_or(FIRST_INTERVAL, |last| last.interval)
+    }
+
+    /// Seconds that all processes were at work.
+    pub(crate) fn seconds_at_work(&self) -> f64 {
+        let stretches = self.stretches.iter().map(Stretch::seconds_at_work);
+        self.dropped_seconds + stretches.sum::<f64>()
     }
 
     /// A process begins to work.
     pub(crate) fn begin(&mut self, began_at: u64) {
         self.stretches.push(Stretch {
             began_at,
-            points: vec![Point::default()],
+            ..Stretch::default()
         });
         self.make_room();
     }
@@ -94,7 +146,7 @@ impl History {
     /// The process that began last has measured something.
     pub(crate) fn add(&mut self, point: Point) {
         if let Some(stretch) = self.stretches.last_mut() {
-            stretch.points.push(point);
+            stretch.add(point);
             self.make_room();
         }
     }
@@ -103,39 +155,38 @@ impl History {
     /// takes its place: rates of an instant say nothing.
     pub(crate) fn end(&mut self, point: Point) {
         self.add(point);
-        let least = self.interval / 2.0;
-        if let Some(stretch) = self.stretches.last_mut()
-            && let [.., _, before, last] = &stretch.points[..]
-            && last.seconds - before.seconds < least
-        {
-            stretch.points.remove(stretch.points.len() - 2);
-        }
-    }
-
-    fn points(&self) -> usize {
-        let points = self.stretches.iter().map(|stretch| stretch.points.len());
-        points.sum()
-    }
-
-    /// Keeps every other measurement where there are too many, and fewer processes where there is
-    /// hardly more than the beginning and the end of each.
-    fn make_room(&mut self) {
-        if self.points() <= MOST_POINTS {
+        let Some(stretch) = self.stretches.last_mut() else {
             return;
+        };
+        if let [.., _, before, last] = &mut stretch.points[..]
+            && last.seconds - before.seconds < stretch.interval / 2.0
+        {
+            *before = before.followed_by(std::mem::take(last));
+            stretch.points.pop();
         }
-        self.interval *= 2.0;
-        for stretch in &mut self.stretches {
-            let last = stretch.points.len().saturating_sub(1);
-            let mut index = 0..;
-            stretch.points.retain(|_| {
-                index
-                    .next()
-                    .is_none_or(|index| index % 2 == 0 || index == last)
-            });
-        }
-        while self.points() > MOST_POINTS / 4 * 3 && self.stretches.len() > 1 {
-            self.stretches.remove(0);
-            self.dropped += 1;
+    }
+
+    /// Keeps fewer points where there are too many: of the last process where it has its share, else of
+    /// those before it, and not those of the first ones where each has but its beginning and its end.
+    fn make_room(&mut self) {
+        let points = |stretches: &[Stretch]| -> usize {
+            let points = stretches.iter().map(|stretch| stretch.points.len());
+            points.sum()
+        };
+        while points(&self.stretches) > MOST_POINTS
+            && let [earlier @ .., last] = &mut self.stretches[..]
+        {
+            let longest = earlier
+                .iter_mut()
+                .max_by_key(|stretch| stretch.points.len());
+            match longest.filter(|stretch| stretch.points.len() > 2) {
+                _ if last.points.len() > MOST_OF_LAST => last.thin(),
+                Some(longest) => longest.thin(),
+                None => {
+                    self.dropped_seconds += self.stretches.remove(0).seconds_at_work();
+                    self.dropped += 1;
+                }
+            }
         }
     }
 }
@@ -152,13 +203,18 @@ mod tests {
         }
     }
 
+    fn points(history: &History) -> usize {
+        let points = history.stretches.iter().map(|stretch| stretch.points.len());
+        points.sum()
+    }
+
     #[test]
     fn a_run_of_any_length_is_kept_in_so_many_measurements_with_its_end() {
         let mut history = History::default();
         history.begin(1_700_000_000);
         for second in 1..=100_000 {
             history.add(point(second));
-            assert!(history.points() <= MOST_POINTS);
+            assert!(points(&history) <= MOST_POINTS);
         }
         let points = &history.stretches[0].points;
         assert!(points.len() >= MOST_POINTS / 4, "{}", points.len());
@@ -174,13 +230,90 @@ mod tests {
         for process in 0..3_000 {
             history.begin(process);
             history.add(point(1));
-            assert!(history.points() <= MOST_POINTS);
+            assert!(points(&history) <= MOST_POINTS);
         }
         assert_eq!(
             history.stretches.last().map(|stretch| stretch.began_at),
             Some(2_999)
         );
         assert_eq!(history.dropped + history.stretches.len() as u64, 3_000);
+        assert_eq!(history.seconds_at_work(), 3_000.0);
+    }
+
+    #[test]
+    fn how_often_a_process_measures_does_not_depend_on_those_before_it() {
+        let mut history = History::default();
+        history.begin(0);
+        (1..=10_000).for_each(|second| history.add(point(second)));
+        for process in 1..500 {
+            history.begin(process);
+            history.add(point(1));
+        }
+        history.begin(500);
+        (1..=200).for_each(|second| history.add(point(second)));
+        assert_eq!(history.interval(), FIRST_INTERVAL);
+        assert_eq!(history.stretches.last().unwrap().points.len(), 201);
+        assert!(points(&history) <= MOST_POINTS);
+        assert_eq!(history.seconds_at_work(), 10_699.0);
+    }
+
+    #[test]
+    fn the_peaks_of_memory_and_store_outlast_all_thinning() {
+        let mut history = History::default();
+        history.begin(0);
+        let peak = Point {
+            resident_bytes: 9_000,
+            store_bytes: 8_000,
+            ..point(777)
+        };
+        (1..777).for_each(|second| history.add(point(second)));
+        history.add(peak);
+        (778..=20_000).for_each(|second| history.add(point(second)));
+        history.begin(1);
+        history.add(Point {
+            resident_bytes: 7_000,
+            ..point(1)
+        });
+        history.end(Point {
+            seconds: 1.1,
+            ..point(1)
+        });
+        let most = |bytes: fn(&Point) -> u64| {
+            let stretches = history.stretches.iter();
+            let most = stretches.map(|stretch| stretch.points.iter().map(bytes).max().unwrap());
+            most.collect::<Vec<_>>()
+        };
+        assert_eq!(most(|point| point.resident_bytes), [9_000, 7_000]);
+        assert_eq!(most(|point| point.store_bytes), [8_000, 0]);
+    }
+
+    #[test]
+    fn what_is_measured_too_soon_is_the_last_point_until_there_is_a_later_one() {
+        let mut history = History::default();
+        history.begin(0);
+        history.add(point(10));
+        history.stretches[0].interval = 64.0;
+        for second in (20..=90).step_by(10) {
+            history.add(point(second));
+            assert_eq!(history.stretches[0].points.last(), Some(&point(second)));
+        }
+        assert_eq!(
+            history.stretches[0].points,
+            [point(0), point(70), point(90)]
+        );
+    }
+
+    #[test]
+    fn time_for_which_nothing_might_be_begun_is_no_time_at_work() {
+        let mut history = History::default();
+        history.begin(0);
+        history.add(Point {
+            still_seconds: 40.0,
+            ..point(60)
+        });
+        history.begin(1);
+        history.add(point(5));
+        assert_eq!(history.seconds_at_work(), 25.0);
     }
 
     #[test]
@@ -211,9 +344,9 @@ mod tests {
         for text in [
             "",
             "{",
-            "[1]",
-            r#"{"interval": 0}"#,
-            r#"{"interval": 1e300}"#,
+            "[true]",
+            r#"{"stretches": [{"interval": 0}]}"#,
+            r#"{"stretches": [{"interval": 1e300}]}"#,
         ] {
             std::fs::write(&file, text).unwrap();
             assert_eq!(History::read(&file), History::default(), "{text}");

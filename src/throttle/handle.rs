@@ -13,6 +13,7 @@ use super::options::{Thresholds, ThrottleOptions};
 use super::pace::Pace;
 use super::reason::Reason;
 use super::state::{SpeedState, SpeedWishes};
+use crate::progress::WorkClock;
 use crate::progress::stopwatch::{Stopwatch, Waiting};
 
 /// Rows that a segment writes in a second, at least. The server closes an answer that is read more slowly.
@@ -36,8 +37,10 @@ pub(super) struct Shared {
     pub(super) stopwatch: Stopwatch<Reason>,
     /// Why it goes slower, in words.
     pub(super) why: Mutex<String>,
-    /// Time that segments have waited for inserts, in nanoseconds, over all of them.
-    pub(super) insert_nanoseconds: AtomicU64,
+    /// What segments wait for inserts.
+    inserts: Stopwatch<()>,
+    /// Stands still while nothing is under way, since nothing may be begun.
+    clock: WorkClock,
     /// Bytes of events that they have sent meanwhile.
     inserted_bytes: AtomicU64,
 }
@@ -98,7 +101,8 @@ impl Throttle {
             bytes: Pace::default(),
             stopwatch: Stopwatch::default(),
             why: Mutex::default(),
-            insert_nanoseconds: AtomicU64::new(0),
+            inserts: Stopwatch::default(),
+            clock: WorkClock::default(),
             inserted_bytes: AtomicU64::new(0),
         }))
     }
@@ -204,8 +208,24 @@ impl Throttle {
     pub(crate) async fn may_begin(&self) {
         let mut changes = self.changes();
         while self.segments_at_once() == 0 {
+            let _still = self.stand_still();
             changes.next().await;
         }
+    }
+
+    /// Nothing is under way, and nothing may be begun, until what it gives is dropped.
+    pub(crate) fn stand_still(&self) -> Waiting<'_, ()> {
+        self.0.clock.stand_still()
+    }
+
+    /// Seconds so far for which that was so.
+    pub(crate) fn still_seconds(&self) -> f64 {
+        self.0.clock.stood_still()
+    }
+
+    /// The clock that stands still meanwhile.
+    pub(crate) fn clock(&self) -> WorkClock {
+        self.0.clock.clone()
     }
 
     /// What tells of changes.
@@ -279,16 +299,14 @@ impl Throttle {
         self.0.inserted_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Seconds that segments have waited for inserts, over all of them.
+    /// Seconds that segments have waited for inserts so far, over all of them.
     pub(crate) fn insert_seconds(&self) -> f64 {
-        self.0.insert_nanoseconds.load(Ordering::Relaxed) as f64 / 1e9
+        self.0.inserts.summed_seconds()
     }
 
-    /// Counts nanoseconds for which a segment has waited for its insert.
-    pub(crate) fn has_waited(&self, nanoseconds: u64) {
-        self.0
-            .insert_nanoseconds
-            .fetch_add(nanoseconds, Ordering::Relaxed);
+    /// A segment waits for its insert, until what it gives is dropped.
+    pub(crate) fn inserting(&self) -> Waiting<'_, ()> {
+        self.0.inserts.waiting(())
     }
 }
 
@@ -395,6 +413,37 @@ mod tests {
         assert!(throttle.set(&too_many).unwrap_err().contains("1 to 4"));
         let seconds = throttle.seconds();
         assert!(seconds.contains_key("paused") && seconds.contains_key("window"));
+    }
+
+    #[tokio::test]
+    async fn a_paused_run_stands_still_once_nothing_is_under_way() {
+        let throttle = throttle(None, None);
+        let pause = Duration::from_millis(20);
+        throttle.pause();
+        // A segment goes on.
+        std::thread::sleep(pause);
+        assert_eq!(throttle.still_seconds(), 0.0);
+        let waiting = tokio::time::timeout(pause, throttle.may_begin()).await;
+        assert!(waiting.is_err());
+        let still = throttle.still_seconds();
+        assert!(still >= 0.02, "{still}");
+        throttle.go_on();
+        throttle.may_begin().await;
+        assert_eq!(throttle.still_seconds(), still);
+    }
+
+    #[test]
+    fn the_wait_for_an_insert_counts_while_it_lasts_and_for_each_segment() {
+        let throttle = throttle(None, None);
+        let both = [throttle.inserting(), throttle.inserting()];
+        std::thread::sleep(Duration::from_millis(20));
+        let meanwhile = throttle.insert_seconds();
+        assert!(meanwhile >= 0.04, "{meanwhile}");
+        drop(both);
+        let ended = throttle.insert_seconds();
+        assert!(ended >= meanwhile);
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(throttle.insert_seconds(), ended);
     }
 
     #[tokio::test(start_paused = true)]

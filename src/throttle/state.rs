@@ -39,14 +39,9 @@ pub(crate) struct SpeedState {
 }
 
 impl SpeedState {
-    /// Whether it was made to stand still, by the operator or by its window.
-    pub(crate) fn stands_still(&self) -> bool {
-        self.is_paused || self.is_outside_window
-    }
-
     /// Shows it where progress is shown.
     pub(crate) fn show(&self, display: &Display) {
-        display.set_status(self.why_slow(), self.stands_still());
+        display.set_status(self.why_slow());
     }
 
     /// Why it does not go at full speed, if it does not: for the status line.

@@ -84,6 +84,8 @@ pub(crate) async fn run(
         if running.is_empty() && is_over {
             break;
         }
+        // What is not over, and has nothing under way, may begin nothing.
+        let _still = running.is_empty().then(|| throttle.stand_still());
         let outcome = tokio::select! {
             Some(outcome) = running.join_next() => outcome,
             () = changes.next() => continue,

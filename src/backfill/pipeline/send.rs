@@ -2,7 +2,6 @@
 //! cuts. There are several one after the other only where one may not last, or not be so large.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::block_in_place;
@@ -63,8 +62,6 @@ pub(crate) struct Destination {
     pub telemetry: Telemetry,
     /// What the rows are made of, for that.
     pub source: &'static str,
-    /// Time spent waiting for inserts, summed over all segments.
-    pub insert_nanoseconds: AtomicU64,
 }
 
 /// Sends the blocks of one attempt.
@@ -266,7 +263,7 @@ impl Sender {
             return Ok(());
         };
         let shutdown = &self.destination.shutdown;
-        let started = Instant::now();
+        let inserting = self.destination.throttle.inserting();
         let waiting = async {
             tokio::select! {
                 waited = within(LONGEST_STALL, open.insert.at_most(held_bytes)) => Ok(waited),
@@ -274,7 +271,7 @@ impl Sender {
             }
         };
         let waited = source.meanwhile(waiting).await;
-        self.destination.spent(started);
+        drop(inserting);
         waited?.map_err(|error| self.failed(error))
     }
 
@@ -291,7 +288,7 @@ impl Sender {
             return Ok(());
         };
         let shutdown = self.destination.shutdown.clone();
-        let started = Instant::now();
+        let inserting = self.destination.throttle.inserting();
         let waiting = async {
             Ok(tokio::select! {
                 answer = within(LONGEST_STALL, open.insert.finish()) => Some(answer),
@@ -299,7 +296,7 @@ impl Sender {
             })
         };
         let answered = source.meanwhile(waiting).await;
-        self.destination.spent(started);
+        drop(inserting);
         match answered {
             Ok(Some(Ok(()))) => {
                 self.acknowledged += open.insert.rows();
@@ -376,13 +373,6 @@ impl Destination {
         if is_segment {
             self.telemetry.segment_done();
         }
-    }
-
-    fn spent(&self, since: Instant) {
-        let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.insert_nanoseconds
-            .fetch_add(nanoseconds, Ordering::Relaxed);
-        self.throttle.has_waited(nanoseconds);
     }
 }
 
