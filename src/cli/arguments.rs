@@ -29,6 +29,10 @@ pub struct Arguments {
     /// What to run.
     #[command(flatten)]
     pub run: RunArguments,
+
+    /// What tells of it.
+    #[command(flatten)]
+    pub telling: TellingArguments,
 }
 
 /// What the program does besides running.
@@ -155,7 +159,8 @@ pub struct RepairArguments {
 /// A plan.
 #[derive(Debug, Args)]
 pub struct PlanArguments {
-    /// The run: whatever its command line is, `plan` can be put before its options.
+    /// The run: whatever its command line is, but for what tells of it, `plan` can be put before its
+    /// options.
     #[command(flatten)]
     pub run: RunArguments,
 
@@ -367,15 +372,6 @@ pub struct RunArguments {
     #[arg(long, value_name = "N", help_heading = HOW)]
     pub segment_rows: Option<String>,
 
-    /// Write a page about the run to this file, as HTML: charts, counts and what is left to do
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    pub html: Option<PathBuf>,
-
-    /// Serve metrics for Prometheus at http://ADDRESS/metrics, and /healthz and /readyz, while it runs:
-    /// 127.0.0.1:9464, for example [env: METRICS_LISTEN] [default: not]
-    #[arg(long, value_name = "ADDRESS", help_heading = "Output")]
-    pub metrics_listen: Option<String>,
-
     /// Write to a target that is not a ReplacingMergeTree, where running again
     /// adds every row a second time
     #[arg(long, help_heading = HOW)]
@@ -384,6 +380,23 @@ pub struct RunArguments {
     /// How fast it may go.
     #[command(flatten)]
     pub throttle: ThrottleArguments,
+
+    /// What tells of it: nothing of a plan, which runs nothing.
+    #[arg(skip)]
+    pub telling: TellingArguments,
+}
+
+/// What tells of a run.
+#[derive(Debug, Default, Args)]
+pub struct TellingArguments {
+    /// Write a page about the run to this file, as HTML: charts, counts and what is left to do
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub html: Option<PathBuf>,
+
+    /// Serve metrics for Prometheus at http://ADDRESS/metrics, and /healthz and /readyz, while it runs:
+    /// 127.0.0.1:9464, for example [env: METRICS_LISTEN] [default: not]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Output")]
+    pub metrics_listen: Option<String>,
 }
 
 /// How fast a run may go, and what of the server makes it slower.

@@ -48,7 +48,13 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
         log::choose(log_format(&SubjectArguments::default(), &environment)?);
     }
     match arguments.command {
-        None => block_on(run::run(of_run(arguments.run, &environment)?)),
+        None => {
+            let arguments = RunArguments {
+                telling: arguments.telling,
+                ..arguments.run
+            };
+            block_on(run::run(of_run(arguments, &environment)?))
+        }
         Some(Command::Verify(arguments)) => {
             let request = of_run(of_verify(arguments), &environment)?;
             let prove = async |session: &Session, options: Options| {

@@ -112,6 +112,9 @@ impl Wanted {
                 report::require_writable(path, flag)?;
             }
         }
+        if let (Some(report), Some(html)) = (&report, &html) {
+            report::require_different((report, "--report"), (html, "--html"))?;
+        }
         Ok(Self { report, html })
     }
 

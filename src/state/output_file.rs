@@ -54,6 +54,30 @@ pub(super) fn require_writable(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether two paths lead to one file, or stream: by name or, where it is there, in fact. A device such
+/// as `/dev/null` keeps nothing that could be overwritten.
+///
+/// # Errors
+/// Whatever the file system says.
+pub(super) fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let name = |path: &Path| {
+        let directory = directory_of(path).canonicalize()?;
+        Ok::<_, io::Error>(directory.join(path.file_name().unwrap_or_default()))
+    };
+    Ok(match (place(one)?, place(other)?) {
+        (Output::Regular(_, one), Output::Regular(_, other)) => {
+            (one.dev(), one.ino()) == (other.dev(), other.ino())
+        }
+        (Output::Special(one), Output::Special(other)) => {
+            let is_pipe = fs::metadata(&one)?.file_type().is_fifo();
+            is_pipe && name(&one)? == name(&other)?
+        }
+        (Output::New(one), Output::New(other))
+        | (Output::Descriptor(one), Output::Descriptor(other)) => name(&one)? == name(&other)?,
+        _ => false,
+    })
+}
+
 /// Writes a file: a regular one whole or not at all, wherever it can be replaced. A new one gets that mode.
 ///
 /// # Errors
@@ -248,6 +272,32 @@ mod tests {
         fs::hard_link(&path, &other).unwrap();
         write(&path, b"new", PUBLIC).unwrap();
         assert_eq!(fs::read(&other).unwrap(), b"new");
+    }
+
+    #[test]
+    fn one_file_by_any_two_names_is_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("sub")).unwrap();
+        symlink("new", at("link")).unwrap();
+        let same = |one: &str, other: &str| is_same(&at(one), &at(other)).unwrap();
+        // Nothing is there yet, and then it is.
+        for _ in 0..2 {
+            assert!(same("new", "new") && same("new", "sub/../new") && same("new", "link"));
+            assert!(!same("new", "other") && !same("new", "sub/new"));
+            fs::write(at("new"), "").unwrap();
+        }
+        fs::hard_link(at("new"), at("second")).unwrap();
+        assert!(same("new", "second"));
+        nix::unistd::mkfifo(&at("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
+        assert!(same("pipe", "pipe") && !same("pipe", "new"));
+        let [output, dash, errors, null] =
+            ["/dev/stdout", "-", "/dev/stderr", "/dev/null"].map(Path::new);
+        assert!(is_same(null, output).is_ok_and(|same| !same));
+        // A test may have both in one file.
+        assert!(is_same(output, dash).unwrap());
+        assert!(!is_same(null, null).unwrap());
+        assert!(!is_same(output, errors).unwrap());
     }
 
     #[test]

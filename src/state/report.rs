@@ -147,6 +147,25 @@ pub(crate) fn require_writable(path: &Path, flag: &str) -> Result<(), Error> {
     })
 }
 
+/// Makes sure that two files that are to be written are two: the later one would take the place of the
+/// other. Each comes with the flag that names it.
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind) where they are one.
+pub(crate) fn require_different(
+    (one, flag): (&Path, &str),
+    (other, other_flag): (&Path, &str),
+) -> Result<(), Error> {
+    match output_file::is_same(one, other) {
+        Ok(true) => Err(Error::configuration(format!(
+            "{flag} and {other_flag} both name {}: name another file with {other_flag}",
+            other.display()
+        ))),
+        // What is wrong with a path is told where it is looked at alone.
+        _ => Ok(()),
+    }
+}
+
 /// Writes a summary as JSON, whole or not at all where it is a regular file.
 ///
 /// # Errors

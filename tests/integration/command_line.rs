@@ -836,3 +836,31 @@ fn a_command_comes_before_its_flags() {
     outcome.assert_code(2);
     assert_eq!(outcome.stdout, "");
 }
+
+#[test]
+fn a_plan_has_nothing_that_tells_of_a_run() {
+    let help = Tool::unconfigured().args(["plan", "--help"]).run();
+    let of_run = Tool::unconfigured().arg("--help").run();
+    for (flag, value) in [("--html", "page.html"), ("--metrics-listen", "127.0.0.1:0")] {
+        assert!(of_run.stdout.contains(flag));
+        assert!(!help.stdout.contains(flag));
+        let plan =
+            Tool::unconfigured().args(["plan", "--partition", SAMPLE_PARTITION, flag, value]);
+        let outcome = plan.run();
+        outcome.assert_code(2);
+        outcome.assert_stderr_contains(&format!("unexpected argument '{flag}'"));
+    }
+}
+
+#[test]
+fn two_outputs_do_not_go_into_one_file() {
+    let files = [("both", "both"), ("both", "./both"), ("-", "/dev/stdout")];
+    for (report, html) in files {
+        let run = Tool::new(untouched())
+            .args(["--partition", SAMPLE_PARTITION, "--dry-run"])
+            .args(["--report", report, "--html", html]);
+        run.run()
+            .assert_one_error(2, &["--report and --html both name", "name another file"]);
+        assert!(!run.directory().join("both").exists());
+    }
+}

@@ -218,7 +218,7 @@ impl Options {
         let budget = Budget::new(memory_limit, concurrency).map_err(Error::configuration)?;
         let compression = settings.text(subject.compression.clone(), "COMPRESSION");
         let throttle = settings.throttle(arguments.throttle)?;
-        let metrics_listen = settings.address(arguments.metrics_listen)?;
+        let metrics_listen = settings.address(arguments.telling.metrics_listen)?;
         let mut connection = settings.connection(
             compression.as_deref(),
             subject.dangerously_accept_invalid_certificates,
@@ -244,7 +244,8 @@ impl Options {
         }
         let block_rows = settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)?;
         let state_dir = environment.state_dir(arguments.state_dir);
-        for (flag, file) in [("--report", &subject.report), ("--html", &arguments.html)] {
+        let html = arguments.telling.html;
+        for (flag, file) in [("--report", &subject.report), ("--html", &html)] {
             if let Some(file) = file {
                 require_outside(flag, file, &state_dir)?;
             }
@@ -287,7 +288,7 @@ impl Options {
             experiments_so_far: None,
             allow_duplicates: arguments.allow_duplicates,
             report: subject.report,
-            html: arguments.html,
+            html,
             quiet: subject.quiet,
             strict: subject.strict,
             intent: match dry_run {
