@@ -1,13 +1,18 @@
 //! How long it takes to find the spans of dataset run items: measured on the first of their traces.
 
-use tokio::time::Instant;
+use std::time::Duration;
 
-use super::sample::{Experiments, Measured, Sampler, attempts};
+use tokio::time::{Instant, timeout_at};
+
+use super::sample::{Experiments, Sampler, attempts};
 use crate::backfill::error::WorkError;
 use crate::backfill::experiments::find::{ExperimentSource, TRACES_AT_ONCE};
 use crate::backfill::load::versions;
 use crate::error::Error;
 use crate::trace_store::TraceStore;
+
+/// After this time, what was seen by then must do: it takes at least as long.
+pub(super) const LONGEST: Duration = Duration::from_secs(15);
 
 impl Sampler<'_> {
     /// Finds the spans of as many traces as a run takes at once, if it looks for them at all.
@@ -40,17 +45,35 @@ async fn measure(
     store: &TraceStore,
 ) -> Result<Experiments, WorkError> {
     let started = Instant::now();
-    let traces = source.traces(None).await?;
-    if !traces.is_empty() {
-        source.keep(&traces, block_rows, store).await?;
+    let mut measured = Experiments::default();
+    let finding = async {
+        let traces = source.traces(None).await?;
+        measured.found.rows = traces.len() as u64;
+        measured.traces = measured.found.rows;
+        if !traces.is_empty() {
+            source.keep(&traces, block_rows, store).await?;
+        }
+        Ok(())
+    };
+    measured.is_cut_short = is_cut_short(started + LONGEST, finding).await?;
+    measured.found.seconds = started.elapsed().as_secs_f64();
+    if measured.found.rows >= TRACES_AT_ONCE as u64 {
+        let counting = async {
+            measured.traces = source.count_traces().await?;
+            Ok(())
+        };
+        measured.is_cut_short |= is_cut_short(Instant::now() + LONGEST, counting).await?;
     }
-    let found = Measured {
-        rows: traces.len() as u64,
-        seconds: started.elapsed().as_secs_f64(),
-    };
-    let traces = match traces.len() < TRACES_AT_ONCE {
-        true => found.rows,
-        false => source.count_traces().await?,
-    };
-    Ok(Experiments { traces, found })
+    Ok(measured)
+}
+
+/// Works until then. Says whether that was too short.
+async fn is_cut_short(
+    end: Instant,
+    work: impl Future<Output = Result<(), WorkError>>,
+) -> Result<bool, WorkError> {
+    match timeout_at(end, work).await {
+        Ok(ended) => ended.map(|()| false),
+        Err(_) => Ok(true),
+    }
 }

@@ -66,6 +66,8 @@ pub(crate) struct Experiments {
     pub traces: u64,
     /// Those whose spans were found, and how long it took.
     pub found: Measured,
+    /// Whether it took too long to go on, so that both are more than is said here.
+    pub is_cut_short: bool,
 }
 
 /// What was measured.

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::disk::RootSpans;
 use super::earlier_runs::Earlier;
+use super::experiments::LONGEST;
 use super::sample::{Experiments, Sample};
 use crate::cli::options::Options;
 use crate::inspect::Inspected;
@@ -112,24 +113,28 @@ fn load_step(traces: u64, sample: &Sample) -> Step {
 }
 
 fn experiments_step(experiments: &Experiments) -> Step {
-    let Experiments { traces, found } = experiments;
-    let (seconds, basis) = match found.seconds_of(*traces) {
-        None => (
-            found.seconds,
-            "no trace of the month has an item".to_owned(),
+    let Experiments {
+        traces,
+        found,
+        is_cut_short,
+    } = *experiments;
+    let measured = format!(
+        "{} of {} traces that have an item",
+        HumanCount(found.rows),
+        HumanCount(traces)
+    );
+    let after = LONGEST.as_secs();
+    let basis = match (found.rows, is_cut_short) {
+        (0, true) => format!(
+            "at least: cut short after {after} s, before it was known which traces have an item"
         ),
-        Some(seconds) => (
-            seconds,
-            format!(
-                "measured: {} of {} traces that have an item",
-                HumanCount(found.rows),
-                HumanCount(*traces)
-            ),
-        ),
+        (_, true) => format!("at least: {measured}, cut short after {after} s"),
+        (0, false) => "no trace of the month has an item".to_owned(),
+        (_, false) => format!("measured: {measured}"),
     };
     Step {
         name: "find dataset runs",
-        seconds: Some(seconds),
+        seconds: Some(found.seconds_of(traces).unwrap_or(found.seconds)),
         basis,
     }
 }
@@ -185,4 +190,37 @@ fn as_earlier(earlier: &Earlier, rows: u64) -> Step {
 
 fn rate(rows: u64, seconds: f64) -> HumanCount {
     HumanCount(whole(rows as f64 / seconds.max(1e-9)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::Measured;
+    use super::*;
+
+    #[test]
+    fn what_was_cut_short_is_told_as_the_least_that_it_takes() {
+        let step = |rows, traces, is_cut_short| {
+            let found = Measured {
+                rows,
+                seconds: 15.0,
+            };
+            experiments_step(&Experiments {
+                traces,
+                found,
+                is_cut_short,
+            })
+        };
+        assert_eq!(step(40, 80, false).seconds, Some(30.0));
+        assert!(step(40, 80, false).basis.starts_with("measured: 40 of 80"));
+        assert_eq!(step(40, 80, true).seconds, Some(30.0));
+        let cut = [step(40, 80, true), step(0, 0, true)];
+        for step in cut {
+            assert!(step.basis.starts_with("at least"), "{}", step.basis);
+            assert!(
+                step.basis.contains("cut short after 15 s"),
+                "{}",
+                step.basis
+            );
+        }
+    }
 }

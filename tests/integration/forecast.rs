@@ -605,6 +605,32 @@ fn a_connection_that_breaks_does_not_end_a_plan() {
 }
 
 #[test]
+fn a_plan_does_not_wait_for_ever_for_the_spans_of_dataset_runs() {
+    let database = month();
+    let proxy = Proxy::start(database.server.http_port());
+    // The one that reads the spans of the traces that have an item.
+    let stall = Action::Stall(FOREVER);
+    let statement = "argMax(ifNull(o.parent_observation_id";
+    let fault = proxy.arm(Fault::once(statement, Place::RequestByte(0), stall).always());
+    let tool = plan(database)
+        .arg("--experiments")
+        .env("CLICKHOUSE_URL", proxy.url());
+    let started = Instant::now();
+    tool.run().assert_code(0);
+    assert!(started.elapsed() < Duration::from_secs(60));
+    assert_eq!(fault.count(), 1);
+    let report = tool.report();
+    assert_eq!(report["sample"]["experiments"]["is_cut_short"], true);
+    let step = step(&report, "find dataset runs");
+    let basis = step["basis"].as_str().unwrap();
+    assert!(
+        basis.starts_with("at least") && basis.contains("cut short after 15 s"),
+        "{basis}"
+    );
+    assert!(seconds(&step["seconds"]) >= 15.0);
+}
+
+#[test]
 fn root_spans_are_planned_beside_the_observations_or_on_their_own() {
     let database = month();
     let rows = number(&json!(of_parts("traces", "sum(rows)")));
