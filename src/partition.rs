@@ -102,10 +102,15 @@ pub(crate) fn is_of_month(name: &str) -> bool {
 
 /// Seconds since 1970.
 pub(crate) fn seconds_since_1970() -> u64 {
+    milliseconds_since_1970() / 1_000
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn milliseconds_since_1970() -> u64 {
     let since_1970 = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    since_1970.as_secs()
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub(crate) async fn run(mut context: Context) -> Result<Ended, Error> {
     let mut report = report(&context, journal.checkpoint(), &spent, failed);
     report.ended_with = outcome.as_ref().err().map(Error::to_string);
     if outcome.is_ok() && !was_finished {
-        for sentence in left_to_do(&report) {
+        for sentence in left_to_do(&report, journal.checkpoint().saved_at, None) {
             context.display.note(sentence);
         }
     }

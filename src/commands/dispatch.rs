@@ -14,12 +14,9 @@ use crate::cli::arguments::{
 use crate::cli::options::{Options, Request, log_format, parse_wishes};
 use crate::error::Error;
 use crate::memory::open_files;
-use crate::partition::seconds_since_1970;
 use crate::plan::{Forecast, Totals};
 use crate::progress::log::{self, Level};
 use crate::session::Session;
-use crate::state::directory::PartitionDir;
-use crate::state::finding::Finding;
 use crate::{plan, repair, verify};
 use clap::Parser;
 
@@ -57,18 +54,8 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
         }
         Some(Command::Verify(arguments)) => {
             let request = of_run(of_verify(arguments), &environment)?;
-            let prove = async |session: &Session, options: Options| {
-                let directory = PartitionDir::new(&options.state_dir, options.partition, false);
-                // What is written while it looks may be wrong all the same.
-                let began_at = seconds_since_1970();
-                let (report, outcome) = verify::run(session, options).await?;
-                let is_complete = report.complete;
-                let verified = looked((report, outcome));
-                if is_complete {
-                    keep_finding("verify", began_at, &verified, &directory, session);
-                }
-                Ok(verified)
-            };
+            let prove =
+                async |session: &Session, options| verify::run(session, options).await.map(looked);
             block_on(each_partition::each(request, prove))
         }
         Some(Command::Repair(arguments)) => {
@@ -76,14 +63,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             let request = of_run(of_repair(arguments), &environment)?;
             let mend = async |session: &Session, options: Options| {
                 let _window = session.keep_window(&options);
-                let directory = PartitionDir::new(&options.state_dir, options.partition, false);
-                let dry_run = options.dry_run;
-                let repaired = repair::run(session, options, optimize).await.map(looked)?;
-                if !dry_run {
-                    let now = seconds_since_1970();
-                    keep_finding("repair", now, &repaired, &directory, session);
-                }
-                Ok(repaired)
+                repair::run(session, options, optimize).await.map(looked)
             };
             block_on(each_partition::each(request, mend))
         }
@@ -162,26 +142,6 @@ fn foreseen(forecast: Forecast, as_json: bool) -> Result<Looked<Forecast>, Error
         report: forecast,
         outcome: Ok(()),
     })
-}
-
-/// Keeps what was said of a month beside its run's state, for `report`.
-fn keep_finding<R>(
-    command: &str,
-    said_at: u64,
-    looked: &Looked<R>,
-    directory: &PartitionDir,
-    session: &Session,
-) {
-    let finding = Finding::new(
-        command,
-        said_at,
-        looked.text.trim().to_owned(),
-        &looked.outcome,
-    );
-    if let Err(error) = finding.keep(directory) {
-        // It was said all the same.
-        session.display.note(error);
-    }
 }
 
 /// What a proof has in common with a run.

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use super::run_summary::{Entry, State as Became};
 use super::status::{PartitionStatus, State, unreadable};
-use crate::backfill::Ended;
 use crate::cli::options::require_outside;
 use crate::error::Error;
 use crate::page::{self, Month, Tone};
@@ -17,7 +17,7 @@ use crate::state::report::{Report, publish_page, require_writable};
 ///
 /// # Errors
 /// [`Kind::Configuration`](crate::error::Kind) where there is no such directory, or nothing in it, or the
-/// page cannot be written; [`Kind::Failed`](crate::error::Kind) where what is kept is not to be read.
+/// page cannot be written.
 pub(super) fn run(root: &Path, html: &Path) -> Result<(), Error> {
     require_outside("--html", html, root)?;
     let directories = PartitionDir::all(root).map_err(|error| unreadable(root, &error))?;
@@ -28,16 +28,12 @@ pub(super) fn run(root: &Path, html: &Path) -> Result<(), Error> {
         )));
     }
     require_writable(html, "--html")?;
-    let months = directories.iter().rev().map(month_of);
-    let months = months.collect::<Result<Vec<_>, _>>()?;
+    let months: Vec<Month> = directories.iter().rev().map(month_of).collect();
     publish_page(&page::html(&months)?, html)
 }
 
 /// A month, from its directory.
-///
-/// # Errors
-/// [`Kind::Failed`](crate::error::Kind) where something that is kept is not to be read.
-pub(super) fn month_of(directory: &PartitionDir) -> Result<Month, Error> {
+pub(super) fn month_of(directory: &PartitionDir) -> Month {
     let status = PartitionStatus::of(directory);
     let (state, tone) = in_words(status.state);
     let state = match status.dry_run {
@@ -46,13 +42,11 @@ pub(super) fn month_of(directory: &PartitionDir) -> Result<Month, Error> {
     };
     let history = History::read(&directory.history());
     let mut month = Month::new(status.partition.clone(), state, tone, &history);
+    month.is_done = status.state == State::Finished;
     let last_report = status.last_report.clone();
     let report: Option<Report> = last_report.and_then(|json| serde_json::from_value(json).ok());
-    if let Some(report) = report {
-        if status.state == State::Finished {
-            month.left_to_do = left_to_do(&report);
-        }
-        month = month.with_report(report);
+    if let Some(report) = &report {
+        month = month.with_report(report.clone());
     }
     if let Some(progress) = &status.progress {
         // The checkpoint is at least as new as the report.
@@ -64,39 +58,56 @@ pub(super) fn month_of(directory: &PartitionDir) -> Result<Month, Error> {
         month.segments = (progress.segments_done, progress.segments_total);
         month.written_at = progress.saved_at.0;
     }
-    month.findings = Finding::all(directory)?;
-    if status.state != State::Running {
-        month.left_to_do.extend(status.error.or(status.next));
-    }
-    month.left_to_do.extend(check(&month, status.state));
-    Ok(month)
-}
-
-/// What to do about the check of a month.
-fn check(month: &Month, state: State) -> Option<String> {
-    let partition = &month.partition;
-    match (state, month.verified()) {
-        (State::Finished, None) => Some(format!(
-            "`events-backfill verify --partition {partition}` checks it"
-        )),
-        (_, Some(Err(error))) => Some(error.to_owned()),
-        _ => None,
-    }
-}
-
-/// A dry run, which has removed its directory.
-pub(super) fn month_of_dry_run(ended: &Ended) -> Month {
-    let report = ended.report.clone();
-    let (state, tone) = match &ended.outcome {
-        Ok(()) => ("dry run: nothing was written", Tone::Good),
-        Err(error) if error.signal().is_some() => ("dry run, interrupted", Tone::Warning),
-        Err(_) => ("dry run, failed", Tone::Bad),
+    let (findings, unusable) = Finding::all(directory);
+    month.findings = findings;
+    let mut left = match report.filter(|_| month.is_done) {
+        Some(report) => left_to_do(&report, month.written_at, month.last_said()),
+        None => Vec::new(),
     };
-    let partition = report.partition.clone();
-    let mut month = Month::new(partition, state.to_owned(), tone, &ended.history);
-    let error = ended.outcome.as_ref().err();
-    month.left_to_do.extend(error.map(Error::to_string));
-    month.with_report(report)
+    if status.state != State::Running {
+        left.extend(status.error.or(status.next));
+    }
+    month.is_partly_unreadable = !unusable.is_empty();
+    if unusable.is_empty() {
+        left.extend(check(&month));
+    }
+    left.extend(unusable);
+    month.left_to_do = left;
+    month
+}
+
+/// What is to be done about what was said of a month, or was not.
+fn check(month: &Month) -> Option<String> {
+    let last = month.last_said();
+    if let Some(error) = last.and_then(|last| last.error.as_ref()) {
+        return last.map(|last| format!("{}: {error}", last.command));
+    }
+    let is_verified = last.is_some_and(|last| last.command == "verify");
+    let partition = &month.partition;
+    (month.is_done && !is_verified)
+        .then(|| format!("`events-backfill verify --partition {partition}` checks it"))
+}
+
+/// A dry run, which has removed its directory, if it had one.
+pub(super) fn month_of_dry_run(entry: &Entry) -> Month {
+    let (state, tone) = match entry.state {
+        Became::Done | Became::AlreadyFinished => ("dry run: nothing was written", Tone::Good),
+        Became::Interrupted => ("dry run, interrupted", Tone::Warning),
+        Became::Failed => ("dry run, failed", Tone::Bad),
+        Became::NotBegun => ("dry run, not begun", Tone::Neutral),
+    };
+    let report = entry.report.clone();
+    let mut month = Month::new(
+        report.partition.clone(),
+        state.to_owned(),
+        tone,
+        &entry.history,
+    );
+    month.left_to_do.extend(report.ended_with.clone());
+    match entry.state {
+        Became::NotBegun => month,
+        _ => month.with_report(report),
+    }
 }
 
 fn in_words(state: State) -> (&'static str, Tone) {

@@ -17,7 +17,7 @@ use super::state_dirs;
 use crate::backfill::{self, Context, Ended};
 use crate::cli::options::{Earlier, Options, Request};
 use crate::cli::selection::{Selected, in_words};
-use crate::error::{Advice, Error, Kind};
+use crate::error::{Advice, Error};
 use crate::inspect::{Months, months};
 use crate::page::{self, Month};
 use crate::partition::Partition;
@@ -25,6 +25,7 @@ use crate::progress::words::{count, seconds};
 use crate::session::Session;
 use crate::state::checkpoint::{Checkpoint, RunIdentity};
 use crate::state::directory::{PartitionDir, StateDir};
+use crate::state::history::History;
 use crate::state::report::{self, Report};
 use crate::state::resume;
 
@@ -64,11 +65,14 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     let ended = backfill::run(context).await?;
     let written = || {
         let month = || match ended.report.dry_run {
-            true => Ok(page_of_runs::month_of_dry_run(&ended)),
+            true => {
+                let state = State::after(&ended.outcome);
+                let entry = Entry::new(state, ended.report.clone(), None);
+                page_of_runs::month_of_dry_run(&entry.with_history(ended.history.clone()))
+            }
             false => page_of_runs::month_of(&directory),
         };
-        let months = || Ok(vec![month()?]);
-        wanted.publish(&ended.report, months)
+        wanted.publish(&ended.report, || vec![month()])
     };
     if ended.was_finished {
         return written();
@@ -122,13 +126,13 @@ impl Wanted {
     fn publish(
         &self,
         summary: &impl Serialize,
-        months: impl FnOnce() -> Result<Vec<Month>, Error>,
+        months: impl FnOnce() -> Vec<Month>,
     ) -> Result<(), Error> {
         let report = self.report.as_ref();
         let reported = report.map_or(Ok(()), |path| report::publish(summary, path));
         let html = self.html.as_ref();
         let shown = html.map_or(Ok(()), |path| {
-            report::publish_page(&page::html(&months()?)?, path)
+            report::publish_page(&page::html(&months())?, path)
         });
         reported.and(shown)
     }
@@ -151,10 +155,13 @@ async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
         earlier: shared.earlier,
         waiting,
         entries: Vec::new(),
-        rehearsed: Vec::new(),
         first_error: None,
     };
-    let (entries, rehearsed, outcome) = run.go_through().await;
+    let (entries, outcome) = run.go_through().await;
+    let rehearsed = match shared.dry_run {
+        true => entries.iter().map(page_of_runs::month_of_dry_run).collect(),
+        false => Vec::new(),
+    };
     session.display.end_partitions();
     let summary = Summary::new(entries, &selected.without_rows, started.elapsed());
     if !shared.quiet {
@@ -162,7 +169,7 @@ async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
         let _ = writeln!(std::io::stdout().lock(), "\n{summary}");
     }
     let months = || match shared.dry_run {
-        true => Ok(rehearsed),
+        true => rehearsed,
         false => {
             let directory = |&partition| PartitionDir::new(&shared.state_dir, partition, false);
             let directories = selected.partitions.iter().map(directory);
@@ -306,8 +313,6 @@ struct Run<'a> {
     earlier: Earlier,
     waiting: VecDeque<Prepared>,
     entries: Vec<Entry>,
-    /// Of dry runs, which leave nothing that a page could be made of later.
-    rehearsed: Vec<Month>,
     first_error: Option<Error>,
 }
 
@@ -319,7 +324,7 @@ enum Next {
 
 impl Run<'_> {
     /// Works on all of them, or until one cannot be passed. Each has an entry, in their order.
-    async fn go_through(mut self) -> (Vec<Entry>, Vec<Month>, Result<(), Error>) {
+    async fn go_through(mut self) -> (Vec<Entry>, Result<(), Error>) {
         while let Some(job) = self.waiting.pop_front() {
             if let Next::Stop = self.work_on(job).await {
                 break;
@@ -332,7 +337,7 @@ impl Run<'_> {
         self.entries.extend(not_begun);
         leave(std::mem::take(&mut self.waiting));
         let outcome = self.outcome();
-        (self.entries, self.rehearsed, outcome)
+        (self.entries, outcome)
     }
 
     async fn work_on(&mut self, job: Prepared) -> Next {
@@ -352,7 +357,11 @@ impl Run<'_> {
                     return Next::Stop;
                 }
                 let next = self.next_after(&error, next);
-                self.fail(partition, error, empty);
+                let report = Report {
+                    ended_with: Some(error.to_string()),
+                    ..empty
+                };
+                self.fail(partition, error, report, History::default());
                 next
             }
         }
@@ -391,13 +400,10 @@ impl Run<'_> {
 
     /// Writes down how a job ended.
     fn record(&mut self, partition: Partition, ended: Ended) -> Next {
-        if ended.report.dry_run {
-            self.rehearsed.push(page_of_runs::month_of_dry_run(&ended));
-        }
         let report = ended.report;
         if let Err(error) = ended.outcome {
             let next = self.next_after(&error, Next::Go);
-            self.fail(partition, error, report);
+            self.fail(partition, error, report, ended.history);
             return next;
         }
         let state = match ended.was_finished {
@@ -407,7 +413,8 @@ impl Run<'_> {
                 State::Done
             }
         };
-        self.entries.push(Entry::new(state, report, None));
+        let entry = Entry::new(state, report, None);
+        self.entries.push(entry.with_history(ended.history));
         Next::Go
     }
 
@@ -419,17 +426,14 @@ impl Run<'_> {
         }
     }
 
-    fn fail(&mut self, partition: Partition, error: Error, report: Report) {
+    fn fail(&mut self, partition: Partition, error: Error, report: Report, history: History) {
         let error = error.in_partition(partition);
-        let state = match error.kind() {
-            Kind::Interrupted { .. } => State::Interrupted,
-            Kind::Configuration | Kind::Failed => State::Failed,
-        };
+        let state = State::after(&Err(error.clone()));
         if self.keep_going && !self.waiting.is_empty() && state == State::Failed {
             self.session.display.note(format_args!("failed: {error}"));
         }
         let entry = Entry::new(state, report, Some(error.to_string()));
-        self.entries.push(entry);
+        self.entries.push(entry.with_history(history));
         let is_signal = state == State::Interrupted;
         if is_signal || self.first_error.is_none() {
             self.first_error = Some(error);

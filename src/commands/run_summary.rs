@@ -6,10 +6,12 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cli::selection::in_words;
+use crate::error::{Error, Kind};
 use crate::memory::numbers::whole;
 use crate::memory::{ByteSize, peak_resident_bytes};
 use crate::partition::Partition;
 use crate::progress::words::{aligned, count, seconds, write_lines};
+use crate::state::history::History;
 use crate::state::report::{Report, SUMMARY_WIDTH, Seconds, dry_run_in_words, write_summary};
 
 /// What became of a partition.
@@ -29,6 +31,15 @@ pub(super) enum State {
 }
 
 impl State {
+    /// What became of a partition that was begun, or was to be.
+    pub(super) fn after(outcome: &Result<(), Error>) -> Self {
+        match outcome.as_ref().map_err(Error::kind) {
+            Ok(()) => State::Done,
+            Err(Kind::Interrupted { .. }) => State::Interrupted,
+            Err(Kind::Configuration | Kind::Failed) => State::Failed,
+        }
+    }
+
     fn in_words(self) -> &'static str {
         match self {
             State::Done => "done",
@@ -48,7 +59,10 @@ pub(super) struct Entry {
     error: Option<String>,
     /// All zero where it was not begun.
     #[serde(flatten)]
-    report: Report,
+    pub(super) report: Report,
+    /// How it went over time.
+    #[serde(skip)]
+    pub(super) history: History,
 }
 
 impl Entry {
@@ -57,7 +71,13 @@ impl Entry {
             state,
             error,
             report,
+            history: History::default(),
         }
+    }
+
+    /// The same with how it went over time.
+    pub(super) fn with_history(self, history: History) -> Self {
+        Self { history, ..self }
     }
 
     /// Whether something was done for it, or at least begun.

@@ -83,7 +83,7 @@ fn targets(months: &[Month]) -> Vec<&str> {
 
 /// All months together, in a few numbers.
 fn facts(months: &[Month]) -> Vec<Fact> {
-    let done = months.iter().filter(|month| month.is_done()).count();
+    let done = months.iter().filter(|month| month.is_done).count();
     let sum = |number: fn(&Month) -> u64| months.iter().map(number).sum::<u64>();
     let seconds: f64 = months.iter().map(Month::seconds_at_work).sum();
     let peak = months.iter().map(Month::peak_bytes).max().unwrap_or(0);

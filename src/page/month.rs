@@ -19,6 +19,8 @@ pub(crate) struct Month {
     pub state: String,
     /// How good that is.
     pub tone: Tone,
+    /// Whether all of it is written.
+    pub is_done: bool,
     /// `database.table` that was written to, where it is known.
     pub target: Option<String>,
     /// Traces in the store.
@@ -39,6 +41,8 @@ pub(crate) struct Month {
     pub summary: Option<Report>,
     /// What commands said of it, the oldest first.
     pub findings: Vec<Finding>,
+    /// Whether some of that cannot be read.
+    pub is_partly_unreadable: bool,
     /// When its events were last written, in seconds since 1970: what was found before says nothing of
     /// them.
     pub written_at: u64,
@@ -55,6 +59,7 @@ impl Month {
             partition,
             state,
             tone,
+            is_done: false,
             target: None,
             traces: 0,
             observations: 0,
@@ -65,6 +70,7 @@ impl Month {
             left_to_do: Vec::new(),
             summary: None,
             findings: Vec::new(),
+            is_partly_unreadable: false,
             written_at: 0,
             columns: Columns::of(history),
             seconds_at_work: history.seconds_at_work(),
@@ -85,21 +91,21 @@ impl Month {
         self
     }
 
-    /// Whether all of it is done.
-    pub(super) fn is_done(&self) -> bool {
-        self.tone == Tone::Good
-    }
-
     /// Events that the server has acknowledged.
     pub(super) fn events(&self) -> u64 {
         self.events_of_observations + self.root_spans
     }
 
-    /// What the last verify ended with, if there was one after all that wrote.
-    pub(crate) fn verified(&self) -> Option<Result<(), &str>> {
-        let last = self.findings.last()?;
-        let is_valid = last.command == "verify" && last.said_at >= self.written_at;
-        is_valid.then(|| last.error.as_deref().map_or(Ok(()), Err))
+    /// What was said last, if that was after all that wrote.
+    pub(crate) fn last_said(&self) -> Option<&Finding> {
+        let last = self.findings.last();
+        last.filter(|finding| finding.second() >= self.written_at)
+    }
+
+    /// What the last verify ended with, if nothing was written since.
+    pub(super) fn verified(&self) -> Option<Result<(), &str>> {
+        let last = self.last_said().filter(|last| last.command == "verify")?;
+        Some(last.error.as_deref().map_or(Ok(()), Err))
     }
 
     /// The same in a few words.
@@ -107,6 +113,7 @@ impl Month {
         match (self.verified(), self.findings.is_empty()) {
             (Some(Ok(())), _) => "equal",
             (Some(Err(_)), _) => "not equal",
+            (None, _) if self.is_partly_unreadable => "not known",
             (None, false) => "not since it was written",
             (None, true) => "not yet",
         }
@@ -166,5 +173,5 @@ impl Month {
 
 /// When a command said something.
 pub(super) fn said_at(finding: &Finding) -> String {
-    of_clock(finding.said_at)
+    of_clock(finding.second())
 }

@@ -27,10 +27,12 @@ use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::Inspected;
 use crate::memory::peak_resident_bytes;
-use crate::partition::seconds_since_1970;
+use crate::partition::{Partition, milliseconds_since_1970, seconds_since_1970};
+use crate::progress::moment::Moment;
 use crate::session::Session;
 use crate::state::checkpoint::{Checkpoint, RunIdentity, new_run_id};
-use crate::state::directory::StateDir;
+use crate::state::directory::{PartitionDir, StateDir};
+use crate::state::finding::Finding;
 use crate::state::resume;
 use crate::trace_store::TraceStore;
 use crate::verify;
@@ -44,7 +46,8 @@ struct RepairWork {
 }
 
 /// Mends one partition, and says what came of it, also where it ended early. With `optimize`, what
-/// stands more than once is merged.
+/// stands more than once is merged. That it was begun, and what came of it, is kept beside the state of
+/// the run.
 ///
 /// # Errors
 /// [`Error`] where nothing was begun.
@@ -77,6 +80,8 @@ pub(crate) async fn run(
     }
     let mut report = Report::begin(&options, &inspected);
     let dry_run = options.dry_run;
+    let directory = PartitionDir::new(&options.state_dir, options.partition, false);
+    let mut mended = None;
     let findings = find(session, &options, &inspected, &retries, &state, &mut report).await;
     let outcome = match findings {
         Err(error) => Err(error),
@@ -85,6 +90,10 @@ pub(crate) async fn run(
             Ok(())
         }
         Ok(findings) => {
+            // From here on what was found before says nothing any more.
+            let identity = findings.checkpoint.identity.clone();
+            begun(options.partition, optimize).keep(&directory, &identity, &session.display)?;
+            mended = Some(identity);
             let wanted = optimize.then(|| Optimizer {
                 connection: session.connection.clone(),
                 display: session.display.clone(),
@@ -112,7 +121,30 @@ pub(crate) async fn run(
         Some(sentence) if !dry_run => Err(Error::failed(sentence)),
         _ => Ok(()),
     });
+    if let Some(identity) = mended {
+        let finding = Finding::new("repair", milliseconds_since_1970(), &report, &outcome);
+        if let Err(error) = finding.keep(&directory, &identity, &session.display) {
+            // It was done all the same.
+            session.display.note(error);
+        }
+    }
     Ok((report, outcome))
+}
+
+/// What is known of a repair until it says what came of it.
+fn begun(partition: Partition, optimize: bool) -> Finding {
+    let now = milliseconds_since_1970();
+    let how = if optimize { " --optimize" } else { "" };
+    Finding {
+        command: "repair".to_owned(),
+        said_at: now,
+        error: Some(format!(
+            "it was begun at {} UTC and has not ended: where no process is at it any more, \
+             `events-backfill repair --partition {partition}{how} --resume` goes on with it",
+            Moment(now / 1_000).to_minute()
+        )),
+        ..Finding::default()
+    }
 }
 
 /// Finds what is wrong, or takes what an earlier process found.

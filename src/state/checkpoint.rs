@@ -137,30 +137,22 @@ impl RunIdentity {
 
     /// The most telling difference, as a sentence, if there is one.
     pub(crate) fn difference(&self, now: &Self) -> Option<String> {
-        let (before, now) = (self.all_facts(), now.all_facts());
-        let names = before.keys().chain(now.keys());
-        // Another server or database has other columns and identities too.
-        let name = names
-            .filter(|name| before.get(*name) != now.get(*name))
-            .min_by_key(|name| {
-                let first = [
-                    "the server",
-                    "the observations table",
-                    "the traces table",
-                    "the target table",
-                ];
-                let place = first.iter().position(|other| other == *name);
-                (place.unwrap_or(first.len()), *name)
-            })?;
-        let value = |facts: &BTreeMap<&str, String>| {
-            let value = facts.get(name).cloned();
-            value.unwrap_or_else(|| "not there".to_owned())
-        };
-        Some(format!(
-            "{name} was {} and is {}",
-            value(&before),
-            value(&now)
-        ))
+        most_telling(&self.all_facts(), &now.all_facts())
+    }
+
+    /// The same of what decides which events there are to be: not the columns, which are compared as
+    /// they are now, nor how that was asked for. What is left to Langfuse by default is compared later.
+    pub(crate) fn difference_in_events(&self, now: &Self) -> Option<String> {
+        let facts = [self, now].map(|identity| {
+            let mut facts = identity.all_facts();
+            facts.retain(|name, _| !name.starts_with(COLUMN));
+            facts.insert("--experiments", identity.subject.experiments.to_string());
+            if now.subject.until.is_none() {
+                facts.remove("--until");
+            }
+            facts
+        });
+        most_telling(&facts[0], &facts[1])
     }
 
     fn all_facts(&self) -> BTreeMap<&str, String> {
@@ -170,13 +162,43 @@ impl RunIdentity {
     }
 }
 
+/// What the names of facts about columns begin with.
+const COLUMN: &str = "column ";
+
+/// The first difference, if there is one; of several the one that explains the others.
+fn most_telling(before: &BTreeMap<&str, String>, now: &BTreeMap<&str, String>) -> Option<String> {
+    let names = before.keys().chain(now.keys());
+    // Another server or database has other columns and identities too.
+    let name = names
+        .filter(|name| before.get(*name) != now.get(*name))
+        .min_by_key(|name| {
+            let first = [
+                "the server",
+                "the observations table",
+                "the traces table",
+                "the target table",
+            ];
+            let place = first.iter().position(|other| other == *name);
+            (place.unwrap_or(first.len()), *name)
+        })?;
+    let value = |facts: &BTreeMap<&str, String>| {
+        let value = facts.get(name).cloned();
+        value.unwrap_or_else(|| "not there".to_owned())
+    };
+    Some(format!(
+        "{name} was {} and is {}",
+        value(before),
+        value(now)
+    ))
+}
+
 fn columns_of<'a>(
     role: &'a str,
     table: &'a TableInfo,
 ) -> impl Iterator<Item = (String, String)> + 'a {
     table.columns.iter().map(move |column| {
         (
-            format!("column {} of {role} table", column.name),
+            format!("{COLUMN}{} of {role} table", column.name),
             column.data_type.clone(),
         )
     })
@@ -395,6 +417,7 @@ pub(crate) fn new_run_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::options::Choice;
 
     fn example() -> Checkpoint {
         let facts = BTreeMap::from([("the server".to_owned(), "http://a".to_owned())]);
@@ -484,5 +507,34 @@ mod tests {
                 .unwrap(),
             "the target table was a and is not there"
         );
+    }
+
+    #[test]
+    fn events_are_the_same_whatever_was_added_to_the_tables_since() {
+        let facts = |target: &str, columns: u32| {
+            let columns = (0..columns).map(|column| {
+                let name = format!("column c{column} of the target table");
+                (name, "String".to_owned())
+            });
+            let target = ("the target table".to_owned(), target.to_owned());
+            RunIdentity::of(columns.chain([target]).collect())
+        };
+        let run = facts("a.events", 2);
+        assert_eq!(run.difference_in_events(&facts("a.events", 3)), None);
+        assert!(run.difference(&facts("a.events", 3)).is_some());
+        let other = run.difference_in_events(&facts("b.events", 2)).unwrap();
+        assert_eq!(other, "the target table was a.events and is b.events");
+        let with = |change: &dyn Fn(&mut Subject)| {
+            let mut identity = run.clone();
+            change(&mut identity.subject);
+            identity
+        };
+        let asked_for = with(&|subject| subject.asked.experiments = Choice::On);
+        assert_eq!(run.difference_in_events(&asked_for), None);
+        let until = with(&|subject| subject.until = Some(1));
+        assert!(run.difference_in_events(&until).is_some());
+        assert_eq!(until.difference_in_events(&run), None);
+        let experiments = with(&|subject| subject.experiments = true);
+        assert!(run.difference_in_events(&experiments).is_some());
     }
 }

@@ -1,20 +1,28 @@
 //! What a command said of a month: kept beside the run's state, for who looks at all of it later.
 
+use std::fmt::Display as Words;
 use std::io::ErrorKind;
 
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::{Checkpoint, RunIdentity};
 use super::directory::{LEAVE_FINDINGS, PartitionDir};
 use super::report;
 use crate::error::Error;
+use crate::progress::Display;
 
 /// What a command said of a month.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Finding {
     /// `verify` or `repair`.
     pub command: String,
-    /// What was written up to then it has seen, in seconds since 1970.
+    /// What was written up to then it has seen, in milliseconds since 1970: one command often follows
+    /// another at once.
     pub said_at: u64,
+    /// What changed up to then it has compared, all of it, in seconds since 1970: less where the rest is
+    /// left to Langfuse.
+    #[serde(default)]
+    pub compared_until: u64,
     /// What it printed.
     pub words: String,
     /// What it ended with, if not with success.
@@ -26,51 +34,74 @@ impl Finding {
     pub(crate) fn new(
         command: &str,
         said_at: u64,
-        words: String,
+        words: &impl Words,
         outcome: &Result<(), Error>,
     ) -> Self {
         Self {
             command: command.to_owned(),
             said_at,
-            words,
+            words: words.to_string(),
             error: outcome.as_ref().err().map(Error::to_string),
+            ..Self::default()
         }
     }
 
-    /// Keeps it in the directory of the month, where a run has made one.
+    /// Keeps it in the directory of the month, where the run there has written what it is about. Of
+    /// anything else it says nothing, and that is told.
     ///
     /// # Errors
     /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
-    pub(crate) fn keep(&self, directory: &PartitionDir) -> Result<(), Error> {
-        match directory.path.is_dir() {
-            true => report::keep(self, &directory.finding(&self.command)),
-            false => Ok(()),
+    pub(crate) fn keep(
+        &self,
+        directory: &PartitionDir,
+        identity: &RunIdentity,
+        display: &Display,
+    ) -> Result<(), Error> {
+        let difference = match Checkpoint::read(&directory.checkpoint()) {
+            Ok(None) => return Ok(()),
+            Ok(Some(checkpoint)) => checkpoint.identity.difference_in_events(identity),
+            Err(error) => Some(format!("its checkpoint cannot be used: {error}")),
+        };
+        match difference {
+            None => report::keep(self, &directory.finding(&self.command)),
+            Some(difference) => {
+                display.note_once(format!(
+                    "what this {} says is not kept for `report`, since the run in {} wrote something \
+                     else: {difference}",
+                    self.command,
+                    directory.path.display()
+                ));
+                Ok(())
+            }
         }
     }
 
-    /// All that is kept of a month, the oldest first.
-    ///
-    /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where a file is not to be read, or not what was written.
-    pub(crate) fn all(directory: &PartitionDir) -> Result<Vec<Self>, Error> {
-        let mut findings = Vec::new();
+    /// The second in which that was, since 1970.
+    pub(crate) fn second(&self) -> u64 {
+        self.said_at / 1_000
+    }
+
+    /// All that is kept of a month, the oldest first, and a sentence for each file that cannot be used.
+    pub(crate) fn all(directory: &PartitionDir) -> (Vec<Self>, Vec<String>) {
+        let (mut findings, mut unusable) = (Vec::new(), Vec::new());
         for command in LEAVE_FINDINGS {
             let path = directory.finding(command);
-            let unusable = |error: &dyn std::fmt::Display| {
-                Error::failed(format!(
-                    "{} cannot be used: {error}; `events-backfill {command}` writes it anew",
-                    path.display()
-                ))
-            };
-            let bytes = match std::fs::read(&path) {
-                Ok(bytes) => bytes,
+            let read = match std::fs::read(&path) {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(unusable(&error)),
+                Err(error) => Err(error.to_string()),
+                Ok(bytes) => serde_json::from_slice::<Self>(&bytes).map_err(|e| e.to_string()),
             };
-            let finding: Self = serde_json::from_slice(&bytes).map_err(|error| unusable(&error))?;
-            findings.push(finding);
+            match read {
+                Ok(finding) => findings.push(finding),
+                Err(error) => unusable.push(format!(
+                    "{} cannot be used ({error}): `events-backfill {command} --partition {}` writes \
+                     it anew",
+                    path.display(),
+                    directory.partition
+                )),
+            }
         }
         findings.sort_by_key(|finding| finding.said_at);
-        Ok(findings)
+        (findings, unusable)
     }
 }

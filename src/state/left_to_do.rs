@@ -2,21 +2,33 @@
 
 use indicatif::HumanCount;
 
+use super::finding::Finding;
 use super::report::Report;
+use crate::inspect::LEFT_TO_LANGFUSE;
+use crate::progress::moment::Moment;
 
-/// Sentences for the operator about what the run of a month has left; none of a dry run.
-pub(crate) fn left_to_do(report: &Report) -> Vec<String> {
+/// Sentences for the operator about what the run of a month has left that has written last at
+/// `written_at`, in seconds since 1970; none of a dry run. Of what a command has said of all of it
+/// since, the run's own report knows nothing.
+pub(crate) fn left_to_do(report: &Report, written_at: u64, since: Option<&Finding>) -> Vec<String> {
     let partition = &report.partition;
     let mut sentences = Vec::new();
     if report.dry_run {
         return sentences;
     }
-    if report.left_to_live_path > 0 {
+    let is_compared = since.is_some_and(|finding| finding.compared_until >= written_at);
+    if report.left_to_live_path > 0 && !is_compared {
+        // Whole minutes, the last one included.
+        let from = written_at + u64::try_from(LEFT_TO_LANGFUSE / 1_000_000).unwrap_or(0) + 59;
         sentences.push(format!(
-            "{} rows are left to Langfuse: `events-backfill verify --partition {partition}`, an hour \
-             from now, says whether it has written them",
-            HumanCount(report.left_to_live_path)
+            "{} rows are left to Langfuse: `events-backfill verify --partition {partition}`, from {} \
+             UTC on, says whether it has written them",
+            HumanCount(report.left_to_live_path),
+            Moment(from).to_minute()
         ));
+    }
+    if since.is_some() {
+        return sentences;
     }
     if report.traces_changed_after_writing > 0 {
         sentences.push(format!(
@@ -33,4 +45,49 @@ pub(crate) fn left_to_do(report: &Report) -> Vec<String> {
         ));
     }
     sentences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2024-06-01 00:00:01 UTC
+    const WRITTEN_AT: u64 = 1_717_200_001;
+
+    fn report() -> Report {
+        Report {
+            partition: "202405".to_owned(),
+            left_to_live_path: 7,
+            traces_changed_after_writing: 8,
+            rows_to_merge: Some(9),
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn what_a_later_command_has_looked_at_is_left_no_more() {
+        let left = |since: Option<&Finding>| left_to_do(&report(), WRITTEN_AT, since);
+        let all = left(None);
+        for (sentence, word) in all.iter().zip(["7 rows", "8 traces", "9 rows"]) {
+            assert!(sentence.starts_with(word), "{sentence}");
+        }
+        assert_eq!(all.len(), 3);
+        // An hour before it looked, and so nothing of what is left to Langfuse.
+        let mut verified = Finding {
+            compared_until: WRITTEN_AT - 3_540,
+            ..Finding::default()
+        };
+        assert_eq!(left(Some(&verified)), all[..1]);
+        verified.compared_until = WRITTEN_AT;
+        assert_eq!(left(Some(&verified)), [""; 0]);
+    }
+
+    #[test]
+    fn the_moment_from_which_langfuse_has_written_is_told_by_the_clock() {
+        let sentence = left_to_do(&report(), WRITTEN_AT, None).remove(0);
+        assert!(
+            sentence.contains("from 2024-06-01 01:01 UTC on"),
+            "{sentence}"
+        );
+    }
 }

@@ -45,9 +45,14 @@ use crate::cli::options::{Intent, Options};
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 use crate::inspect::Inspected;
+use crate::partition::milliseconds_since_1970;
 use crate::session::Session;
+use crate::state::checkpoint::RunIdentity;
+use crate::state::directory::PartitionDir;
+use crate::state::finding::Finding;
 
-/// Verifies one partition, and says what came of it, also where it ended early.
+/// Verifies one partition, and says what came of it, also where it ended early. Where it did not, that is
+/// kept beside the state of the run.
 ///
 /// # Errors
 /// [`Error`] where nothing could be compared.
@@ -68,9 +73,23 @@ pub(crate) async fn run(
         ..options
     };
     let inspected = session.inspect(&mut options, &retries).await?;
+    // What is written while it looks may be wrong all the same.
+    let began_at = milliseconds_since_1970();
     let (report, outcome) =
         examine(session, &options, &inspected, &retries, &mut OnlyCounted).await;
     let outcome = outcome.and_then(|()| report.verdict());
+    if report.complete {
+        let finding = Finding {
+            compared_until: report.until_second.unwrap_or(began_at / 1_000),
+            ..Finding::new("verify", began_at, &report, &outcome)
+        };
+        let directory = PartitionDir::new(&options.state_dir, options.partition, false);
+        let identity = RunIdentity::new(&options, &inspected);
+        if let Err(error) = finding.keep(&directory, &identity, &session.display) {
+            // It was said all the same.
+            session.display.note(error);
+        }
+    }
     Ok((report, outcome))
 }
 

@@ -92,6 +92,9 @@ pub(crate) struct Report {
     pub left_to_live_path: u64,
     /// What changed after this moment is left to Langfuse, if it writes to the target too.
     pub until: Option<String>,
+    /// The same in seconds since 1970, by this machine's clock.
+    #[serde(skip)]
+    pub until_second: Option<u64>,
     /// Root spans of traces: those that were compared, or those that were left aside.
     pub root_spans: u64,
     /// Whether they were compared.

@@ -188,6 +188,7 @@ impl<'a> Verification<'a> {
             .unwrap_or_else(|| now_in_microseconds() + self.clock_ahead - LEFT_TO_LANGFUSE);
         self.until = Some(until);
         self.report.until = examples::rfc3339(until);
+        self.report.until_second = u64::try_from((until - self.clock_ahead) / 1_000_000).ok();
         self.display.note(format_args!(
             "Langfuse writes to {} too: its rows are looked for and not compared, and what changed \
              after {} is left to it",

@@ -1,6 +1,7 @@
 //! The page about runs, opened in a real browser.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::thread;
@@ -106,15 +107,35 @@ fn a_browser_shows_the_numbers_of_the_report_and_asks_nothing_of_a_network() {
             let background = browser.ask("return getComputedStyle(document.body).backgroundColor");
             let is_dark = background != "rgb(246, 247, 249)";
             assert_eq!(is_dark, scheme == Scheme::Dark, "{background}");
-            let asked = browser.ask("return performance.getEntriesByType('resource').length");
-            assert_eq!(asked, 0);
         }
     }
     let html = fs::read_to_string(&page).unwrap();
-    assert!(html.contains("default-src 'none'"));
+    asks_nothing(&html, run.directory());
     for word in ["<script", "http://", "https://", "url(", "@import"] {
         assert!(!html.contains(word), "{word}");
     }
+}
+
+/// Without the policy by which the browser would ask nothing whatever the page says.
+fn asks_nothing(html: &str, directory: &Path) {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'";
+    assert!(html.contains(policy));
+    let html = html.replace(policy, "");
+    let somewhere = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = somewhere.local_addr().unwrap();
+    let image = format!("<main><img src=\"http://{address}/\">");
+    let browser = Browser::start(WIDTHS[1], Scheme::Light);
+    let asked = |html: &str| {
+        let copy = directory.join("copy.html");
+        fs::write(&copy, html).unwrap();
+        browser.open(&copy);
+        let asked = browser.ask("return performance.getEntriesByType('resource').length");
+        asked.as_u64().unwrap()
+    };
+    // An image that is asked for and that nobody gives.
+    drop(somewhere);
+    assert_eq!(asked(&html.replace("<main>", &image)), 1);
+    assert_eq!(asked(&html), 0);
 }
 
 /// Four charts with lines that one can see, whose figures come to the report's numbers.
@@ -144,6 +165,8 @@ fn charts_are_drawn(browser: &Browser, report: &Value) {
     let root_spans = report["root_spans_inserted"].as_u64().unwrap();
     assert_eq!(sum(3), events + root_spans);
     assert!(sum(2) >= report["traces_loaded"].as_u64().unwrap());
+    let stores = browser.texts(".figures tbody td:last-child");
+    assert_ne!(stores.last().unwrap(), "0 B");
 }
 
 #[test]
@@ -216,6 +239,113 @@ fn the_page_of_a_state_directory_says_how_to_go_on_and_what_verify_said() {
 }
 
 #[test]
+fn a_repair_that_has_not_ended_is_left_to_do_and_what_else_was_compared_says_nothing() {
+    let database = Server::shared().sample_month("page_repair", 20_000);
+    let run = Tool::new(&database)
+        .with_defaults()
+        .args(["--partition", SAMPLE_PARTITION]);
+    run.run().assert_code(0);
+    let (page, state_dir) = (run.directory().join("page.html"), run.state_dir());
+    let html = || {
+        report(&state_dir, &page).assert_code(0);
+        fs::read_to_string(&page).unwrap()
+    };
+    let tool = |command: &str| {
+        Tool::new(&database)
+            .with_defaults()
+            .args([command, "--partition", SAMPLE_PARTITION])
+            .env("STATE_DIR", state_dir.as_os_str())
+    };
+    tool("verify").run().assert_code(0);
+    assert!(html().contains("<td>equal</td>"));
+    // Neither another table nor other events are what this run has written.
+    database
+        .query("CREATE TABLE another AS events_full")
+        .unwrap();
+    for arguments in [&["--target-table", "another"][..], &["--no-trace-metadata"]] {
+        let outcome = tool("verify").args(arguments.iter().copied()).run();
+        outcome
+            .assert_code(1)
+            .assert_stderr_contains("what this verify says is not kept for `report`");
+        assert!(html().contains("<td>equal</td>"));
+    }
+    for table in ["events_full", "events_core"] {
+        database.query(&format!("TRUNCATE TABLE {table}")).unwrap();
+    }
+    let slow = tool("repair").args(["--max-rows-per-second", "1000", "--concurrency", "1"]);
+    let wait_until_it_writes = || {
+        let started = Instant::now();
+        while database
+            .query("SELECT count() > 0 FROM events_full")
+            .unwrap()
+            .trim()
+            == "0"
+        {
+            assert!(started.elapsed() < Duration::from_secs(60));
+            thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let mut repairing = slow.spawn();
+    wait_until_it_writes();
+    repairing.kill();
+    repairing.wait();
+    let killed = html();
+    assert!(!killed.contains("<td>equal</td>"), "{killed}");
+    assert!(killed.contains("repair: it was begun at 20"), "{killed}");
+    assert!(killed.contains(&format!(
+        "<code>events-backfill repair --partition {SAMPLE_PARTITION} --resume</code>"
+    )));
+    let slow = slow.arg("--resume");
+    let mut repairing = slow.spawn();
+    thread::sleep(Duration::from_secs(4));
+    repairing.terminate();
+    repairing.wait().assert_code(143);
+    let interrupted = html();
+    assert!(
+        interrupted.contains("</b>: repair: interrupted"),
+        "{interrupted}"
+    );
+    tool("repair").arg("--resume").run().assert_code(0);
+    let repaired = html();
+    assert!(!repaired.contains("repair: "), "{repaired}");
+    assert!(repaired.contains("<code>events-backfill verify --partition"));
+    tool("verify").run().assert_code(0);
+    assert!(html().contains("<p class=\"good\">Nothing.</p>"));
+    // What was kept and cannot be read any more is said in its month.
+    let verified = state_dir.join(SAMPLE_PARTITION).join("verify.json");
+    fs::write(&verified, "{").unwrap();
+    let damaged = html();
+    assert!(damaged.contains("verify.json cannot be used"), "{damaged}");
+    assert!(damaged.contains("writes it anew"));
+    assert!(damaged.contains("<td>not known</td>"));
+    let again = run.args(["--html", "again.html"]);
+    again.run().assert_code(0);
+    assert!(again.directory().join("again.html").exists());
+}
+
+#[test]
+fn a_dry_run_that_ends_early_has_all_its_months_on_its_page_and_none_is_done() {
+    let database = Server::shared().database("page_early");
+    database.load_schema();
+    for first_day in ["2024-04-01", "2024-05-01", "2024-06-01"] {
+        database.load_month(first_day, 5_000);
+    }
+    let run = Tool::new(&database)
+        .args(["--partition", "202404..202406", "--dry-run"])
+        .args(["--max-rows-per-second", "1000", "--html", "page.html"]);
+    let mut running = run.spawn();
+    // The first month is under way.
+    thread::sleep(Duration::from_secs(3));
+    running.terminate();
+    running.wait().assert_code(143);
+    let html = fs::read_to_string(run.directory().join("page.html")).unwrap();
+    assert_eq!(html.matches("<section").count(), 3, "{html}");
+    assert_eq!(html.matches("dry run, interrupted</td>").count(), 1);
+    assert_eq!(html.matches("dry run, not begun</td>").count(), 2);
+    assert!(html.contains("0 of 3 months done"));
+}
+
+#[test]
 fn a_dry_run_has_a_page_too_and_of_several_months_each_has_its_part() {
     let database = small_month("page_months");
     let run = Tool::new(&database).args(["--all-partitions", "--dry-run", "--html", "page.html"]);
@@ -227,6 +357,7 @@ fn a_dry_run_has_a_page_too_and_of_several_months_each_has_its_part() {
         html.matches("dry run: nothing was written</td>").count(),
         months
     );
+    assert!(html.contains(&format!("0 of {months} months done")));
 }
 
 #[test]
@@ -243,8 +374,5 @@ fn where_there_is_nothing_to_show_or_no_place_for_it_one_sentence_says_so() {
         .assert_one_error(2, &["--html", "there is no directory"]);
     report(&run.state_dir(), &month.join("checkpoint"))
         .assert_one_error(2, &["--html", "where the state of a run is"]);
-    fs::write(month.join("verify.json"), "{").unwrap();
-    report(&run.state_dir(), &page)
-        .assert_one_error(1, &["verify.json cannot be used", "events-backfill verify"]);
     assert!(!page.exists());
 }
