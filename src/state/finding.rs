@@ -57,19 +57,21 @@ impl Finding {
         identity: &RunIdentity,
         display: &Display,
     ) -> Result<(), Error> {
-        let difference = match Checkpoint::read(&directory.checkpoint()) {
+        let place = directory.path.display();
+        let why_not = match Checkpoint::read(&directory.checkpoint()) {
             Ok(None) => return Ok(()),
-            Ok(Some(checkpoint)) => checkpoint.identity.difference_in_events(identity),
-            Err(error) => Some(format!("its checkpoint cannot be used: {error}")),
+            Ok(Some(checkpoint)) => checkpoint
+                .identity
+                .difference_in_events(identity)
+                .map(|difference| format!("the run in {place} wrote something else: {difference}")),
+            Err(error) => Some(format!("the checkpoint in {place} cannot be used: {error}")),
         };
-        match difference {
+        match why_not {
             None => report::keep(self, &directory.finding(&self.command)),
-            Some(difference) => {
+            Some(why_not) => {
                 display.note_once(format!(
-                    "what this {} says is not kept for `report`, since the run in {} wrote something \
-                     else: {difference}",
-                    self.command,
-                    directory.path.display()
+                    "what this {} says is not kept for `report`: {why_not}",
+                    self.command
                 ));
                 Ok(())
             }
