@@ -476,7 +476,8 @@ Examples:
 
 const SETTINGS: &str = "\
 Further settings, from the environment or .env only:
-  CLICKHOUSE_URL            address of ClickHouse's HTTP interface [default: http://localhost:8123]
+  CLICKHOUSE_URL            address of ClickHouse's HTTP interface, or addresses of replicas with commas
+                            between them [default: http://localhost:8123]
   CLICKHOUSE_USER           [default: default]
   CLICKHOUSE_PASSWORD       or CLICKHOUSE_PASSWORD_FILE, a file that holds it
   CLICKHOUSE_DB             database of the Langfuse tables [default: default]

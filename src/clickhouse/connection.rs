@@ -1,25 +1,25 @@
-//! The connection to one ClickHouse server: reads go through the official
+//! The connection to ClickHouse, to one server or to replicas: reads go through the official
 //! client, inserts through the same HTTP stack (see `insert.rs` for why).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use clickhouse::Compression as ClientCompression;
 use clickhouse::query::{BytesCursor, Query};
 use clickhouse::{Client, RowOwned, RowRead};
 use hyper::header::AUTHORIZATION;
-use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-use super::retry::Retries;
-
-use super::body::StreamedBody;
 use super::error::RequestError;
 use super::heard_out::HearingOut;
 use super::options::{Compression, ConnectionOptions};
+use super::retry::Retries;
+use super::servers::{Connector, InTurn, Server, Servers, behind};
 use super::settings::Settings;
 use super::tls;
+use url::Url;
 
 /// Bytes of a response that the kernel may hold.
 const RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
@@ -33,60 +33,61 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the server may be silent while it reads for us.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Connects to one ClickHouse server. Cheap to clone; connections are pooled.
+/// Connects to ClickHouse. Cheap to clone; connections are pooled.
 #[derive(Clone)]
 pub struct Connection {
-    client: Client,
-    /// For inserts.
-    pub(super) http: HttpClient<HearingOut<HttpsConnector<HttpConnector>>, StreamedBody>,
+    servers: Servers,
+    /// Which of them is asked, as long as it answers.
+    place: usize,
     pub(super) options: ConnectionOptions,
     pub(super) settings: Settings,
     retries: Option<Retries>,
 }
 
 impl Connection {
-    /// Prepares a connection; nothing is sent yet.
+    /// Prepares a connection. Names are resolved, to tell the servers behind one apart; nothing is sent
+    /// yet.
     ///
     /// # Errors
     /// A sentence where TLS cannot be set up.
     pub fn new(options: ConnectionOptions) -> Result<Self, String> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        // By default the kernel takes tens of megabytes of a response that nobody reads,
-        // and says nothing to the server for a long time when little of it is read.
-        tcp.set_recv_buffer_size(Some(RECEIVE_BUFFER));
-        tcp.set_keepalive(Some(Duration::from_secs(60)));
-        let tls = tls::client_config(options.url.scheme() == "https", &options.trust)?;
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        let mut builder = HttpClient::builder(TokioExecutor::new());
-        builder
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_timer(hyper_util::rt::TokioTimer::new());
-        // Each insert has a connection of its own: where an older one turns out to be closed, nobody
-        // knows what has arrived, and a segment would be read again.
-        let mut insert_builder = builder.clone();
-        insert_builder.pool_max_idle_per_host(0);
-        let client = Client::with_http_client(builder.build(connector.clone()))
-            .with_url(options.url.as_str())
-            .with_header(AUTHORIZATION.as_str(), options.authorization())
-            .with_product_info(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
-            .with_compression(match options.compression {
-                Compression::None => ClientCompression::None,
-                Compression::Lz4 => ClientCompression::Lz4,
-            });
+        let mut servers = Vec::new();
+        for url in &options.urls {
+            match behind(url) {
+                1 => servers.push(server(url, &options, None)?),
+                several => {
+                    for turn in 0..several {
+                        servers.push(server(url, &options, Some(turn))?);
+                    }
+                }
+            }
+        }
         Ok(Self {
-            client,
-            http: insert_builder.build(HearingOut(connector)),
+            servers: Servers::new(servers)?,
+            place: 0,
             options,
             settings: Settings::default(),
             retries: None,
         })
+    }
+
+    /// The same connection, which asks another server first: the one at this place, counted round and
+    /// round.
+    pub(crate) fn at(&self, place: usize) -> Self {
+        Self {
+            place,
+            ..self.clone()
+        }
+    }
+
+    /// How many servers the addresses lead to.
+    pub(crate) fn places(&self) -> usize {
+        self.servers.count()
+    }
+
+    /// The server that is asked now.
+    pub(super) fn server(&self) -> Arc<Server> {
+        self.servers.choose(self.place)
     }
 
     /// The same connection, but questions with small answers are asked again
@@ -106,17 +107,25 @@ impl Connection {
         }
     }
 
-    /// Asks until there is an answer, or an error for which there is no use in asking again.
-    async fn ask<T, A>(&self, question: impl Fn() -> A) -> Result<T, RequestError>
+    /// Asks until there is an answer, or an error for which there is no use in asking again. What a server
+    /// does not answer, another one is asked at once.
+    async fn ask<T, A>(&self, question: impl Fn(Arc<Server>) -> A) -> Result<T, RequestError>
     where
         A: Future<Output = Result<T, RequestError>>,
     {
         let mut attempts = self.retries.as_ref().map(Retries::attempts);
+        let mut others = self.places() - 1;
         loop {
-            let error = match question().await {
+            let server = self.server();
+            let error = match question(Arc::clone(&server)).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
+            server.met(&error);
+            if error.is_of_server() && others > 0 {
+                others -= 1;
+                continue;
+            }
             let again = match &mut attempts {
                 Some(attempts) => {
                     attempts
@@ -131,9 +140,9 @@ impl Connection {
         }
     }
 
-    /// The address without credentials, for messages.
-    pub fn address(&self) -> &str {
-        self.options.url.as_str()
+    /// The addresses without credentials, for messages.
+    pub fn address(&self) -> String {
+        self.options.addresses()
     }
 
     /// Whether what travels is compressed.
@@ -177,8 +186,8 @@ impl Connection {
     where
         T: RowOwned + RowRead,
     {
-        self.ask(|| {
-            let fetch = self.query(sql, settings).fetch_all::<T>();
+        self.ask(|server| {
+            let fetch = self.query(&server, sql, settings).fetch_all::<T>();
             async move {
                 match tokio::time::timeout(limit, fetch).await {
                     Ok(rows) => Ok(rows?),
@@ -192,9 +201,9 @@ impl Connection {
         .await
     }
 
-    fn query(&self, sql: &str, settings: &[(&str, String)]) -> Query {
+    fn query(&self, server: &Server, sql: &str, settings: &[(&str, String)]) -> Query {
         let of_all = self.settings.all().iter();
-        let query = of_all.fold(self.client.query_raw(sql), |query, &(name, value)| {
+        let query = of_all.fold(server.client.query_raw(sql), |query, &(name, value)| {
             query.with_setting(name, value)
         });
         let settings = settings.iter();
@@ -211,10 +220,10 @@ impl Connection {
         settings: &[(&str, &str)],
         limit: Duration,
     ) -> Result<String, RequestError> {
-        let question = || async {
+        let question = |server: Arc<Server>| async move {
             let query = settings
                 .iter()
-                .fold(self.client.query_raw(sql), |query, &(name, value)| {
+                .fold(server.client.query_raw(sql), |query, &(name, value)| {
                     query.with_setting(name, value)
                 });
             let answer = async {
@@ -249,8 +258,8 @@ impl Connection {
     /// # Errors
     /// Whatever the request met.
     pub async fn check_within(&self, sql: &str, silence: Duration) -> Result<(), RequestError> {
-        self.ask(|| {
-            let stream = self.stream(sql, &[]);
+        self.ask(|server| {
+            let stream = self.stream_from(server, sql, &[]);
             async move {
                 let mut stream = stream?.with_silence(silence);
                 while stream.next_chunk().await?.is_some() {}
@@ -285,9 +294,19 @@ impl Connection {
         sql: &str,
         settings: &[(&str, String)],
     ) -> Result<NativeStream, RequestError> {
+        self.stream_from(self.server(), sql, settings)
+    }
+
+    fn stream_from(
+        &self,
+        server: Arc<Server>,
+        sql: &str,
+        settings: &[(&str, String)],
+    ) -> Result<NativeStream, RequestError> {
         Ok(NativeStream {
-            cursor: self.query(sql, settings).fetch_bytes("Native")?,
+            cursor: self.query(&server, sql, settings).fetch_bytes("Native")?,
             silence: READ_TIMEOUT,
+            server,
         })
     }
 }
@@ -297,6 +316,8 @@ pub struct NativeStream {
     cursor: BytesCursor,
     /// How long the server may be silent.
     silence: Duration,
+    /// The one that was asked.
+    server: Arc<Server>,
 }
 
 impl NativeStream {
@@ -313,12 +334,49 @@ impl NativeStream {
     /// Whatever ended the response before its end, an exception after a
     /// status of 200 included.
     pub async fn next_chunk(&mut self) -> Result<Option<bytes::Bytes>, RequestError> {
-        match tokio::time::timeout(self.silence, self.cursor.next()).await {
-            Ok(chunk) => Ok(chunk?),
+        let chunk = match tokio::time::timeout(self.silence, self.cursor.next()).await {
+            Ok(chunk) => chunk.map_err(RequestError::from),
             Err(_) => Err(RequestError::TimedOut {
                 doing: "send the rows that were asked for",
                 limit: self.silence,
             }),
-        }
+        };
+        chunk.inspect_err(|error| self.server.met(error))
     }
+}
+
+/// One server: the one of an address, or, of a name that stands for several, the one whose turn it is.
+fn server(url: &Url, options: &ConnectionOptions, turn: Option<usize>) -> Result<Server, String> {
+    let mut tcp = HttpConnector::new_with_resolver(InTurn::new(turn));
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    // By default the kernel takes tens of megabytes of a response that nobody reads,
+    // and says nothing to the server for a long time when little of it is read.
+    tcp.set_recv_buffer_size(Some(RECEIVE_BUFFER));
+    tcp.set_keepalive(Some(Duration::from_secs(60)));
+    let tls = tls::client_config(url.scheme() == "https", &options.trust)?;
+    let connector: Connector = hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp);
+    let mut builder = HttpClient::builder(TokioExecutor::new());
+    builder
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_timer(hyper_util::rt::TokioTimer::new());
+    // Each insert has a connection of its own: where an older one turns out to be closed, nobody
+    // knows what has arrived, and a segment would be read again.
+    let mut insert_builder = builder.clone();
+    insert_builder.pool_max_idle_per_host(0);
+    let client = Client::with_http_client(builder.build(connector.clone()))
+        .with_url(url.as_str())
+        .with_header(AUTHORIZATION.as_str(), options.authorization())
+        .with_product_info(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+        .with_compression(match options.compression {
+            Compression::None => ClientCompression::None,
+            Compression::Lz4 => ClientCompression::Lz4,
+        });
+    let http = insert_builder.build(HearingOut(connector));
+    Ok(Server::new(url.clone(), client, http))
 }

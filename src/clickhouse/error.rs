@@ -106,6 +106,15 @@ const PASSING: &[u32] = &[
     1000, // POCO_EXCEPTION: a broken socket
 ];
 
+/// Exceptions that say that another replica may do what this one cannot now.
+const OF_REPLICA: &[u32] = &[
+    236, // ABORTED: the server is shutting down
+    242, // TABLE_IS_READ_ONLY: a replica that lost its Keeper session
+    364, // UNEXPECTED_ZOOKEEPER_ERROR
+    745, // SERVER_OVERLOADED
+    999, // KEEPER_EXCEPTION
+];
+
 /// Exceptions that say that the server lacks memory for what was sent.
 const LACK_OF_MEMORY: &[u32] = &[
     173, // CANNOT_ALLOCATE_MEMORY
@@ -208,6 +217,17 @@ impl RequestError {
             | RequestError::Held { .. }
             | RequestError::Compressed
             | RequestError::Certificate(_) => false,
+        }
+    }
+
+    /// Whether it is about the server that was asked, so that a replica of it may answer.
+    pub(crate) fn is_of_server(&self) -> bool {
+        match self {
+            RequestError::Network(_) | RequestError::TimedOut { .. } => true,
+            RequestError::Http { status, .. } => {
+                status.is_none_or(|status| matches!(status, 502..=504))
+            }
+            _ => self.code().is_some_and(|code| OF_REPLICA.contains(&code)),
         }
     }
 

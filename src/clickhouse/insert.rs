@@ -16,6 +16,7 @@ use super::body::{Feed, StreamedBody, body};
 use super::connection::Connection;
 use super::error::RequestError;
 use super::options::Compression;
+use super::servers::Server;
 use super::settings::{MAX_QUERY_SIZE, QUERY_SIZE_OF_INSERTS};
 
 /// Bytes of an answer that are read; an exception text is far shorter.
@@ -52,13 +53,14 @@ impl Connection {
     /// [`RequestError::Unexpected`] where the request cannot even be formed.
     pub fn begin_insert(&self, insert: &InsertRequest) -> Result<OpenInsert, RequestError> {
         let (feed, body) = body();
-        let request = self.insert_request(insert, body)?;
-        let http = self.http.clone();
+        let server = self.server();
+        let request = self.insert_request(&server, insert, body)?;
         let answer = tokio::spawn(async move {
-            match http.request(request).await {
+            let answer = match server.http.request(request).await {
                 Ok(response) => read_answer(response).await,
                 Err(error) => Err(RequestError::network(&error)),
-            }
+            };
+            answer.inspect_err(|error| server.met(error))
         });
         Ok(OpenInsert {
             feed,
@@ -70,10 +72,11 @@ impl Connection {
 
     fn insert_request(
         &self,
+        server: &Server,
         insert: &InsertRequest,
         body: StreamedBody,
     ) -> Result<Request<StreamedBody>, RequestError> {
-        let mut url = self.options.url.clone();
+        let mut url = server.url.clone();
         let mut pairs = url.query_pairs_mut();
         pairs.clear();
         pairs.append_pair("query", &insert.sql);

@@ -40,8 +40,8 @@ pub enum Compression {
 /// Where ClickHouse is, and who asks.
 #[derive(Debug, Clone)]
 pub struct ConnectionOptions {
-    /// HTTP or HTTPS address.
-    pub url: Url,
+    /// HTTP or HTTPS addresses of one server, or of its replicas; at least one.
+    pub urls: Vec<Url>,
     /// User name.
     pub user: String,
     /// Password.
@@ -55,6 +55,12 @@ pub struct ConnectionOptions {
 }
 
 impl ConnectionOptions {
+    /// The addresses, for messages.
+    pub(crate) fn addresses(&self) -> String {
+        let urls: Vec<&str> = self.urls.iter().map(Url::as_str).collect();
+        urls.join(", ")
+    }
+
     /// The `Authorization` header. ClickHouse's own headers would do for most
     /// passwords, but cannot hold one that is not ASCII.
     pub(super) fn authorization(&self) -> String {

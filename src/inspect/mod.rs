@@ -275,6 +275,8 @@ impl Inspector {
         let observations = self.source("observations").await?;
         let traces = self.source("traces").await?;
         let target = self.target().await?;
+        self.require_one_of_each([&observations, &traces, &target])
+            .await?;
         let defaults = self.defaults(&target).await?;
         self.options.settle(defaults);
         let dataset_items = self.dataset_items().await?;
@@ -492,6 +494,18 @@ impl Inspector {
             self.connection.address(),
             self.options.connection.user
         )))
+    }
+
+    /// Makes sure that all addresses lead to the same tables.
+    async fn require_one_of_each(&self, tables: [&TableInfo; 3]) -> Result<(), Error> {
+        if self.connection.places() == 1 {
+            return Ok(());
+        }
+        for table in tables {
+            let is_one = self.ask(self.connection.is_one_table(table)).await?;
+            is_one.map_err(Error::configuration)?;
+        }
+        Ok(())
     }
 
     async fn find(&self, name: &str) -> Result<Option<TableInfo>, Error> {

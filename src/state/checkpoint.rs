@@ -93,7 +93,7 @@ pub struct RemoteTraces {
 pub struct RunIdentity {
     /// What became of which rows.
     pub(crate) subject: Subject,
-    /// Which server, month and tables, as pairs of a name and a value that people can read.
+    /// Which month and tables, as pairs of a name and a value that people can read.
     facts: BTreeMap<String, String>,
 }
 
@@ -108,10 +108,8 @@ impl RunIdentity {
 
     /// What a run with these options on these tables is made for.
     pub(crate) fn new(options: &Options, inspected: &Inspected) -> Self {
-        let mut facts = BTreeMap::from([
-            ("the server".to_owned(), options.connection.url.to_string()),
-            ("the partition".to_owned(), options.partition.to_string()),
-        ]);
+        let partition = options.partition.to_string();
+        let mut facts = BTreeMap::from([("the partition".to_owned(), partition)]);
         let reads_items = options.subject.reads_dataset_items();
         let dataset_items = inspected.dataset_items.as_ref().filter(|_| reads_items);
         let tables = [
@@ -120,6 +118,14 @@ impl RunIdentity {
             ("the target", Some(&inspected.target)),
             ("the dataset run items", dataset_items),
         ];
+        // Tables are told by what they are, wherever they are reached: a replica has the same ones, and a load
+        // balancer may get another address.
+        if tables
+            .iter()
+            .any(|(_, table)| table.is_some_and(|table| !table.has_identity()))
+        {
+            facts.insert(SERVER.to_owned(), options.connection.addresses());
+        }
         for (role, table) in tables {
             let Some(table) = table else { continue };
             facts.insert(
@@ -162,18 +168,25 @@ impl RunIdentity {
     }
 }
 
+/// The fact that names the server, where tables have no identities.
+const SERVER: &str = "the server";
+
 /// What the names of facts about columns begin with.
 const COLUMN: &str = "column ";
 
 /// The first difference, if there is one; of several the one that explains the others.
 fn most_telling(before: &BTreeMap<&str, String>, now: &BTreeMap<&str, String>) -> Option<String> {
     let names = before.keys().chain(now.keys());
+    // A checkpoint of an earlier version names the server beside tables that are told without it.
+    let is_told_otherwise =
+        |name: &&&str| **name == SERVER && before.contains_key(SERVER) != now.contains_key(SERVER);
     // Another server or database has other columns and identities too.
     let name = names
         .filter(|name| before.get(*name) != now.get(*name))
+        .filter(|name| !is_told_otherwise(name))
         .min_by_key(|name| {
             let first = [
-                "the server",
+                SERVER,
                 "the observations table",
                 "the traces table",
                 "the target table",
@@ -507,6 +520,20 @@ mod tests {
                 .unwrap(),
             "the target table was a and is not there"
         );
+    }
+
+    #[test]
+    fn a_checkpoint_that_names_the_server_beside_its_tables_goes_on_without() {
+        let facts = |server: Option<&str>| {
+            let server = server.map(|server| (SERVER.to_owned(), server.to_owned()));
+            let table = ("the target table".to_owned(), "a".to_owned());
+            RunIdentity::of(server.into_iter().chain([table]).collect())
+        };
+        let before = facts(Some("http://a"));
+        assert_eq!(before.difference(&facts(None)), None);
+        assert_eq!(facts(None).difference(&before), None);
+        let other = before.difference(&facts(Some("http://b"))).unwrap();
+        assert_eq!(other, "the server was http://a and is http://b");
     }
 
     #[test]

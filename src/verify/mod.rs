@@ -107,9 +107,21 @@ pub(crate) async fn examine(
     let connection = &session.connection;
     let mut verification =
         Verification::new(options, inspected, connection, retries, display, findings);
-    let outcome = session
-        .unless_interrupted(verification.work(inspected))
-        .await;
+    let work = async {
+        // A row that was written through another replica is not missing.
+        for table in [
+            &inspected.observations,
+            &inspected.traces,
+            &inspected.target,
+        ] {
+            let caught_up = connection.with_retries(retries).catch_up(table).await;
+            caught_up.map_err(|error| {
+                Error::caused("waiting for what other replicas have written failed", error)
+            })?;
+        }
+        verification.work(inspected).await
+    };
+    let outcome = session.unless_interrupted(work).await;
     let mut report = verification.report;
     report.retries = retries.repeated();
     report.seconds = started.elapsed().as_secs_f64();

@@ -624,8 +624,8 @@ fn a_run_is_not_continued_on_another_server_of_the_same_content() {
         database.load_small_month();
     }
     let tool = unfinished_run(&database).env("CLICKHOUSE_URL", server.url());
-    let addresses = [database.server.url(), server.url()];
-    let tool = assert_not_resumed(tool, &["the server", &addresses[0], &addresses[1]]);
+    // It has tables of the same names and columns, and they are others.
+    let tool = assert_not_resumed(tool, &["the identity of the observations table"]);
     assert_eq!(ask_number(&other, "SELECT count() FROM events_full"), 0);
     let tool = tool.env("CLICKHOUSE_URL", database.server.url());
     assert_resumable(tool, &database);

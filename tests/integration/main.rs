@@ -38,6 +38,7 @@ mod planner;
 mod profiles;
 mod repair;
 mod repair_damage;
+mod replicas;
 mod root_spans;
 mod secrets;
 mod signals;

@@ -98,7 +98,7 @@ impl<'a> Partition<'a> {
         let runtime = Runtime::new().unwrap();
         let connection = Connection::new(ConnectionOptions {
             gives_way: true,
-            url: Url::parse(&database.server.url()).unwrap(),
+            urls: vec![Url::parse(&database.server.url()).unwrap()],
             user: TESTER.0.to_owned(),
             password: Password::new(TESTER.1),
             compression: Compression::None,

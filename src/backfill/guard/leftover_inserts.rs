@@ -54,12 +54,15 @@ pub(crate) async fn others_are_at_work(
     let mut of_before: Option<BTreeSet<String>> = None;
     let mut ended = None;
     loop {
-        let under_way: BTreeSet<String> = match connection.rows::<QueryId>(&query).await {
-            Ok(rows) => rows.into_iter().map(|row| row.query_id).collect(),
-            // ACCESS_DENIED: whoever may not see them cannot be told.
-            Err(error) if error.code() == Some(497) => BTreeSet::new(),
-            Err(error) => return Err(error),
-        };
+        let mut under_way: BTreeSet<String> = BTreeSet::new();
+        for place in 0..connection.places() {
+            match connection.at(place).rows::<QueryId>(&query).await {
+                Ok(rows) => under_way.extend(rows.into_iter().map(|row| row.query_id)),
+                // ACCESS_DENIED: whoever may not see them cannot be told.
+                Err(error) if error.code() == Some(497) => {}
+                Err(error) => return Err(error),
+            }
+        }
         let of_before = of_before.get_or_insert_with(|| under_way.clone());
         if !under_way.is_subset(of_before) {
             return Ok(true);
@@ -80,11 +83,19 @@ pub(crate) async fn others_are_at_work(
     }
 }
 
-/// Waits until no query is under way whose id begins with `prefix`, and ends those that are.
+/// Waits until no query is under way, on any server, whose id begins with `prefix`, and ends those that
+/// are.
 ///
 /// # Errors
-/// [`RequestError`] where the server does not answer, or they do not end.
+/// [`RequestError`] where no server answers, or they do not end.
 pub(crate) async fn end(connection: &Connection, prefix: &str) -> Result<(), RequestError> {
+    for place in 0..connection.places() {
+        end_on_one(&connection.at(place), prefix).await?;
+    }
+    Ok(())
+}
+
+async fn end_on_one(connection: &Connection, prefix: &str) -> Result<(), RequestError> {
     let is_one = format!("startsWith(query_id, {})", quoting::string(prefix));
     let started = tokio::time::Instant::now();
     loop {

@@ -54,6 +54,7 @@ impl TargetMonth {
         until: i64,
         rewrite: bool,
     ) -> Result<TargetState, RequestError> {
+        self.connection.catch_up(&self.table).await?;
         let rows = self.count(&self.month_condition()).await?;
         let has_live_rows = self.has_live_rows().await?;
         let own_rows = match rewrite && rows > 0 {
@@ -174,6 +175,8 @@ impl TargetMonth {
         against: Against,
         store: &TraceStore,
     ) -> Result<u64, WorkError> {
+        // A row that was written through another replica counts as there.
+        self.connection.catch_up(&self.table).await?;
         let also = counts_as_there(own_rows).map_or_else(String::new, |condition| {
             format!(" AND ({} OR {condition})", self.is_live())
         });

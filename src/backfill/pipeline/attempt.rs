@@ -93,7 +93,7 @@ impl<'a> Attempt<'a> {
                     Some(wanted) => wanted.sql(&pipeline.query, segment)?,
                     None => pipeline.query.sql(segment),
                 };
-                let connection = &pipeline.destination.connection;
+                let connection = pipeline.destination.connection_of(number);
                 let stream = connection.send(&of_segment(sql, block_rows, preferred_bytes))?;
                 (Rows::Server(Box::new(stream)), pipeline.unknown, "")
             }
@@ -120,6 +120,7 @@ impl<'a> Attempt<'a> {
             left_out: LeftOut::default(),
             sender: Sender::new(
                 &pipeline.destination,
+                number,
                 format!("{kind}{number}-{attempt_number}"),
             ),
         })

@@ -64,9 +64,18 @@ pub(crate) struct Destination {
     pub source: &'static str,
 }
 
+impl Destination {
+    /// The connection for a segment: segments take turns with the servers, and all questions of one go to
+    /// the same, as long as it answers.
+    pub(super) fn connection_of(&self, segment: u32) -> Connection {
+        self.connection.at(segment as usize)
+    }
+}
+
 /// Sends the blocks of one attempt.
 pub(crate) struct Sender {
     destination: Arc<Destination>,
+    connection: Connection,
     /// No other attempt has this name.
     name: String,
     inserts: u32,
@@ -105,10 +114,11 @@ impl Open {
 }
 
 impl Sender {
-    /// A sender for one attempt. Another attempt must have another `name`, so that its inserts can be
-    /// told from those before.
-    pub(crate) fn new(destination: &Arc<Destination>, name: String) -> Self {
+    /// A sender for one attempt at a segment of that number. Another attempt must have another `name`, so
+    /// that its inserts can be told from those before.
+    pub(crate) fn new(destination: &Arc<Destination>, segment: u32, name: String) -> Self {
         Self {
+            connection: destination.connection_of(segment),
             destination: Arc::clone(destination),
             name,
             inserts: 0,
@@ -228,7 +238,15 @@ impl Sender {
         self.wait_for_room(room, &mut source).await?;
         let open = match &mut self.open {
             Some(open) => open,
-            none => none.insert(begin(&self.destination, &self.name, &mut self.inserts)?),
+            none => {
+                let (connection, destination) = (&self.connection, &self.destination);
+                none.insert(begin(
+                    connection,
+                    destination,
+                    &self.name,
+                    &mut self.inserts,
+                )?)
+            }
         };
         open.fed = Instant::now();
         open.blocks += 1;
@@ -376,7 +394,12 @@ impl Destination {
     }
 }
 
-fn begin(destination: &Destination, name: &str, inserts: &mut u32) -> Result<Open, RequestError> {
+fn begin(
+    connection: &Connection,
+    destination: &Destination,
+    name: &str,
+    inserts: &mut u32,
+) -> Result<Open, RequestError> {
     let part_bytes = destination.limits.part.bytes();
     let request = InsertRequest {
         sql: destination.insert_sql.clone(),
@@ -390,7 +413,7 @@ fn begin(destination: &Destination, name: &str, inserts: &mut u32) -> Result<Ope
         query_id: format!("{}-{name}-{inserts}", destination.query_prefix),
         has_views: destination.has_views,
     };
-    let insert = destination.connection.begin_insert(&request)?;
+    let insert = connection.begin_insert(&request)?;
     *inserts += 1;
     Ok(Open {
         insert,

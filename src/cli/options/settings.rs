@@ -87,9 +87,12 @@ impl Settings<'_> {
         let text = self
             .text(None, "CLICKHOUSE_URL")
             .unwrap_or_else(|| "http://localhost:8123".to_owned());
-        let url = parse_url(&text).map_err(Error::configuration)?;
+        let urls = text.split(',').map(|url| parse_url(url.trim()));
+        let urls: Vec<Url> = urls
+            .collect::<Result<_, _>>()
+            .map_err(Error::configuration)?;
         let compression = match compression {
-            None | Some("auto") if is_loopback(&url) => Compression::None,
+            None | Some("auto") if urls.iter().all(is_loopback) => Compression::None,
             None | Some("auto" | "lz4") => Compression::Lz4,
             Some("none") => Compression::None,
             Some(other) => {
@@ -113,7 +116,7 @@ impl Settings<'_> {
             (false, None) => Trust::Machine,
         };
         Ok(ConnectionOptions {
-            url,
+            urls,
             user,
             password: self.password()?,
             compression,
@@ -158,7 +161,8 @@ where
 fn parse_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| {
         format!(
-            "CLICKHOUSE_URL cannot be understood ({error}): write for example http://localhost:8123"
+            "CLICKHOUSE_URL cannot be understood ({error}): write for example http://localhost:8123, and \
+             commas between the addresses of several replicas"
         )
     })?;
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {

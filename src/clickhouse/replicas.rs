@@ -1,0 +1,161 @@
+//! Tables that several servers share: whether the addresses lead to the same ones, and whether a replica has
+//! what was written through another.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use clickhouse::Row;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use super::error::RequestError;
+use super::quoting;
+use super::schema::TableInfo;
+
+/// How long a replica may take to catch up.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// How long to wait before looking again, where the user may not wait on the server.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// What tells a server from others.
+const SERVER: &str = "concat(toString(serverUUID()), ' ', hostName())";
+/// The same where servers of one machine have no UUIDs, as the embedded one has none.
+const SERVER_AND_DISK: &str = "concat(toString(serverUUID()), ' ', hostName(), ' ', \
+     ifNull((SELECT max(path) FROM system.disks), ''))";
+/// ACCESS_DENIED
+const ACCESS_DENIED: u32 = 497;
+
+#[derive(Row, Deserialize)]
+struct Identity {
+    server: String,
+    table: String,
+}
+
+#[derive(Row, Deserialize)]
+struct Replica {
+    is_readonly: u8,
+    /// Entries of the common log that this replica has not taken over yet.
+    behind: u64,
+    /// Parts that it has not got yet.
+    parts: u64,
+}
+
+/// The UUID of a table in a database that gives none.
+const NO_UUID: &str = "00000000-0000-0000-0000-000000000000";
+
+impl TableInfo {
+    /// Whether it has an identity that its replicas share, and no other table has.
+    pub(crate) fn has_identity(&self) -> bool {
+        self.uuid != NO_UUID
+    }
+
+    /// Whether replicas keep copies of it that follow each other.
+    pub(crate) fn is_replicated(&self) -> bool {
+        self.engine.starts_with("Replicated")
+    }
+
+    /// Whether several servers have it: as replicas, or in a storage that all of them use.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_replicated() || self.engine.starts_with("Shared")
+    }
+}
+
+impl Connection {
+    /// What is wrong with a table of which several servers are told to have it, if something is: all
+    /// addresses must lead to one server, or to replicas that share it.
+    ///
+    /// # Errors
+    /// [`RequestError`] where none of the servers answers.
+    pub(crate) async fn is_one_table(
+        &self,
+        table: &TableInfo,
+    ) -> Result<Result<(), String>, RequestError> {
+        let (mut servers, mut tables) = (BTreeSet::new(), BTreeSet::new());
+        let query = |server: &str| {
+            format!(
+                "SELECT {server} AS server, toString(uuid) AS table FROM system.tables \
+                 WHERE database = {} AND name = {}",
+                quoting::string(&table.database),
+                quoting::string(&table.name)
+            )
+        };
+        for place in 0..self.places() {
+            let server = self.at(place);
+            let identities = match server.rows::<Identity>(&query(SERVER_AND_DISK)).await {
+                Err(error) if error.code() == Some(ACCESS_DENIED) => {
+                    server.rows(&query(SERVER)).await?
+                }
+                identities => identities?,
+            };
+            if identities.is_empty() {
+                tables.insert(String::new());
+            }
+            for identity in identities {
+                servers.insert(identity.server);
+                tables.insert(identity.table);
+            }
+        }
+        let name = table.qualified_name();
+        Ok(match (tables.len(), servers.len()) {
+            (2.., _) => Err(format!(
+                "the addresses in CLICKHOUSE_URL lead to servers on which {name} is not the same table: \
+                 name replicas of one shard"
+            )),
+            (_, 2..) if !table.is_shared() => Err(format!(
+                "the addresses in CLICKHOUSE_URL lead to {} servers, and {name} is a {}, of which each \
+                 server has its own: name one of them",
+                servers.len(),
+                table.engine
+            )),
+            _ => Ok(()),
+        })
+    }
+
+    /// Waits until the replica that is asked has what was written to a table through the others, where
+    /// there are several addresses. Of a table that is not replicated there is nothing to wait for.
+    ///
+    /// # Errors
+    /// [`RequestError`] where it does not answer, does not catch up, or is read-only.
+    pub(crate) async fn catch_up(&self, table: &TableInfo) -> Result<(), RequestError> {
+        if self.places() == 1 || !table.is_replicated() {
+            return Ok(());
+        }
+        let name = table.qualified_name();
+        let wait = format!("SYSTEM SYNC REPLICA {name} LIGHTWEIGHT");
+        match self.check_within(&wait, PATIENCE).await {
+            // Servers before 23.6 do not know the word (SYNTAX_ERROR), and the user may not be let.
+            Err(error) if matches!(error.code(), Some(ACCESS_DENIED | 62 | 164)) => {}
+            waited => return waited,
+        }
+        let query = format!(
+            "SELECT is_readonly, toUInt64(greatest(log_max_index + 1, log_pointer) - log_pointer) AS behind, \
+             toUInt64(inserts_in_queue) AS parts FROM system.replicas WHERE database = {} AND table = {}",
+            quoting::string(&table.database),
+            quoting::string(&table.name)
+        );
+        let begun = Instant::now();
+        loop {
+            let replicas = match self.rows::<Replica>(&query).await {
+                // Whoever may not see it cannot be told.
+                Err(error) if error.code() == Some(ACCESS_DENIED) => return Ok(()),
+                replicas => replicas?,
+            };
+            if replicas.iter().any(|replica| replica.is_readonly != 0) {
+                return Err(RequestError::Exception {
+                    code: 242,
+                    message: format!("the replica of {name} is read-only"),
+                });
+            }
+            if replicas.iter().all(|one| one.behind == 0 && one.parts == 0) {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(RequestError::TimedOut {
+                    doing: "get what was written through other replicas",
+                    limit: PATIENCE,
+                });
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
