@@ -2,6 +2,7 @@
 //! client, inserts through the same HTTP stack (see `insert.rs` for why).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clickhouse::Compression as ClientCompression;
@@ -39,6 +40,8 @@ pub struct Connection {
     servers: Servers,
     /// Which of them is asked, as long as it answers.
     place: usize,
+    /// Whether all addresses are known to lead to one server.
+    pub(super) is_one_server: Arc<AtomicBool>,
     pub(super) options: ConnectionOptions,
     pub(super) settings: Settings,
     retries: Option<Retries>,
@@ -65,6 +68,7 @@ impl Connection {
         Ok(Self {
             servers: Servers::new(servers)?,
             place: 0,
+            is_one_server: Arc::default(),
             options,
             settings: Settings::default(),
             retries: None,
@@ -76,6 +80,24 @@ impl Connection {
     pub(crate) fn at(&self, place: usize) -> Self {
         Self {
             place,
+            ..self.clone()
+        }
+    }
+
+    /// Connections to each server, of which none asks another one in its place: what a server still does
+    /// for us, only that one knows. To one, where all addresses lead to it.
+    pub(crate) fn to_each_server(&self) -> Vec<Self> {
+        if self.is_one_server.load(Ordering::Relaxed) {
+            return vec![self.clone()];
+        }
+        let places = 0..self.places();
+        places.map(|place| self.only(place)).collect()
+    }
+
+    /// The same connection to the server at this place alone.
+    pub(super) fn only(&self, place: usize) -> Self {
+        Self {
+            servers: self.servers.only(place),
             ..self.clone()
         }
     }

@@ -2,6 +2,7 @@
 //! what was written through another.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clickhouse::Row;
@@ -79,11 +80,20 @@ impl Connection {
                 quoting::string(&table.name)
             )
         };
+        let mut have_all_answered = true;
         for place in 0..self.places() {
-            let server = self.at(place);
+            let server = self.only(place).without_retries();
             let identities = match server.rows::<Identity>(&query(SERVER_AND_DISK)).await {
                 Err(error) if error.code() == Some(ACCESS_DENIED) => {
-                    server.rows(&query(SERVER)).await?
+                    server.rows(&query(SERVER)).await
+                }
+                identities => identities,
+            };
+            let identities = match identities {
+                // It is left out, and it is not known which one it is.
+                Err(error) if error.is_of_server() => {
+                    have_all_answered = false;
+                    continue;
                 }
                 identities => identities?,
             };
@@ -95,6 +105,8 @@ impl Connection {
                 tables.insert(identity.table);
             }
         }
+        let is_one = have_all_answered && servers.len() == 1;
+        self.is_one_server.store(is_one, Ordering::Relaxed);
         let name = table.qualified_name();
         Ok(match (tables.len(), servers.len()) {
             (2.., _) => Err(format!(

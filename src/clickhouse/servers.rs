@@ -91,6 +91,11 @@ impl Servers {
         self.0.len()
     }
 
+    /// The one at a place alone, whatever becomes of it.
+    pub(super) fn only(&self, place: usize) -> Self {
+        Self(Arc::from([Arc::clone(&self.0[place % self.count()])]))
+    }
+
     /// The one at a place, counted round and round, or else the next that is not left out; where all
     /// are, the one that has failed first.
     pub(super) fn choose(&self, place: usize) -> Arc<Server> {

@@ -87,10 +87,11 @@ pub(crate) async fn others_are_at_work(
 /// are.
 ///
 /// # Errors
-/// [`RequestError`] where no server answers, or they do not end.
+/// [`RequestError`] where one of the servers does not answer, or they do not end: what it still writes would
+/// stand there twice.
 pub(crate) async fn end(connection: &Connection, prefix: &str) -> Result<(), RequestError> {
-    for place in 0..connection.places() {
-        end_on_one(&connection.at(place), prefix).await?;
+    for server in connection.to_each_server() {
+        end_on_one(&server, prefix).await?;
     }
     Ok(())
 }
