@@ -68,7 +68,7 @@ pub mod internals {
         Share, StringArrayWriter, StringCursor, put_block_header, put_column_header, put_string,
         put_varint,
     };
-    pub use crate::partition::Day;
+    pub use crate::partition::{Day, ShareOfMonth};
     pub use crate::session::Session;
     pub use crate::state::checkpoint::{Checkpoint, RunIdentity};
     pub use crate::state::counts::SegmentCounts;

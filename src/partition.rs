@@ -1,6 +1,7 @@
-//! A month, which is a partition of every table, and its days.
+//! A month, which is a partition of every table, its days, and what one run does of it.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -34,11 +35,11 @@ impl Partition {
     }
 
     /// The days of the month, and so many before and after it.
-    pub fn days_with_margin(self, margin: u16) -> std::ops::RangeInclusive<Day> {
+    pub fn days_with_margin(self, margin: u16) -> RangeInclusive<Day> {
         let (mut days, fallback) = (self.days(), 0);
         let first = days.next().unwrap_or(fallback);
         let last = days.last().unwrap_or(first);
-        first.saturating_sub(margin)..=last.saturating_add(margin)
+        with_margin(&(first..=last), margin)
     }
 
     /// The month after this one, if there is one that can be written.
@@ -94,6 +95,156 @@ impl FromStr for Partition {
     }
 }
 
+fn with_margin(days: &RangeInclusive<Day>, margin: u16) -> RangeInclusive<Day> {
+    days.start().saturating_sub(margin)..=days.end().saturating_add(margin)
+}
+
+/// One of several processes among which the days of every month are shared out: `3/8` is the third
+/// of eight. The calendar alone says which days these are, whatever the tables hold and however
+/// their parts are merged meanwhile, so the processes need not know of each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shard {
+    /// From 1.
+    number: u16,
+    /// How many there are.
+    of: u16,
+}
+
+impl Shard {
+    /// As many as the shortest month has days: one without a day would have nothing to do.
+    pub const MOST: u16 = 28;
+
+    /// Shard `number`, counted from 1, of so many.
+    ///
+    /// # Errors
+    /// A sentence, where there is no such shard.
+    pub fn new(number: u16, of: u16) -> Result<Self, String> {
+        if !(1..=Self::MOST).contains(&of) {
+            return Err(format!(
+                "there can be 1 to {} shards, since each takes whole days of a month, not {of}",
+                Self::MOST
+            ));
+        }
+        match (1..=of).contains(&number) {
+            true => Ok(Self { number, of }),
+            false => Err(format!(
+                "shards count from 1 to {of}, so there is no shard {number}"
+            )),
+        }
+    }
+
+    /// All shards, where there are so many.
+    pub fn all(of: u16) -> impl Iterator<Item = Self> {
+        (1..=of).map(move |number| Self { number, of })
+    }
+
+    /// How many shards there are.
+    pub fn of(self) -> u16 {
+        self.of
+    }
+
+    /// Its days of these: together the shards have all of them, and each day has one shard.
+    fn days(self, days: &RangeInclusive<Day>) -> RangeInclusive<Day> {
+        let (first, count) = (
+            u32::from(*days.start()),
+            u32::from(days.end() - days.start()) + 1,
+        );
+        let begin = |number: u32| first + number * count / u32::from(self.of);
+        let (begin, end) = (
+            begin(u32::from(self.number) - 1),
+            begin(u32::from(self.number)),
+        );
+        let day = |day| Day::try_from(day).unwrap_or(Day::MAX);
+        day(begin)..=day(end - 1)
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("'{text}' is no shard: write its number and how many there are, as 3/8");
+        let (number, of) = text.split_once('/').ok_or_else(wrong)?;
+        let parse = |text: &str| text.trim().parse().map_err(|_| wrong());
+        Self::new(parse(number)?, parse(of)?)
+    }
+}
+
+/// What one run does of a month: all of it, or the days of one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ShareOfMonth {
+    /// The month.
+    pub partition: Partition,
+    /// The shard, if it is not all of the month.
+    pub shard: Option<Shard>,
+}
+
+impl ShareOfMonth {
+    /// All of a month.
+    pub fn whole(partition: Partition) -> Self {
+        Self {
+            partition,
+            shard: None,
+        }
+    }
+
+    /// Its days, as days since 1970-01-01.
+    pub fn days(self) -> RangeInclusive<Day> {
+        let month = self.partition.days_with_margin(0);
+        self.shard.map_or(month.clone(), |shard| shard.days(&month))
+    }
+
+    /// Its days, and so many before and after them.
+    pub fn days_with_margin(self, margin: u16) -> RangeInclusive<Day> {
+        with_margin(&self.days(), margin)
+    }
+
+    /// Whether some days are in both.
+    pub fn overlaps(self, other: Self) -> bool {
+        let (own, others) = (self.days(), other.days());
+        own.start() <= others.end() && others.start() <= own.end()
+    }
+
+    /// How its directory and its queries are called: `202406`, or `202406-3of8`.
+    pub fn name(self) -> String {
+        match self.shard {
+            Some(Shard { number, of }) => format!("{}-{number}of{of}", self.partition),
+            None => self.partition.to_string(),
+        }
+    }
+
+    /// What is called so, if anything is.
+    pub fn of_name(name: &str) -> Option<Self> {
+        let Some((partition, shard)) = name.split_once('-') else {
+            return name.parse().ok().map(Self::whole);
+        };
+        let (number, of) = shard.split_once("of")?;
+        let share = Self {
+            partition: partition.parse().ok()?,
+            shard: Some(Shard::new(number.parse().ok()?, of.parse().ok()?).ok()?),
+        };
+        // Nothing else is read as a shard: not 3of08, for example.
+        (share.name() == name).then_some(share)
+    }
+}
+
+/// `202406`, or `202406 3/8`.
+impl fmt::Display for ShareOfMonth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.shard {
+            Some(shard) => write!(f, "{} {shard}", self.partition),
+            None => self.partition.fmt(f),
+        }
+    }
+}
+
 /// Whether a directory of that name holds the state of a month's run, repair or dry run.
 pub(crate) fn is_of_month(name: &str) -> bool {
     name.get(..6)
@@ -116,6 +267,76 @@ pub(crate) fn milliseconds_since_1970() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn month(text: &str) -> Partition {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_shards_of_a_month_have_each_of_its_days_once() {
+        for month in ["202401", "202402", "202302", "202406"].map(month) {
+            for of in 1..=Shard::MOST {
+                let shards = (1..=of).map(|number| ShareOfMonth {
+                    partition: month,
+                    shard: Some(Shard::new(number, of).unwrap()),
+                });
+                let days: Vec<Day> = shards.clone().flat_map(ShareOfMonth::days).collect();
+                assert_eq!(days, month.days().collect::<Vec<_>>(), "{month} {of}");
+                let lengths: Vec<usize> = shards.clone().map(|shard| shard.days().len()).collect();
+                let (least, most) = (lengths.iter().min(), lengths.iter().max());
+                assert!(most.unwrap() - least.unwrap() <= 1, "{lengths:?}");
+                assert!(
+                    shards
+                        .clone()
+                        .all(|shard| shard.overlaps(ShareOfMonth::whole(month)))
+                );
+                assert!(
+                    shards
+                        .clone()
+                        .zip(shards.skip(1))
+                        .all(|(one, next)| !one.overlaps(next))
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_shard_is_written_as_its_number_of_how_many() {
+        for text in ["1/1", "3/8", "28/28"] {
+            assert_eq!(text.parse::<Shard>().unwrap().to_string(), text);
+        }
+        for (text, word) in [
+            ("0/8", "from 1 to 8"),
+            ("9/8", "from 1 to 8"),
+            ("1/0", "1 to 28"),
+            ("1/29", "1 to 28"),
+            ("3", "3/8"),
+            ("", "3/8"),
+            ("3of8", "3/8"),
+            ("-1/8", "3/8"),
+            ("1/8/8", "3/8"),
+        ] {
+            let error = text.parse::<Shard>().unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_share_is_found_again_by_its_name(number in 1_u16..=28, of in 1_u16..=28, whole: bool) {
+            let shard = Shard::new(number, of).ok().filter(|_| !whole);
+            let share = ShareOfMonth { partition: month("202406"), shard };
+            prop_assert_eq!(ShareOfMonth::of_name(&share.name()), Some(share));
+        }
+
+        #[test]
+        fn nothing_else_is_taken_for_the_name_of_a_share(name in "202406(-[0-9of]{0,6})?") {
+            if let Some(share) = ShareOfMonth::of_name(&name) {
+                prop_assert_eq!(share.name(), name);
+            }
+        }
+    }
 
     #[test]
     fn a_month_has_its_days() {

@@ -84,21 +84,20 @@ impl Context {
         let _ = std::fs::remove_dir_all(self.state.path());
     }
 
-    /// The days of the month.
-    pub(super) fn month(&self) -> RangeInclusive<Day> {
-        self.options.partition.days_with_margin(0)
+    /// The days that are done of the month.
+    pub(super) fn days(&self) -> RangeInclusive<Day> {
+        self.options.share().days()
     }
 
     /// The days whose traces are loaded.
     pub(super) fn days_of_traces(&self) -> RangeInclusive<Day> {
-        let margin = self.options.subject.trace_margin_days;
-        self.options.partition.days_with_margin(margin)
+        self.options.days_of_traces()
     }
 
     /// What the query ids of all statements begin with by which a run writes.
     pub(super) fn query_prefix(&self, run_id: &str) -> String {
-        let of_month = leftover_inserts::prefix_of(self.options.partition);
-        format!("{of_month}{run_id}-")
+        let of_share = leftover_inserts::prefix_of(self.options.share());
+        format!("{of_share}{run_id}-")
     }
 
     /// A moment of this machine's clock, in seconds since 1970, by the server's clock, in
@@ -171,7 +170,7 @@ pub(crate) fn target_month(
         connection,
         table: inspected.target.clone(),
         start_type: inspected.start_type(),
-        partition: options.partition,
+        share: options.share(),
         max_block_bytes: options.budget.max_block_bytes,
         pool: options.budget.pool(),
         shutdown: shutdown.clone(),

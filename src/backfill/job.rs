@@ -9,7 +9,7 @@ use super::context::Context;
 use super::experiments::find_experiments;
 use super::journal::Journal;
 use super::load::trace_changes::TraceChanges;
-use super::load::{load_traces, trace_changes};
+use super::load::{dates, load_traces, trace_changes};
 use super::recorder::Recorder;
 use super::run_report::{Spent, report};
 use super::{known_rows, stream, target, views};
@@ -150,13 +150,25 @@ fn describe(context: &Context) {
     } = context;
     let target = &inspected.target;
     let verb = if options.dry_run { "would go" } else { "go" };
+    let (about, in_words) = match options.shard {
+        Some(shard) => (
+            "about ",
+            format!(
+                "{}, shard {shard} ({})",
+                options.partition,
+                dates(&context.days())
+            ),
+        ),
+        None => ("", options.partition.to_string()),
+    };
     display.note(format_args!(
-        "ClickHouse {}: {} rows of {}.observations and {} of traces, partition {}, {verb} into {}.{}",
+        "ClickHouse {}: {}{} rows of {}.observations and {} of traces, partition {}, {verb} into {}.{}",
         inspected.server.version,
-        HumanCount(inspected.observation_partition.rows),
+        about,
+        HumanCount(inspected.observation_rows),
         options.database,
-        HumanCount(inspected.trace_partition.rows),
-        options.partition,
+        HumanCount(inspected.trace_rows),
+        in_words,
         target.database,
         target.name,
     ));

@@ -12,6 +12,7 @@ use super::journal::Journal;
 use super::target;
 use crate::error::Error;
 use crate::mapping::Source;
+use crate::partition::ShareOfMonth;
 use crate::progress::Phase;
 use crate::state::checkpoint::Checkpoint;
 use crate::state::counts::OwnRows;
@@ -88,7 +89,7 @@ async fn read_live_rows(context: &Context, recovery: Recovery) -> Result<(), Err
         own_rows: OwnRows::Rewrite,
         ..recovery
     };
-    let rows = context.inspected.observation_partition.rows;
+    let rows = context.inspected.observation_rows;
     read_rows(context, &recovery, rows, "days of live rows read").await
 }
 
@@ -129,8 +130,9 @@ pub(super) async fn scan_versions(
         return Ok(());
     }
     let inspected = &context.inspected;
-    let rows = inspected.observation_partition.rows;
-    let phase = Phase::begin(&context.display, "observations compared", rows, 0);
+    // A version that counts more may be on the days of another shard.
+    let compared = inspected.observation_partition.rows;
+    let phase = Phase::begin(&context.display, "observations compared", compared, 0);
     let recovery = recovery(context, checkpoint, store);
     let mut attempts = recovery.attempts("reading the versions of observations");
     loop {
@@ -138,9 +140,9 @@ pub(super) async fn scan_versions(
         let scan = VersionScan {
             connection: &context.connection,
             observations: &inspected.observations,
-            partition_id: &inspected.observation_partition.partition_id,
-            rows,
-            has_other_months: inspected.has_more_observations,
+            share: inspected.share,
+            rows: inspected.observation_rows,
+            has_others: inspected.has_more_observations,
             filter_bytes: context.options.budget.seen_bytes,
             max_block_bytes: context.options.budget.load_block_bytes,
             pool: context.pool.clone(),
@@ -175,11 +177,16 @@ pub(super) async fn read_roots(
     }
     let checkpoint = journal.checkpoint();
     let recovery = recovery(context, checkpoint, store);
+    // A root may be on the days of another shard than its trace.
+    let partition = context.options.partition;
+    let margin = context.options.subject.trace_margin_days;
     let scan = RootScan {
         target: &recovery.target,
         observations: &context.inspected.observations,
         partition_id: &context.inspected.observation_partition.partition_id,
-        live_days: checkpoint.has_live_rows().then(|| context.days_of_traces()),
+        live_days: checkpoint
+            .has_live_rows()
+            .then(|| ShareOfMonth::whole(partition).days_with_margin(margin)),
     };
     let mut attempts = recovery.attempts("reading which traces have a root already");
     while let Err(error) = scan.run(store).await {

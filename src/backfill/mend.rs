@@ -88,9 +88,9 @@ async fn prepare(
     if let Some(target) = &checkpoint.target
         && target.has_live_rows
     {
-        let month = context.month();
+        let days = context.days();
         let segments = checkpoint.segments.iter().flatten();
-        let extents = segments.map(|segment| Extent::of_segment(segment, &month));
+        let extents = segments.map(|segment| Extent::of_segment(segment, &days));
         let extents = few(context, extents.collect(), target.rows);
         store.clear(Against::RowsBefore)?;
         for extent in &extents {
@@ -119,14 +119,14 @@ fn core_extents(
     checkpoint: &Checkpoint,
     store: &TraceStore,
 ) -> Result<BTreeSet<Extent>, Error> {
-    let month = context.month();
+    let of_share = context.days();
     let days = store.wanted_days(WantedDay::Core)?;
     let mut extents: BTreeSet<Extent> = days
         .iter()
         .map(|(project, day)| Extent::of_project(project, *day..=*day))
         .collect();
     let repeated = checkpoint.repeated_segments();
-    extents.extend(repeated.map(|segment| Extent::of_segment(segment, &month)));
+    extents.extend(repeated.map(|segment| Extent::of_segment(segment, &of_share)));
     let rows = checkpoint.target.as_ref();
     Ok(few(context, extents, rows.map_or(0, |target| target.rows)))
 }

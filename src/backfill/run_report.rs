@@ -53,6 +53,7 @@ pub(super) fn report(
     let subject = &context.options.subject;
     Report {
         partition: context.options.partition.to_string(),
+        shard: context.options.shard.map(|shard| shard.to_string()),
         target_table: format!("{}.{}", target.database, target.name),
         dry_run: context.options.dry_run,
         resumed: context.resumed,

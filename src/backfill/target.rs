@@ -9,7 +9,7 @@ use super::journal::Journal;
 use crate::clickhouse::{Connection, TableInfo};
 use crate::error::Error;
 use crate::inspect::LEFT_TO_LANGFUSE;
-use crate::partition::{Partition, seconds_since_1970};
+use crate::partition::{ShareOfMonth, seconds_since_1970};
 use crate::progress::words::moment;
 use crate::session::Session;
 use crate::state::counts::TargetState;
@@ -17,30 +17,30 @@ use crate::state::counts::TargetState;
 /// What could not be done where the target cannot be looked at.
 const NOT_TOLD: &str = "it cannot be told which rows the target has";
 
-/// Makes sure that no other run writes to this month of the target: its rows would not be known.
+/// Makes sure that no other run writes to these days of the target: its rows would not be known.
 ///
 /// # Errors
 /// [`Error`] with what to do.
 pub(crate) async fn require_alone(
     session: &Session,
     target: &TableInfo,
-    partition: Partition,
+    share: ShareOfMonth,
 ) -> Result<(), Error> {
-    let alone = alone(&session.connection, target, partition);
+    let alone = alone(&session.connection, target, share);
     session.unless_interrupted(alone).await
 }
 
 async fn alone(
     connection: &Connection,
     target: &TableInfo,
-    partition: Partition,
+    share: ShareOfMonth,
 ) -> Result<(), Error> {
-    let others = leftover_inserts::others_are_at_work(connection, target, partition).await;
+    let others = leftover_inserts::others_are_at_work(connection, target, share).await;
     let doing = "waiting for the inserts of another run to end failed";
     match others.map_err(|error| Error::caused(doing, error))? {
         false => Ok(()),
         true => Err(Error::failed(format!(
-            "another events-backfill, with another state directory, is writing {partition} into \
+            "another events-backfill, with another state directory, is writing {share} into \
              {}.{}: wait until it has ended, or stop it",
             target.database, target.name
         ))),
@@ -58,7 +58,7 @@ pub(super) async fn look(context: &Context, journal: &mut Journal) -> Result<(),
     let options = &context.options;
     if !options.dry_run {
         let target = &context.inspected.target;
-        let alone = alone(&context.connection, target, options.partition);
+        let alone = alone(&context.connection, target, options.share());
         context.unless_interrupted(alone).await?;
     }
     let default = context.server_time(journal.checkpoint().started_at) - LEFT_TO_LANGFUSE;
@@ -69,7 +69,7 @@ pub(super) async fn look(context: &Context, journal: &mut Journal) -> Result<(),
             "{} has {} rows of {} already",
             context.inspected.target.name,
             HumanCount(target.rows),
-            options.partition
+            options.share()
         ));
     }
     tell_until(context, &target);

@@ -38,8 +38,8 @@ pub(super) async fn level(
         rows => days(rows),
     };
     // With more extents than days, days may be read again and again.
-    let extents = match extents.len() > context.month().len() {
-        true => days(context.inspected.observation_partition.rows),
+    let extents = match extents.len() > context.days().len() {
+        true => days(context.inspected.observation_rows),
         false => extents,
     };
     level_extents(context, checkpoint, store, &extents).await
@@ -112,10 +112,10 @@ async fn level_once(
 
 /// Where segments lie of which an attempt failed that may have written something.
 fn repeated_extents(context: &Context, checkpoint: &Checkpoint) -> BTreeSet<Extent> {
-    let month = context.month();
+    let days = context.days();
     let repeated = checkpoint.repeated_segments();
     repeated
-        .map(|segment| Extent::of_segment(segment, &month).of_whole_days())
+        .map(|segment| Extent::of_segment(segment, &days).of_whole_days())
         .collect()
 }
 

@@ -39,7 +39,7 @@ impl WantedRows {
         Ok(format!(
             "{} PREWHERE {rows} WHERE {}{versions}{}",
             query.select,
-            query.of_partition,
+            query.of_share,
             query.exclusion(segment)
         ))
     }

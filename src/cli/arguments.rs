@@ -172,9 +172,10 @@ pub struct PlanArguments {
 /// A look at the state directory.
 #[derive(Debug, Args)]
 pub struct StatusArguments {
-    /// Directory of the checkpoints [env: STATE_DIR] [default: ./state]
+    /// Directory of the checkpoints; several, where the shards of a month have one each
+    /// [env: STATE_DIR] [default: ./state]
     #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
+    pub state_dir: Vec<PathBuf>,
 
     /// Print JSON, with exact numbers
     #[arg(long)]
@@ -184,9 +185,10 @@ pub struct StatusArguments {
 /// A page about what is in the state directory.
 #[derive(Debug, Args)]
 pub struct ReportArguments {
-    /// Which runs.
-    #[command(flatten)]
-    pub runs: StateDirArguments,
+    /// Directory of the checkpoints; several, where the shards of a month have one each
+    /// [env: STATE_DIR] [default: ./state]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Vec<PathBuf>,
 
     /// Write the page to this file, as HTML
     #[arg(long, value_name = "FILE", required = true)]
@@ -333,6 +335,12 @@ pub struct RunArguments {
     /// a process that has not ended yet [env: RESUME_OR_START]
     #[arg(long, conflicts_with_all = ["resume", "restart"], help_heading = HOW)]
     pub resume_or_start: bool,
+
+    /// Do one shard's days of each month, as one of several processes that share it out: 3/8 is the
+    /// third of eight. Each loads only the traces of its own days. At most 28 [env: SHARD, or
+    /// JOB_COMPLETION_INDEX and JOB_COMPLETIONS in a Kubernetes Indexed Job] [default: all days]
+    #[arg(long, value_name = "K/N", help_heading = HOW)]
+    pub shard: Option<String>,
 
     /// After a partition has failed, go on with the next one, instead of stopping there
     #[arg(long, help_heading = HOW)]

@@ -64,6 +64,14 @@ impl Environment {
             .unwrap_or_else(|| PathBuf::from("./state"))
     }
 
+    /// The directories of all state, given the flags.
+    pub fn state_dirs(&self, arguments: Vec<PathBuf>) -> Vec<PathBuf> {
+        match arguments.is_empty() {
+            true => vec![self.state_dir(None)],
+            false => arguments,
+        }
+    }
+
     /// A variable as it is.
     pub(super) fn get_untrimmed(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str)

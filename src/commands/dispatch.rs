@@ -11,7 +11,7 @@ use crate::cli::Environment;
 use crate::cli::arguments::{
     Arguments, Command, RepairArguments, RunArguments, SubjectArguments, VerifyArguments,
 };
-use crate::cli::options::{Options, Request, log_format, parse_wishes};
+use crate::cli::options::{Options, Request, log_format, parse_wishes, shard_of};
 use crate::error::Error;
 use crate::memory::open_files;
 use crate::plan::{Forecast, Totals};
@@ -50,7 +50,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
                 telling: arguments.telling,
                 ..arguments.run
             };
-            block_on(run::run(of_run(arguments, &environment)?))
+            block_on(run::run(of_share(arguments, &environment)?))
         }
         Some(Command::Verify(arguments)) => {
             let request = of_run(of_verify(arguments), &environment)?;
@@ -68,7 +68,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             block_on(each_partition::each(request, mend))
         }
         Some(Command::Plan(arguments)) => {
-            let request = of_run(arguments.run, &environment)?;
+            let request = of_share(arguments.run, &environment)?;
             if arguments.json && request.selection.single().is_none() {
                 return Err(Error::configuration(
                     "--json goes with one month that is named: for several, name a file with --report",
@@ -90,8 +90,8 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             outcome
         }
         Some(Command::Report(arguments)) => {
-            let directory = environment.state_dir(arguments.runs.state_dir);
-            report::run(&directory, &arguments.html)
+            let directories = environment.state_dirs(arguments.state_dir);
+            report::run(&directories, &arguments.html)
         }
         Some(Command::Pause(arguments)) => {
             let directory = environment.state_dir(arguments.state_dir);
@@ -107,8 +107,8 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             control::run(&directory, &control::Command::Set(wishes))
         }
         Some(Command::Status(arguments)) => {
-            let directory = environment.state_dir(arguments.state_dir);
-            status::run(&directory, arguments.json)
+            let directories = environment.state_dirs(arguments.state_dir);
+            status::run(&directories, arguments.json)
         }
         Some(Command::Generate(arguments)) => generate::run(&arguments.directory),
     }
@@ -120,6 +120,13 @@ fn of_run(arguments: RunArguments, environment: &Environment) -> Result<Request,
     let request = Request::new(arguments, environment)?;
     give_way(request.shared());
     Ok(request)
+}
+
+/// The same, of the days of which this process is to take care. Those who check or mend what is there
+/// always look at the whole month.
+fn of_share(arguments: RunArguments, environment: &Environment) -> Result<Request, Error> {
+    let shard = shard_of(arguments.shard.as_deref(), environment)?;
+    of_run(arguments, environment)?.for_shard(shard)
 }
 
 /// A report as what is printed and published.

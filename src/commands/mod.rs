@@ -7,6 +7,7 @@ mod generate;
 mod report;
 pub(crate) mod run;
 mod run_summary;
+mod sharded_months;
 mod state_dirs;
 pub(crate) mod status;
 

@@ -1,9 +1,9 @@
 //! The page about runs, made of what they keep in the state directory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::run_summary::{Entry, State as Became};
-use super::status::{PartitionStatus, State, unreadable};
+use super::status::{PartitionStatus, State, directories, listed};
 use crate::cli::options::require_outside;
 use crate::error::Error;
 use crate::page::{self, Month, Tone};
@@ -13,18 +13,20 @@ use crate::state::history::History;
 use crate::state::left_to_do::left_to_do;
 use crate::state::report::{Report, publish_page, require_writable};
 
-/// Writes a page about all runs in the state directory `root` to `html`, the newest month first.
+/// Writes a page about all runs in the state directories `roots` to `html`, the newest month first.
 ///
 /// # Errors
 /// [`Kind::Configuration`](crate::error::Kind) where there is no such directory, or nothing in it, or the
 /// page cannot be written.
-pub(super) fn run(root: &Path, html: &Path) -> Result<(), Error> {
-    require_outside("--html", html, root)?;
-    let directories = PartitionDir::all(root).map_err(|error| unreadable(root, &error))?;
+pub(super) fn run(roots: &[PathBuf], html: &Path) -> Result<(), Error> {
+    for root in roots {
+        require_outside("--html", html, root)?;
+    }
+    let directories = directories(roots)?;
     if directories.is_empty() {
         return Err(Error::configuration(format!(
             "there are no runs in {}: name the directory of the runs with --state-dir",
-            root.display()
+            listed(roots)
         )));
     }
     require_writable(html, "--html")?;
@@ -41,7 +43,7 @@ pub(super) fn month_of(directory: &PartitionDir) -> Month {
         false => state.to_owned(),
     };
     let history = History::read(&directory.history());
-    let mut month = Month::new(status.partition.clone(), state, tone, &history);
+    let mut month = Month::new(directory.share.to_string(), state, tone, &history);
     month.is_done = status.state == State::Finished;
     let last_report = status.last_report.clone();
     let report: Option<Report> = last_report.and_then(|json| serde_json::from_value(json).ok());
@@ -97,12 +99,7 @@ pub(super) fn month_of_dry_run(entry: &Entry) -> Month {
         Became::NotBegun => ("dry run, not begun", Tone::Neutral),
     };
     let report = entry.report.clone();
-    let mut month = Month::new(
-        report.partition.clone(),
-        state.to_owned(),
-        tone,
-        &entry.history,
-    );
+    let mut month = Month::new(report.name(), state.to_owned(), tone, &entry.history);
     month.left_to_do.extend(report.ended_with.clone());
     match entry.state {
         Became::NotBegun => month,

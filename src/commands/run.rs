@@ -51,7 +51,7 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
         true => Some(state_dirs::take(session, &options).await?),
         false => None,
     };
-    let directory = PartitionDir::new(&options.state_dir, options.partition, options.dry_run);
+    let directory = PartitionDir::new(&options.state_dir, options.share(), options.dry_run);
     let stored = Checkpoint::read(&directory.checkpoint());
     options.experiments_so_far = resume::experiments_so_far(&stored, &options);
     let inspected = session.inspect(&mut options, &retries).await?;
@@ -96,7 +96,7 @@ fn tell_done(session: &Session, report: &Report) {
     };
     session.display.note_done(format_args!(
         "partition {} is done: {events} in {}",
-        report.partition,
+        report.name(),
         seconds(report.seconds.total)
     ));
 }
@@ -171,7 +171,10 @@ async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
     let months = || match shared.dry_run {
         true => rehearsed,
         false => {
-            let directory = |&partition| PartitionDir::new(&shared.state_dir, partition, false);
+            let directory = |&partition| {
+                let share = request.job(partition).share();
+                PartitionDir::new(&shared.state_dir, share, false)
+            };
             let directories = selected.partitions.iter().map(directory);
             directories
                 .map(|directory| page_of_runs::month_of(&directory))
@@ -470,6 +473,7 @@ impl Run<'_> {
 fn empty_report(options: &Options) -> Report {
     Report {
         partition: options.partition.to_string(),
+        shard: options.shard.map(|shard| shard.to_string()),
         target_table: options.target_table.clone().unwrap_or_default(),
         dry_run: options.dry_run,
         ..Report::default()

@@ -260,7 +260,7 @@ impl Entry {
     fn cells(&self) -> [String; COLUMNS.len()] {
         let report = &self.report;
         [
-            report.partition.clone(),
+            report.name(),
             self.state.in_words().to_owned(),
             count(report.traces_loaded),
             count(report.observations_processed),

@@ -23,7 +23,7 @@ pub(super) async fn take(session: &Session, options: &Options) -> Result<StateDi
     let deadline = Instant::now() + ENDING;
     let mut is_told = false;
     loop {
-        let taken = StateDir::prepare(&options.state_dir, options.partition, options.dry_run)?;
+        let taken = StateDir::prepare(&options.state_dir, options.share(), options.dry_run)?;
         let in_use = match taken {
             Ok(state) => return Ok(state),
             Err(in_use) if !options.is_unattended() => return Err(in_use.into()),

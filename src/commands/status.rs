@@ -2,16 +2,17 @@
 //! without any of them noticing it.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indicatif::HumanCount;
 use serde::Serialize;
 
+use super::sharded_months::ShardedMonth;
 use crate::control;
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::memory::ByteSize;
-use crate::partition::Partition;
+use crate::partition::ShareOfMonth;
 use crate::progress::moment::Moment;
 use crate::progress::words::aligned;
 use crate::state::checkpoint::{Checkpoint, CheckpointError};
@@ -19,18 +20,19 @@ use crate::state::directory::{Holder, PartitionDir};
 use crate::throttle::SpeedState;
 use crate::trace_store;
 
-/// Prints how far the runs in the state directory `root` are, as a table or as JSON.
+/// Prints how far the runs in the state directories `roots` are, as a table or as JSON.
 ///
 /// # Errors
 /// [`Kind::Configuration`](crate::error::Kind) where there is no such directory; [`Kind::Failed`](crate::error::Kind),
 /// after all else is printed, with the partitions whose state cannot be used.
-pub(crate) fn run(root: &Path, as_json: bool) -> Result<(), Error> {
-    let directories = PartitionDir::all(root).map_err(|error| unreadable(root, &error))?;
+pub(crate) fn run(roots: &[PathBuf], as_json: bool) -> Result<(), Error> {
+    let directories = directories(roots)?;
     let partitions: Vec<PartitionStatus> = directories.iter().map(PartitionStatus::of).collect();
+    let sharded = ShardedMonth::all(directories.iter().zip(&partitions));
     let text = match as_json {
-        true => json(root, &partitions)?,
-        false if partitions.is_empty() => format!("there are no runs in {}", root.display()),
-        false => table(&partitions),
+        true => json(roots, &partitions, &sharded)?,
+        false if partitions.is_empty() => format!("there are no runs in {}", listed(roots)),
+        false => table(&partitions, &sharded),
     };
     // If nobody reads it, there is nobody to be told.
     let _ = writeln!(std::io::stdout().lock(), "{text}");
@@ -42,6 +44,29 @@ pub(crate) fn run(root: &Path, as_json: bool) -> Result<(), Error> {
         true => Ok(()),
         false => Err(Error::failed(errors.join("; "))),
     }
+}
+
+/// The directories of all runs in some state directories, the oldest partition first.
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind) where one of them is not there, or cannot be read.
+pub(super) fn directories(roots: &[PathBuf]) -> Result<Vec<PartitionDir>, Error> {
+    let mut directories = Vec::new();
+    for root in roots {
+        directories.extend(PartitionDir::all(root).map_err(|error| unreadable(root, &error))?);
+    }
+    directories.sort();
+    directories.dedup();
+    Ok(directories)
+}
+
+/// State directories, in words.
+pub(super) fn listed(roots: &[PathBuf]) -> String {
+    let roots: Vec<String> = roots
+        .iter()
+        .map(|root| root.display().to_string())
+        .collect();
+    roots.join(", ")
 }
 
 pub(super) fn unreadable(root: &Path, error: &std::io::Error) -> Error {
@@ -84,6 +109,8 @@ pub(crate) enum State {
 pub(crate) struct PartitionStatus {
     /// The partition, `YYYYMM`.
     pub partition: String,
+    /// Which shard's days of it, as `3/8`; all days where there is none.
+    pub shard: Option<String>,
     /// Whether it is a dry run, which keeps no checkpoint.
     pub dry_run: bool,
     /// How the run is.
@@ -155,7 +182,7 @@ impl PartitionStatus {
             Ok(checkpoint) => (checkpoint, None),
             Err(error) => (None, Some(unusable(directory, &error))),
         };
-        let progress = checkpoint.map(|checkpoint| Progress::of(&checkpoint, directory.partition));
+        let progress = checkpoint.map(|checkpoint| Progress::of(&checkpoint, directory.share));
         let speed = match state {
             State::Running => control::ask(&directory.path, &control::Command::State).ok(),
             _ => None,
@@ -170,7 +197,8 @@ impl PartitionStatus {
                 (next, _) => next,
             },
             speed,
-            partition: directory.partition.to_string(),
+            partition: directory.share.partition.to_string(),
+            shard: directory.share.shard.map(|shard| shard.to_string()),
             dry_run: directory.dry_run,
             state,
             process: holder.and_then(|holder| holder.process),
@@ -230,7 +258,7 @@ fn unusable(directory: &PartitionDir, error: &CheckpointError) -> String {
     format!(
         "the checkpoint {} of partition {} cannot be used: {error}; {advice}",
         directory.checkpoint().display(),
-        directory.partition
+        directory.share
     )
 }
 
@@ -280,7 +308,7 @@ fn next(
 }
 
 impl Progress {
-    fn of(checkpoint: &Checkpoint, partition: Partition) -> Self {
+    fn of(checkpoint: &Checkpoint, share: ShareOfMonth) -> Self {
         let [observations, root_spans] = Source::BOTH.map(|source| checkpoint.counts(source));
         let is_loaded = checkpoint.superseded.is_some();
         let segments_total = checkpoint.segments.as_ref().map_or(0, Vec::len);
@@ -293,7 +321,7 @@ impl Progress {
             days_total: match is_loaded {
                 // Where there is nothing to load, no day is.
                 true => checkpoint.days.len() as u64,
-                false => partition.days_with_margin(margin).len() as u64,
+                false => share.days_with_margin(margin).len() as u64,
             },
             traces_loaded: checkpoint.traces(),
             segments_done: checkpoint.done.len() as u64,
@@ -317,15 +345,21 @@ impl Progress {
     }
 }
 
-fn json(root: &Path, partitions: &[PartitionStatus]) -> Result<String, Error> {
+fn json(
+    roots: &[PathBuf],
+    partitions: &[PartitionStatus],
+    sharded_months: &[ShardedMonth],
+) -> Result<String, Error> {
     #[derive(Serialize)]
     struct All<'a> {
         state_dir: String,
         partitions: &'a [PartitionStatus],
+        sharded_months: &'a [ShardedMonth],
     }
     let all = All {
-        state_dir: root.display().to_string(),
+        state_dir: listed(roots),
         partitions,
+        sharded_months,
     };
     serde_json::to_string_pretty(&all)
         .map_err(|error| Error::caused("the status cannot be written as JSON", error))
@@ -346,8 +380,8 @@ const COLUMNS: [&str; 8] = [
 const WORDS: usize = 3;
 
 /// A line for each partition, of about a hundred characters, and one below it where there
-/// is something to do.
-fn table(partitions: &[PartitionStatus]) -> String {
+/// is something to do; at the end one for each month that shards do.
+fn table(partitions: &[PartitionStatus], sharded: &[ShardedMonth]) -> String {
     let header = COLUMNS.map(str::to_owned);
     let rows: Vec<[String; COLUMNS.len()]> = std::iter::once(header)
         .chain(partitions.iter().map(cells))
@@ -359,6 +393,7 @@ fn table(partitions: &[PartitionStatus]) -> String {
         let next = partition.and_then(|partition| partition.next.as_ref());
         lines.extend(next.map(|next| format!("        {next}")));
     }
+    lines.extend(sharded.iter().map(ShardedMonth::to_string));
     lines.join("\n")
 }
 
@@ -381,7 +416,10 @@ fn cells(partition: &PartitionStatus) -> [String; COLUMNS.len()] {
     };
     let count = |count: u64| HumanCount(count).to_string();
     [
-        partition.partition.clone(),
+        match &partition.shard {
+            Some(shard) => format!("{} {shard}", partition.partition),
+            None => partition.partition.clone(),
+        },
         state.to_owned(),
         of(&|progress| progress.in_words()),
         of(&|progress| count(progress.events_inserted + progress.root_spans_inserted)),
@@ -399,6 +437,7 @@ mod tests {
     fn partition(state: State, progress: Option<Progress>) -> PartitionStatus {
         PartitionStatus {
             partition: "202406".to_owned(),
+            shard: None,
             dry_run: false,
             state,
             speed: None,
@@ -442,7 +481,7 @@ mod tests {
             partition(State::Interrupted, Some(loading)),
             partition(State::NotBegun, None),
         ];
-        let table = table(&partitions);
+        let table = table(&partitions, &[]);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 6);
         for line in &lines {

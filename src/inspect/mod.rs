@@ -12,14 +12,14 @@ use clickhouse::Row;
 use serde::Deserialize;
 
 use self::statements::SegmentQuery;
-use self::statements::{TRACE, items_query, trace_items};
+use self::statements::{TRACE, is_of_share, items_query, trace_items};
 use crate::cli::options::{Choice, Defaults, Options};
 use crate::clickhouse::retry::Retries;
-use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo, quoting};
+use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo};
 use crate::error::Error;
 use crate::mapping::{Mapping, MappingError, SelectItem, Source};
 use crate::memory::numbers::whole;
-use crate::partition::Partition;
+use crate::partition::{Partition, ShareOfMonth};
 
 /// Tables tried in this order when no target is named.
 const TARGETS: [&str; 2] = ["events_full", "events"];
@@ -51,6 +51,12 @@ const FILE_BYTES_PER_OBSERVATION: u64 = 29;
 
 /// Everything that is known before the work begins.
 pub(crate) struct Inspected {
+    /// What is done of the month.
+    pub share: ShareOfMonth,
+    /// About how many rows of `observations` that are, versions that are not merged yet included.
+    pub observation_rows: u64,
+    /// The same of `traces`.
+    pub trace_rows: u64,
     /// The server.
     pub server: ServerInfo,
     /// `observations`
@@ -81,9 +87,9 @@ pub(crate) struct Inspected {
     /// About how many rows of `traces` are to be loaded, those of the days before and after
     /// the month included.
     pub traces_to_load: u64,
-    /// Whether `traces` has other rows besides these.
+    /// Whether `traces` has others besides those of the share.
     pub has_more_traces: bool,
-    /// Whether `observations` has other months.
+    /// Whether `observations` has others besides those of the share.
     pub has_more_observations: bool,
     /// Uncompressed bytes of what the store keeps of the traces to load.
     pub trace_bytes: u64,
@@ -103,7 +109,7 @@ impl Inspected {
     /// one that has room left.
     pub(crate) fn store_bytes(&self) -> u64 {
         let traces = self.trace_bytes + self.traces_to_load * STORE_BYTES_PER_TRACE;
-        let versions = self.observation_partition.rows * FILE_BYTES_PER_OBSERVATION;
+        let versions = self.observation_rows * FILE_BYTES_PER_OBSERVATION;
         STORE_BYTES_EMPTY + traces + versions + self.item_bytes
     }
 
@@ -135,6 +141,7 @@ impl Inspected {
             table,
             id: &rows.partition_id,
             parts: rows.parts,
+            share: self.share,
         }
     }
 
@@ -153,7 +160,7 @@ impl Inspected {
         let excluded_by = excluded_by.filter(|_| self.excludes_dataset_items);
         SegmentQuery {
             select,
-            of_partition: format!("{alias}._partition_id = {}", quoting::string(partition.id)),
+            of_share: is_of_share(source, self.share),
             excluded_by: excluded_by.map(|table| table.qualified_name()),
         }
     }
@@ -320,6 +327,9 @@ impl Inspector {
             .await?;
         let mut stored = mapping.trace_columns();
         stored.extend(["id", "project_id"]);
+        let has_others = |partitions: &[PartitionSize]| {
+            partitions.iter().any(|p| p.partition_id != partition_id)
+        };
         let (mut traces_to_load, mut trace_bytes) = (0, 0);
         for (id, share) in shares_of_partitions(&self.options) {
             let Some(partition) = trace_partitions.iter().find(|p| p.partition_id == id) else {
@@ -339,7 +349,15 @@ impl Inspector {
             }
             _ => 0,
         };
+        let is_shard = self.options.shard.is_some();
         Ok(Inspected {
+            share: self.options.share(),
+            observation_rows: self
+                .rows_of_share(Source::Observations, &observations, &observation_partition)
+                .await?,
+            trace_rows: self
+                .rows_of_share(Source::Traces, &traces, &trace_partition)
+                .await?,
             item_bytes,
             expiry,
             hidden,
@@ -358,14 +376,33 @@ impl Inspector {
             observation_partition,
             trace_partition,
             traces_to_load,
-            has_more_observations: observation_partitions
-                .iter()
-                .any(|p| p.partition_id != partition_id),
-            has_more_traces: trace_partitions
-                .iter()
-                .any(|p| p.partition_id != partition_id),
+            has_more_observations: is_shard || has_others(&observation_partitions),
+            has_more_traces: is_shard || has_others(&trace_partitions),
             trace_bytes,
         })
+    }
+
+    /// About how many rows of a source the run does. Which granules of the partition have a shard's
+    /// days the server tells from its index.
+    async fn rows_of_share(
+        &self,
+        source: Source,
+        table: &TableInfo,
+        partition: &PartitionSize,
+    ) -> Result<u64, Error> {
+        let share = self.options.share();
+        if share.shard.is_none() {
+            return Ok(partition.rows);
+        }
+        let query = format!(
+            "SELECT sum(rows) AS count FROM (SELECT rows FROM (EXPLAIN ESTIMATE SELECT 1 FROM {} AS {} \
+             WHERE {}))",
+            table.qualified_name(),
+            source.alias(),
+            is_of_share(source, share),
+        );
+        let counts = self.ask(self.connection.rows::<Count>(&query)).await?;
+        Ok(counts.iter().map(|count| count.count).sum())
     }
 
     async fn ask<T>(
@@ -718,12 +755,13 @@ fn require_partition(
 pub(crate) fn shares_of_partitions(options: &Options) -> BTreeMap<String, f64> {
     /// Days of a month.
     const MONTH: f64 = 30.0;
-    let margin = options.subject.trace_margin_days;
     let mut shares = BTreeMap::new();
-    for day in options.partition.days_with_margin(margin) {
+    for day in options.days_of_traces() {
         *shares.entry(Partition::id_of(day)).or_insert(0.0) += 1.0 / MONTH;
     }
-    shares.insert(options.partition.to_string(), 1.0);
+    if options.shard.is_none() {
+        shares.insert(options.partition.to_string(), 1.0);
+    }
     shares
         .values_mut()
         .for_each(|share| *share = share.min(1.0));

@@ -4,7 +4,8 @@
 //! thousand rows long: the unit of work, of parallelism, of progress and of the
 //! checkpoint. The first one begins before every key and the last one ends
 //! after every key, so together they cover every row exactly once, rows that
-//! arrive after the plan was made included.
+//! arrive after the plan was made included. A shard has segments of its own, which cover
+//! the rows of its days; which days these are depends on the calendar alone.
 //!
 //! Where the keys lie is read from the primary index itself (`mergeTreeIndex`),
 //! at one row per granule, so planning does not scan the table.
@@ -15,10 +16,11 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use super::statements::is_of_share;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::mapping::Source;
 use crate::memory::numbers::{in_memory, short};
-use crate::partition::Day;
+use crate::partition::{Day, ShareOfMonth};
 
 /// The primary key whose index [`read_groups`] knows how to read.
 const fn primary_key(source: Source) -> &'static str {
@@ -214,6 +216,8 @@ pub struct SourcePartition<'a> {
     pub id: &'a str,
     /// In how many parts it lies.
     pub parts: u64,
+    /// What is done of it.
+    pub share: ShareOfMonth,
 }
 
 /// Makes the plan for the partitions of some sources, one after the other: segments of
@@ -251,25 +255,34 @@ pub async fn make(
 async fn read_groups(
     connection: &Connection,
     SourcePartition {
-        source, table, id, ..
+        source,
+        table,
+        id,
+        share,
+        ..
     }: SourcePartition<'_>,
 ) -> Result<Vec<Group>, RequestError> {
     let (observation_type, time) = (type_column(source), source.time_column());
     let grouped = "GROUP BY project_id, observation_type, day \
                    ORDER BY project_id, observation_type, day";
+    let days = share.days();
     let from_index = format!(
         "SELECT project_id, {observation_type} AS observation_type, \
          `toDate({time})` AS day, sum(rows_in_granule) AS rows \
-         FROM mergeTreeIndex({}, {}) WHERE startsWith(part_name, {}) {grouped}",
+         FROM mergeTreeIndex({}, {}) WHERE startsWith(part_name, {}) \
+         AND `toDate({time})` BETWEEN toDate({}) AND toDate({}) {grouped}",
         quoting::string(&table.database),
         quoting::string(&table.name),
         quoting::string(format!("{id}_")),
+        days.start(),
+        days.end(),
     );
+    let alias = source.alias();
     let from_scan = format!(
         "SELECT project_id, {observation_type} AS observation_type, \
-         toDate({time}) AS day, count() AS rows FROM {} WHERE _partition_id = {} {grouped}",
+         toDate({time}) AS day, count() AS rows FROM {} AS {alias} WHERE {} {grouped}",
         table.qualified_name(),
-        quoting::string(id),
+        is_of_share(source, share),
     );
     if table.primary_key != primary_key(source) {
         return connection.rows_within(&from_scan, SCAN_TIMEOUT).await;

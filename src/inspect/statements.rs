@@ -2,17 +2,35 @@
 //! anything is done, and decoded where they are read.
 
 use super::segments::Segment;
-use crate::clickhouse::{Statement, TableInfo};
+use crate::clickhouse::{Statement, TableInfo, quoting};
 use crate::mapping::{Mapping, SelectItem, Source, TRACE_TEXTS};
+use crate::partition::ShareOfMonth;
 
 /// How the rows of a segment are asked for.
 pub(crate) struct SegmentQuery {
     /// `SELECT … FROM … FINAL …`, to which conditions are added.
     pub select: String,
-    /// The condition for the partition.
-    pub of_partition: String,
+    /// The condition for the days of the partition that the run does.
+    pub of_share: String,
     /// Table whose traces are left out, quoted, if any are.
     pub excluded_by: Option<String>,
+}
+
+/// The condition for the rows of a share of a source.
+pub(crate) fn is_of_share(source: Source, share: ShareOfMonth) -> String {
+    let alias = source.alias();
+    let partition = share.partition.to_string();
+    let of_partition = format!("{alias}._partition_id = {}", quoting::string(partition));
+    if share.shard.is_none() {
+        return of_partition;
+    }
+    let days = share.days();
+    format!(
+        "{of_partition} AND toDate({alias}.{}) BETWEEN toDate({}) AND toDate({})",
+        source.time_column(),
+        days.start(),
+        days.end()
+    )
 }
 
 impl SegmentQuery {
@@ -21,7 +39,7 @@ impl SegmentQuery {
         format!(
             "{} WHERE {} AND {}{}",
             self.select,
-            self.of_partition,
+            self.of_share,
             segment.predicate(),
             self.exclusion(segment)
         )

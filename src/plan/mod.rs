@@ -86,7 +86,7 @@ async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
 /// Rows of observations that become events.
 fn observation_rows(options: &Options, inspected: &Inspected) -> u64 {
     match options.subject.observations {
-        true => inspected.observation_partition.rows,
+        true => inspected.observation_rows,
         false => 0,
     }
 }
@@ -217,7 +217,7 @@ impl Forecaster<'_> {
         let items = mapping.source_items();
         let is_read = |column: &str| items.iter().any(|item| item.reads.contains(&column));
         Ok(Some(RootSpanSources {
-            rows: inspected.trace_partition.rows,
+            rows: inspected.trace_rows,
             all: sizes.of(is_read),
             texts: sizes.of(|column| matches!(column, "input" | "output")),
             metadata: sizes.of(|column| column == "metadata"),
@@ -354,7 +354,7 @@ impl Forecaster<'_> {
 
     /// What a run would find in the state directory, if there is something.
     fn state_in_words(&self) -> Option<String> {
-        let directory = PartitionDir::new(&self.options.state_dir, self.options.partition, false);
+        let directory = PartitionDir::new(&self.options.state_dir, self.options.share(), false);
         let place = directory.path.display();
         if let Some(holder) = directory.holder() {
             return Some(format!("{holder} is running this partition in {place}"));

@@ -161,10 +161,10 @@ impl Sampler<'_> {
 
     /// Loads the first traces of the month.
     async fn load(&self, store: &TraceStore) -> Result<Measured, Error> {
-        if self.inspected.trace_partition.rows == 0 {
+        if self.inspected.trace_rows == 0 {
             return Ok(Measured::default());
         }
-        let days = self.options.partition.days_with_margin(0);
+        let days = self.options.share().days();
         let source = self.trace_source();
         let mut attempts = attempts(self.retries, "loading traces", versions::BLOCK_ROWS);
         loop {

@@ -57,7 +57,7 @@ impl Time {
         earlier: Option<Earlier>,
     ) -> Self {
         let rows = match options.subject.observations {
-            true => inspected.observation_partition.rows,
+            true => inspected.observation_rows,
             false => 0,
         };
         let with_measured_inserts = earlier.is_some() && !options.dry_run;

@@ -31,7 +31,7 @@ use crate::partition::{Partition, milliseconds_since_1970, seconds_since_1970};
 use crate::progress::moment::Moment;
 use crate::session::Session;
 use crate::state::checkpoint::{Checkpoint, RunIdentity, new_run_id};
-use crate::state::directory::{PartitionDir, StateDir};
+use crate::state::directory::StateDir;
 use crate::state::finding::Finding;
 use crate::state::resume;
 use crate::trace_store::TraceStore;
@@ -76,11 +76,11 @@ pub(crate) async fn run(
     }
     let state = StateDir::prepare_repair(&options.state_dir, options.partition, options.dry_run)?;
     if !options.dry_run {
-        backfill::require_alone(session, &inspected.target, options.partition).await?;
+        backfill::require_alone(session, &inspected.target, options.share()).await?;
     }
     let mut report = Report::begin(&options, &inspected);
     let dry_run = options.dry_run;
-    let directory = PartitionDir::new(&options.state_dir, options.partition, false);
+    let asked_for = options.clone();
     let mut mended = None;
     let findings = find(session, &options, &inspected, &retries, &state, &mut report).await;
     let outcome = match findings {
@@ -92,7 +92,7 @@ pub(crate) async fn run(
         Ok(findings) => {
             // From here on what was found before says nothing any more.
             let identity = findings.checkpoint.identity.clone();
-            begun(options.partition, optimize).keep(&directory, &identity, &session.display)?;
+            begun(options.partition, optimize).keep(&asked_for, &identity, &session.display)?;
             mended = Some(identity);
             let wanted = optimize.then(|| Optimizer {
                 connection: session.connection.clone(),
@@ -123,7 +123,7 @@ pub(crate) async fn run(
     });
     if let Some(identity) = mended {
         let finding = Finding::new("repair", milliseconds_since_1970(), &report, &outcome);
-        if let Err(error) = finding.keep(&directory, &identity, &session.display) {
+        if let Err(error) = finding.keep(&asked_for, &identity, &session.display) {
             // It was done all the same.
             session.display.note(error);
         }

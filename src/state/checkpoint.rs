@@ -110,6 +110,9 @@ impl RunIdentity {
     pub(crate) fn new(options: &Options, inspected: &Inspected) -> Self {
         let partition = options.partition.to_string();
         let mut facts = BTreeMap::from([("the partition".to_owned(), partition)]);
+        if let Some(shard) = options.shard {
+            facts.insert(SHARD.to_owned(), shard.to_string());
+        }
         let reads_items = options.subject.reads_dataset_items();
         let dataset_items = inspected.dataset_items.as_ref().filter(|_| reads_items);
         let tables = [
@@ -151,7 +154,8 @@ impl RunIdentity {
     pub(crate) fn difference_in_events(&self, now: &Self) -> Option<String> {
         let facts = [self, now].map(|identity| {
             let mut facts = identity.all_facts();
-            facts.retain(|name, _| !name.starts_with(COLUMN));
+            // Who verifies or mends a month looks at all its shards.
+            facts.retain(|name, _| !name.starts_with(COLUMN) && *name != SHARD);
             facts.insert("--experiments", identity.subject.experiments.to_string());
             if now.subject.until.is_none() {
                 facts.remove("--until");
@@ -170,6 +174,9 @@ impl RunIdentity {
 
 /// The fact that names the server, where tables have no identities.
 const SERVER: &str = "the server";
+
+/// The fact that says which days of the month are done.
+const SHARD: &str = "the shard";
 
 /// What the names of facts about columns begin with.
 const COLUMN: &str = "column ";

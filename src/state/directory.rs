@@ -1,4 +1,4 @@
-//! The state directory: `STATE_DIR/<partition>/`, readable by its owner only,
+//! The state directory: `STATE_DIR/<partition>/`, or `STATE_DIR/<partition>-3of8/` of a shard, readable by its owner only,
 //! because it holds user data, and used by one process at a time.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use nix::sys::statvfs::statvfs;
 
 use crate::error::Error;
 use crate::memory::ByteSize;
-use crate::partition::Partition;
+use crate::partition::{Partition, ShareOfMonth};
 
 /// Read, write and enter: the owner only.
 const OWNER_ONLY: u32 = 0o700;
@@ -24,12 +24,12 @@ pub(super) const LEAVE_FINDINGS: [&str; 2] = ["verify", "repair"];
 /// What the name of a dry run's directory ends with.
 const DRY_RUN: &str = "-dry-run";
 
-/// Where the state of one partition is, or that of a dry run of it. Nothing need
+/// Where the state of one partition, or of a shard of it, is, or that of a dry run. Nothing need
 /// be there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PartitionDir {
-    /// The partition.
-    pub partition: Partition,
+    /// What is done of the partition.
+    pub share: ShareOfMonth,
     /// Whether it is a dry run's.
     pub dry_run: bool,
     /// The directory.
@@ -37,15 +37,13 @@ pub(crate) struct PartitionDir {
 }
 
 impl PartitionDir {
-    /// The directory in `root` for this partition. A dry run has one of its own,
+    /// The directory in `root` for this share of a partition. A dry run has one of its own,
     /// so that it never stands in the way of a real one.
-    pub(crate) fn new(root: &Path, partition: Partition, dry_run: bool) -> Self {
-        let path = root.join(match dry_run {
-            true => format!("{partition}{DRY_RUN}"),
-            false => partition.to_string(),
-        });
+    pub(crate) fn new(root: &Path, share: ShareOfMonth, dry_run: bool) -> Self {
+        let end = if dry_run { DRY_RUN } else { "" };
+        let path = root.join(format!("{}{end}", share.name()));
         Self {
-            partition,
+            share,
             dry_run,
             path,
         }
@@ -55,7 +53,7 @@ impl PartitionDir {
     pub(crate) fn of_repair(root: &Path, partition: Partition, dry_run: bool) -> Self {
         let end = if dry_run { DRY_RUN } else { "" };
         Self {
-            partition,
+            share: ShareOfMonth::whole(partition),
             dry_run,
             path: root.join(format!("{partition}-repair{end}")),
         }
@@ -71,19 +69,28 @@ impl PartitionDir {
             let entry = entry?;
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
-            let (partition, dry_run) = match name.strip_suffix(DRY_RUN) {
-                Some(partition) => (partition, true),
+            let (share, dry_run) = match name.strip_suffix(DRY_RUN) {
+                Some(share) => (share, true),
                 None => (name, false),
             };
             // What else is there is somebody else's.
-            if let Ok(partition) = partition.parse::<Partition>()
+            if let Some(share) = ShareOfMonth::of_name(share)
                 && entry.path().is_dir()
             {
-                directories.push(Self::new(root, partition, dry_run));
+                directories.push(Self::new(root, share, dry_run));
             }
         }
         directories.sort();
         Ok(directories)
+    }
+
+    /// The directories in `root` of all runs that have written something of this partition: of all its
+    /// days, or of those of shards.
+    pub(crate) fn of_partition(root: &Path, partition: Partition) -> Vec<Self> {
+        // Where there is no directory there is no run.
+        let mut directories = Self::all(root).unwrap_or_default();
+        directories.retain(|one| one.share.partition == partition && !one.dry_run);
+        directories
     }
 
     /// Where the checkpoint is.
@@ -250,10 +257,10 @@ impl StateDir {
     /// [`Kind::Configuration`](crate::error::Kind) where it cannot be made or written to.
     pub(crate) fn prepare(
         root: &Path,
-        partition: Partition,
+        share: ShareOfMonth,
         dry_run: bool,
     ) -> Result<Result<Self, InUse>, Error> {
-        Self::take(PartitionDir::new(root, partition, dry_run))
+        Self::take(PartitionDir::new(root, share, dry_run))
     }
 
     /// Makes the directory of a repair, or takes the one that is there.
@@ -516,11 +523,11 @@ mod tests {
     #[test]
     fn what_this_process_has_locked_is_locked_by_it() {
         let root = tempfile::tempdir().unwrap();
-        let partition = "202406".parse().unwrap();
-        let state = StateDir::prepare(root.path(), partition, false);
+        let share = ShareOfMonth::of_name("202406-3of8").unwrap();
+        let state = StateDir::prepare(root.path(), share, false);
         let state = state.unwrap().unwrap();
         let all = PartitionDir::all(root.path()).unwrap();
-        assert_eq!(all, [PartitionDir::new(root.path(), partition, false)]);
+        assert_eq!(all, [PartitionDir::new(root.path(), share, false)]);
         if cfg!(target_os = "linux") {
             let process = Some(std::process::id());
             assert_eq!(all[0].holder(), Some(Holder { process }));
@@ -532,16 +539,37 @@ mod tests {
     #[test]
     fn directories_are_found_by_their_names_the_oldest_first() {
         let root = tempfile::tempdir().unwrap();
-        for name in ["202406", "202405-dry-run", "202312", "lost+found", "202413"] {
+        for name in [
+            "202406",
+            "202405-dry-run",
+            "202312",
+            "lost+found",
+            "202413",
+            "202405-3of8",
+            "202405-3of8-dry-run",
+            "202405-9of8",
+            "202405-repair",
+        ] {
             std::fs::create_dir(root.path().join(name)).unwrap();
         }
         std::fs::write(root.path().join("202401"), "a file").unwrap();
         let all = PartitionDir::all(root.path()).unwrap();
         let names: Vec<String> = all
             .iter()
-            .map(|directory| format!("{} {}", directory.partition, directory.dry_run))
+            .map(|directory| format!("{} {}", directory.share, directory.dry_run))
             .collect();
-        assert_eq!(names, ["202312 false", "202405 true", "202406 false"]);
+        let expected = [
+            "202312 false",
+            "202405 true",
+            "202405 3/8 false",
+            "202405 3/8 true",
+            "202406 false",
+        ];
+        assert_eq!(names, expected);
+        let june = "202406".parse().unwrap();
+        assert_eq!(PartitionDir::of_partition(root.path(), june).len(), 1);
+        let may = "202405".parse().unwrap();
+        assert_eq!(PartitionDir::of_partition(root.path(), may).len(), 1);
         assert!(PartitionDir::all(&root.path().join("nowhere")).is_err());
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint::{Checkpoint, RunIdentity};
 use super::directory::{LEAVE_FINDINGS, PartitionDir};
 use super::report;
+use crate::cli::options::Options;
 use crate::error::Error;
 use crate::progress::Display;
 
@@ -46,12 +47,23 @@ impl Finding {
         }
     }
 
-    /// Keeps it in the directory of the month, where the run there has written what it is about. Of
-    /// anything else it says nothing, and that is told.
+    /// Keeps it beside every run of the month that wrote what it is about: that of all days, or those of
+    /// shards. Of anything else it says nothing, and that is told.
     ///
     /// # Errors
     /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
     pub(crate) fn keep(
+        &self,
+        options: &Options,
+        identity: &RunIdentity,
+        display: &Display,
+    ) -> Result<(), Error> {
+        PartitionDir::of_partition(&options.state_dir, options.partition)
+            .iter()
+            .try_for_each(|directory| self.keep_in(directory, identity, display))
+    }
+
+    fn keep_in(
         &self,
         directory: &PartitionDir,
         identity: &RunIdentity,
@@ -99,7 +111,7 @@ impl Finding {
                     "{} cannot be used ({error}): `events-backfill {command} --partition {}` writes \
                      it anew",
                     path.display(),
-                    directory.partition
+                    directory.share.partition
                 )),
             }
         }

@@ -40,6 +40,9 @@ pub(crate) struct Seconds {
 pub(crate) struct Report {
     /// The partition, `YYYYMM`.
     pub partition: String,
+    /// Which shard's days of it, as `3/8`; all days where there is none.
+    #[serde(default)]
+    pub shard: Option<String>,
     /// `database.table` that was written to.
     pub target_table: String,
     /// Whether nothing was inserted on purpose.
@@ -266,6 +269,14 @@ pub(crate) fn write_summary(
 }
 
 impl Report {
+    /// What of the month the run did: `202406`, or `202406 3/8`.
+    pub(crate) fn name(&self) -> String {
+        match &self.shard {
+            Some(shard) => format!("{} {shard}", self.partition),
+            None => self.partition.clone(),
+        }
+    }
+
     /// All rows the server acknowledged, root spans included.
     pub(crate) fn all_events(&self) -> u64 {
         self.events_inserted + self.root_spans_inserted.unwrap_or(0)
@@ -275,7 +286,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = [
-            ("Partition", self.partition.clone()),
+            ("Partition", self.name()),
             ("Target table", self.target_table.clone()),
             ("Dry run", dry_run_in_words(self.dry_run)),
             ("Traces loaded", count(self.traces_loaded)),

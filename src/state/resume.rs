@@ -102,22 +102,25 @@ pub(crate) fn experiments_so_far(
     }
 }
 
-/// Refuses where a run of the month in the same state directory is not finished: it would write once
-/// more what somebody else writes meanwhile.
+/// Refuses where a run of the month, or of a shard of it, in the same state directory is not finished: it
+/// would write once more what somebody else writes meanwhile.
 ///
 /// # Errors
 /// [`Kind::Configuration`](crate::error::Kind), with what can be done.
 pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
-    let directory = PartitionDir::new(&options.state_dir, options.partition, false);
-    match Checkpoint::read(&directory.checkpoint()) {
-        Ok(Some(checkpoint)) if !checkpoint.finished => Err(Error::configuration(format!(
-            "the run in {} is not finished, with {}: finish it first, with --resume; it writes what \
-             is missing",
-            directory.path.display(),
-            progress(&checkpoint)
-        ))),
-        _ => Ok(()),
+    for directory in PartitionDir::of_partition(&options.state_dir, options.partition) {
+        if let Ok(Some(checkpoint)) = Checkpoint::read(&directory.checkpoint())
+            && !checkpoint.finished
+        {
+            return Err(Error::configuration(format!(
+                "the run in {} is not finished, with {}: finish it first, with --resume; it writes \
+                 what is missing",
+                directory.path.display(),
+                progress(&checkpoint)
+            )));
+        }
     }
+    Ok(())
 }
 
 /// Says that a run is over.

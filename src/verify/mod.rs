@@ -48,7 +48,6 @@ use crate::inspect::Inspected;
 use crate::partition::milliseconds_since_1970;
 use crate::session::Session;
 use crate::state::checkpoint::RunIdentity;
-use crate::state::directory::PartitionDir;
 use crate::state::finding::Finding;
 
 /// Verifies one partition, and says what came of it, also where it ended early. Where it did not, that is
@@ -83,9 +82,8 @@ pub(crate) async fn run(
             compared_until: report.until_second.unwrap_or(began_at / 1_000),
             ..Finding::new("verify", began_at, &report, &outcome)
         };
-        let directory = PartitionDir::new(&options.state_dir, options.partition, false);
         let identity = RunIdentity::new(&options, &inspected);
-        if let Err(error) = finding.keep(&directory, &identity, &session.display) {
+        if let Err(error) = finding.keep(&options, &identity, &session.display) {
             // It was said all the same.
             session.display.note(error);
         }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Database, Options, Server, TESTER, Tool, repository_file};
 use events_backfill::internals::{
-    Compression, Connection, ConnectionOptions, Password, Segment, Source, TableInfo, Trust,
-    of_segment, quoting, segments,
+    Compression, Connection, ConnectionOptions, Password, Segment, ShareOfMonth, Source, TableInfo,
+    Trust, of_segment, quoting, segments,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -141,6 +141,7 @@ impl<'a> Partition<'a> {
             table: &self.table,
             id: PARTITION,
             parts,
+            share: ShareOfMonth::whole(PARTITION.parse().unwrap()),
         };
         let partitions = [partition];
         let planning = segments::make(&self.connection, &partitions, segment_rows);

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use clickhouse::{RowOwned, RowRead};
 
 use crate::backfill::block_stream::BlockStream;
-use crate::inspect::statements::items_query;
+use crate::inspect::statements::{is_of_share, items_query};
 use crate::state::counts::ExperimentCounts;
 use tokio::task::block_in_place;
 
@@ -30,6 +30,7 @@ use crate::inspect::Inspected;
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, FixedCursor, StringCursor};
+use crate::partition::ShareOfMonth;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{ExperimentWriter, TraceStore};
 
@@ -50,8 +51,8 @@ pub(crate) struct ExperimentSource<'a> {
     pub observations: &'a TableInfo,
     /// The target, if live spans there may carry items.
     pub live_target: Option<&'a TableInfo>,
-    /// The partition, `YYYYMM`.
-    pub partition_id: &'a str,
+    /// What is done of the month.
+    pub share: ShareOfMonth,
     /// The largest block that may arrive, in bytes. The ids of one trace's spans may take as much.
     pub max_block_bytes: usize,
     /// The size of block the server is asked for.
@@ -90,7 +91,7 @@ impl<'a> ExperimentSource<'a> {
                 .collect(),
             observations: &inspected.observations,
             live_target: None,
-            partition_id: &inspected.observation_partition.partition_id,
+            share: inspected.share,
             max_block_bytes: budget.load_block_bytes,
             preferred_block_bytes: budget.preferred_block_bytes,
             pool: budget.pool(),
@@ -98,7 +99,7 @@ impl<'a> ExperimentSource<'a> {
         })
     }
 
-    /// How many traces have an item and a row in the partition.
+    /// How many traces have an item and a row in the share.
     ///
     /// # Errors
     /// [`WorkError::Request`]
@@ -111,7 +112,7 @@ impl<'a> ExperimentSource<'a> {
         Ok(counts.first().copied().unwrap_or(0))
     }
 
-    /// Some traces that have an item and a row in the partition, in the order of their ids, from
+    /// Some traces that have an item and a row in the share, in the order of their ids, from
     /// the one after `last` on. Without any, there are no more.
     ///
     /// # Errors
@@ -135,7 +136,7 @@ impl<'a> ExperimentSource<'a> {
         }
     }
 
-    /// The project and trace of each row in the partition whose trace has an item, from the one after
+    /// The project and trace of each row in the share whose trace has an item, from the one after
     /// `last` on.
     fn ids_with_items(&self, last: Option<&Trace>) -> String {
         let of_source = self.sources.iter().map(|(source, table)| {
@@ -151,10 +152,10 @@ impl<'a> ExperimentSource<'a> {
             });
             format!(
                 "SELECT CAST({project}, 'String') AS project_id, CAST({trace}, 'String') AS trace_id \
-                 FROM {} AS {alias} WHERE {alias}._partition_id = {} AND {trace} != ''{after} \
+                 FROM {} AS {alias} WHERE {} AND {trace} != ''{after} \
                  AND ({project}, {trace}) IN (SELECT i.project_id, i.trace_id FROM {} AS i FINAL)",
                 table.qualified_name(),
-                quoting::string(self.partition_id),
+                is_of_share(*source, self.share),
                 self.items.qualified_name(),
                 alias = source.alias(),
             )

@@ -8,7 +8,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
-use crate::partition::Partition;
+use crate::partition::ShareOfMonth;
 
 /// How long the server may take to end an insert: it finishes the part that it is writing.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -28,13 +28,25 @@ struct QueryId {
     query_id: String,
 }
 
-/// What the ids of all inserts into a month begin with, whoever's run it is.
-pub(crate) fn prefix_of(partition: Partition) -> String {
-    format!("events-backfill-{partition}-")
+/// What the ids of all queries begin with.
+const OURS: &str = "events-backfill-";
+
+/// What the ids of all inserts of a share begin with, whoever's run it is.
+pub(crate) fn prefix_of(share: ShareOfMonth) -> String {
+    format!("{OURS}{}-", share.name())
+}
+
+/// Which share a query with this id writes. The rest of the id is a run's own.
+fn share_of(query_id: &str) -> Option<ShareOfMonth> {
+    let name = query_id.strip_prefix(OURS)?;
+    let mut words = name.split('-');
+    let (month, next) = (words.next()?, words.next());
+    let of_shard = next.and_then(|next| ShareOfMonth::of_name(&format!("{month}-{next}")));
+    of_shard.or_else(|| ShareOfMonth::of_name(month))
 }
 
 /// Waits until the inserts have ended that an earlier run, or one with another state directory, has
-/// left under way in this month of the target. Tells whether others have begun meanwhile: then that
+/// left under way on these days of the target. Tells whether others have begun meanwhile: then that
 /// run is at work.
 ///
 /// # Errors
@@ -42,14 +54,16 @@ pub(crate) fn prefix_of(partition: Partition) -> String {
 pub(crate) async fn others_are_at_work(
     connection: &Connection,
     target: &TableInfo,
-    partition: Partition,
+    share: ShareOfMonth,
 ) -> Result<bool, RequestError> {
     let query = format!(
         "SELECT query_id FROM system.processes WHERE query_kind = 'Insert' \
          AND startsWith(query_id, {}) AND position(query, {}) > 0",
-        quoting::string(prefix_of(partition)),
+        quoting::string(prefix_of(ShareOfMonth::whole(share.partition))),
         quoting::string(format!("{} ", target.qualified_name())),
     );
+    // Other shards of the same run have other days.
+    let is_in_the_way = |id: &String| share_of(id).is_some_and(|other| other.overlaps(share));
     let started = tokio::time::Instant::now();
     let mut of_before: Option<BTreeSet<String>> = None;
     let mut ended = None;
@@ -57,7 +71,10 @@ pub(crate) async fn others_are_at_work(
         let mut under_way: BTreeSet<String> = BTreeSet::new();
         for place in 0..connection.places() {
             match connection.at(place).rows::<QueryId>(&query).await {
-                Ok(rows) => under_way.extend(rows.into_iter().map(|row| row.query_id)),
+                Ok(rows) => {
+                    let ids = rows.into_iter().map(|row| row.query_id);
+                    under_way.extend(ids.filter(is_in_the_way));
+                }
                 // ACCESS_DENIED: whoever may not see them cannot be told.
                 Err(error) if error.code() == Some(497) => {}
                 Err(error) => return Err(error),
@@ -119,5 +136,28 @@ async fn end_on_one(connection: &Connection, prefix: &str) -> Result<(), Request
             Err(error) => return Err(error),
         }
         tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(name: &str) -> Option<ShareOfMonth> {
+        ShareOfMonth::of_name(name)
+    }
+
+    #[test]
+    fn a_query_tells_which_days_it_writes() {
+        for (name, run) in [
+            ("202406", "6a1f-3of8"),
+            ("202406-3of8", "6a1f-b2"),
+            ("202406", "x"),
+        ] {
+            let id = format!("{}{run}-12-0", prefix_of(share(name).unwrap()));
+            assert_eq!(share_of(&id), share(name), "{id}");
+        }
+        assert_eq!(share_of("events-backfill-202413-6a1f"), None);
+        assert_eq!(share_of("somebody-else"), None);
     }
 }

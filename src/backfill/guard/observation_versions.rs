@@ -8,8 +8,9 @@
 //! `event_ts`, its day and type) and appended to one of many files by its hash, so that the
 //! versions of an observation meet in one file, which is small enough to be sorted in memory. Of other
 //! months only rows are kept that may be versions of the month's: those that were written later
-//! than the month's earliest, and that a Bloom filter of the month's ids lets through. No row is
-//! sorted on the server, none is held by it, and time and disk grow with the rows alone.
+//! than the month's earliest, and that a Bloom filter of the month's ids lets through. For a shard the
+//! days of other shards are like other months. No row is sorted on the server, none is held by it, and
+//! time and disk grow with the rows alone.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, Write};
@@ -22,14 +23,17 @@ use tokio::task::block_in_place;
 use super::row_hash::{RowColumns, hash_key, microseconds, version_place};
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
-use crate::clickhouse::{Connection, Statement, TableInfo, quoting};
+use crate::clickhouse::{Connection, Statement, TableInfo};
+use crate::inspect::statements::is_of_share;
+use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, FixedCursor};
+use crate::partition::ShareOfMonth;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{Against, HashKey, SortedWriter, TraceStore, Version};
 
 /// How `observations` is called in the statements.
-const OBSERVATION: &str = "o";
+const OBSERVATION: &str = Source::Observations.alias();
 /// Bytes of a row in a file.
 const ROW_BYTES: usize = 8 + 4 + 8 + 8 + 1;
 /// Bytes of a file that is sorted in memory, about.
@@ -50,12 +54,12 @@ pub(crate) struct VersionScan<'a> {
     pub connection: &'a Connection,
     /// `observations`
     pub observations: &'a TableInfo,
-    /// The month, `YYYYMM`.
-    pub partition_id: &'a str,
-    /// Rows in the month.
+    /// What is done of the month.
+    pub share: ShareOfMonth,
+    /// About how many rows that are.
     pub rows: u64,
-    /// Whether the table has other months.
-    pub has_other_months: bool,
+    /// Whether the table has others.
+    pub has_others: bool,
     /// Bytes that the Bloom filter may take.
     pub filter_bytes: usize,
     /// Most bytes of a block.
@@ -79,13 +83,10 @@ impl VersionScan<'_> {
     pub(crate) async fn run(&self, store: &TraceStore) -> Result<u64, WorkError> {
         block_in_place(|| store.clear(Against::Versions))?;
         let mut files = block_in_place(|| Files::new(self.directory, self.rows))?;
-        let mut seen = self.has_other_months.then(|| self.filter());
+        let mut seen = self.has_others.then(|| self.filter());
         let mut earliest = i64::MAX;
-        let in_month = format!(
-            "{OBSERVATION}._partition_id = {}",
-            quoting::string(self.partition_id)
-        );
-        self.read(&in_month, |row| {
+        let own = is_of_share(Source::Observations, self.share);
+        self.read(&own, |row| {
             if let Some(seen) = &mut seen {
                 seen.insert(&row.key);
             }
@@ -97,8 +98,7 @@ impl VersionScan<'_> {
             && earliest != i64::MAX
         {
             let elsewhere = format!(
-                "{OBSERVATION}._partition_id != {} AND {} >= {earliest}",
-                quoting::string(self.partition_id),
+                "NOT ({own}) AND {} >= {earliest}",
                 microseconds("o.event_ts")
             );
             self.read(&elsewhere, |row| match seen.contains(&row.key) {

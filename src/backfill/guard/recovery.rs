@@ -34,7 +34,7 @@ impl Recovery {
     /// [`Error`] where it cannot be found out.
     pub(crate) async fn after_attempt(&self, segment: &Segment, prefix: &str) -> Result<(), Error> {
         self.end_inserts(prefix).await?;
-        self.load(&Extent::of_segment(segment, &self.month())).await
+        self.load(&Extent::of_segment(segment, &self.days())).await
     }
 
     /// After a process has ended that had begun these segments; all queries of the run have ids
@@ -48,10 +48,10 @@ impl Recovery {
         prefix: &str,
     ) -> Result<(), Error> {
         self.end_inserts(prefix).await?;
-        let month = self.month();
+        let days = self.days();
         // Segments of several types on the same days lie in one extent.
         let extents: BTreeSet<Extent> = segments
-            .map(|segment| Extent::of_segment(segment, &month))
+            .map(|segment| Extent::of_segment(segment, &days))
             .collect();
         for extent in &extents {
             self.load(extent).await?;
@@ -101,7 +101,7 @@ impl Recovery {
         WorkAttempts::new(&self.retries, doing, format!("{doing} failed"))
     }
 
-    fn month(&self) -> RangeInclusive<Day> {
-        self.target.partition.days_with_margin(0)
+    fn days(&self) -> RangeInclusive<Day> {
+        self.target.share.days()
     }
 }

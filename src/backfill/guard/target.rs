@@ -9,7 +9,7 @@ use crate::clickhouse::{Connection, TableInfo, quoting};
 use crate::inspect::segments::Segment;
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
-use crate::partition::{Day, Partition};
+use crate::partition::{Day, ShareOfMonth};
 use crate::shutdown::Shutdown;
 
 /// How the target is called in statements.
@@ -99,8 +99,8 @@ pub(crate) struct TargetMonth {
     pub table: TableInfo,
     /// Type of `observations.start_time`, by whose time zone days are told.
     pub start_type: String,
-    /// The month.
-    pub partition: Partition,
+    /// What is done of the month.
+    pub share: ShareOfMonth,
     /// Most bytes of a block.
     pub max_block_bytes: usize,
     /// Buffers of blocks.
@@ -122,18 +122,20 @@ impl TargetMonth {
         }
     }
 
-    pub(super) fn month_days(&self) -> RangeInclusive<Day> {
-        self.partition.days_with_margin(0)
+    /// The condition for the rows that the run could have written.
+    pub(super) fn share_condition(&self) -> String {
+        match (self.is_by_month(), self.share.shard) {
+            (true, None) => self.partition_condition(),
+            (true, Some(_)) => self.condition(&Extent::of_days(self.share.days())),
+            (false, _) => self.days_condition(&self.share.days()),
+        }
     }
 
-    pub(super) fn month_condition(&self) -> String {
-        match self.is_by_month() {
-            true => format!(
-                "{EVENT}._partition_id = {}",
-                quoting::string(self.partition.to_string())
-            ),
-            false => self.days_condition(&self.month_days()),
-        }
+    fn partition_condition(&self) -> String {
+        format!(
+            "{EVENT}._partition_id = {}",
+            quoting::string(self.share.partition.to_string())
+        )
     }
 
     /// The condition for rows that start on some days.
@@ -156,7 +158,7 @@ impl TargetMonth {
     pub(super) fn condition(&self, extent: &Extent) -> String {
         let of_columns = self.column_condition(extent);
         match self.is_by_month() {
-            true => format!("{} AND {of_columns}", self.month_condition()),
+            true => format!("{} AND {of_columns}", self.partition_condition()),
             false => of_columns,
         }
     }

@@ -55,7 +55,7 @@ impl TargetMonth {
         rewrite: bool,
     ) -> Result<TargetState, RequestError> {
         self.connection.catch_up(&self.table).await?;
-        let rows = self.count(&self.month_condition()).await?;
+        let rows = self.count(&self.share_condition()).await?;
         let has_live_rows = self.has_live_rows().await?;
         let own_rows = match rewrite && rows > 0 {
             true => match self.last_block(&self.table).await? {
@@ -118,7 +118,7 @@ impl TargetMonth {
             "SELECT max({EVENT}._block_number) AS count FROM {} AS {EVENT} \
              WHERE {EVENT}._partition_id = {}",
             table.qualified_name(),
-            quoting::string(self.partition.to_string())
+            quoting::string(self.share.partition.to_string())
         );
         let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
         let last = rows.await?.iter().map(|row| row.count).max();
@@ -145,17 +145,17 @@ impl TargetMonth {
              GROUP BY {hash}, {check} HAVING rows > 1 AND min({}) = 0) \
              SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
             table.qualified_name(),
-            self.days_condition(&self.month_days()),
+            self.days_condition(&self.share.days()),
             self.is_live(),
         );
         let rows = self.connection.rows_within::<Count>(&query, TABLE_TIMEOUT);
         Ok(rows.await?.iter().map(|row| row.count).sum())
     }
 
-    /// The days of the month, as many together as one statement should sort, where the month has
-    /// so many rows.
+    /// The days that are done of the month, as many together as one statement should sort, where they
+    /// have so many rows.
     pub(crate) fn days_to_read(&self, rows: u64) -> Vec<RangeInclusive<Day>> {
-        let days: Vec<Day> = self.month_days().collect();
+        let days: Vec<Day> = self.share.days().collect();
         let per_day = (rows / days.len().max(1) as u64).max(1);
         let together = (ROWS_PER_QUERY / per_day).clamp(1, days.len() as u64);
         days.chunks(usize::try_from(together).unwrap_or(1))

@@ -153,7 +153,7 @@ fn date(day: Day) -> String {
 }
 
 /// Some days as `YYYY-MM-DD`, or `YYYY-MM-DD to YYYY-MM-DD`.
-fn dates(days: &RangeInclusive<Day>) -> String {
+pub(super) fn dates(days: &RangeInclusive<Day>) -> String {
     match days.len() {
         1 => date(*days.start()),
         _ => format!("{} to {}", date(*days.start()), date(*days.end())),

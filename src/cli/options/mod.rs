@@ -4,6 +4,7 @@
 mod choice;
 mod earlier;
 mod settings;
+mod shard;
 mod subject;
 mod throttle;
 mod until;
@@ -20,12 +21,13 @@ use super::selection::Selection;
 use crate::clickhouse::ConnectionOptions;
 use crate::error::Error;
 use crate::memory::{Budget, ByteSize};
-use crate::partition::{Partition, is_of_month};
+use crate::partition::{Day, Partition, Shard, ShareOfMonth, is_of_month};
 use crate::progress::log::LogFormat;
 use crate::throttle::ThrottleOptions;
 
 pub(crate) use choice::{Choice, Defaults};
 pub(crate) use earlier::Earlier;
+pub(crate) use shard::shard_of;
 pub(crate) use subject::Subject;
 pub(crate) use throttle::parse_wishes;
 
@@ -57,6 +59,23 @@ impl Request {
             selection,
             keep_going,
         })
+    }
+
+    /// The same for one of the processes among which the days are shared out.
+    ///
+    /// # Errors
+    /// [`Kind::Configuration`](crate::error::Kind) where what is asked for cannot be shared out.
+    pub fn for_shard(mut self, shard: Option<Shard>) -> Result<Self, Error> {
+        if let Some(shard) = shard
+            && !self.job.subject.remote_lookup
+        {
+            return Err(Error::configuration(format!(
+                "--no-remote-lookup does not go with shard {shard}: the trace of an observation may lie \
+                 on the days of another shard, and could not be found"
+            )));
+        }
+        self.job.shard = shard;
+        Ok(self)
     }
 
     /// The job for one of the partitions.
@@ -127,6 +146,8 @@ pub enum Intent {
 pub struct Options {
     /// The month.
     pub partition: Partition,
+    /// The shard that does its days of it, if not all are done.
+    pub shard: Option<Shard>,
     /// Where ClickHouse is.
     pub connection: ConnectionOptions,
     /// Database of the tables.
@@ -252,6 +273,7 @@ impl Options {
         }
         Ok(Self {
             partition,
+            shard: None,
             connection,
             database: settings
                 .text(None, "CLICKHOUSE_DB")
@@ -300,6 +322,20 @@ impl Options {
 }
 
 impl Options {
+    /// What is done of the month.
+    pub(crate) fn share(&self) -> ShareOfMonth {
+        ShareOfMonth {
+            partition: self.partition,
+            shard: self.shard,
+        }
+    }
+
+    /// The days whose traces are loaded.
+    pub(crate) fn days_of_traces(&self) -> RangeInclusive<Day> {
+        self.share()
+            .days_with_margin(self.subject.trace_margin_days)
+    }
+
     /// Whether nobody watches the run: what passes by itself is waited for, and is no error of the
     /// configuration.
     pub(crate) fn is_unattended(&self) -> bool {
