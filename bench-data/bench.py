@@ -8,6 +8,7 @@ gone afterwards, but for the environment with the Python packages, which is kept
 library in ~/.cache/events-backfill.
 
 The table shows what each part measured last; a part that is not run again keeps its results.
+`scale.py --take target/bench/results.json` computes docs/scale.md from them.
 """
 
 import argparse

@@ -116,3 +116,13 @@ def partition_rows(server, dataset, table):
         "WHERE active AND database = {database:String} AND table = {table:String}"
     )
     return server.rows(sql, parameters={"database": dataset.database, "table": table})[0]
+
+
+def stored(server, dataset, table):
+    """Rows, parts and bytes of a table, indexes included, versions that are not merged yet too."""
+    sql = (
+        "SELECT sum(rows) AS rows, count() AS parts, sum(bytes_on_disk) AS bytes_on_disk, "
+        "sum(data_uncompressed_bytes) AS bytes_uncompressed FROM system.parts "
+        "WHERE active AND database = {database:String} AND table = {table:String}"
+    )
+    return server.rows(sql, parameters={"database": dataset.database, "table": table})[0]

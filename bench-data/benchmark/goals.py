@@ -71,6 +71,7 @@ def rows(parts):
         network,
         full_month,
         other_client,
+        larger_machines,
     )
     return [row for goal in goals for row in goal(measurements)]
 
@@ -422,6 +423,28 @@ def other_client(measurements):
         cost.met = statistics.median(costs) <= 1.02
     yield p95
     yield cost
+
+
+def larger_machines(measurements):
+    """What docs/scale.md is computed from, besides."""
+    merge = Row("the server's CPU per million, one merge of events_full and events_core", "shown")
+    again = Row("the server's CPU per million rows that each of several processes reads", "shown")
+    run = measurements.first("scale")
+    if run:
+        merged = [table["processor_seconds"] / table["rows"] for table in run["merges"].values()]
+        merge.figure = f"{sum(merged) * 1e6:.1f} s"
+        merge.peer = ", ".join(
+            f"{table}: {stored['bytes_on_disk'] / stored['rows']:.0f} B a row"
+            for table, stored in run["stored"].items()
+        )
+        again.figure = ", ".join(
+            f"{purpose}: {query['processor_seconds'] / query['rows'] * 1e6:.2f} s"
+            for purpose, query in run["queries"].items()
+        )
+        versions = run["processor_seconds_versions"] / run["queries"]["versions"]["rows"] * 1e6
+        again.peer = f"the tool's own for versions: {versions:.2f} s"
+    yield merge
+    yield again
 
 
 def _cost(row, query, empty, rows):

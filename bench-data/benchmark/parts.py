@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import contextmanager
 
-from . import datasets, full_month, guest, runs
+from . import datasets, full_month, guest, repeated, runs
 from .datasets import Dataset
 from .processes import MemoryGroup, available_memory
 
@@ -80,6 +80,7 @@ def traces(bench, settings):
     datasets.prepare(bench.server, dataset)
     began = time.time()
     measurement = runs.run_tool(bench, dataset, "null")
+    measurement["bytes_of_traces"] = runs.result_bytes_of_traces(bench, dataset, began)
     measurement["replay_seconds"] = runs.replay_trace_queries(bench, dataset, began, "Native")
     measurement["replay_seconds_no_transfer"] = runs.replay_trace_queries(
         bench, dataset, began, "Null"
@@ -232,6 +233,11 @@ def other_client(bench, settings):
     return guest.measure(bench, settings, main_dataset(settings))
 
 
+def scale(bench, settings):
+    """What each of several processes does again, what a merge costs, and what events take on disk."""
+    return repeated.measure(bench, settings, main_dataset(settings))
+
+
 PARTS = {
     "throughput": throughput,
     "traces": traces,
@@ -241,4 +247,5 @@ PARTS = {
     "large": large,
     "full-month": month_states,
     "guest": other_client,
+    "scale": scale,
 }

@@ -18,6 +18,13 @@ TOOL_AGENT = "startsWith(http_user_agent, 'events-backfill/')"
 # The SELECT of a segment.
 OF_SEGMENT = "query_kind = 'Select' AND query LIKE '%observations%FINAL%'"
 
+# The look at all rows of the month, and of later ones, for versions of one observation that FINAL
+# leaves side by side.
+OF_VERSIONS = (
+    "query_kind = 'Select' AND query LIKE '%observations%' AND query LIKE '%AS c4 FROM%' "
+    "AND query NOT LIKE '%FINAL%'"
+)
+
 # What carries the rows: the tool's statements, and those of the Python script.
 OF_TOOL = f"{TOOL_AGENT} AND (query_kind = 'Insert' OR ({OF_SEGMENT}))"
 OF_PYTHON = (
@@ -248,21 +255,30 @@ def run_tool(
 
 
 def _processor_time(bench, outcome, began):
-    """The tool's processor time, in total and while it streamed. Streaming begins with the first
-    query of a segment, whose time is in the server's log, on the same clock."""
-    first = bench.server.queries_since(
-        began,
-        "min(query_start_time_microseconds) AS moment, toUnixTimestamp64Micro(moment) / 1e6 AS seconds",
-        f"{TOOL_AGENT} AND {OF_SEGMENT}",
-    )[0]["seconds"]
+    """The tool's processor time, in total, while it looked for versions, and while it streamed. Streaming
+    begins with the first query of a segment, whose time is in the server's log, on the same clock."""
+    first = _first_moment(bench, began, OF_SEGMENT)
     before_streaming = outcome.processor_seconds_until(first)
+    versions = _first_moment(bench, began, OF_VERSIONS)
+    before_versions = outcome.processor_seconds_until(versions)
     return {
         "processor_seconds": outcome.processor_seconds,
         "user_seconds": outcome.user_seconds,
         "system_seconds": outcome.system_seconds,
         "processor_seconds_load": before_streaming,
         "processor_seconds_stream": outcome.processor_seconds - before_streaming,
+        # Nothing else of weight happens between looking for versions and the first segment.
+        "processor_seconds_versions": before_streaming - before_versions,
     }
+
+
+def _first_moment(bench, began, condition):
+    """When the first of the tool's queries of a kind began, in seconds since 1970."""
+    return bench.server.queries_since(
+        began,
+        "min(query_start_time_microseconds) AS moment, toUnixTimestamp64Micro(moment) / 1e6 AS seconds",
+        f"{TOOL_AGENT} AND {condition}",
+    )[0]["seconds"]
 
 
 def _rows_read(bench, dataset, began):
@@ -293,13 +309,24 @@ def _inserts(bench, began):
     )[0]
 
 
+def _of_traces(dataset):
+    """The queries with which the tool loads traces."""
+    return f"{TOOL_AGENT} AND query_kind = 'Select' AND read_rows > 0 AND has(tables, '{dataset.database}.traces')"
+
+
+def result_bytes_of_traces(bench, dataset, began):
+    """Bytes of the traces that the server sent, as it holds them: about what travels uncompressed."""
+    columns = "sum(result_bytes) AS bytes"
+    return bench.server.queries_since(began, columns, _of_traces(dataset))[0]["bytes"]
+
+
 def replay_trace_queries(bench, dataset, began, output_format):
     """Runs the queries with which the tool loaded traces once more, one after another, and gives the
     seconds they took. Their result goes to /dev/null."""
     queries = bench.server.queries_since(
         began,
         "query, Settings AS settings, query_start_time_microseconds",
-        f"{TOOL_AGENT} AND query_kind = 'Select' AND read_rows > 0 AND has(tables, '{dataset.database}.traces')",
+        _of_traces(dataset),
     )
     passed_on = ("max_block_size", "preferred_block_size_bytes", "optimize_read_in_order")
     seconds = 0.0

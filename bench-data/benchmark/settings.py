@@ -8,7 +8,7 @@ SETTINGS = [
     (
         "PARTS",
         "throughput traces memory small-server network",
-        "parts to run; also: large full-month guest",
+        "parts to run; also: large full-month guest scale",
     ),
     ("OBSERVATIONS", "300000", "observations of the month"),
     ("PAYLOADS", "typical", "payloads that the peers are compared with: narrow typical wide"),
@@ -33,6 +33,7 @@ SETTINGS = [
     ("LARGE_FEW_TRACES", "1000000", "traces that it is compared with"),
     ("LARGE_MEBIBYTES", "1024", "memory of the tool there, page cache included"),
     ("LARGE_TARGETS", "null", "tables that are written to there"),
+    ("EARLIER_TRACES", "3000000", "traces of another month in the part scale"),
     ("PROGRAMS", "", "directory of the programs; else target/release"),
     ("RESULTS", "", "directory of the results; else target/bench"),
     (
