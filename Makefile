@@ -2,7 +2,7 @@
 # profile would build it once more.
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites prerequisites-of-tests build demo test lint bench bench-large bench-parts dist \
+.PHONY: help prerequisites prerequisites-of-tests build demo test lint bench bench-large bench-parts scale dist \
 	test-dist test-deploy clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
@@ -65,6 +65,9 @@ bench-large: bench ## measure with 100M traces in 1 GiB; needs root, much time a
 bench-parts: prerequisites ## measure the hot parts alone, without a server
 	@$(announce_rocksdb)
 	$(cargo) bench --locked --bench hot_parts
+
+scale: ## compute docs/scale.md again, from bench-data/benchmark-figures.json
+	@bench-data/scale.py
 
 dist: prerequisites ## make what a release consists of in target/dist, and check it: tar.gz, deb, wheel, SBOM
 	@echo "RocksDB is compiled for an old glibc too, which takes 12 minutes or more on two cores, once."

@@ -1,4 +1,4 @@
-//! What the benchmark promises about its peers.
+//! What the benchmark promises about its peers, and the document that is computed from it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -89,4 +89,15 @@ fn peers_in_the_benchmark_get_every_setting_that_the_program_gives_itself() {
             }
         }
     }
+}
+
+#[test]
+fn the_plan_for_larger_machines_is_what_the_figures_of_the_benchmark_make_of_it() {
+    let outcome = Command::new("python3")
+        .arg(repository_file("bench-data/scale.py"))
+        .arg("--check")
+        .output()
+        .expect("python3, which the benchmark runs on, must be installed");
+    let words = String::from_utf8_lossy(&outcome.stderr);
+    assert!(outcome.status.success(), "{words}");
 }
