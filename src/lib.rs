@@ -60,6 +60,7 @@ pub mod internals {
     pub use crate::enrich::{Enricher, SetAside, Unknown};
     pub use crate::error::Error;
     pub use crate::inspect::segments::{self, Boundary, Segment};
+    pub use crate::inspect::share::is_of_share;
     pub use crate::inspect::statements::of_segment;
     pub use crate::mapping::{Mapping, Source, Wanted};
     pub use crate::memory::buffer_pool::BufferPool;
@@ -68,7 +69,7 @@ pub mod internals {
         Share, StringArrayWriter, StringCursor, put_block_header, put_column_header, put_string,
         put_varint,
     };
-    pub use crate::partition::{Day, ShareOfMonth};
+    pub use crate::partition::{Day, Shard, ShareOfMonth};
     pub use crate::session::Session;
     pub use crate::state::checkpoint::{Checkpoint, RunIdentity};
     pub use crate::state::counts::SegmentCounts;

@@ -4,6 +4,7 @@ mod control;
 mod dispatch;
 pub mod each_partition;
 mod generate;
+mod partition_status;
 mod report;
 pub(crate) mod run;
 mod run_summary;

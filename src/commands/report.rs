@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::partition_status::{PartitionStatus, State};
 use super::run_summary::{Entry, State as Became};
-use super::status::{PartitionStatus, State, directories, listed};
+use super::status::{directories, listed};
 use crate::cli::options::require_outside;
 use crate::error::Error;
 use crate::page::{self, Month, Tone};

@@ -6,7 +6,7 @@ use std::fmt;
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use super::status::{PartitionStatus, State};
+use super::partition_status::{PartitionStatus, State};
 use crate::partition::{Partition, Shard};
 use crate::state::directory::PartitionDir;
 

@@ -4,6 +4,7 @@
 mod access;
 mod expiry;
 pub mod segments;
+pub(crate) mod share;
 pub(crate) mod statements;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use clickhouse::Row;
 use serde::Deserialize;
 
+use self::share::is_of_share;
 use self::statements::SegmentQuery;
-use self::statements::{TRACE, is_of_share, items_query, trace_items};
+use self::statements::{TRACE, items_query, trace_items};
 use crate::cli::options::{Choice, Defaults, Options};
 use crate::clickhouse::retry::Retries;
 use crate::clickhouse::{Connection, PartitionSize, RequestError, ServerInfo, TableInfo};

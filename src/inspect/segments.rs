@@ -16,7 +16,7 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::statements::is_of_share;
+use super::share::is_of_share;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::mapping::Source;
 use crate::memory::numbers::{in_memory, short};
@@ -265,17 +265,14 @@ async fn read_groups(
     let (observation_type, time) = (type_column(source), source.time_column());
     let grouped = "GROUP BY project_id, observation_type, day \
                    ORDER BY project_id, observation_type, day";
-    let days = share.days();
+    let [rows, of_days] = rows_of_days(&format!("`toDate({time})`"), share);
     let from_index = format!(
         "SELECT project_id, {observation_type} AS observation_type, \
-         `toDate({time})` AS day, sum(rows_in_granule) AS rows \
-         FROM mergeTreeIndex({}, {}) WHERE startsWith(part_name, {}) \
-         AND `toDate({time})` BETWEEN toDate({}) AND toDate({}) {grouped}",
+         `toDate({time})` AS day, {rows} AS rows \
+         FROM mergeTreeIndex({}, {}) WHERE startsWith(part_name, {}){of_days} {grouped}",
         quoting::string(&table.database),
         quoting::string(&table.name),
         quoting::string(format!("{id}_")),
-        days.start(),
-        days.end(),
     );
     let alias = source.alias();
     let from_scan = format!(
@@ -294,6 +291,28 @@ async fn read_groups(
         }
         groups => groups,
     }
+}
+
+/// How many rows a share has of some granules, and the condition for those that have any. Where the
+/// first columns of the key tell the granules apart, ClickHouse keeps no day in its index
+/// (`primary_key_ratio_of_unique_prefix_values_to_skip_suffix_columns`), but 0: of such a granule each
+/// shard has some rows.
+fn rows_of_days(day: &str, share: ShareOfMonth) -> [String; 2] {
+    if share.shard.is_none() {
+        return ["sum(rows_in_granule)".to_owned(), String::new()];
+    }
+    let (days, month) = (share.days(), ShareOfMonth::whole(share.partition).days());
+    let (own, all) = (days.len(), month.len());
+    [
+        format!(
+            "toUInt64(sum(if({day} = toDate(0), intDiv(rows_in_granule * {own}, {all}), rows_in_granule)))"
+        ),
+        format!(
+            " AND ({day} BETWEEN toDate({}) AND toDate({}) OR {day} = toDate(0))",
+            days.start(),
+            days.end()
+        ),
+    ]
 }
 
 /// Into how many pieces to split each group.

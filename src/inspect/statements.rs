@@ -2,9 +2,8 @@
 //! anything is done, and decoded where they are read.
 
 use super::segments::Segment;
-use crate::clickhouse::{Statement, TableInfo, quoting};
+use crate::clickhouse::{Statement, TableInfo};
 use crate::mapping::{Mapping, SelectItem, Source, TRACE_TEXTS};
-use crate::partition::ShareOfMonth;
 
 /// How the rows of a segment are asked for.
 pub(crate) struct SegmentQuery {
@@ -14,23 +13,6 @@ pub(crate) struct SegmentQuery {
     pub of_share: String,
     /// Table whose traces are left out, quoted, if any are.
     pub excluded_by: Option<String>,
-}
-
-/// The condition for the rows of a share of a source.
-pub(crate) fn is_of_share(source: Source, share: ShareOfMonth) -> String {
-    let alias = source.alias();
-    let partition = share.partition.to_string();
-    let of_partition = format!("{alias}._partition_id = {}", quoting::string(partition));
-    if share.shard.is_none() {
-        return of_partition;
-    }
-    let days = share.days();
-    format!(
-        "{of_partition} AND toDate({alias}.{}) BETWEEN toDate({}) AND toDate({})",
-        source.time_column(),
-        days.start(),
-        days.end()
-    )
 }
 
 impl SegmentQuery {

@@ -23,3 +23,4 @@ mod live;
 mod outages;
 mod repair_faults;
 mod resume;
+mod shards;

@@ -41,6 +41,7 @@ mod repair_damage;
 mod replicas;
 mod root_spans;
 mod secrets;
+mod shards;
 mod signals;
 mod specification;
 mod status;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Database, Options, Server, TESTER, Tool, repository_file};
 use events_backfill::internals::{
-    Compression, Connection, ConnectionOptions, Password, Segment, ShareOfMonth, Source, TableInfo,
-    Trust, of_segment, quoting, segments,
+    Compression, Connection, ConnectionOptions, Password, Segment, Shard, ShareOfMonth, Source,
+    TableInfo, Trust, is_of_share, of_segment, segments,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -136,12 +136,16 @@ impl<'a> Partition<'a> {
     /// A plan as for another number of parts. With none of them segments may be as small as one
     /// likes, which is how a few rows come to many segments.
     fn plan_as_if_in(&self, parts: u64, segment_rows: u64) -> Vec<Segment> {
+        self.plan_share(month(), parts, segment_rows)
+    }
+
+    fn plan_share(&self, share: ShareOfMonth, parts: u64, segment_rows: u64) -> Vec<Segment> {
         let partition = segments::SourcePartition {
             source: Source::Observations,
             table: &self.table,
             id: PARTITION,
             parts,
-            share: ShareOfMonth::whole(PARTITION.parse().unwrap()),
+            share,
         };
         let partitions = [partition];
         let planning = segments::make(&self.connection, &partitions, segment_rows);
@@ -210,13 +214,13 @@ impl<'a> Partition<'a> {
     }
 
     /// Reads a segment to its end in the form of the program, as its user.
-    fn read(&self, segment: &Segment) -> u64 {
+    fn read(&self, share: ShareOfMonth, segment: &Segment) -> u64 {
         // The same as a run reads, but for the columns. A whole run, below, has the real ones.
         let select = format!(
             "SELECT o.id, o.project_id, CAST(o.type, 'String'), o.start_time, o.name, o.event_ts \
-             FROM {} AS o FINAL WHERE o._partition_id = {} AND {}",
+             FROM {} AS o FINAL WHERE {} AND {}",
             self.table.qualified_name(),
-            quoting::string(PARTITION),
+            is_of_share(Source::Observations, share),
             segment.predicate()
         );
         let statement = of_segment(select, 8_192, 4_000_000);
@@ -236,7 +240,7 @@ impl<'a> Partition<'a> {
     fn assert_scans_little(&self, segment_rows: u64) -> Vec<Segment> {
         let segments = self.plan(segment_rows);
         for segment in &segments {
-            self.read(segment);
+            self.read(month(), segment);
         }
         assert_scanned_little(self.database, self.rows_in_parts, &describe(&segments));
         segments
@@ -261,6 +265,12 @@ fn describe(segments: &[Segment]) -> String {
 /// Whatever the user [`TESTER`] has read of a database's `observations` since the database is there.
 #[track_caller]
 fn assert_scanned_little(database: &Database, rows_in_parts: u64, context: &str) {
+    assert_scanned_little_of(MOST_SCANNED, database, rows_in_parts, context);
+}
+
+/// The same with another limit, in rows per row of the partition.
+#[track_caller]
+fn assert_scanned_little_of(most: f64, database: &Database, rows_in_parts: u64, context: &str) {
     let from_log = format!(
         "FROM system.query_log WHERE user = '{}' AND query_kind = 'Select' \
          AND position(query, '{}') > 0 AND position(query, 'observations') > 0 \
@@ -295,14 +305,62 @@ fn assert_scanned_little(database: &Database, rows_in_parts: u64, context: &str)
     let ratio = scanned as f64 / rows_in_parts as f64;
     println!("scanned {scanned} of {rows_in_parts} rows, {ratio:.3} times: {context}");
     assert!(
-        ratio <= MOST_SCANNED,
+        ratio <= most,
         "{scanned} rows were scanned of {rows_in_parts}, {ratio:.3} times as many\n{context}\n{log}"
     );
+}
+
+fn month() -> ShareOfMonth {
+    ShareOfMonth::whole(PARTITION.parse().unwrap())
 }
 
 // -------------------------------------------------------------------------------------------------
 // How much is scanned
 // -------------------------------------------------------------------------------------------------
+
+#[test]
+fn eight_shards_read_together_about_what_one_process_reads() {
+    let database = Server::shared().database("shards");
+    create_observations(&database, "");
+    // Several projects and types, as a month has: each shard has days in the middle of each of them.
+    Rows {
+        count: 4_000_000,
+        project: "['one', 'two', 'three'][1 + intDiv(number, 30) % 3]",
+        kind: "['SPAN', 'GENERATION'][1 + intDiv(number, 90) % 2]",
+        ..ORDINARY
+    }
+    .insert(&database);
+    // One part, so that segments may be short.
+    database.query("OPTIMIZE TABLE observations FINAL").unwrap();
+    let partition = Partition::new(&database);
+    let mut rows = (0, 0_u64);
+    let mut segments = Vec::new();
+    for shard in Shard::all(8) {
+        let share = ShareOfMonth {
+            shard: Some(shard),
+            ..month()
+        };
+        for segment in partition.plan_share(share, partition.parts, 50_000) {
+            partition.read(share, &segment);
+            let condition = format!(
+                "{} AND {}",
+                is_of_share(Source::Observations, share),
+                segment.predicate()
+            );
+            let (read, hash) = partition.count_and_hash(&condition);
+            rows = (rows.0 + read, rows.1.wrapping_add(hash));
+            segments.push(segment);
+        }
+    }
+    assert_eq!(
+        rows,
+        partition.count_and_hash("1"),
+        "each row is in one shard"
+    );
+    assert!(segments.len() >= 24, "{}", describe(&segments));
+    let context = describe(&segments);
+    assert_scanned_little_of(1.4, &database, partition.rows_in_parts, &context);
+}
 
 #[test]
 fn many_days_of_one_project_are_read_about_once() {
@@ -328,6 +386,37 @@ fn one_giant_group_is_read_about_once() {
     let partition = Partition::new(&database);
     let segments = partition.assert_scans_little(50_000);
     partition.assert_covered_once(&segments);
+}
+
+#[test]
+fn shards_of_thousands_of_tiny_groups_have_short_segments_too() {
+    let database = Server::shared().database("tiny_shards");
+    create_observations(&database, "");
+    Rows {
+        project: "concat('project-', toString(cityHash64(number) % 5000))",
+        ..ORDINARY
+    }
+    .insert(&database);
+    database.query("OPTIMIZE TABLE observations FINAL").unwrap();
+    let partition = Partition::new(&database);
+    let share = |shard| ShareOfMonth {
+        shard: Some(shard),
+        ..month()
+    };
+    let (mut rows, mut hashes) = (0, 0_u64);
+    for shard in Shard::all(3) {
+        let segments = partition.plan_share(share(shard), partition.parts, 20_000);
+        assert!(segments.len() >= 3, "{}", describe(&segments));
+        let planned: u64 = segments.iter().map(|segment| segment.rows).sum();
+        assert!((200_000..500_000).contains(&planned), "{planned} rows");
+        for segment in segments {
+            let of_share = is_of_share(Source::Observations, share(shard));
+            let (read, hash) =
+                partition.count_and_hash(&format!("{of_share} AND {}", segment.predicate()));
+            (rows, hashes) = (rows + read, hashes.wrapping_add(hash));
+        }
+    }
+    assert_eq!((rows, hashes), partition.count_and_hash("1"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::support::differential::{
     Specification, ask_number, assert_equal, execute, keep_versions_apart,
 };
-use crate::support::{Database, SAMPLE_PARTITION, Server, Tool};
+use crate::support::{Database, SAMPLE_PARTITION, Server, Tool, move_traces};
 
 const OBSERVATIONS: u64 = 20_000;
 
@@ -13,53 +13,7 @@ fn month(name: &str) -> Database<'static> {
     database.load_schema();
     keep_versions_apart(&database, &["traces", "observations", "events_full"]);
     database.load_sample_month(OBSERVATIONS);
-    for (condition, moved, version, is_deleted) in [
-        // To the month before, and later.
-        (
-            "% 40 = 0",
-            "subtractDays(timestamp, 40)",
-            "+ INTERVAL 1 HOUR",
-            "0",
-        ),
-        // From the month before: the version there is older.
-        (
-            "% 40 = 1",
-            "subtractDays(timestamp, 40)",
-            "- INTERVAL 1 YEAR",
-            "0",
-        ),
-        // To the next day, where it is deleted.
-        (
-            "% 40 = 2",
-            "addDays(timestamp, 1)",
-            "+ INTERVAL 1 HOUR",
-            "1",
-        ),
-        // To another time of the same day.
-        (
-            "% 40 = 3",
-            "addSeconds(toStartOfDay(timestamp), 1)",
-            "+ INTERVAL 1 HOUR",
-            "0",
-        ),
-    ] {
-        execute(
-            &database,
-            &format!(
-                "INSERT INTO traces SELECT * REPLACE (concat(t.id, ' moved') AS id) FROM traces AS t FINAL \
-                 WHERE cityHash64(t.id) {condition} AND t.id NOT LIKE '% moved'"
-            ),
-        );
-        execute(
-            &database,
-            &format!(
-                "INSERT INTO traces SELECT * REPLACE ({moved} AS timestamp, concat(name, ' moved') AS name, \
-                     event_ts {version} AS event_ts, {is_deleted} AS is_deleted) \
-                 FROM traces FINAL WHERE id LIKE '% moved' \
-                     AND cityHash64(replaceOne(id, ' moved', '')) {condition}"
-            ),
-        );
-    }
+    move_traces(&database);
     database
 }
 

@@ -39,7 +39,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use database::Database;
-pub use months::{SAMPLE_MONTH, SAMPLE_PARTITION, small_month, untouched};
+pub use months::{
+    SAMPLE_MONTH, SAMPLE_PARTITION, move_observations, move_traces, small_month, untouched,
+};
 pub use outcome::Outcome;
 pub use program::{Running, Tool};
 pub use server::{Options, Server};

@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 
+use super::differential::execute;
 use super::{Database, Server};
 
 /// The month of the sample data, as the value of `--partition`.
@@ -21,4 +22,74 @@ pub fn small_month(name_hint: &str) -> Database<'static> {
 pub fn untouched() -> &'static Database<'static> {
     static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
     DATABASE.get_or_init(|| small_month("untouched"))
+}
+
+/// Gives a month traces that moved between days and between months.
+pub fn move_traces(database: &Database) {
+    for (condition, moved, version, is_deleted) in [
+        // To the month before, and later.
+        (
+            "% 40 = 0",
+            "subtractDays(timestamp, 40)",
+            "+ INTERVAL 1 HOUR",
+            "0",
+        ),
+        // From the month before: the version there is older.
+        (
+            "% 40 = 1",
+            "subtractDays(timestamp, 40)",
+            "- INTERVAL 1 YEAR",
+            "0",
+        ),
+        // To the next day, where it is deleted.
+        (
+            "% 40 = 2",
+            "addDays(timestamp, 1)",
+            "+ INTERVAL 1 HOUR",
+            "1",
+        ),
+        // To another time of the same day.
+        (
+            "% 40 = 3",
+            "addSeconds(toStartOfDay(timestamp), 1)",
+            "+ INTERVAL 1 HOUR",
+            "0",
+        ),
+    ] {
+        execute(
+            database,
+            &format!(
+                "INSERT INTO traces SELECT * REPLACE (concat(t.id, ' moved') AS id) FROM traces AS t FINAL \
+                 WHERE cityHash64(t.id) {condition} AND t.id NOT LIKE '% moved'"
+            ),
+        );
+        execute(
+            database,
+            &format!(
+                "INSERT INTO traces SELECT * REPLACE ({moved} AS timestamp, concat(name, ' moved') AS name, \
+                     event_ts {version} AS event_ts, {is_deleted} AS is_deleted) \
+                 FROM traces FINAL WHERE id LIKE '% moved' \
+                     AND cityHash64(replaceOne(id, ' moved', '')) {condition}"
+            ),
+        );
+    }
+}
+
+/// Gives a month observations that moved to the day after, or a fortnight back, and some that were
+/// deleted there: whichever process has the older version must know of the later one.
+pub fn move_observations(database: &Database) {
+    for (condition, moved, is_deleted) in [
+        ("% 40 = 0", "addDays(start_time, 1)", "0"),
+        ("% 40 = 1", "subtractDays(start_time, 14)", "0"),
+        ("% 40 = 2", "addDays(start_time, 1)", "1"),
+    ] {
+        execute(
+            database,
+            &format!(
+                "INSERT INTO observations SELECT * REPLACE ({moved} AS start_time, \
+                     event_ts + INTERVAL 1 HOUR AS event_ts, {is_deleted} AS is_deleted) \
+                 FROM observations FINAL WHERE cityHash64(id) {condition}"
+            ),
+        );
+    }
 }

@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use clickhouse::{RowOwned, RowRead};
 
 use crate::backfill::block_stream::BlockStream;
-use crate::inspect::statements::{is_of_share, items_query};
+use crate::inspect::share::is_of_share;
+use crate::inspect::statements::items_query;
 use crate::state::counts::ExperimentCounts;
 use tokio::task::block_in_place;
 

@@ -24,7 +24,7 @@ use super::row_hash::{RowColumns, hash_key, microseconds, version_place};
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{Connection, Statement, TableInfo};
-use crate::inspect::statements::is_of_share;
+use crate::inspect::share::is_of_share;
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, FixedCursor};
