@@ -8,9 +8,7 @@ use crate::support::differential::{
     Specification, add_experiments, ask_number, assert_equal, execute, keep_versions_apart,
     slow_down, speed_up, wait_for_event,
 };
-use crate::support::{
-    Database, SAMPLE_PARTITION, Server, Tool, move_observations, move_traces, small_month,
-};
+use crate::support::{Database, SAMPLE_PARTITION, Server, Tool, move_observations, move_traces};
 
 const OBSERVATIONS: u64 = 100_000;
 const SHARDS: usize = 8;
@@ -80,6 +78,7 @@ fn eight_processes_that_are_killed_write_each_event_of_a_month_once() {
             })
             .collect();
         // While they are at it parts are merged: what a shard has does not depend on them.
+        execute(&database, "SYSTEM START MERGES observations");
         execute(&database, "OPTIMIZE TABLE observations FINAL");
         runs.into_iter().map(|run| run.join().unwrap()).collect()
     });
@@ -108,30 +107,39 @@ fn eight_processes_that_are_killed_write_each_event_of_a_month_once() {
 
 #[test]
 fn who_would_write_the_days_of_a_shard_that_is_at_work_is_turned_away() {
-    let database = small_month("shards_in_the_way");
-    slow_down(&database, 2.0);
-    let args = ["--segment-rows", "1"];
-    let shard = |shard: &str| {
+    let database = Server::shared().sample_month("shards_in_the_way", 20_000);
+    // Each block of an insert waits: a shard inserts its observations for a quarter of a minute, then
+    // its root spans.
+    slow_down(&database, 1.5);
+    let tool = |extra: &[&str]| {
         let tool = Tool::new(&database).with_defaults();
-        tool.args(["--partition", SAMPLE_PARTITION, "--shard", shard])
-            .args(args)
+        let tool = tool.args(["--partition", SAMPLE_PARTITION, "--batch-size", "1000"]);
+        tool.args(extra.iter().copied())
     };
-    // The traces and observations of the small month are on the 3rd to the 7th.
-    let at_work = shard("1/2");
+    let at_work = tool(&["--shard", "1/2"]);
     let mut run = at_work.spawn();
     wait_for_event(&mut run, &database);
-    let beside = shard("2/2");
-    beside.run().assert_code(0);
-    assert!(run.is_running(), "the other shard was not at work any more");
-    let started = Instant::now();
-    for other in [
-        shard("1/3"),
-        Tool::new(&database).args(["--partition", SAMPLE_PARTITION]),
-    ] {
-        let outcome = other.run();
-        outcome.assert_one_error(1, &["another events-backfill", "202406"]);
+    let beside = tool(&["--shard", "2/2"]);
+    let others = [tool(&["--shard", "1/3"]), tool(&[])];
+    let mut second = beside.spawn();
+    let turned_away: Vec<_> = others.iter().map(Tool::spawn).collect();
+    wait_for_rows_after(&database, "2024-06-20");
+    assert!(second.is_running() && run.is_running());
+    for other in turned_away {
+        other
+            .wait()
+            .assert_one_error(1, &["another events-backfill", "202406"]);
     }
-    assert!(started.elapsed() < Duration::from_secs(60));
     speed_up(&database);
+    second.wait().assert_code(0);
     run.wait().assert_code(0);
+}
+
+fn wait_for_rows_after(database: &Database, day: &str) {
+    let started = Instant::now();
+    let rows = format!("SELECT count() FROM events_full WHERE start_time > '{day}'");
+    while ask_number(database, &rows) == 0 {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        thread::sleep(Duration::from_millis(20));
+    }
 }
