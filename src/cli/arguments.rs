@@ -61,6 +61,19 @@ pub enum Command {
     Generate(GenerateArguments),
 }
 
+impl Arguments {
+    /// What a run, its plan, its proof or a repair is about; nothing where it is about no tables.
+    pub(crate) fn subject(&self) -> Option<&SubjectArguments> {
+        match &self.command {
+            None => Some(&self.run.subject),
+            Some(Command::Verify(arguments)) => Some(&arguments.subject),
+            Some(Command::Repair(arguments)) => Some(&arguments.subject),
+            Some(Command::Plan(arguments)) => Some(&arguments.run.subject),
+            Some(_) => None,
+        }
+    }
+}
+
 impl Command {
     /// Whether it asks runs, or tells them something, and has no other options.
     pub(crate) fn is_about_runs(&self) -> bool {
@@ -204,7 +217,7 @@ pub struct GenerateArguments {
 }
 
 /// What it is about: the same for a run, its plan and its proof.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Which events are written")]
 pub struct SubjectArguments {
     /// Month to backfill, as the id of its partition; or several, as a list (202404,202406), as a
@@ -277,6 +290,21 @@ pub struct SubjectArguments {
     /// machine and LZ4 to any other [env: COMPRESSION] [default: auto]
     #[arg(long, value_name = "auto|lz4|none", help_heading = "Connection")]
     pub compression: Option<String>,
+
+    /// Do the same on every shard of a ClickHouse cluster, each with the tables of its own: one process a
+    /// shard, all at once, with its state in STATE_DIR/shard-N [env: ALL_SHARDS]
+    #[arg(long, help_heading = "Connection")]
+    pub all_shards: bool,
+
+    /// The cluster whose shards these are, as system.clusters names it
+    /// [env: CLICKHOUSE_CLUSTER_NAME] [default: default]
+    #[arg(long, value_name = "NAME", help_heading = "Connection")]
+    pub cluster: Option<String>,
+
+    /// Where a table is Distributed, use the table behind it, of this server's shard alone. What
+    /// --all-shards tells each of its processes [env: LOCAL_TABLES]
+    #[arg(long, help_heading = "Connection")]
+    pub local_tables: bool,
 
     /// Take any TLS certificate for the server's. Who is between you and the
     /// server can then read and change everything

@@ -3,7 +3,9 @@
 /// The variables that mean something here.
 pub(super) const VARIABLES: &[&str] = &[
     "ALL_PARTITIONS",
+    "ALL_SHARDS",
     "BATCH_SIZE",
+    "CLICKHOUSE_CLUSTER_NAME",
     "CLICKHOUSE_DB",
     "CLICKHOUSE_PASSWORD",
     "CLICKHOUSE_PASSWORD_FILE",
@@ -16,6 +18,7 @@ pub(super) const VARIABLES: &[&str] = &[
     "EXPERIMENTS",
     "JOB_COMPLETIONS",
     "JOB_COMPLETION_INDEX",
+    "LOCAL_TABLES",
     "LOG_FORMAT",
     "MAX_BYTES_PER_SECOND",
     "MAX_INSERT_SLOWDOWN",

@@ -3,6 +3,7 @@
 
 mod body;
 mod connection;
+mod distributed;
 mod error;
 mod heard_out;
 mod insert;

@@ -260,6 +260,22 @@ impl Connection {
         }))
     }
 
+    /// The same; where the table is Distributed, the one behind it on this server.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the server does not answer.
+    pub(crate) async fn local_table(
+        &self,
+        database: &str,
+        name: &str,
+    ) -> Result<Option<TableInfo>, RequestError> {
+        let table = self.table(database, name).await?;
+        match table.as_ref().and_then(TableInfo::behind) {
+            Some((database, name)) => self.table(&database, &name).await,
+            None => Ok(table),
+        }
+    }
+
     /// Whether the user may know of any of the views that read a table.
     ///
     /// # Errors

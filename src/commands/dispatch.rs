@@ -1,17 +1,18 @@
 //! From the command line to the command, and from its end to the exit code.
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
 use super::each_partition::Looked;
-use super::{control, each_partition, generate, report, run, status};
+use super::{all_shards, control, each_partition, generate, report, run, status};
 use crate::cli::Environment;
 use crate::cli::arguments::{
     Arguments, Command, RepairArguments, RunArguments, SubjectArguments, VerifyArguments,
 };
-use crate::cli::options::{Options, Request, log_format, parse_wishes, shard_of};
+use crate::cli::options::{Options, Request, cluster_of, log_format, parse_wishes, shard_of};
 use crate::error::Error;
 use crate::memory::open_files;
 use crate::plan::{Forecast, Totals};
@@ -43,6 +44,11 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
         .is_some_and(Command::is_about_runs)
     {
         log::choose(log_format(&SubjectArguments::default(), &environment)?);
+    }
+    if let Some(subject) = arguments.subject()
+        && let Some(cluster) = cluster_of(subject, &environment)?
+    {
+        return on_all_shards(arguments, &environment, &cluster);
     }
     match arguments.command {
         None => {
@@ -112,6 +118,28 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
         }
         Some(Command::Generate(arguments)) => generate::run(&arguments.directory),
     }
+}
+
+/// Has a process for each shard of a cluster do what the command line says.
+fn on_all_shards(
+    arguments: Arguments,
+    environment: &Environment,
+    cluster: &str,
+) -> Result<(), Error> {
+    let request = match arguments.command {
+        Some(Command::Verify(arguments)) => of_run(of_verify(arguments), environment),
+        Some(Command::Repair(arguments)) => of_run(of_repair(arguments), environment),
+        Some(Command::Plan(arguments)) => of_share(arguments.run, environment),
+        _ => {
+            let arguments = RunArguments {
+                telling: arguments.telling,
+                ..arguments.run
+            };
+            of_share(arguments, environment)
+        }
+    };
+    let given: Vec<OsString> = std::env::args_os().skip(1).collect();
+    block_on(all_shards::run(&request?, cluster, &given))
 }
 
 /// What is asked for, once the process is as considerate as that wants it.

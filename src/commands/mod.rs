@@ -1,5 +1,6 @@
 //! The commands that are not a room of their own, for as many months as were asked for.
 
+mod all_shards;
 mod control;
 mod dispatch;
 pub mod each_partition;

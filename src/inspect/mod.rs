@@ -3,6 +3,7 @@
 
 mod access;
 mod expiry;
+pub(crate) mod placement;
 pub mod segments;
 pub(crate) mod share;
 pub(crate) mod statements;
@@ -548,8 +549,11 @@ impl Inspector {
     }
 
     async fn find(&self, name: &str) -> Result<Option<TableInfo>, Error> {
-        self.ask(self.connection.table(&self.options.database, name))
-            .await
+        let database = &self.options.database;
+        match self.options.local_tables {
+            true => self.ask(self.connection.local_table(database, name)).await,
+            false => self.ask(self.connection.table(database, name)).await,
+        }
     }
 
     async fn source(&self, name: &str) -> Result<TableInfo, Error> {
@@ -560,6 +564,7 @@ impl Inspector {
                  Check CLICKHOUSE_DB"
             )));
         };
+        refuse_distributed(&table)?;
         if !table.is_replacing() {
             return Err(Error::configuration(format!(
                 "table {database}.{name} is a {}, not a ReplacingMergeTree, so which version of a \
@@ -623,6 +628,7 @@ impl Inspector {
 
     async fn target(&mut self) -> Result<TableInfo, Error> {
         let (table, is_old) = self.find_target().await?;
+        refuse_distributed(&table)?;
         if is_old {
             self.warn(format!(
                 "database '{}' has no table {}, and the table {} that it has is never \
@@ -698,6 +704,18 @@ impl Inspector {
         };
         self.ask(self.connection.check(&select)).await?;
         Ok(Some(table))
+    }
+}
+
+/// Which version of a row counts is decided on its shard, and what is written is counted there.
+fn refuse_distributed(table: &TableInfo) -> Result<(), Error> {
+    match table.is_distributed() {
+        false => Ok(()),
+        true => Err(Error::configuration(format!(
+            "{}.{} is a Distributed table, whose rows lie on the shards of a cluster: say --all-shards, \
+             which does the same on each of them, or --local-tables for the shard of this server alone",
+            table.database, table.name
+        ))),
     }
 }
 

@@ -66,6 +66,26 @@ pub(super) fn line_with(level: Level, message: impl Display, fields: &[(&str, Va
     };
 }
 
+/// Prints a line that another process has printed to its standard error, which is one of those that
+/// `what` tells apart by a number.
+pub(crate) fn of_process(what: &str, number: u32, line: &[u8]) {
+    let mut out = std::io::stderr().lock();
+    let _ = match format() {
+        LogFormat::Text => write!(out, "{what} {number}: ")
+            .and_then(|()| out.write_all(line))
+            .and_then(|()| out.write_all(b"\n")),
+        LogFormat::Json => {
+            let mut object: serde_json::Map<_, _> =
+                serde_json::from_slice(line).unwrap_or_else(|_| {
+                    let text = String::from_utf8_lossy(line).into_owned();
+                    serde_json::Map::from_iter([("message".to_owned(), text.into())])
+                });
+            object.insert(what.to_owned(), number.into());
+            writeln!(out, "{}", Value::Object(object))
+        }
+    };
+}
+
 fn as_json(level: Level, message: &str, fields: &[(&str, Value)]) -> String {
     let mut object = serde_json::Map::new();
     let now = time::OffsetDateTime::now_utc();

@@ -92,6 +92,22 @@ impl Request {
     }
 }
 
+/// The cluster on every shard of which the same is to be done, if that is asked for.
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind), with a sentence that names the setting.
+pub(crate) fn cluster_of(
+    arguments: &SubjectArguments,
+    environment: &Environment,
+) -> Result<Option<String>, Error> {
+    if !arguments.all_shards && !environment.flag("ALL_SHARDS")? {
+        return Ok(None);
+    }
+    let settings = Settings { environment };
+    let name = settings.text(arguments.cluster.clone(), "CLICKHOUSE_CLUSTER_NAME");
+    Ok(Some(name.unwrap_or_else(|| "default".to_owned())))
+}
+
 /// How lines on standard error look.
 ///
 /// # Errors
@@ -152,6 +168,8 @@ pub struct Options {
     pub connection: ConnectionOptions,
     /// Database of the tables.
     pub database: String,
+    /// Use the table behind one that is Distributed.
+    pub local_tables: bool,
     /// Table to write to, if the user named one.
     pub target_table: Option<String>,
     /// Insert nothing.
@@ -278,6 +296,7 @@ impl Options {
             database: settings
                 .text(None, "CLICKHOUSE_DB")
                 .unwrap_or_else(|| "default".to_owned()),
+            local_tables: subject.local_tables || environment.flag("LOCAL_TABLES")?,
             target_table: settings.text(subject.target_table.clone(), "TARGET_TABLE"),
             dry_run,
             earlier,

@@ -1,0 +1,94 @@
+//! On which shard the traces of observations lie.
+
+use clickhouse::Row;
+use serde::Deserialize;
+use serde_bytes::ByteBuf;
+
+use crate::clickhouse::{Connection, RequestError, quoting};
+
+/// Traces that are looked at.
+pub(crate) const SAMPLE: usize = 200;
+
+/// A trace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Row, Deserialize)]
+pub(crate) struct Trace {
+    project_id: ByteBuf,
+    id: ByteBuf,
+}
+
+#[derive(Row, Deserialize)]
+struct Count {
+    count: u64,
+}
+
+/// Traces that some of a shard's observations name, and that this shard has not. Nothing where it has no
+/// such tables.
+///
+/// # Errors
+/// [`RequestError`] where it does not answer.
+pub(crate) async fn sample(
+    connection: &Connection,
+    database: &str,
+) -> Result<Vec<Trace>, RequestError> {
+    let observations = connection.local_table(database, "observations").await?;
+    let Some(observations) = observations else {
+        return Ok(Vec::new());
+    };
+    let query = format!(
+        "SELECT DISTINCT CAST(o.project_id, 'String') AS project_id, CAST(o.trace_id, 'String') AS id \
+         FROM {} AS o WHERE o.trace_id != '' LIMIT {SAMPLE}",
+        observations.qualified_name()
+    );
+    let mut named = connection.rows::<Trace>(&query).await?;
+    let Some(query) = found(connection, database, &named).await? else {
+        return Ok(Vec::new());
+    };
+    let there = connection.rows::<Trace>(&query).await?;
+    named.retain(|trace| !there.contains(trace));
+    Ok(named)
+}
+
+/// How many of some traces a shard has.
+///
+/// # Errors
+/// [`RequestError`] where it does not answer.
+pub(crate) async fn count(
+    connection: &Connection,
+    database: &str,
+    traces: &[Trace],
+) -> Result<u64, RequestError> {
+    let Some(query) = found(connection, database, traces).await? else {
+        return Ok(0);
+    };
+    let query = format!("SELECT count() AS count FROM ({query})");
+    let counts = connection.rows::<Count>(&query).await?;
+    Ok(counts.iter().map(|count| count.count).sum())
+}
+
+/// The statement that gives those of some traces that a shard has.
+async fn found(
+    connection: &Connection,
+    database: &str,
+    traces: &[Trace],
+) -> Result<Option<String>, RequestError> {
+    let table = connection.local_table(database, "traces").await?;
+    let Some(table) = table.filter(|_| !traces.is_empty()) else {
+        return Ok(None);
+    };
+    let traces: Vec<String> = traces
+        .iter()
+        .map(|trace| {
+            let (project, id) = (
+                quoting::string(&trace.project_id),
+                quoting::string(&trace.id),
+            );
+            format!("({project}, {id})")
+        })
+        .collect();
+    Ok(Some(format!(
+        "SELECT DISTINCT CAST(t.project_id, 'String') AS project_id, CAST(t.id, 'String') AS id FROM {} AS t \
+         WHERE (t.project_id, t.id) IN ({})",
+        table.qualified_name(),
+        traces.join(", ")
+    )))
+}
