@@ -21,6 +21,7 @@ mod access;
 mod bad_input;
 mod benchmark;
 mod certificates;
+mod clusters;
 mod command_line;
 mod control;
 mod defaults;

@@ -44,7 +44,7 @@ pub use months::{
 };
 pub use outcome::Outcome;
 pub use program::{Running, Tool};
-pub use server::{Options, Server};
+pub use server::{Options, Server, free_ports};
 pub use users::{BLIND_OPERATOR, LIMITED, OPERATOR, READER, TESTER};
 
 /// How often something that takes time is looked at.

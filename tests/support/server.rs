@@ -35,6 +35,11 @@ pub struct Options {
     pub data: Option<PathBuf>,
     /// The port of the HTTP interface; by default one that is free.
     pub http_port: Option<u16>,
+    /// The port of the native interface, likewise.
+    pub tcp_port: Option<u16>,
+    /// The address of this machine that it listens on; by default 127.0.0.1. With another one a server
+    /// can have the ports of the first, as those of a cluster have.
+    pub host: Option<&'static str>,
 }
 
 /// A real ClickHouse server on the loopback address, with `system.query_log`, and with the users
@@ -44,11 +49,18 @@ pub struct Options {
 pub struct Server {
     directory: TempDir,
     data: PathBuf,
-    http_port: u16,
-    tcp_port: u16,
+    address: Address,
     process: Arc<Mutex<Option<ServerProcess>>>,
     databases: AtomicU32,
     crashes: AtomicU32,
+}
+
+/// Where a [`Server`] listens.
+#[derive(Clone, Copy)]
+struct Address {
+    host: &'static str,
+    http_port: u16,
+    tcp_port: u16,
 }
 
 /// The process of a [`Server`] that runs. It ends when its standard input is closed.
@@ -82,16 +94,19 @@ impl Server {
         let mut attempts = 3;
         loop {
             let [http_port, tcp_port] = free_ports();
-            let server_ports = (options.http_port.unwrap_or(http_port), tcp_port);
-            match start_process(directory.path(), &data, server_ports) {
+            let address = Address {
+                host: options.host.unwrap_or("127.0.0.1"),
+                http_port: options.http_port.unwrap_or(http_port),
+                tcp_port: options.tcp_port.unwrap_or(tcp_port),
+            };
+            match start_process(directory.path(), &data, address) {
                 Ok(process) => {
                     let process = Arc::new(Mutex::new(Some(process)));
                     clean_up_at_exit(directory.path(), &process);
                     return Server {
                         directory,
                         data,
-                        http_port: server_ports.0,
-                        tcp_port: server_ports.1,
+                        address,
                         process,
                         databases: AtomicU32::new(0),
                         crashes: AtomicU32::new(0),
@@ -107,17 +122,17 @@ impl Server {
 
     /// The address of the HTTP interface, as the value of `CLICKHOUSE_URL`.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.http_port)
+        format!("http://{}:{}", self.address.host, self.address.http_port)
     }
 
     /// The port of the HTTP interface.
     pub fn http_port(&self) -> u16 {
-        self.http_port
+        self.address.http_port
     }
 
     /// The port of the native TCP interface, for example for the table function `remote`.
     pub fn tcp_port(&self) -> u16 {
-        self.tcp_port
+        self.address.tcp_port
     }
 
     /// Ends the server as a crash would, with SIGKILL. Its data stays.
@@ -136,8 +151,7 @@ impl Server {
     /// Starts the server again, after killing it if it runs: same address, same data.
     pub fn restart(&self) {
         self.kill();
-        let ports = (self.http_port, self.tcp_port);
-        let process = start_process(self.directory.path(), &self.data, ports)
+        let process = start_process(self.directory.path(), &self.data, self.address)
             .unwrap_or_else(|error| panic!("{error}"));
         *self.process.lock().unwrap() = Some(process);
     }
@@ -152,8 +166,7 @@ impl Server {
             && let Ok(Some(status)) = running.child.try_wait()
         {
             println!("ClickHouse itself has ended: {status}");
-            let ports = (self.http_port, self.tcp_port);
-            let again = start_process(self.directory.path(), &self.data, ports);
+            let again = start_process(self.directory.path(), &self.data, self.address);
             *process = Some(again.unwrap_or_else(|error| panic!("{error}")));
             self.crashes.fetch_add(1, Ordering::Relaxed);
         }
@@ -297,7 +310,11 @@ impl Drop for Server {
 fn start_process(
     directory: &Path,
     data: &Path,
-    (http_port, tcp_port): (u16, u16),
+    Address {
+        host,
+        http_port,
+        tcp_port,
+    }: Address,
 ) -> Result<ServerProcess, String> {
     let launcher = launcher();
     let log = directory.join("server.log");
@@ -306,6 +323,7 @@ fn start_process(
         .arg("--exit-with-stdin")
         .arg("--path")
         .arg(data)
+        .args(["--listen-host", host])
         .args(["--http-port", &http_port.to_string()])
         .args(["--tcp-port", &tcp_port.to_string()])
         .arg("--config-file")
@@ -318,7 +336,7 @@ fn start_process(
     let lifeline = child.stdin.take().expect("standard input is a pipe");
 
     let started = Instant::now();
-    while !answers_ping(http_port) {
+    while !answers_ping(host, http_port) {
         let ended = child
             .try_wait()
             .expect("a child process can be looked at")
@@ -355,8 +373,8 @@ fn launcher() -> PathBuf {
     launcher
 }
 
-fn answers_ping(http_port: u16) -> bool {
-    ureq::get(format!("http://127.0.0.1:{http_port}/ping"))
+fn answers_ping(host: &str, http_port: u16) -> bool {
+    ureq::get(format!("http://{host}:{http_port}/ping"))
         .config()
         .timeout_global(Some(Duration::from_secs(2)))
         .build()
@@ -366,7 +384,7 @@ fn answers_ping(http_port: u16) -> bool {
 }
 
 /// Ports that were free a moment ago, all different.
-fn free_ports<const N: usize>() -> [u16; N] {
+pub fn free_ports<const N: usize>() -> [u16; N] {
     let listeners: [TcpListener; N] = std::array::from_fn(|_| {
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there is a free port")
     });
