@@ -240,13 +240,17 @@ fn is_variable(word: &str) -> bool {
             .all(|byte| byte.is_ascii_uppercase() || byte == b'_')
 }
 
-/// Variables that the help explains: `[env: NAME]`, and those of the section on further settings.
+/// Variables that the help explains: `[env: NAME]`, which may be several names among words, and those of
+/// the section on further settings.
 fn variables_in_help(help: &str) -> BTreeSet<String> {
     let flat = help.split_whitespace().collect::<Vec<_>>().join(" ");
     let of_flags = flat
         .split("[env: ")
         .skip(1)
-        .filter_map(|rest| Some(rest.split_once(']')?.0.to_owned()));
+        .filter_map(|rest| Some(rest.split_once(']')?.0))
+        .flat_map(|names| names.split([' ', ',']))
+        .filter(|word| is_variable(word))
+        .map(str::to_owned);
     let of_the_section = help
         .split_whitespace()
         .map(|word| word.trim_matches(|c: char| !c.is_ascii_alphanumeric()))
@@ -618,6 +622,7 @@ fn the_report_agrees_with_the_tables() {
             "root_spans_left_to_observations",
             "items_left_to_live_spans",
             "already_there",
+            "shard",
             "left_to_live_path",
             "until",
             "traces_reloaded",
