@@ -11,6 +11,10 @@ DEPLOY = REPOSITORY / "deploy"
 COMPOSE = DEPLOY / "compose.override.yaml"
 JOB = DEPLOY / "kubernetes" / "job.yaml"
 VALUES = DEPLOY / "kubernetes" / "extra-manifests.values.yaml"
+INDEXED_JOB = DEPLOY / "kubernetes" / "indexed-job.yaml"
+INDEXED_VALUES = DEPLOY / "kubernetes" / "extra-manifests-indexed.values.yaml"
+# What each file of values brings.
+CHARTS = {VALUES: JOB, INDEXED_VALUES: INDEXED_JOB}
 UNIT = DEPLOY / "systemd" / "events-backfill.service"
 UNIT_ENVIRONMENT = DEPLOY / "systemd" / "events-backfill.env"
 DOCKERFILE = DEPLOY / "Dockerfile"
@@ -27,19 +31,19 @@ def compose_service(dotenv):
     return yaml.safe_load(text)["services"]["events-backfill"]
 
 
-def manifests():
-    """What is in job.yaml, by kind."""
-    return {it["kind"]: it for it in yaml.safe_load_all(JOB.read_text())}
+def manifests(path):
+    """What is in a file of manifests, by kind."""
+    return {it["kind"]: it for it in yaml.safe_load_all(path.read_text())}
 
 
-def pod():
+def pod(path):
     """The pod of the Job."""
-    return manifests()["Job"]["spec"]["template"]["spec"]
+    return manifests(path)["Job"]["spec"]["template"]["spec"]
 
 
-def pod_environment(secrets):
+def pod_environment(path, secrets):
     """The container's variables, with those of Secrets filled in."""
-    [container] = pod()["containers"]
+    [container] = pod(path)["containers"]
 
     def value(variable):
         if "value" in variable:

@@ -11,6 +11,12 @@ import yaml
 from containers import run
 from machine import PROGRAM
 
+# Of the chart.
+SECRETS = {"langfuse-clickhouse-auth": {"password": ""}}
+# What in the spec of a Job is about how many pods there are, and what becomes of them.
+OF_INDEXED_JOBS = [
+    "completionMode", "completions", "parallelism", "backoffLimit", "podFailurePolicy",
+]  # fmt: skip
 WORKFLOWS = sorted((files.REPOSITORY / ".github" / "workflows").glob("*.yaml"))
 
 
@@ -22,10 +28,10 @@ def program_help():
 
 def variables(program_help):
     """The variables that the program knows."""
+    of_flags = " ".join(re.findall(r"\[env: ([^\]]+)\]", " ".join(program_help.split())))
     further = program_help.partition("Further settings")[2]
-    return set(re.findall(r"\[env: (\w+)\]", " ".join(program_help.split()))) | set(
-        re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", further)
-    )
+    words = re.findall(r"\b[A-Z]{2,}\b", of_flags)
+    return {*words, *re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", of_flags + " " + further)}
 
 
 def assert_known(program_help, environment, words):
@@ -44,18 +50,62 @@ def test_the_compose_file_is_of_the_schema():
     run(["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(files.COMPOSE)])
 
 
-def test_the_manifests_are_of_the_schemas_of_kubernetes(tmp_path):
-    run(["kubernetes-validate", "--strict", str(files.JOB)])
-    for kind, manifest in files.manifests().items():
+@pytest.mark.parametrize("path", files.CHARTS.values(), ids=lambda path: path.name)
+def test_the_manifests_are_of_the_schemas_of_kubernetes(path, tmp_path):
+    run(["kubernetes-validate", "--strict", str(path)])
+    for kind, manifest in files.manifests(path).items():
         one = tmp_path / f"{kind}.yaml"
         one.write_text(yaml.safe_dump(manifest))
         run(["kubernetes-validate", "--strict", str(one)])
 
 
-def test_the_values_of_the_chart_bring_the_same_manifests():
-    values = yaml.safe_load(files.VALUES.read_text())
+@pytest.mark.parametrize("path", files.CHARTS, ids=lambda path: path.name)
+def test_the_values_of_the_chart_bring_the_same_manifests(path):
+    values = yaml.safe_load(path.read_text())
     assert list(values) == ["extraManifests"]
-    assert values["extraManifests"] == list(files.manifests().values())
+    assert values["extraManifests"] == list(files.manifests(files.CHARTS[path]).values())
+
+
+def test_the_indexed_job_says_everywhere_how_many_pods_it_has():
+    spec = files.manifests(files.INDEXED_JOB)["Job"]["spec"]
+    pods = spec["completions"]
+    assert spec["completionMode"] == "Indexed"
+    assert 1 < pods <= 28, "a shard has a day of each month at least"
+    assert spec["parallelism"] == pods
+    environment = files.pod_environment(files.INDEXED_JOB, SECRETS)
+    assert environment["JOB_COMPLETIONS"] == str(pods)
+    # Kubernetes sets it, unless the manifest does.
+    assert "JOB_COMPLETION_INDEX" not in environment
+    text = files.INDEXED_JOB.read_text()
+    assert f"pod {pods - 1} is --shard {pods}/{pods}" in " ".join(text.replace("#", "").split())
+    assert f"--max-log-requests {pods} " in text
+    assert f"plan --shard 1/{pods}`" in text
+    assert spec["backoffLimit"] == 10 * pods
+
+
+def test_the_pods_of_the_indexed_job_keep_their_state_as_long_as_they_are_there():
+    spec = files.manifests(files.INDEXED_JOB)["Job"]["spec"]
+    pod = files.pod(files.INDEXED_JOB)
+    assert pod["restartPolicy"] == "OnFailure"
+    # Kubernetes refuses both with another restartPolicy than Never, which their schema does not say.
+    assert "podFailurePolicy" not in spec and "backoffLimitPerIndex" not in spec
+    [volume] = pod["volumes"]
+    claim = volume["ephemeral"]["volumeClaimTemplate"]["spec"]
+    assert claim["accessModes"] == ["ReadWriteOnce"]
+    assert claim["resources"]["requests"]["storage"]
+
+
+def test_the_indexed_job_is_the_other_one_in_all_else():
+    one, indexed = (files.manifests(path)["Job"] for path in (files.JOB, files.INDEXED_JOB))
+    for job in (one, indexed):
+        for name in OF_INDEXED_JOBS:
+            job["spec"].pop(name, None)
+        del job["spec"]["template"]["spec"]["restartPolicy"]
+        [volume] = job["spec"]["template"]["spec"]["volumes"]
+        del volume["persistentVolumeClaim" if job is one else "ephemeral"]
+    [container] = indexed["spec"]["template"]["spec"]["containers"]
+    assert container["env"].pop()["name"] == "JOB_COMPLETIONS"
+    assert indexed == one
 
 
 def test_systemd_takes_the_unit_and_finds_it_hardened(tmp_path):
@@ -92,9 +142,10 @@ def test_workflows_run_what_there_is():
 def test_files_name_variables_and_flags_that_the_program_knows(program_help):
     service = files.compose_service({})
     assert_known(program_help, service["environment"], service["command"])
-    [container] = files.pod()["containers"]
-    names = [variable["name"] for variable in container["env"]]
-    assert_known(program_help, names, container["args"])
+    for path in files.CHARTS.values():
+        [container] = files.pod(path)["containers"]
+        names = [variable["name"] for variable in container["env"]]
+        assert_known(program_help, names, container["args"])
     [command] = files.unit()["ExecStart"]
     settings = [value.partition("=")[0] for value in files.unit()["Environment"]]
     of_file = files.dotenv(files.UNIT_ENVIRONMENT.read_text())
@@ -107,13 +158,15 @@ def test_files_name_variables_and_flags_that_the_program_knows(program_help):
 def test_all_give_the_program_the_same_time_to_end_and_more_memory_than_it_takes(program_help):
     service = files.compose_service({})
     assert service["stop_grace_period"] == "45s"
-    assert files.pod()["terminationGracePeriodSeconds"] == 45
+    pods = [files.pod(path) for path in files.CHARTS.values()]
+    assert [pod["terminationGracePeriodSeconds"] for pod in pods] == [45, 45]
     assert files.unit()["TimeoutStopSec"] == ["45"]
-    [container] = files.pod()["containers"]
     assert service["mem_limit"] == "768m"
-    assert container["resources"]["limits"]["memory"] == "768Mi"
+    for pod in pods:
+        assert pod["containers"][0]["resources"]["limits"]["memory"] == "768Mi"
     assert files.unit()["MemoryMax"] == ["768M"]
-    limits = {files.pod_environment({"langfuse-clickhouse-auth": {"password": ""}})["MEMORY_LIMIT"]}
+    environments = (files.pod_environment(path, SECRETS) for path in files.CHARTS.values())
+    limits = {environment["MEMORY_LIMIT"] for environment in environments}
     limits |= {service["environment"]["MEMORY_LIMIT"]}
     limits |= {files.dotenv(files.UNIT_ENVIRONMENT.read_text())["MEMORY_LIMIT"]}
     assert limits == {"512MiB"}

@@ -108,59 +108,104 @@ def test_the_service_of_the_compose_file(store, start_server):
         container.end()
 
 
-def action(code):
-    """What the Job does after a pod that ended so; None: starts another one, and counts it."""
-    [container] = files.pod()["containers"]
-    for rule in files.manifests()["Job"]["spec"]["podFailurePolicy"]["rules"]:
-        of_code = rule.get("onExitCodes")
-        if of_code and of_code["containerName"] == container["name"] and code in of_code["values"]:
-            return rule["action"]
-    return None
+class Job:
+    """How a Job runs the program."""
+
+    def __init__(self, path, store, server):
+        self.store = store
+        self.spec, self.pod = files.manifests(path)["Job"]["spec"], files.pod(path)
+        [self.container] = self.pod["containers"]
+        secrets = {"langfuse-clickhouse-auth": {"password": PASSWORD}}
+        self.environment = files.pod_environment(path, secrets)
+        assert self.environment["CLICKHOUSE_URL"] == "http://langfuse-clickhouse-headless:8123"
+        self.environment |= {"CLICKHOUSE_URL": server.url, "CLICKHOUSE_USER": USER}
+
+    def run(self, name, volume, environment):
+        """A pod with that volume and these further variables, to be spawned."""
+        context = self.pod["securityContext"]
+        assert context["runAsNonRoot"] and self.container["securityContext"]["readOnlyRootFilesystem"]
+        if not volume.exists():
+            # As Kubernetes prepares it for fsGroup: of root, and its group may write.
+            volume.mkdir()
+            os.chown(volume, 0, context["fsGroup"])
+            volume.chmod(0o2775)
+        [mount] = self.container["volumeMounts"]
+        options = ["--read-only", "--user", f"{context['runAsUser']}:{context['runAsGroup']}"]
+        options += ["--group-add", str(context["fsGroup"]), "--security-opt=no-new-privileges"]
+        dropped = self.container["securityContext"]["capabilities"]["drop"]
+        options += [f"--cap-drop={name}" for name in dropped]
+        options += ["--memory", self.container["resources"]["limits"]["memory"].removesuffix("i").lower()]
+        options += ["--volume", f"{volume}:{mount['mountPath']}"]
+        environment = {**self.environment, **environment}
+        return Container(self.store, name, options, self.container["args"], environment)
+
+    def action(self, code):
+        """What it does after a pod that ended so; None: starts another one, and counts it."""
+        for rule in self.spec["podFailurePolicy"]["rules"]:
+            of_code = rule.get("onExitCodes")
+            name = self.container["name"]
+            if of_code and of_code["containerName"] == name and code in of_code["values"]:
+                return rule["action"]
+        return None
 
 
 def test_the_job(store, start_server, tmp_path):
     server = start_server()
-    [container] = files.pod()["containers"]
-    secrets = {"langfuse-clickhouse-auth": {"password": PASSWORD}}
-    environment = files.pod_environment(secrets)
-    assert environment["CLICKHOUSE_URL"] == "http://langfuse-clickhouse-headless:8123"
-    environment |= {"CLICKHOUSE_URL": server.url, "CLICKHOUSE_USER": USER}
-    context = files.pod()["securityContext"]
-    assert context["runAsNonRoot"] and container["securityContext"]["readOnlyRootFilesystem"]
-    # As Kubernetes prepares a volume for fsGroup: of root, and its group may write.
+    job = Job(files.JOB, store, server)
     volume = tmp_path / "volume"
-    volume.mkdir()
-    os.chown(volume, 0, context["fsGroup"])
-    volume.chmod(0o2775)
-    [mount] = container["volumeMounts"]
-    options = ["--read-only", "--user", f"{context['runAsUser']}:{context['runAsGroup']}"]
-    options += ["--group-add", str(context["fsGroup"]), "--security-opt=no-new-privileges"]
-    options += [f"--cap-drop={name}" for name in container["securityContext"]["capabilities"]["drop"]]
-    options += ["--memory", container["resources"]["limits"]["memory"].removesuffix("i").lower()]
-    options += ["--volume", f"{volume}:{mount['mountPath']}"]
-    job = Container(store, "job", options, container["args"], environment)
+    pod = job.run("job", volume, {})
 
     def at_work():
-        probe = container["livenessProbe"]["httpGet"]
-        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        probe = job.container["livenessProbe"]["httpGet"]
+        ports = {port["name"]: port["containerPort"] for port in job.container["ports"]}
         assert get(ports[probe["port"]], probe["path"]) == "ok\n"
-        notes = files.manifests()["Job"]["spec"]["template"]["metadata"]["annotations"]
+        notes = job.spec["template"]["metadata"]["annotations"]
         metrics = get(notes["prometheus.io/port"], notes["prometheus.io/path"])
         assert "events_backfill_rows_processed_total" in metrics
         assert (volume / MONTHS[1]).stat().st_mode & 0o777 == 0o700
 
-    grace = files.pod()["terminationGracePeriodSeconds"]
     try:
-        code = interrupt_and_go_on(server, job, grace, at_work)
-        assert (code, action(code)) == (143, "Ignore")
-        wrong = {**environment, "CLICKHOUSE_PASSWORD": "wrong"}
-        code, output = ended(Container(store, "job", options, container["args"], wrong).spawn())
-        assert (code, action(code)) == (2, "FailJob"), output
-        away = {**environment, "CLICKHOUSE_URL": "http://127.0.0.1:1", "MAX_RETRIES": "1"}
-        code, output = ended(Container(store, "job", options, container["args"], away).spawn())
-        assert (code, action(code)) == (1, None), output
+        grace = job.pod["terminationGracePeriodSeconds"]
+        code = interrupt_and_go_on(server, pod, grace, at_work)
+        assert (code, job.action(code)) == (143, "Ignore")
+        wrong = {"CLICKHOUSE_PASSWORD": "wrong"}
+        code, output = ended(job.run("job", volume, wrong).spawn())
+        assert (code, job.action(code)) == (2, "FailJob"), output
+        away = {"CLICKHOUSE_URL": "http://127.0.0.1:1", "MAX_RETRIES": "1"}
+        code, output = ended(job.run("job", volume, away).spawn())
+        assert (code, job.action(code)) == (1, None), output
     finally:
-        job.end()
+        pod.end()
+
+
+def test_the_indexed_job_whose_pod_is_lost_with_its_volume(store, start_server, tmp_path):
+    server = start_server()
+    job = Job(files.INDEXED_JOB, store, server)
+    pods = range(job.spec["completions"])
+    started = []
+
+    def spawn(index):
+        # Each time with a volume that is empty, and with the variable that Kubernetes sets.
+        volume = tmp_path / f"volume-{len(started)}"
+        started.append(job.run(f"job-{index}", volume, {"JOB_COMPLETION_INDEX": str(index)}))
+        return started[-1].spawn()
+
+    lost = pods[3]
+    try:
+        process = spawn(lost)
+        wait_until("the first events", lambda: server.events(MONTHS[0]) > 0, process)
+        run(store.podman("kill", "--signal=KILL", started[-1].name))
+        assert ended(process)[0] == 137
+        server.speed_up()
+        for index in reversed(pods):
+            code, output = ended(spawn(index))
+            assert code == 0, output
+            assert f"shard {index + 1}/{len(pods)}" in output, output
+            print(output)
+        server.assert_complete()
+    finally:
+        for pod in started:
+            pod.end()
 
 
 def get(port, path):
