@@ -94,6 +94,15 @@ install_tools() {
     PATH=$tools/bin:$PATH
 }
 
+# Rust's own library for the target comes with rustup, or with the compiler.
+require_target() {
+    [[ -d $(rustc --print target-libdir --target "$target") ]] && return
+    have rustup || fail "Rust's library for $target is missing: install it (rustup target add $target), then" \
+        "run this again."
+    say "Installing with rustup: the library for $target"
+    rustup target add "$target" >&2
+}
+
 # The program; and, to prove it with, the server of the demo for the same glibc.
 build() {
     # zig's compiler adds debug symbols of its own accord, hundreds of megabytes of RocksDB's. The rest of the
@@ -172,6 +181,7 @@ list_parts() {
 }
 
 scripts/install-prerequisites.sh
+require_target
 install_tools
 build
 version=$(cargo pkgid --offline | sed 's/.*[#@]//')
