@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that everything the build and the demo need is installed, and says nothing when it is.
-# With --tests, what the tests need besides: a browser, in which they open the report.
+# With --tests, what the tests need besides: a browser, in which they open the report, and ZooKeeper, with
+# which tables are replicated.
 #
 # What is missing is installed with apt-get where that is possible without asking for a password.
 # Elsewhere the script prints the one command to run, and fails. It never installs a Rust toolchain:
@@ -31,6 +32,8 @@ missing_things() {
         have_browser || echo browser
         have "${CHROMEDRIVER:-chromedriver}" || echo chromedriver
         have mandoc || echo mandoc
+        have java || echo java
+        have_zookeeper || echo zookeeper
     fi
 }
 
@@ -76,6 +79,11 @@ have_browser() {
     [[ -n ${CHROMIUM:-} ]] || have chromium || have chromium-browser || have google-chrome
 }
 
+# The classes alone: the tests start it themselves.
+have_zookeeper() {
+    [[ -n ${ZOOKEEPER_CLASSPATH:-} || -f /usr/share/java/zookeeper.jar ]]
+}
+
 # npm is needed only to fetch the ClickHouse library.
 have_clickhouse() {
     [[ -n ${CLICKHOUSE_BINARY:-} || -f ${CLICKHOUSE_LIBRARY:-} ]] && return 0
@@ -92,6 +100,8 @@ packages_for() {
             curl) echo curl ca-certificates ;;
             browser) echo chromium fonts-dejavu-core ;;
             chromedriver) echo chromium-driver ;;
+            java) echo default-jre-headless ;;
+            zookeeper) echo libzookeeper-java ;;
             *) echo "$thing" ;;
         esac
     done
@@ -107,6 +117,7 @@ names_of() {
             browser) names+=("Chromium (for the tests, unless CHROMIUM names a browser)") ;;
             chromedriver) names+=("chromedriver (likewise, unless CHROMEDRIVER names it)") ;;
             npm) names+=("npm (to fetch ClickHouse, unless CLICKHOUSE_BINARY is set)") ;;
+            zookeeper) names+=("ZooKeeper (for the tests, unless ZOOKEEPER_CLASSPATH names its jars)") ;;
             mandoc) names+=("mandoc (to check the man pages)") ;;
             *) names+=("$thing") ;;
         esac

@@ -20,8 +20,10 @@ pub(crate) enum WorkError {
     #[error(transparent)]
     Request(#[from] RequestError),
     /// An insert failed, and a part of its rows may be there.
-    #[error("an insert failed: {error}")]
+    #[error("an insert into {table} failed: {error}")]
     InsertFailed {
+        /// The target.
+        table: String,
         /// What the server, or the way to it, said.
         error: RequestError,
         /// Whether what was refused was a single block, which the server does not divide.
@@ -91,6 +93,7 @@ impl WorkError {
             | WorkError::InsertFailed {
                 error,
                 is_single_block: true,
+                ..
             } if error.is_of_statement() => Hope::Rare,
             _ => self.is_passing().into(),
         }
@@ -104,6 +107,7 @@ impl WorkError {
             WorkError::InsertFailed {
                 error,
                 is_single_block,
+                ..
             } => error.is_passing() || (error.is_too_large() && !is_single_block),
             // A response that was cut or garbled on its way is sent again. A type that is
             // not known is garbled too: every column was asked for in a type that is.
@@ -131,6 +135,7 @@ impl WorkError {
             WorkError::InsertFailed {
                 error,
                 is_single_block: true,
+                ..
             } if error.is_too_large() => block_rows,
             _ => return None,
         };

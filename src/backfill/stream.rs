@@ -146,6 +146,7 @@ pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> De
     let server = &context.inspected.server;
     Destination {
         connection: context.connection.clone(),
+        table: format!("{}.{}", target.database, target.name),
         insert_sql: format!(
             "INSERT INTO {} ({}) FORMAT Native",
             target.qualified_name(),

@@ -167,6 +167,11 @@ impl Connection {
         self.options.addresses()
     }
 
+    /// The address that is asked now, without credentials, for messages.
+    pub(crate) fn address_in_use(&self) -> String {
+        self.server().url.to_string()
+    }
+
     /// Whether what travels is compressed.
     pub fn compression(&self) -> Compression {
         self.options.compression

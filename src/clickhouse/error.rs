@@ -87,6 +87,7 @@ const PASSING: &[u32] = &[
     203,  // NO_FREE_CONNECTION
     209,  // SOCKET_TIMEOUT
     210,  // NETWORK_ERROR
+    225,  // NO_ZOOKEEPER: a replica that has not reached Keeper since it was started
     236,  // ABORTED: the server is shutting down
     241,  // MEMORY_LIMIT_EXCEEDED: merges or other queries will give it back
     242,  // TABLE_IS_READ_ONLY: a replica that lost its Keeper session
@@ -100,17 +101,20 @@ const PASSING: &[u32] = &[
     439,  // CANNOT_SCHEDULE_TASK
     499,  // S3_ERROR
     618,  // LZ4_DECODER_FAILED: an insert was garbled on its way
-    735,  // QUERY_WAS_CANCELLED_BY_CLIENT: the connection broke while the server answered
-    745,  // SERVER_OVERLOADED
-    999,  // KEEPER_EXCEPTION
+    667, // NOT_INITIALIZED: an insert into a replica that has not reached Keeper since it was started
+    735, // QUERY_WAS_CANCELLED_BY_CLIENT: the connection broke while the server answered
+    745, // SERVER_OVERLOADED
+    999, // KEEPER_EXCEPTION
     1000, // POCO_EXCEPTION: a broken socket
 ];
 
 /// Exceptions that say that another replica may do what this one cannot now.
 const OF_REPLICA: &[u32] = &[
+    225, // NO_ZOOKEEPER: it has not reached Keeper since it was started
     236, // ABORTED: the server is shutting down
     242, // TABLE_IS_READ_ONLY: a replica that lost its Keeper session
     364, // UNEXPECTED_ZOOKEEPER_ERROR
+    667, // NOT_INITIALIZED: it has not reached Keeper since it was started
     745, // SERVER_OVERLOADED
     999, // KEEPER_EXCEPTION
 ];
@@ -127,6 +131,8 @@ const CONVERSION_FAILED: &str = "while converting column";
 
 /// TIMEOUT_EXCEEDED
 const TIMEOUT: u32 = 159;
+/// NO_ZOOKEEPER, TABLE_IS_READ_ONLY and NOT_INITIALIZED: the replica cannot write without Keeper.
+const READ_ONLY: &[u32] = &[225, 242, 667];
 /// MEMORY_LIMIT_EXCEEDED
 const MEMORY: u32 = 241;
 
@@ -166,6 +172,11 @@ fn limit_named(code: u32, message: &str) -> Cow<'static, str> {
             "; max_execution_time of the user's settings profile ends what takes longer, and may not be \
              lifted: let the profile allow it, or begin anew with a smaller --segment-rows, if reading took so \
              long, or --part-bytes, if an insert did"
+        }
+        code if READ_ONLY.contains(&code) => {
+            "; without ClickHouse Keeper (or ZooKeeper) a replica only reads: \
+             SELECT database, table, zookeeper_exception FROM system.replicas WHERE is_readonly says of which \
+             tables that is so, and why"
         }
         // That of the server, "(total)", is for all that it does.
         MEMORY if message.contains("Query memory limit") => {

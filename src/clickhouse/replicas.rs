@@ -61,6 +61,17 @@ impl TableInfo {
     }
 }
 
+/// The same error with the name of the table, which the server does not say of a replica.
+fn said_of(name: &str, error: RequestError) -> RequestError {
+    match error {
+        RequestError::Exception { code, message } => RequestError::Exception {
+            code,
+            message: format!("{message} (the replica of {name})"),
+        },
+        error => error,
+    }
+}
+
 impl Connection {
     /// What is wrong with a table of which several servers are told to have it, if something is: all
     /// addresses must lead to one server, or to replicas that share it.
@@ -137,7 +148,7 @@ impl Connection {
         match self.check_within(&wait, PATIENCE).await {
             // Servers before 23.6 do not know the word (SYNTAX_ERROR), and the user may not be let.
             Err(error) if matches!(error.code(), Some(ACCESS_DENIED | 62 | 164)) => {}
-            waited => return waited,
+            waited => return waited.map_err(|error| said_of(&name, error)),
         }
         let query = format!(
             "SELECT is_readonly, toUInt64(greatest(log_max_index + 1, log_pointer) - log_pointer) AS behind, \

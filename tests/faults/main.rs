@@ -22,5 +22,6 @@ mod faults;
 mod live;
 mod outages;
 mod repair_faults;
+mod replicas;
 mod resume;
 mod shards;

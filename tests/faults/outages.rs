@@ -309,7 +309,7 @@ fn a_run_outlasts_a_server_that_dies_while_it_sends_observations() {
 
 #[test]
 fn a_run_outlasts_a_server_that_dies_before_it_acknowledges_what_it_wrote() {
-    let words = "an insert failed: the connection to ClickHouse failed";
+    let words = "inserting_outlasted failed: the connection to ClickHouse failed";
     assert_outlasted("inserting_outlasted", Moment::Inserting, words);
 }
 

@@ -40,6 +40,7 @@ mod profiles;
 mod repair;
 mod repair_damage;
 mod replicas;
+mod replicated;
 mod root_spans;
 mod secrets;
 mod shards;

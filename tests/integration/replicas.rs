@@ -1,10 +1,11 @@
 //! Several addresses, and the same tables behind another one.
 
 use crate::support::differential::{
-    Specification, ask, ask_number, assert_complete, execute, keep_versions_apart, slow_down,
-    speed_up, wait_for_event,
+    Specification, ask_number, assert_complete, execute, keep_versions_apart, slow_down, speed_up,
+    wait_for_event,
 };
 use crate::support::proxy::Proxy;
+use crate::support::replicas::{copy_rows, copy_tables, tables};
 use crate::support::{Database, Options, SAMPLE_PARTITION, Server, Tool};
 
 /// Observations of a month.
@@ -102,7 +103,7 @@ fn servers_that_do_not_share_their_tables_are_refused() {
     outcome.assert_one_error(2, &["CLICKHOUSE_URL", "not the same table"]);
 
     execute(&apart, &format!("DROP DATABASE `{}` SYNC", database.name));
-    copy_tables(&database, &apart);
+    copy_tables(&database, &apart, &tables(&database));
     let outcome = tool(&database, &addresses).run();
     outcome.assert_one_error(2, &["CLICKHOUSE_URL", "2 servers", "ReplacingMergeTree"]);
     assert_eq!(
@@ -130,8 +131,9 @@ fn a_run_goes_on_at_another_server_that_has_the_same_tables() {
     run.wait().assert_code(143);
     speed_up(&database);
     let before = ask_number(&database, "SELECT count() FROM events_full");
-    copy_tables(&database, &replica);
-    copy_rows(&database, &replica);
+    let tables = tables(&database);
+    copy_tables(&database, &replica, &tables);
+    copy_rows(&database, &replica, &tables);
 
     let resumed = first.env("CLICKHOUSE_URL", server.url()).arg("--resume");
     resumed.run().assert_code(0);
@@ -140,47 +142,6 @@ fn a_run_goes_on_at_another_server_that_has_the_same_tables() {
     assert!(written > 0, "nothing was left to do");
     assert_each_event_once(&replica);
     assert_complete(&replica, "events_full");
-}
-
-/// Tables with the identities and the definitions of those of another server.
-fn copy_tables(from: &Database, to: &Database) {
-    to.server
-        .query(&format!("CREATE DATABASE `{}`", to.name))
-        .unwrap();
-    for table in tables(from) {
-        let definition = ask(
-            from,
-            &format!(
-                "SHOW CREATE TABLE {table} FORMAT TSVRaw \
-                 SETTINGS show_table_uuid_in_table_create_query_if_not_nil = 1"
-            ),
-        );
-        execute(to, &definition);
-    }
-}
-
-fn copy_rows(from: &Database, to: &Database) {
-    for table in tables(from) {
-        execute(
-            to,
-            &format!(
-                "INSERT INTO {table} SELECT * FROM \
-                 remote('127.0.0.1:{}', `{}`.{table}, 'default', '')",
-                from.server.tcp_port(),
-                from.name
-            ),
-        );
-    }
-}
-
-/// The tables that a run reads or writes, and `expected`, without the views that fill them.
-fn tables(database: &Database) -> Vec<String> {
-    let names = ask(
-        database,
-        "SELECT arrayStringConcat(groupArray(name), ' ') FROM system.tables \
-         WHERE database = currentDatabase() AND engine IN ('ReplacingMergeTree', 'Memory')",
-    );
-    names.split(' ').map(str::to_owned).collect()
 }
 
 /// Whoever reads without FINAL sees each event once.

@@ -27,6 +27,8 @@ pub mod live;
 pub mod mutate;
 pub mod proxy;
 pub mod repair;
+pub mod replicas;
+pub mod zookeeper;
 
 mod database;
 mod months;

@@ -20,7 +20,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -70,6 +70,9 @@ pub enum Place {
 pub enum Action {
     /// Both connections are reset, as when a machine between them restarts.
     Cut,
+    /// All connections are reset, and from then on another server is behind the proxy: see
+    /// [`Proxy::between`].
+    Switch,
     /// Both connections are closed in good order, as if that were the end.
     Truncate,
     /// Nothing is passed on in this direction for so long. See [`FOREVER`].
@@ -209,26 +212,41 @@ pub struct Proxy {
 struct Shared {
     faults: Mutex<Vec<Arc<Fault>>>,
     exchanges: Mutex<Vec<Arc<Exchange>>>,
+    /// The ports of the servers.
+    servers: Vec<u16>,
+    /// How often another server has taken the place of the one before. A connection of before is over.
+    switches: AtomicUsize,
     is_closing: AtomicBool,
 }
 
 impl Proxy {
     /// Starts a proxy on a port of its own, in front of that port of this machine.
     pub fn start(server_port: u16) -> Proxy {
+        Self::between([server_port])
+    }
+
+    /// A proxy before several servers, as a load balancer is: all new connections lead to the first,
+    /// until [`Action::Switch`] has the next one take its place, round and round.
+    pub fn between<const N: usize>(servers: [u16; N]) -> Proxy {
         let listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there is a free port for a proxy");
         let port = listener.local_addr().expect("it is bound").port();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            servers: servers.to_vec(),
+            ..Shared::default()
+        });
         let for_connections = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming() {
                 if for_connections.is_closing.load(Ordering::SeqCst) {
                     break;
                 }
-                let server = TcpStream::connect((Ipv4Addr::LOCALHOST, server_port));
+                let switches = for_connections.switches.load(Ordering::SeqCst);
+                let port = for_connections.servers[switches % for_connections.servers.len()];
+                let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
                 // Where the server is away, the client finds its connection closed.
                 if let (Ok(client), Ok(server)) = (client, server) {
-                    Connection::begin(client, server, &for_connections);
+                    Connection::begin(client, server, switches, &for_connections);
                 }
             }
         });
@@ -316,13 +334,15 @@ enum Direction {
 struct Connection {
     client: TcpStream,
     server: TcpStream,
+    /// How often there had been another server when it began.
+    switches: usize,
     shared: Arc<Shared>,
     current: Mutex<Arc<Exchange>>,
     is_over: AtomicBool,
 }
 
 impl Connection {
-    fn begin(client: TcpStream, server: TcpStream, shared: &Arc<Shared>) {
+    fn begin(client: TcpStream, server: TcpStream, switches: usize, shared: &Arc<Shared>) {
         for socket in [&client, &server] {
             let prepared = socket
                 .set_nodelay(true)
@@ -335,6 +355,7 @@ impl Connection {
         let connection = Arc::new(Connection {
             client,
             server,
+            switches,
             shared: Arc::clone(shared),
             current: Mutex::default(),
             is_over: AtomicBool::new(false),
@@ -491,7 +512,10 @@ impl Connection {
     /// Does what a fault says, before this byte is passed on.
     fn do_at(&self, fault: &Fault, byte: &mut u8) -> io::Result<()> {
         match fault.action {
-            Action::Cut => {
+            Action::Cut | Action::Switch => {
+                if fault.action == Action::Switch {
+                    self.shared.switches.fetch_add(1, Ordering::SeqCst);
+                }
                 // Closed sockets that linger for no time send a reset.
                 let no_time = libc::linger {
                     l_onoff: 1,
@@ -608,7 +632,8 @@ impl Connection {
 
     /// Fails when there is nothing more to do.
     fn check(&self) -> io::Result<()> {
-        let is_closing = self.shared.is_closing.load(Ordering::SeqCst);
+        let is_closing = self.shared.is_closing.load(Ordering::SeqCst)
+            || self.shared.switches.load(Ordering::SeqCst) != self.switches;
         match is_closing || self.is_over.load(Ordering::SeqCst) {
             true => Err(over()),
             false => Ok(()),

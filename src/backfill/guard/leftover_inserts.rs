@@ -100,15 +100,29 @@ pub(crate) async fn others_are_at_work(
     }
 }
 
+/// A server of which it is not known whether it still writes.
+#[derive(Debug)]
+pub(crate) struct Unsettled {
+    /// What it met.
+    pub error: RequestError,
+    /// Its address, where there are several.
+    pub address: Option<String>,
+}
+
 /// Waits until no query is under way, on any server, whose id begins with `prefix`, and ends those that
 /// are.
 ///
 /// # Errors
-/// [`RequestError`] where one of the servers does not answer, or they do not end: what it still writes would
+/// [`Unsettled`] where one of the servers does not answer, or they do not end: what it still writes would
 /// stand there twice.
-pub(crate) async fn end(connection: &Connection, prefix: &str) -> Result<(), RequestError> {
-    for server in connection.to_each_server() {
-        end_on_one(&server, prefix).await?;
+pub(crate) async fn end(connection: &Connection, prefix: &str) -> Result<(), Unsettled> {
+    let servers = connection.to_each_server();
+    for server in &servers {
+        let ended = end_on_one(server, prefix).await;
+        ended.map_err(|error| Unsettled {
+            error,
+            address: (servers.len() > 1).then(|| server.address_in_use()),
+        })?;
     }
     Ok(())
 }

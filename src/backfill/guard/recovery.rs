@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use super::leftover_inserts;
+use super::leftover_inserts::{self, Unsettled};
 use super::target::{Extent, TargetMonth};
 use crate::backfill::work_attempts::WorkAttempts;
 use crate::clickhouse::retry::Retries;
@@ -70,8 +70,18 @@ impl Recovery {
                 ended = leftover_inserts::end(&self.target.connection, prefix) => ended,
                 signal = self.target.shutdown.requested() => return Err(Error::interrupted(signal)),
             };
-            let Err(error) = ended else { return Ok(()) };
-            attempts.failed(error.into()).await?;
+            let Err(Unsettled { error, address }) = ended else {
+                return Ok(());
+            };
+            let failed = attempts.failed(error.into()).await;
+            failed.map_err(|error| match address {
+                Some(address) if error.signal().is_none() => error.and(format!(
+                    "{address} may still be writing what was sent to it, so nothing is sent again until it \
+                     answers: if it never will, leave its address out of CLICKHOUSE_URL, and verify the month \
+                     in the end"
+                )),
+                _ => error,
+            })?;
         }
     }
 

@@ -60,7 +60,7 @@ impl ItemWork {
             }
             let is_smaller_next = matches!(
                 &error,
-                WorkError::InsertFailed { error, is_single_block: false } if error.is_too_large()
+                WorkError::InsertFailed { error, is_single_block: false, .. } if error.is_too_large()
             );
             let got_further = reached.written > furthest;
             furthest = furthest.max(reached.written);

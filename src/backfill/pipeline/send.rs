@@ -34,6 +34,8 @@ const FAILED_INSERT: Duration = Duration::from_secs(60);
 pub(crate) struct Destination {
     /// The server.
     pub connection: Connection,
+    /// The table, for messages.
+    pub table: String,
     /// `INSERT INTO … FORMAT Native`
     pub insert_sql: String,
     /// Whether views count in the rows that are written.
@@ -370,6 +372,7 @@ impl Sender {
             limits.body_was_too_large(open.body_bytes);
         }
         WorkError::InsertFailed {
+            table: self.destination.table.clone(),
             is_single_block: !open.is_divisible(&error),
             error,
         }

@@ -1,0 +1,150 @@
+//! Tables of the `Replicated…` engines, with a real Keeper or without one. The embedded server cannot be a
+//! replica to others, so that its replicated tables are read-only in either case: what is tested is what
+//! a run makes of that, that it reads such tables, and that what it asks of replicas is understood.
+
+use crate::support::differential::{Specification, ask, ask_number, assert_complete, execute};
+use crate::support::proxy::Proxy;
+use crate::support::zookeeper::{ZooKeeper, keeper_at};
+use crate::support::{Database, OPERATOR, Options, Outcome, SAMPLE_PARTITION, Server, Tool};
+
+/// All that a run reads or writes; a view copies from `events_full` to `events_core`.
+const TABLES: [&str; 4] = ["traces", "observations", "events_full", "events_core"];
+
+/// Port 1 needs rights to be listened at, and has no use.
+const NOWHERE: u16 = 1;
+
+/// The month of a server with replicated tables, and what its events must be.
+fn month<'server>(server: &'server Server, name: &str) -> Database<'server> {
+    let database = server.database(name);
+    database.load_small_month();
+    Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    attach(&database, "REPLICATED");
+    let engines = "SELECT countIf(engine = 'ReplicatedReplacingMergeTree') FROM system.tables \
+                   WHERE database = currentDatabase()";
+    assert_eq!(ask_number(&database, engines), TABLES.len() as u64);
+    database
+}
+
+/// Makes replicated tables of ordinary ones, or the other way: their rows and identities stay.
+fn attach(database: &Database, how: &str) {
+    for table in TABLES {
+        execute(database, &format!("DETACH TABLE {table} SYNC"));
+        execute(database, &format!("ATTACH TABLE {table} AS {how}"));
+    }
+}
+
+fn server(keeper: String) -> Server {
+    Server::start(Options {
+        config: keeper,
+        ..Options::default()
+    })
+}
+
+fn tool(database: &Database) -> Tool {
+    Tool::new(database)
+        .env("MAX_RETRIES", "2")
+        .args(["--partition", SAMPLE_PARTITION])
+}
+
+/// Panics unless the run has tried often enough, says which table is read-only and where to look, has
+/// written nothing, and is completed once the tables are not read-only any more.
+#[track_caller]
+fn assert_waited_and_resumable(database: &Database, tool: Tool, outcome: &Outcome, words: &[&str]) {
+    let said = [
+        "(3 tries)",
+        &format!("{}.events_full", database.name),
+        "only reads",
+        "FROM system.replicas WHERE is_readonly",
+        "continue with --resume",
+    ];
+    outcome.assert_one_error(1, &[words, &said].concat());
+    outcome.assert_stderr_contains("trying again in");
+    for table in ["events_full", "events_core"] {
+        assert_eq!(
+            ask_number(database, &format!("SELECT count() FROM {table}")),
+            0
+        );
+    }
+    let names = ask(
+        database,
+        "SELECT arrayStringConcat(groupArray(table), ' ') FROM system.replicas \
+         WHERE is_readonly AND database = currentDatabase() AND table = 'events_full'",
+    );
+    assert_eq!(
+        names, "events_full",
+        "what the sentence names tells the table"
+    );
+
+    attach(database, "NOT REPLICATED");
+    let tool = tool.arg("--resume");
+    tool.run().assert_code(0);
+    assert_eq!(tool.report()["resumed"], true);
+    assert_complete(database, "events_full");
+}
+
+#[test]
+fn a_target_whose_replica_is_read_only_is_waited_for_and_named() {
+    let keeper = ZooKeeper::start();
+    let server = server(keeper.config());
+    let database = month(&server, "read_only");
+    let tool = tool(&database);
+    let outcome = tool.run();
+    assert_waited_and_resumable(
+        &database,
+        tool,
+        &outcome,
+        &["error 242", "TABLE_IS_READ_ONLY"],
+    );
+}
+
+/// As after a restart of the server while Keeper is away.
+#[test]
+fn a_target_whose_replica_has_not_reached_keeper_is_waited_for_and_named() {
+    let server = server(keeper_at(NOWHERE));
+    let database = month(&server, "not_initialized");
+    let tool = tool(&database);
+    let outcome = tool.run();
+    assert_waited_and_resumable(&database, tool, &outcome, &["error 667", "NOT_INITIALIZED"]);
+}
+
+/// What `catch_up` asks, and what it makes of the answer.
+#[test]
+fn where_there_are_several_addresses_the_replica_is_asked_to_catch_up() {
+    let keeper = ZooKeeper::start();
+    let server = server(keeper.config());
+    let database = month(&server, "granted");
+    let ways = [(); 2].map(|()| Proxy::start(server.http_port()));
+    let addresses = ways.each_ref().map(Proxy::url).join(",");
+    let tool = tool(&database).env("CLICKHOUSE_URL", addresses);
+    let asked =
+        |statement: &str| -> usize { ways.iter().map(|way| way.exchanges(statement).len()).sum() };
+
+    let sync = format!(
+        "SYSTEM SYNC REPLICA `{}`.`events_full` LIGHTWEIGHT",
+        database.name
+    );
+    let outcome = tool.run();
+    outcome.assert_one_error(1, &["error 242", "events_full", "is_readonly"]);
+    outcome.assert_stderr_contains("trying again in");
+    assert!(asked(&sync) > 0);
+    assert_eq!(
+        asked("log_pointer"),
+        0,
+        "it was allowed to wait on the server"
+    );
+
+    // Who may not wait on the server looks at the replica's queue.
+    let (name, password) = OPERATOR;
+    let tool = tool
+        .env("CLICKHOUSE_USER", name)
+        .env("CLICKHOUSE_PASSWORD", password)
+        .arg("--resume");
+    let replica = format!(
+        "the replica of `{}`.`events_full` is read-only",
+        database.name
+    );
+    tool.run()
+        .assert_one_error(1, &["error 242", &replica, "is_readonly"]);
+    assert!(asked("log_pointer") > 0);
+    assert_eq!(ask_number(&database, "SELECT count() FROM events_full"), 0);
+}
