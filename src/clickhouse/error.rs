@@ -32,6 +32,9 @@ pub enum RequestError {
     /// The connection could not be made, or broke.
     #[error("the connection to ClickHouse failed: {0}")]
     Network(String),
+    /// The connection for an insert could not be made, so that nothing of it was sent.
+    #[error("the connection to ClickHouse failed: {0}")]
+    NotConnected(String),
     /// Nothing came for too long.
     #[error("ClickHouse did not {doing} within {} seconds", limit.as_secs())]
     TimedOut {
@@ -201,7 +204,7 @@ impl RequestError {
         match self {
             RequestError::Exception { code, .. } => format!("exception_{code}").into(),
             RequestError::Http { .. } => "http".into(),
-            RequestError::Network(_) => "network".into(),
+            RequestError::Network(_) | RequestError::NotConnected(_) => "network".into(),
             RequestError::TimedOut { .. } => "timed_out".into(),
             RequestError::Held { .. } => "held_setting".into(),
             RequestError::Compressed => "compressed".into(),
@@ -223,7 +226,9 @@ impl RequestError {
             RequestError::Http { status, .. } => {
                 status.is_none_or(|status| matches!(status, 408 | 429 | 500 | 502..=504))
             }
-            RequestError::Network(_) | RequestError::TimedOut { .. } => true,
+            RequestError::Network(_)
+            | RequestError::NotConnected(_)
+            | RequestError::TimedOut { .. } => true,
             RequestError::Unexpected(_)
             | RequestError::Held { .. }
             | RequestError::Compressed
@@ -234,7 +239,9 @@ impl RequestError {
     /// Whether it is about the server that was asked, so that a replica of it may answer.
     pub(crate) fn is_of_server(&self) -> bool {
         match self {
-            RequestError::Network(_) | RequestError::TimedOut { .. } => true,
+            RequestError::Network(_)
+            | RequestError::NotConnected(_)
+            | RequestError::TimedOut { .. } => true,
             RequestError::Http { status, .. } => {
                 status.is_none_or(|status| matches!(status, 502..=504))
             }

@@ -58,7 +58,10 @@ impl Connection {
         let answer = tokio::spawn(async move {
             let answer = match server.http.request(request).await {
                 Ok(response) => read_answer(response).await,
-                Err(error) => Err(RequestError::network(&error)),
+                Err(error) => Err(match (error.is_connect(), RequestError::network(&error)) {
+                    (true, RequestError::Network(words)) => RequestError::NotConnected(words),
+                    (_, error) => error,
+                }),
             };
             answer.inspect_err(|error| server.met(error))
         });

@@ -213,3 +213,23 @@ fn what_a_killed_server_may_have_written_is_not_sent_to_the_other() {
     tool.run().assert_code(0);
     replicas.assert_each_event_once();
 }
+
+/// A server that is gone is asked again after half a minute, which may be for an insert. One that has
+/// not even reached it leaves nothing there that would have to be waited for.
+#[test]
+fn an_insert_that_does_not_reach_its_server_is_sent_to_the_other() {
+    let replicas = Replicas::new("unreached", servers());
+    let way = Proxy::start(servers()[0].http_port());
+    // Port 1 needs rights to be listened at, and has no use.
+    let addresses = [way.url(), "http://127.0.0.1:1".to_owned()];
+    // The second segment, whose turn it is with the second server, is read from the first.
+    let half_a_minute = Action::Stall(Duration::from_secs(31));
+    let reading = way.arm(Fault::once(ROOTS, Place::ResponseByte(0), half_a_minute));
+    let outcome = tool(&replicas, &addresses).env("MAX_RETRIES", "1").run();
+    outcome
+        .assert_code(0)
+        .assert_stderr_contains("events_full failed: the connection to ClickHouse failed")
+        .assert_stderr_contains("trying again in");
+    assert_eq!(reading.count(), 1);
+    replicas.assert_each_event_once();
+}

@@ -28,12 +28,19 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
-    /// After an attempt at a segment whose inserts have query ids that begin with `prefix`.
+    /// After an attempt at a segment. Inserts of it may still be under way whose query ids begin with
+    /// `in_doubt`.
     ///
     /// # Errors
     /// [`Error`] where it cannot be found out.
-    pub(crate) async fn after_attempt(&self, segment: &Segment, prefix: &str) -> Result<(), Error> {
-        self.end_inserts(prefix).await?;
+    pub(crate) async fn after_attempt(
+        &self,
+        segment: &Segment,
+        in_doubt: Option<&str>,
+    ) -> Result<(), Error> {
+        if let Some(prefix) = in_doubt {
+            self.end_inserts(prefix).await?;
+        }
         self.load(&Extent::of_segment(segment, &self.days())).await
     }
 

@@ -23,8 +23,10 @@ use crate::state::counts::LeftOut;
 pub(super) struct Reached {
     /// Rows that the progress bar has been told of.
     pub shown_rows: u64,
-    /// What the query ids of its inserts begin with, if it has sent anything.
-    pub sent_as: Option<String>,
+    /// Whether it has sent anything.
+    pub has_sent: bool,
+    /// What the query ids of its inserts begin with, if a server may still be working on one.
+    pub in_doubt: Option<String>,
     /// Rows that the server has acknowledged, or had from an attempt before.
     pub written: u64,
 }
@@ -136,7 +138,8 @@ impl<'a> Attempt<'a> {
             self.sender.abandon(error).await;
         }
         reached.written = self.sender.acknowledged() + self.left_out.written_before;
-        reached.sent_as = (self.sender.has_sent()).then(|| self.sender.query_prefix());
+        reached.has_sent = self.sender.has_sent();
+        reached.in_doubt = self.sender.in_doubt();
         outcome?;
         let left_out = self.left_out;
         let mut counts = self.sender.counts();

@@ -84,19 +84,19 @@ impl ItemWork {
                     return Err(Error::caused(failed, &error).with(error.advice()));
                 }
             }
-            if let Some(prefix) = reached.sent_as {
+            if reached.has_sent {
                 was_repeated = true;
-                self.find_written(&prefix).await?;
+                self.find_written(reached.in_doubt.as_deref()).await?;
             }
         }
         Err(Error::failed(format!("{name} was never begun")))
     }
 
-    /// Finds out what an attempt has written whose inserts have such query ids.
-    async fn find_written(&self, query_prefix: &str) -> Result<(), Error> {
+    /// Finds out what an attempt has written. Inserts with such query ids may still be under way.
+    async fn find_written(&self, in_doubt: Option<&str>) -> Result<(), Error> {
         let recovery = &self.pipeline.recovery;
         let segment = self.item.segment();
-        let found = recovery.after_attempt(segment, query_prefix).await;
+        let found = recovery.after_attempt(segment, in_doubt).await;
         found.map_err(|error| match error.kind() {
             Kind::Failed => error.during(format_args!("{} could not be done", self.item.name())),
             _ => error,

@@ -81,6 +81,10 @@ pub(crate) struct Sender {
     /// No other attempt has this name.
     name: String,
     inserts: u32,
+    /// Of these, those that did not reach a server.
+    unreached: u32,
+    /// Of these, those that the server has acknowledged.
+    answered: u32,
     open: Option<Open>,
     counts: SegmentCounts,
     /// Rows that the server has acknowledged.
@@ -124,6 +128,8 @@ impl Sender {
             destination: Arc::clone(destination),
             name,
             inserts: 0,
+            unreached: 0,
+            answered: 0,
             open: None,
             counts: SegmentCounts::default(),
             acknowledged: 0,
@@ -131,14 +137,15 @@ impl Sender {
         }
     }
 
-    /// What the query ids of its inserts begin with.
-    pub(crate) fn query_prefix(&self) -> String {
-        format!("{}-{}-", self.destination.query_prefix, self.name)
+    /// What the query ids of its inserts begin with, if a server may still be working on one.
+    pub(crate) fn in_doubt(&self) -> Option<String> {
+        let is_in_doubt = self.inserts > self.unreached + self.answered;
+        is_in_doubt.then(|| format!("{}-{}-", self.destination.query_prefix, self.name))
     }
 
     /// Whether anything was sent, so that rows of it may be in the target.
     pub(crate) fn has_sent(&self) -> bool {
-        self.inserts > 0
+        self.inserts > self.unreached
     }
 
     /// Rows that the server has acknowledged.
@@ -319,6 +326,7 @@ impl Sender {
         drop(inserting);
         match answered {
             Ok(Some(Ok(()))) => {
+                self.answered += 1;
                 self.acknowledged += open.insert.rows();
                 self.destination.limits.part.was_taken(open.bytes);
                 Ok(())
@@ -349,8 +357,13 @@ impl Sender {
         if !matches!(error, WorkError::Native(_)) {
             tokio::select! {
                 answer = tokio::time::timeout(FAILED_INSERT, open.insert.finish()) => {
-                    if let Ok(Ok(())) = answer {
-                        self.acknowledged += open.insert.rows();
+                    match answer {
+                        Ok(Ok(())) => {
+                            self.answered += 1;
+                            self.acknowledged += open.insert.rows();
+                        }
+                        Ok(Err(RequestError::NotConnected(_))) => self.unreached += 1,
+                        _ => {}
                     }
                 }
                 () = asked_to_end(shutdown) => {}
@@ -365,6 +378,9 @@ impl Sender {
         let Some(open) = self.open.take() else {
             return error.into();
         };
+        if matches!(error, RequestError::NotConnected(_)) {
+            self.unreached += 1;
+        }
         let limits = &self.destination.limits;
         if error.is_lack_of_memory() {
             limits.part.was_too_large(open.part_bytes.min(open.bytes));
