@@ -2,6 +2,7 @@
 //! stands twice is counted.
 
 use std::collections::BTreeSet;
+use std::iter;
 use std::sync::Arc;
 
 use super::context::Context;
@@ -80,7 +81,12 @@ async fn level_once(
     extents: &BTreeSet<Extent>,
     prefix: &str,
 ) -> Result<(), WorkError> {
-    let views = CoreView::all(&context.connection, &context.inspected.target).await?;
+    let (connection, target_table) = (&context.connection, &context.inspected.target);
+    let views = CoreView::all(connection, target_table).await?;
+    // What another replica has written would be given to them again.
+    for table in iter::once(target_table).chain(views.iter().map(|view| &view.table)) {
+        connection.catch_up(table).await?;
+    }
     let state = checkpoint.target.as_ref();
     let rewritten_since = state.and_then(|state| match state.own_rows {
         OwnRows::KeepAfterBlock(block) => Some((block, &state.view_blocks)),

@@ -18,7 +18,7 @@ fn month<'server>(server: &'server Server, name: &str) -> Database<'server> {
     let database = server.database(name);
     database.load_small_month();
     Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
-    attach(&database, "REPLICATED");
+    attach(&database, &TABLES, "REPLICATED");
     let engines = "SELECT countIf(engine = 'ReplicatedReplacingMergeTree') FROM system.tables \
                    WHERE database = currentDatabase()";
     assert_eq!(ask_number(&database, engines), TABLES.len() as u64);
@@ -26,8 +26,8 @@ fn month<'server>(server: &'server Server, name: &str) -> Database<'server> {
 }
 
 /// Makes replicated tables of ordinary ones, or the other way: their rows and identities stay.
-fn attach(database: &Database, how: &str) {
-    for table in TABLES {
+fn attach(database: &Database, tables: &[&str], how: &str) {
+    for table in tables {
         execute(database, &format!("DETACH TABLE {table} SYNC"));
         execute(database, &format!("ATTACH TABLE {table} AS {how}"));
     }
@@ -75,7 +75,7 @@ fn assert_waited_and_resumable(database: &Database, tool: Tool, outcome: &Outcom
         "what the sentence names tells the table"
     );
 
-    attach(database, "NOT REPLICATED");
+    attach(database, &TABLES, "NOT REPLICATED");
     let tool = tool.arg("--resume");
     tool.run().assert_code(0);
     assert_eq!(tool.report()["resumed"], true);
@@ -147,4 +147,21 @@ fn where_there_are_several_addresses_the_replica_is_asked_to_catch_up() {
         .assert_one_error(1, &["error 242", &replica, "is_readonly"]);
     assert!(asked("log_pointer") > 0);
     assert_eq!(ask_number(&database, "SELECT count() FROM events_full"), 0);
+}
+
+/// What a replica has not got yet would be given to it again, and stand there twice.
+#[test]
+fn the_table_of_a_view_is_compared_only_once_its_replica_has_caught_up() {
+    let server = server(keeper_at(NOWHERE));
+    let database = server.database("view");
+    database.load_small_month();
+    tool(&database).run().assert_code(0);
+
+    attach(&database, &["events_core"], "REPLICATED");
+    let ways = [(); 2].map(|()| Proxy::start(server.http_port()));
+    let addresses = ways.each_ref().map(Proxy::url).join(",");
+    // Another run, which finds that all is there, and has nothing to write.
+    let outcome = tool(&database).env("CLICKHOUSE_URL", addresses).run();
+    let table = format!("the replica of `{}`.`events_core`", database.name);
+    outcome.assert_one_error(1, &["(3 tries)", "error 225", &table, "is_readonly"]);
 }
