@@ -11,6 +11,7 @@ mod level;
 mod options;
 mod pace;
 mod reason;
+mod replicas;
 mod signs;
 mod state;
 mod watch;

@@ -7,7 +7,7 @@ use super::reason::Reason;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 
 /// How long the server may take to say it: one that takes longer has enough to do.
-const PATIENCE: Duration = Duration::from_secs(4);
+pub(super) const PATIENCE: Duration = Duration::from_secs(4);
 
 /// What a server has by default.
 const PARTS_TO_DELAY_INSERT: f64 = 1000.0;
@@ -21,7 +21,7 @@ const OF_OTHERS: &str = "is_initial_query AND NOT startsWith(http_user_agent, 'e
 #[derive(Debug)]
 pub(super) struct Sign {
     pub(super) reason: Reason,
-    question: String,
+    pub(super) question: String,
     pub(super) threshold: f64,
 }
 
@@ -137,7 +137,6 @@ pub(super) async fn signs(
             signs.refused.push((Reason::ServerMemory, why));
         }
     }
-    signs.to_read.extend(replicas(tables, thresholds));
     Ok(signs)
 }
 
@@ -229,36 +228,8 @@ async fn queries(connection: &Connection, thresholds: &Thresholds) -> Result<Sig
     })
 }
 
-/// Of tables that are replicated.
-fn replicas(tables: &[TableInfo], thresholds: &Thresholds) -> Vec<Sign> {
-    if !tables
-        .iter()
-        .any(|table| table.engine.starts_with("Replicated"))
-    {
-        return Vec::new();
-    }
-    let of_replicas = |column: &str| {
-        format!(
-            "SELECT toFloat64(max({column})) FROM system.replicas WHERE {}",
-            are_these(tables)
-        )
-    };
-    vec![
-        Sign {
-            reason: Reason::ReplicaDelay,
-            question: of_replicas("absolute_delay"),
-            threshold: thresholds.replica_delay as f64,
-        },
-        Sign {
-            reason: Reason::ReplicaQueue,
-            question: of_replicas("queue_size"),
-            threshold: thresholds.replica_queue as f64,
-        },
-    ]
-}
-
 /// A condition on `database` and `table`.
-fn are_these(tables: &[TableInfo]) -> String {
+pub(super) fn are_these(tables: &[TableInfo]) -> String {
     let names = tables.iter().map(|table| {
         let (database, name) = (&table.database, &table.name);
         format!("({}, {})", quoting::string(database), quoting::string(name))
@@ -269,7 +240,7 @@ fn are_these(tables: &[TableInfo]) -> String {
     )
 }
 
-async fn number(connection: &Connection, question: &str) -> Result<f64, RequestError> {
+pub(super) async fn number(connection: &Connection, question: &str) -> Result<f64, RequestError> {
     let rows = connection.rows_within::<f64>(question, PATIENCE).await?;
     Ok(rows.first().copied().unwrap_or(0.0))
 }

@@ -10,6 +10,7 @@ use super::handle::{Speed, Throttle};
 use super::level::Level;
 use super::options::Thresholds;
 use super::reason::Reason;
+use super::replicas;
 use super::signs::{Reading, Sign, signs};
 use crate::clickhouse::{Connection, RequestError, TableInfo};
 
@@ -155,11 +156,15 @@ impl Watch {
                 server_memory,
                 ..
             } = &self.watched;
+            let thresholds = &self.thresholds;
+            let of_server = signs(connection, tables, *server_memory, thresholds).await;
+            let of_replicas = replicas::signs(connection, tables, thresholds).await;
             // While it does not answer, the run meets that as well, and knows what to do.
-            if let Ok(signs) = signs(connection, tables, *server_memory, &self.thresholds).await {
+            if let (Ok(mut signs), Ok(of_replicas)) = (of_server, of_replicas) {
                 for (reason, error) in &signs.refused {
                     self.leave_out(*reason, error);
                 }
+                signs.to_read.extend(of_replicas);
                 return signs.to_read;
             }
             tokio::time::sleep(LOOK_EVERY).await;
