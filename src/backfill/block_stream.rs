@@ -1,10 +1,26 @@
 //! A statement's answer as blocks.
 
 use super::error::WorkError;
-use crate::clickhouse::{Connection, NativeStream, Statement};
+use crate::clickhouse::{Connection, NativeStream, Statement, TableInfo};
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader};
 use crate::shutdown::Shutdown;
+
+/// Waits until the replica that is asked has all rows of a table that is about to be read. What it has not
+/// fetched yet would be missed.
+///
+/// # Errors
+/// [`WorkError::Request`] where it does not get there, or [`WorkError::Interrupted`].
+pub(crate) async fn catch_up(
+    connection: &Connection,
+    table: &TableInfo,
+    shutdown: &Shutdown,
+) -> Result<(), WorkError> {
+    tokio::select! {
+        caught_up = connection.catch_up(table) => Ok(caught_up?),
+        _ = shutdown.requested() => Err(WorkError::Interrupted),
+    }
+}
 
 /// The blocks of an answer, in the order in which they arrive.
 pub(crate) struct BlockStream<'a> {

@@ -197,6 +197,7 @@ fn pipeline(
         recovery: recovery(context, journal.checkpoint(), store),
         enricher: Enricher::new(mapping, Arc::clone(store), budget.pool()),
         query: inspected.segment_query(source),
+        source: inspected.partition(source).table.clone(),
         wanted: context.is_repair.then(|| {
             let partition = inspected.partition(source);
             WantedRows {

@@ -5,7 +5,9 @@
 use crate::support::differential::{Specification, ask, ask_number, assert_complete, execute};
 use crate::support::proxy::Proxy;
 use crate::support::zookeeper::{ZooKeeper, keeper_at};
-use crate::support::{Database, OPERATOR, Options, Outcome, SAMPLE_PARTITION, Server, Tool};
+use crate::support::{
+    Database, OPERATOR, Options, Outcome, SAMPLE_PARTITION, Server, Tool, free_ports,
+};
 
 /// All that a run reads or writes; a view copies from `events_full` to `events_core`.
 const TABLES: [&str; 4] = ["traces", "observations", "events_full", "events_core"];
@@ -119,12 +121,13 @@ fn where_there_are_several_addresses_the_replica_is_asked_to_catch_up() {
     let asked =
         |statement: &str| -> usize { ways.iter().map(|way| way.exchanges(statement).len()).sum() };
 
+    // What is read first: what this replica has not got yet would be missed.
     let sync = format!(
-        "SYSTEM SYNC REPLICA `{}`.`events_full` LIGHTWEIGHT",
+        "SYSTEM SYNC REPLICA `{}`.`traces` LIGHTWEIGHT",
         database.name
     );
     let outcome = tool.run();
-    outcome.assert_one_error(1, &["error 242", "events_full", "is_readonly"]);
+    outcome.assert_one_error(1, &["error 242", "traces", "is_readonly"]);
     outcome.assert_stderr_contains("trying again in");
     assert!(asked(&sync) > 0);
     assert_eq!(
@@ -132,13 +135,20 @@ fn where_there_are_several_addresses_the_replica_is_asked_to_catch_up() {
         0,
         "it was allowed to wait on the server"
     );
+    // Then what is written to, and what is read next.
+    let tool = tool.arg("--resume");
+    for (has_caught_up, next) in [("traces", "events_full"), ("events_full", "observations")] {
+        attach(&database, &[has_caught_up], "NOT REPLICATED");
+        let outcome = tool.run();
+        outcome.assert_one_error(1, &["error 242", next, "is_readonly"]);
+    }
+    attach(&database, &["events_full"], "REPLICATED");
 
     // Who may not wait on the server looks at the replica's queue.
     let (name, password) = OPERATOR;
     let tool = tool
         .env("CLICKHOUSE_USER", name)
-        .env("CLICKHOUSE_PASSWORD", password)
-        .arg("--resume");
+        .env("CLICKHOUSE_PASSWORD", password);
     let replica = format!(
         "the replica of `{}`.`events_full` is read-only",
         database.name
@@ -147,6 +157,42 @@ fn where_there_are_several_addresses_the_replica_is_asked_to_catch_up() {
         .assert_one_error(1, &["error 242", &replica, "is_readonly"]);
     assert!(asked("log_pointer") > 0);
     assert_eq!(ask_number(&database, "SELECT count() FROM events_full"), 0);
+}
+
+/// How far behind: a run slows down where one of them is too far, whichever it is.
+#[test]
+fn all_replicas_of_the_target_are_asked_and_one_that_does_not_answer_is_left_out() {
+    let keeper = ZooKeeper::start();
+    let [tcp_port] = free_ports();
+    let replica =
+        |port: u16| format!("<replica><host>127.0.0.1</host><port>{port}</port></replica>");
+    let server = Server::start(Options {
+        config: format!(
+            "{}<remote_servers><default><shard>{}{}</shard></default></remote_servers>",
+            keeper.config(),
+            replica(tcp_port),
+            replica(NOWHERE),
+        ),
+        tcp_port: Some(tcp_port),
+        ..Options::default()
+    });
+    let database = month(&server, "all_replicas");
+    tool(&database).run().assert_one_error(1, &["error 242"]);
+    let asked = |columns: &str| {
+        ask(&database, "SYSTEM FLUSH LOGS query_log");
+        let sql = format!(
+            "SELECT {columns} FROM system.query_log WHERE is_initial_query \
+             AND query LIKE 'SELECT toFloat64(max(%clusterAllReplicas(''default''%' \
+             AND query LIKE '%zookeeper_path IN (%'"
+        );
+        ask(&database, &sql)
+    };
+    assert_eq!(
+        asked("countIf(exception != ''), countIf(type = 'QueryFinish') > 0"),
+        "0\t1"
+    );
+    let columns = "countIf(query LIKE '%max(absolute_delay)%') > 0, countIf(query LIKE '%max(queue_size)%') > 0";
+    assert_eq!(asked(columns), "1\t1");
 }
 
 /// What a replica has not got yet would be given to it again, and stand there twice.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use clickhouse::{RowOwned, RowRead};
 
-use crate::backfill::block_stream::BlockStream;
+use crate::backfill::block_stream::{BlockStream, catch_up};
 use crate::inspect::share::is_of_share;
 use crate::inspect::statements::items_query;
 use crate::state::counts::ExperimentCounts;
@@ -182,6 +182,9 @@ impl<'a> ExperimentSource<'a> {
             .map(|trace| (key_of(trace), Pointers::new()))
             .collect();
         let mut counts = ExperimentCounts::default();
+        for table in [self.items, self.observations] {
+            catch_up(self.connection, table, self.shutdown).await?;
+        }
         let live = self.live_items(traces, block_rows).await?;
         let condition = condition("i", "trace_id", traces);
         let query = items_query(self.items, &condition);

@@ -21,7 +21,7 @@ use fastbloom::BloomFilter;
 use tokio::task::block_in_place;
 
 use super::row_hash::{RowColumns, hash_key, microseconds, version_place};
-use crate::backfill::block_stream::BlockStream;
+use crate::backfill::block_stream::{BlockStream, catch_up};
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{Connection, Statement, TableInfo};
 use crate::inspect::share::is_of_share;
@@ -139,6 +139,7 @@ impl VersionScan<'_> {
         );
         let statement = Statement::new(query, BLOCK_ROWS).of_a_table();
         let most = self.max_block_bytes;
+        catch_up(self.connection, self.observations, self.shutdown).await?;
         let mut blocks =
             BlockStream::open(self.connection, &statement, most, &self.pool, self.shutdown)?;
         while let Some(block) = blocks.next().await? {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::task::block_in_place;
 
 use super::versions::{self, TraceRows};
-use crate::backfill::block_stream::BlockStream;
+use crate::backfill::block_stream::{BlockStream, catch_up};
 use crate::backfill::error::WorkError;
 use crate::backfill::guard::row_hash::microseconds;
 use crate::backfill::work_attempts::WorkAttempts;
@@ -136,6 +136,7 @@ impl TraceChanges {
         // The segments hold their own shares meanwhile.
         let most = self.budget.max_block_bytes / 2;
         let (connection, shutdown) = (&self.connection, &self.shutdown);
+        catch_up(connection, &self.traces, shutdown).await?;
         let mut blocks = BlockStream::open(connection, &statement, most, &self.pool, shutdown)?;
         while let Some(block) = blocks.next().await? {
             block_in_place(|| self.take(&block))?;

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 
 use serde_bytes::Bytes as Text;
 
-use crate::backfill::block_stream::BlockStream;
+use crate::backfill::block_stream::{BlockStream, catch_up};
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{Connection, Statement, TableInfo, quoting};
 use crate::inspect::statements::{KEYS, TRACE, TRACE_COLUMNS, trace_items};
@@ -83,6 +83,7 @@ impl TraceSource<'_> {
             // Parts are sorted by this key: merge them, do not sort.
             .with("optimize_read_in_order", 1);
         let most = self.budget.load_block_bytes;
+        catch_up(self.connection, self.table, shutdown).await?;
         let mut blocks =
             BlockStream::open(self.connection, &statement, most, &self.pool, shutdown)?;
         let mut latest = LatestVersions::new(store, days)?;

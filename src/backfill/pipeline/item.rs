@@ -37,11 +37,12 @@ impl ItemWork {
         for number in 0.. {
             let mut reached = Reached::default();
             let (pipeline, phase) = (&*self.pipeline, &*self.phase);
-            let attempt = Attempt::begin(pipeline, phase, &self.item, number, block_rows);
-            let outcome = match attempt {
-                Ok(attempt) => attempt.run(&mut reached).await,
-                Err(error) => Err(error),
+            let outcome = async {
+                pipeline.catch_up(&self.item).await?;
+                let attempt = Attempt::begin(pipeline, phase, &self.item, number, block_rows)?;
+                attempt.run(&mut reached).await
             };
+            let outcome = outcome.await;
             let error = match outcome {
                 Ok(done) => {
                     self.phase

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use super::send::Destination;
+use crate::backfill::block_stream::catch_up;
+use crate::backfill::error::WorkError;
 use crate::backfill::guard::Guard;
 use crate::backfill::guard::recovery::Recovery;
 use crate::backfill::remote_lookup::deferred_rows::DeferredRows;
 use crate::backfill::wanted_rows::WantedRows;
+use crate::clickhouse::TableInfo;
 use crate::enrich::{Enricher, Unknown};
 use crate::inspect::segments::Segment;
 use crate::inspect::statements::SegmentQuery;
@@ -23,6 +26,8 @@ pub(crate) struct Pipeline {
     pub recovery: Recovery,
     /// Makes events of observations.
     pub enricher: Enricher,
+    /// The table of the source.
+    pub source: TableInfo,
     /// The query of one segment.
     pub query: SegmentQuery,
     /// Which rows of a segment are read, if not all.
@@ -39,6 +44,20 @@ pub(crate) struct Pipeline {
     pub unknown: Unknown,
     /// Most rows in one block that is read.
     pub block_rows: usize,
+}
+
+impl Pipeline {
+    /// Waits until the replica from which an item is read has all of its rows.
+    ///
+    /// # Errors
+    /// [`WorkError`] where it does not get there.
+    pub(super) async fn catch_up(&self, item: &WorkItem) -> Result<(), WorkError> {
+        let WorkItem::Segment(segment) = item else {
+            return Ok(());
+        };
+        let connection = self.destination.connection_of(segment.number);
+        catch_up(&connection, &self.source, &self.destination.shutdown).await
+    }
 }
 
 /// An item of work.

@@ -17,7 +17,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
-use crate::backfill::block_stream::BlockStream;
+use crate::backfill::block_stream::{BlockStream, catch_up};
 use crate::backfill::error::WorkError;
 use crate::backfill::load::versions::{TraceRows, TraceSource};
 use crate::clickhouse::{ON_DISK_FROM_BYTES, Statement, TABLE_TIMEOUT, quoting};
@@ -232,6 +232,7 @@ impl TraceSource<'_> {
             .in_bytes(self.budget.preferred_block_bytes)
             .of_a_table();
         let most = self.budget.load_block_bytes;
+        catch_up(self.connection, self.table, shutdown).await?;
         let mut blocks =
             BlockStream::open(self.connection, &statement, most, &self.pool, shutdown)?;
         let mut answers = Answers::new(question, about, store);
