@@ -200,8 +200,10 @@ def test_the_indexed_job_whose_pod_is_lost_with_its_volume(store, start_server, 
         for index in reversed(pods):
             code, output = ended(spawn(index))
             assert code == 0, output
-            assert f"shard {index + 1}/{len(pods)}" in output, output
-            print(output)
+            shard = f"{index + 1}/{len(pods)}"
+            assert f"shard {shard}" in output, output
+            found = f"rows of {MONTHS[0]} {shard} already" in output
+            assert found == (index == lost), output
         server.assert_complete()
     finally:
         for pod in started:
