@@ -5,10 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::differential::{
-    Specification, add_experiments, ask_number, assert_equal, execute, keep_versions_apart,
-    slow_down, speed_up, wait_for_event,
+    ask_number, assert_equal, execute, slow_down, speed_up, wait_for_event,
 };
-use crate::support::{Database, SAMPLE_PARTITION, Server, Tool, move_observations, move_traces};
+use crate::support::{Database, SAMPLE_PARTITION, Server, Tool, moved_month};
 
 const OBSERVATIONS: u64 = 100_000;
 const SHARDS: usize = 8;
@@ -56,15 +55,7 @@ fn run_with_kills(tool: &Tool, mut random: fastrand::Rng) -> serde_json::Value {
 
 #[test]
 fn eight_processes_that_are_killed_write_each_event_of_a_month_once() {
-    let database = Server::shared().database("eight_shards");
-    database.load_schema();
-    keep_versions_apart(&database, &["traces", "observations", "events_full"]);
-    database.load_sample_month(OBSERVATIONS);
-    move_traces(&database);
-    move_observations(&database);
-    Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
-    Specification::of_root_spans().add(&database, SAMPLE_PARTITION, "expected");
-    add_experiments(&database, "expected");
+    let database = moved_month("eight_shards", OBSERVATIONS);
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);

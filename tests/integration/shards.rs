@@ -5,30 +5,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::differential::{
-    Specification, add_experiments, ask, ask_number, assert_equal, execute, keep_versions_apart,
-};
+use crate::support::differential::{ask, ask_number, assert_equal, execute};
 use crate::support::{
-    Database, SAMPLE_PARTITION, Server, Tool, move_observations, move_traces, small_month,
-    untouched,
+    Database, SAMPLE_PARTITION, Server, Tool, moved_month, small_month, untouched,
 };
 
 const OBSERVATIONS: u64 = 20_000;
-
-/// A month with every oddity, whose rows have versions on the days of several shards, and the table
-/// `expected`.
-fn month(name: &str) -> Database<'static> {
-    let database = Server::shared().database(name);
-    database.load_schema();
-    keep_versions_apart(&database, &["traces", "observations", "events_full"]);
-    database.load_sample_month(OBSERVATIONS);
-    move_traces(&database);
-    move_observations(&database);
-    Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
-    Specification::of_root_spans().add(&database, SAMPLE_PARTITION, "expected");
-    add_experiments(&database, "expected");
-    database
-}
 
 /// A shard, with its state in a directory that is the test's own.
 fn shard(database: &Database, shard: &str, state_dir: &Path) -> Tool {
@@ -40,7 +22,7 @@ fn shard(database: &Database, shard: &str, state_dir: &Path) -> Tool {
 
 #[test]
 fn shards_write_together_what_one_process_writes() {
-    let database = month("shards_together");
+    let database = moved_month("shards_together", OBSERVATIONS);
     let moved = "SELECT count() FROM (SELECT id FROM observations WHERE _partition_id = '202406' \
                  GROUP BY project_id, trace_id, id HAVING uniq(toDate(start_time)) > 1)";
     let moved = ask_number(&database, moved);

@@ -42,7 +42,8 @@ use std::time::Duration;
 
 pub use database::Database;
 pub use months::{
-    SAMPLE_MONTH, SAMPLE_PARTITION, move_observations, move_traces, small_month, untouched,
+    SAMPLE_MONTH, SAMPLE_PARTITION, move_observations, move_traces, moved_month, small_month,
+    untouched,
 };
 pub use outcome::Outcome;
 pub use program::{Running, Tool};

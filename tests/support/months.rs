@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use super::differential::execute;
+use super::differential::{Specification, add_experiments, execute, keep_versions_apart};
 use super::{Database, Server};
 
 /// The month of the sample data, as the value of `--partition`.
@@ -22,6 +22,21 @@ pub fn small_month(name_hint: &str) -> Database<'static> {
 pub fn untouched() -> &'static Database<'static> {
     static DATABASE: OnceLock<Database<'static>> = OnceLock::new();
     DATABASE.get_or_init(|| small_month("untouched"))
+}
+
+/// A new database of the shared server with a month with every oddity, whose rows have versions on several
+/// days, and the table `expected` for a run that writes all that there is.
+pub fn moved_month(name_hint: &str, observations: u64) -> Database<'static> {
+    let database = Server::shared().database(name_hint);
+    database.load_schema();
+    keep_versions_apart(&database, &["traces", "observations", "events_full"]);
+    database.load_sample_month(observations);
+    move_traces(&database);
+    move_observations(&database);
+    Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    Specification::of_root_spans().add(&database, SAMPLE_PARTITION, "expected");
+    add_experiments(&database, "expected");
+    database
 }
 
 /// Gives a month traces that moved between days and between months.
