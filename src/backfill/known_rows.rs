@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use indicatif::HumanCount;
+
 use super::context::Context;
 use super::guard::observation_versions::VersionScan;
 use super::guard::recovery::Recovery;
@@ -49,7 +51,19 @@ pub(super) async fn read_target(
         return Ok(());
     };
     let counts_none = target.own_rows != OwnRows::Keep && !target.has_live_rows;
-    if !target.keys_loaded && target.rows > 0 && !counts_none {
+    let others_rows = rows_of_others(context, journal.checkpoint(), &recovery).await?;
+    if let Some(rows) = others_rows {
+        context.display.note(format_args!(
+            "{} has {} more rows of {} than this run can have written: another run has worked on it \
+             meanwhile, so what is there is read again",
+            context.inspected.target.name,
+            HumanCount(rows),
+            context.options.share()
+        ));
+        store.clear(Against::RowsBefore)?;
+        let rows = target.rows.saturating_add(rows);
+        read_rows(context, &recovery, rows, "days of the target read").await?;
+    } else if !target.keys_loaded && target.rows > 0 && !counts_none {
         store.clear(Against::RowsBefore)?;
         read_rows(context, &recovery, target.rows, "days of the target read").await?;
     } else if context.resumed && target.has_live_rows {
@@ -61,6 +75,28 @@ pub(super) async fn read_target(
             target.keys_loaded = true;
         }
     })
+}
+
+/// How many rows of backfills the target has at least that neither stood there before the run nor are its
+/// own: an interrupted run must not write once more what another one has written since. Segments
+/// of which it is not known how far they came may have written all of their rows.
+async fn rows_of_others(
+    context: &Context,
+    checkpoint: &Checkpoint,
+    recovery: &Recovery,
+) -> Result<Option<u64>, Error> {
+    let Some(target) = checkpoint.target.as_ref().filter(|_| context.resumed) else {
+        return Ok(None);
+    };
+    let in_doubt: u64 = checkpoint.in_doubt().map(|segment| segment.rows).sum();
+    let inserted = Source::BOTH.map(|source| checkpoint.counts(source).inserted);
+    let explained = target.rows + inserted.iter().sum::<u64>() + in_doubt;
+    let count = async {
+        let rows = recovery.target.rows_of_backfills().await;
+        rows.map_err(|error| Error::caused("the rows of the target cannot be counted", error))
+    };
+    let rows = context.unless_interrupted(count).await?;
+    Ok(rows.checked_sub(explained).filter(|&rows| rows > 0))
 }
 
 /// Finds out what an earlier process of the run has written that no checkpoint speaks of.

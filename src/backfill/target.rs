@@ -26,7 +26,7 @@ pub(crate) async fn require_alone(
     target: &TableInfo,
     share: ShareOfMonth,
 ) -> Result<(), Error> {
-    let alone = alone(&session.connection, target, share);
+    let alone = alone(&session.connection, target, share, None);
     session.unless_interrupted(alone).await
 }
 
@@ -34,8 +34,9 @@ async fn alone(
     connection: &Connection,
     target: &TableInfo,
     share: ShareOfMonth,
+    own: Option<&str>,
 ) -> Result<(), Error> {
-    let others = leftover_inserts::others_are_at_work(connection, target, share).await;
+    let others = leftover_inserts::others_are_at_work(connection, target, share, own).await;
     let doing = "waiting for the inserts of another run to end failed";
     match others.map_err(|error| Error::caused(doing, error))? {
         false => Ok(()),
@@ -52,14 +53,16 @@ async fn alone(
 /// # Errors
 /// [`Error`] where it cannot be found out, another run is writing, or the run is asked to end.
 pub(super) async fn look(context: &Context, journal: &mut Journal) -> Result<(), Error> {
-    if journal.checkpoint().target.is_some() {
-        return look_for_live_rows(context, journal).await;
-    }
     let options = &context.options;
     if !options.dry_run {
         let target = &context.inspected.target;
-        let alone = alone(&context.connection, target, options.share());
+        // What an earlier process of the run still writes is ended later.
+        let own = context.query_prefix(&journal.checkpoint().run_id);
+        let alone = alone(&context.connection, target, options.share(), Some(&own));
         context.unless_interrupted(alone).await?;
+    }
+    if journal.checkpoint().target.is_some() {
+        return look_for_live_rows(context, journal).await;
     }
     let default = context.server_time(journal.checkpoint().started_at) - LEFT_TO_LANGFUSE;
     let mut target = state_of_target(context, default, context.state.is_restart()).await?;

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::differential::{
-    Specification, ask_number, assert_complete, execute, keep_versions_apart,
+    Specification, ask_number, assert_complete, assert_equal, execute, keep_versions_apart,
 };
 use crate::support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, Tool};
 
@@ -182,6 +182,21 @@ fn an_unfinished_run_is_neither_repeated_nor_continued_by_accident() {
     let tool = tool.arg("--restart");
     tool.run().assert_code(0);
     assert!(rows("words") > written);
+}
+
+#[test]
+fn a_run_that_goes_on_leaves_alone_what_another_one_has_written_meanwhile() {
+    let target = "meanwhile";
+    let before = interrupted(target);
+    // Somebody else has a state directory of their own, and does the whole month.
+    let other = Tool::new(month()).args(["--partition", SAMPLE_PARTITION]);
+    other.args(["--target-table", target]).run().assert_code(0);
+    assert_equal(month(), "expected", target);
+    let (_, outcome) = resume(before);
+    outcome
+        .assert_code(0)
+        .assert_stderr_contains("another run has worked on it meanwhile");
+    assert_equal(month(), "expected", target);
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn share_of(query_id: &str) -> Option<ShareOfMonth> {
 
 /// Waits until the inserts have ended that an earlier run, or one with another state directory, has
 /// left under way on these days of the target. Tells whether others have begun meanwhile: then that
-/// run is at work.
+/// run is at work. Inserts whose ids begin with `own` are this run's.
 ///
 /// # Errors
 /// [`RequestError`] where the server does not answer, or they do not end.
@@ -55,6 +55,7 @@ pub(crate) async fn others_are_at_work(
     connection: &Connection,
     target: &TableInfo,
     share: ShareOfMonth,
+    own: Option<&str>,
 ) -> Result<bool, RequestError> {
     let query = format!(
         "SELECT query_id FROM system.processes WHERE query_kind = 'Insert' \
@@ -63,7 +64,10 @@ pub(crate) async fn others_are_at_work(
         quoting::string(format!("{} ", target.qualified_name())),
     );
     // Other shards of the same run have other days.
-    let is_in_the_way = |id: &String| share_of(id).is_some_and(|other| other.overlaps(share));
+    let is_in_the_way = |id: &String| {
+        let is_own = own.is_some_and(|own| id.starts_with(own));
+        !is_own && share_of(id).is_some_and(|other| other.overlaps(share))
+    };
     let started = tokio::time::Instant::now();
     let mut of_before: Option<BTreeSet<String>> = None;
     let mut ended = None;

@@ -82,6 +82,16 @@ impl TargetMonth {
         })
     }
 
+    /// Rows of the share that backfills have written, versions that are not merged yet included.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the server does not answer.
+    pub(crate) async fn rows_of_backfills(&self) -> Result<u64, RequestError> {
+        self.connection.catch_up(&self.table).await?;
+        let (of_share, is_live) = (self.share_condition(), self.is_live());
+        self.count(&format!("{of_share} AND NOT ({is_live})")).await
+    }
+
     async fn count(&self, condition: &str) -> Result<u64, RequestError> {
         let query = format!(
             "SELECT count() AS count FROM {} AS {EVENT} WHERE {condition}",
