@@ -2,8 +2,8 @@
 # profile would build it once more.
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites prerequisites-of-tests build demo test lint bench bench-large bench-parts scale dist \
-	test-dist test-deploy clean
+.PHONY: help prerequisites prerequisites-of-tests build demo test lint bench bench-large bench-parts scale reference \
+	pictures dist test-dist test-deploy clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 
@@ -68,6 +68,18 @@ bench-parts: prerequisites ## measure the hot parts alone, without a server
 
 scale: ## compute docs/scale.md again, from bench-data/benchmark-figures.json
 	@bench-data/scale.py
+
+reference: prerequisites ## make docs/reference.md again, from the code
+	@$(announce_rocksdb)
+	@reference=$$(mktemp) && trap 'rm -f "$$reference"' EXIT && \
+		$(cargo) run --quiet --release --locked --example reference >"$$reference" && \
+		cat "$$reference" >docs/reference.md
+
+pictures: prerequisites ## draw docs/terminal.svg again from a run, and docs/memory.svg from the last `make bench`
+	@$(announce_rocksdb)
+	@$(cargo) build --release --locked --bins --example embedded_clickhouse
+	@$(clickhouse_library) scripts/terminal-svg.py docs/terminal.svg
+	@bench-data/bench.py --chart docs/memory.svg
 
 dist: prerequisites ## make what a release consists of in target/dist, and check it: tar.gz, deb, wheel, SBOM
 	@echo "RocksDB is compiled for an old glibc too, which takes 12 minutes or more on two cores, once."

@@ -39,7 +39,10 @@ def main():
     parser.add_argument(
         "--table", action="store_true", help="print the table of the last results again"
     )
+    parser.add_argument("--chart", metavar="FILE", help="draw the chart of the last results again")
     arguments = parser.parse_args()
+    if arguments.chart:
+        return draw_again(arguments.chart)
     if arguments.table:
         return show(read_results())
     settings = Settings()
@@ -79,6 +82,15 @@ def run_parts(settings, workplace):
         return
     chart = [python, os.path.join(os.path.dirname(parts.__file__), "chart.py")]
     subprocess.run([*chart, results_file(), os.path.join(RESULTS, "memory.svg")], check=True)
+
+
+def draw_again(path):
+    """Draws the chart of results that are there, or says that there are none."""
+    if "memory" not in read_results()["parts"]:
+        print(f"{path} stays as it is: there are no results of the part memory in {RESULTS}.")
+        return
+    chart = os.path.join(os.path.dirname(parts.__file__), "chart.py")
+    subprocess.run([environment.python_with_packages(), chart, results_file(), path], check=True)
 
 
 def needs_packages(settings):

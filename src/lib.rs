@@ -52,6 +52,7 @@ pub mod internals {
     pub use crate::cli::Environment;
     pub use crate::cli::arguments::Arguments;
     pub use crate::cli::options::{Options, Request};
+    pub use crate::cli::variables::VARIABLES;
     pub use crate::clickhouse::{
         Compression, Connection, ConnectionOptions, NativeStream, Password, Statement, TableColumn,
         TableInfo, Trust, quoting,

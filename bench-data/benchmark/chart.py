@@ -20,6 +20,7 @@ from matplotlib import pyplot
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from benchmark.goals import tool_memory
+from benchmark.scheme import follow_scheme
 
 GIBIBYTE = 1024**3
 
@@ -98,6 +99,8 @@ def draw(results, path):
         axes.spines[side].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
+    if path.endswith(".svg"):
+        follow_scheme(path)
 
 
 def _annotate(axes, measurement, traces, height, colour):

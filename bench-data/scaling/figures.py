@@ -1,6 +1,6 @@
 """The figures that the computation starts from, and where each comes from.
 
-They stand in benchmark-figures.json: those of the README's benchmark, those that only `make bench
+They stand in benchmark-figures.json: those of docs/benchmarks.md, those that only `make bench
 BENCH_PARTS="scale traces network"` measures, those of the code, and assumptions. `take` replaces the
 measured ones by those of a results.json of the benchmark, as far as it has the parts.
 """
@@ -39,7 +39,7 @@ class Figures:
 
     def __init__(self, by_name: dict[str, Figure], runs: dict[str, str]):
         self.by_name = by_name
-        # Of the runs that measured something: the README's, and parts of the benchmark since.
+        # Of the runs that measured something: that of docs/benchmarks.md, and parts of the benchmark since.
         self.runs = runs
 
     def __getitem__(self, name: str) -> float:
@@ -188,7 +188,7 @@ def _lz4_of_server(measurements: list[Measurement]) -> float | None:
 
 
 def _slowest_streaming(compression: str) -> Value:
-    """The row "the program's own per million" of the README: the worst of the targets."""
+    """The row "the program's own per million" of docs/benchmarks.md: the worst of the targets."""
 
     def value(measurements: list[Measurement]) -> float | None:
         runs = [

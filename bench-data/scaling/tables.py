@@ -331,7 +331,7 @@ def small_run(figures: Figures) -> str:
     small, quiet = figures["scale_server_seconds"], figures["server_seconds_write"]
     return (
         f"In the small run, which measured bytes, merges and scans, an event took {small / quiet:.2f} times as much of "
-        "the server's processors as in the README's. Its other processor times are off by about as much."
+        "the server's processors as in docs/benchmarks.md. Its other processor times are off by about as much."
     )
 
 
@@ -339,7 +339,7 @@ def inputs(figures: Figures) -> str:
     """All figures that went in."""
     titles = {
         "workload": "the month",
-        "readme": "README's benchmark",
+        "readme": "docs/benchmarks.md",
         "bench": "a small run",
         "code": "the program and ClickHouse",
         "assumed": "assumed",

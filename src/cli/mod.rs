@@ -6,6 +6,6 @@ mod dotenv;
 mod environment;
 pub(crate) mod options;
 pub(crate) mod selection;
-mod variables;
+pub(crate) mod variables;
 
 pub use environment::Environment;

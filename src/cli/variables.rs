@@ -1,7 +1,7 @@
 //! The names of the environment's variables, and of those in `.env`.
 
 /// The variables that mean something here.
-pub(super) const VARIABLES: &[&str] = &[
+pub const VARIABLES: &[&str] = &[
     "ALL_PARTITIONS",
     "ALL_SHARDS",
     "BATCH_SIZE",

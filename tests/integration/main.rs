@@ -37,6 +37,7 @@ mod page;
 mod partitions;
 mod planner;
 mod profiles;
+mod reference;
 mod repair;
 mod repair_damage;
 mod replicas;
