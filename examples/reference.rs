@@ -14,8 +14,9 @@ use std::path::Path;
 
 use clap::{Arg, Command, CommandFactory};
 use events_backfill::internals::{Arguments, VARIABLES};
+use syn::punctuated::Punctuated;
 use syn::visit::{self, Visit};
-use syn::{Attribute, Expr, ExprCall, ExprMethodCall, Fields, Item, Lit, Meta, Type};
+use syn::{Attribute, Expr, ExprCall, ExprMethodCall, Fields, Item, Lit, Meta, Token, Type};
 
 type Failure = Box<dyn Error>;
 
@@ -163,7 +164,9 @@ impl Words {
         let mut meaning = meaning.trim().to_owned();
         let choices = argument.get_possible_values();
         if takes_value && !choices.is_empty() {
-            let names = choices.iter().map(|choice| format!("`{}`", choice.get_name()));
+            let names = choices
+                .iter()
+                .map(|choice| format!("`{}`", choice.get_name()));
             meaning = format!("{meaning}: {}", names.collect::<Vec<_>>().join(", "));
         }
         Self {
@@ -369,30 +372,30 @@ const DESCRIBED: [Described; 6] = [
     },
     Described {
         title: "A run of several months",
-        how: "`--report FILE` of a run.",
+        how: "`--report FILE` of a run. In `totals`, what has no explanation is the sum over the months.",
         file: "src/commands/run_summary.rs",
         name: "Summary",
     },
     Described {
-        title: "verify",
+        title: "The report of verify",
         how: "`verify --report FILE`.",
         file: "src/verify/report.rs",
         name: "Report",
     },
     Described {
-        title: "repair",
+        title: "The report of repair",
         how: "`repair --report FILE`.",
         file: "src/repair/report.rs",
         name: "Report",
     },
     Described {
-        title: "plan",
+        title: "A plan",
         how: "`plan --json`, and `plan --report FILE`.",
         file: "src/plan/summary.rs",
         name: "Forecast",
     },
     Described {
-        title: "status",
+        title: "The status",
         how: "`status --json`.",
         file: "src/commands/status.rs",
         name: "All",
@@ -769,6 +772,19 @@ fn metric_in(expression: &Expr) -> Option<(String, &'static str, String)> {
 impl<'ast> Visit<'ast> for Metrics {
     fn visit_item_mod(&mut self, _: &'ast syn::ItemMod) {
         // Tests have none of their own.
+    }
+
+    // What is in a `vec!` has to be read as what it will be.
+    fn visit_macro(&mut self, mac: &'ast syn::Macro) {
+        let parser = Punctuated::<Expr, Token![,]>::parse_terminated;
+        if let Ok(expressions) = mac.parse_body_with(parser) {
+            let mut inner = Metrics::default();
+            for expression in &expressions {
+                inner.visit_expr(expression);
+            }
+            self.found.extend(inner.found);
+            self.labels.extend(inner.labels);
+        }
     }
 
     fn visit_expr_call(&mut self, call: &'ast ExprCall) {

@@ -23,8 +23,10 @@ import termios
 import time
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-COLUMNS = 100
+COLUMNS = 110
 ROWS = 200
+# What a line begins with that is not shown: every column of events that stays as it is.
+LIST = "left to their defaults"
 # Set for the demo, which then calls this script in place of the program.
 RECORDINGS = "TERMINAL_SVG_RECORDINGS"
 PROGRAM = "TERMINAL_SVG_PROGRAM"
@@ -35,6 +37,11 @@ WIDTH, HEIGHT, MARGIN, BAR = 8.43, 18, 16, 30
 LETTERS = re.compile(rb"\x1b\[([?0-9;]*)([A-Za-z])|\x1b[()][A-Z0-9]|\x1b.|\r|\n|[^\x1b\r\n]+")
 
 
+def words(line):
+    """The letters of a line."""
+    return "".join(letter for letter, _ in line)
+
+
 class Screen:
     """What stands in a terminal: enough of one for progress bars and colours."""
 
@@ -42,6 +49,8 @@ class Screen:
         self.lines = [[]]
         self.row = self.column = 0
         self.style = ""
+        # Rows that go on with the one above.
+        self.wrapped = set()
 
     def write(self, data):
         """Takes what a program has printed."""
@@ -51,6 +60,7 @@ class Screen:
                 self.column = 0
             elif piece == b"\n":
                 self._down()
+                self.wrapped.discard(self.row)
             elif match.group(2):
                 self._control(match.group(1).decode(), match.group(2).decode())
             elif not piece.startswith(b"\x1b"):
@@ -66,6 +76,7 @@ class Screen:
         if self.column == COLUMNS:
             self.column = 0
             self._down()
+            self.wrapped.add(self.row)
         line = self.lines[self.row]
         line.extend([(" ", "")] * (self.column + 1 - len(line)))
         line[self.column] = (letter, self.style)
@@ -99,8 +110,14 @@ class Screen:
                 self.style = names[number]
 
     def text(self):
-        """All lines, without what is empty at their end and at the end of all."""
-        lines = [list(line) for line in self.lines]
+        """All lines, without what is empty at their end and at the end of all, and without long lists."""
+        lines, is_list = [], False
+        for row, line in enumerate(self.lines):
+            is_list = is_list if row in self.wrapped else words(line).startswith(LIST)
+            if is_list and row not in self.wrapped:
+                lines.append([("…", "d")])
+            elif not is_list:
+                lines.append(list(line))
         for line in lines:
             while line and line[-1] == (" ", ""):
                 line.pop()
@@ -168,7 +185,7 @@ def in_the_middle(call):
     for _, piece in call["pieces"]:
         screen.write(piece.encode())
         lines = screen.text()
-        flat = ["".join(letter for letter, _ in line) for line in lines]
+        flat = [words(line) for line in lines]
         percents = [int(found) for line in flat for found in re.findall(r"(\d+)\s?%", line)]
         if percents and (best is None or abs(percents[-1] - 66) < best[0]):
             best = (abs(percents[-1] - 66), lines)
@@ -193,7 +210,7 @@ def shown(calls):
     lines += [[], typed(command_of(calls["status"])), *at_the_end(calls["status"])]
     verified = at_the_end(calls["verify"])
     # Of the last month; the lines that are all zeros say the same thing many times.
-    flat = ["".join(letter for letter, _ in line) for line in verified]
+    flat = [words(line) for line in verified]
     first = [at for at, line in enumerate(flat) if line.startswith("Partition")][-1]
     chosen = [line for line, text in zip(verified[first:], flat[first:]) if text and not text.endswith(" 0")]
     lines += [[], typed(command_of(calls["verify"])), [("…", "d")], *chosen]

@@ -98,13 +98,15 @@ fn the_reference_has_every_field_of_every_report() {
         .arg("plan")
         .args(["--partition", "202406"]);
     plan.run().assert_code(0);
-    assert_explained(&plan.report(), "### plan", here);
+    assert_explained(&plan.report(), "### A plan", here);
 
     let run = Tool::new(&database).args(["--partition", "202406"]);
     run.run().assert_code(0);
     assert_explained(&run.report(), "### A run of one month", here);
 
     let status = Tool::unconfigured()
+        // It has no such flag, and this keeps `Tool` from giving it.
+        .env("REPORT", "none")
         .args(["status", "--json", "--state-dir"])
         .arg(run.state_dir())
         .run();
@@ -112,7 +114,7 @@ fn the_reference_has_every_field_of_every_report() {
     let status: Value = serde_json::from_str(&status.stdout).unwrap();
     // The report of the run is in it as it is.
     let of_run = |path: &str| path.contains(".last_report.");
-    assert_explained(&status, "### status", of_run);
+    assert_explained(&status, "### The status", of_run);
 
     let several = Tool::new(&database).arg("--all-partitions");
     several.run().assert_code(0);
@@ -132,12 +134,12 @@ fn the_reference_has_every_field_of_every_report() {
         .args(["--partition", "202406"]);
     verify.run().assert_code(1);
     assert!(!verify.report()["examples"].as_array().unwrap().is_empty());
-    assert_explained(&verify.report(), "### verify", here);
+    assert_explained(&verify.report(), "### The report of verify", here);
 
     let repair = Tool::new(&database).arg("repair").arg("--optimize");
     let repair = repair.args(["--partition", "202406"]);
     repair.run();
-    assert_explained(&repair.report(), "### repair", here);
+    assert_explained(&repair.report(), "### The report of repair", here);
 }
 
 #[test]
@@ -341,6 +343,9 @@ fn troubleshooting_explains_what_operators_meet() {
             .unwrap(),
     );
     expected.extend(messages.all);
+
+    // Some messages are put together of words that stand elsewhere.
+    expected.retain(|literal| literal.chars().filter(char::is_ascii_alphabetic).count() > 8);
 
     let quoted = quoted();
     let is_explained = |literal: &String| quoted.iter().any(|message| literal.contains(message));
