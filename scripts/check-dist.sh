@@ -18,7 +18,7 @@ server=${CARGO_TARGET_DIR:-$repository/target}/$target/release/examples/embedded
 version=$(cargo pkgid --offline | sed 's/.*[#@]//')
 name=events-backfill-$version-$target
 
-# README: "Linux with glibc 2.28 or newer", that is Debian 10, Ubuntu 20.04, RHEL 8.
+# docs/install.md: "Linux with glibc 2.28 or newer", that is Debian 10, Ubuntu 20.04, RHEL 8.
 newest_glibc=2.28
 most_bytes=$((30 * 1000 * 1000))
 subcommands=(verify repair plan status report pause continue set)
@@ -161,7 +161,7 @@ check_tarball() {
     mkdir -p "$unpacked"
     ! tar -tzf "$tarball" | grep -v "^$name/" || fail "not all of $tarball is below $name"
     tar -xzf "$tarball" --strip-components=1 -C "$unpacked"
-    for file in README.md LICENSE .env.example docs/upgrade.md; do
+    for file in README.md LICENSE .env.example docs/upgrade.md docs/terminal.svg; do
         cmp -s "$file" "$unpacked/share/doc/events-backfill/$file" || fail "$tarball has no $file, or another one"
     done
     check_portable "$unpacked/bin/events-backfill"

@@ -137,7 +137,7 @@ lay_out() {
     fi
     cp -r "$pages/." "$stage/share"
     # The documents name each other by these paths.
-    cp -r --parents README.md LICENSE .env.example docs/*.md deploy "$documents"
+    cp -r --parents README.md LICENSE .env.example docs deploy "$documents"
     find "$stage" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 }
 

@@ -10,7 +10,7 @@ pub const READER: (&str, &str) = ("reader", "reader-password");
 #[allow(dead_code)]
 pub const LIMITED: (&str, &str) = ("limited", "limited-password");
 
-/// Name and password of a user who has the rights that the README asks for, on the first database of
+/// Name and password of a user who has the rights that docs/operating.md asks for, on the first database of
 /// a server, if it is called `granted`.
 #[allow(dead_code)]
 pub const OPERATOR: (&str, &str) = ("operator", "operator-password");
