@@ -1,8 +1,8 @@
-//! Buffers of several megabytes, used again and again.
+//! A pool of reusable buffers of several megabytes.
 //!
-//! Blocks come and go at a high rate. Left to the allocator they fragment its
-//! arenas (measured: 530 MB resident where 320 MB were in use), or, if each is
-//! mapped and unmapped, cost as much system time as the rest of the work takes.
+//! Blocks come and go at a high rate. Left to the allocator, they fragment its arenas (measured:
+//! 530 MB resident with 320 MB in use). Mapping and unmapping each one costs as much system time as
+//! all other work.
 
 use std::io::Write;
 use std::ops::{Deref, DerefMut};
@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-/// Keeps buffers that are not in use. Cheap to clone; clones share the buffers.
+/// Keeps idle buffers for reuse. Cheap to clone; clones share the buffers.
 ///
-/// A pool is for buffers of one size: in the end each of them is as large as the
-/// largest use it had. Those that were put to an unusual use are not kept.
+/// Use one pool per buffer size: every buffer eventually grows to the largest use it has seen.
+/// Buffers that grew beyond the limit are freed instead of kept.
 #[derive(Debug, Clone)]
 pub struct BufferPool {
     shared: Arc<Shared>,
@@ -33,8 +33,8 @@ struct Kept {
 }
 
 impl BufferPool {
-    /// A pool that keeps at most `max_kept_bytes` that nobody uses, and no buffer
-    /// of more than `max_buffer_bytes`.
+    /// A pool that keeps at most `max_kept_bytes` of idle buffers, none larger than
+    /// `max_buffer_bytes`.
     pub fn new(max_kept_bytes: usize, max_buffer_bytes: usize) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -50,7 +50,7 @@ impl BufferPool {
         Self::new(self.shared.max_kept_bytes, self.shared.max_buffer_bytes)
     }
 
-    /// An empty buffer, with whatever capacity it had before.
+    /// An empty buffer. It keeps the capacity of its last use.
     pub fn take(&self) -> PooledBuffer {
         let mut kept = self
             .shared
@@ -66,7 +66,7 @@ impl BufferPool {
     }
 }
 
-/// A buffer that goes back to its pool when it is dropped.
+/// A buffer that returns to its pool when dropped.
 #[derive(Debug)]
 pub struct PooledBuffer {
     buffer: Vec<u8>,
@@ -74,7 +74,7 @@ pub struct PooledBuffer {
 }
 
 impl PooledBuffer {
-    /// The content as shared bytes; the buffer goes back when the last of them is dropped.
+    /// The content as shared bytes. The buffer returns to its pool when the last clone is dropped.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }

@@ -1,4 +1,4 @@
-//! Memory is a budget: `--memory-limit` divided among everything that grows.
+//! The memory budget: `--memory-limit` divided among everything that grows.
 
 pub(crate) mod buffer_pool;
 pub(crate) mod numbers;
@@ -14,7 +14,7 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
-/// A number of bytes, written by people as `512MiB`, `1.5GB` or `1073741824`.
+/// A number of bytes, parsed from `512MiB`, `1.5GB` or `1073741824`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
@@ -37,13 +37,13 @@ impl FromStr for ByteSize {
             "gb" => 1_000_000_000,
             _ => {
                 return Err(format!(
-                    "'{text}' is not a size: write for example 512MiB or 2GiB"
+                    "'{text}' is not a size: use, for example, 512MiB or 2GiB"
                 ));
             }
         };
         let number: f64 = number
             .parse()
-            .map_err(|_| format!("'{text}' is not a size: write for example 512MiB or 2GiB"))?;
+            .map_err(|_| format!("'{text}' is not a size: use, for example, 512MiB or 2GiB"))?;
         Ok(ByteSize(whole(number * factor as f64)))
     }
 }
@@ -60,66 +60,64 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Program, stacks, connections, SST writers: what does not depend on the data.
+/// Code, stacks, connections and SST writers: everything that does not depend on the data.
 const FIXED: u64 = 72 * MIB;
-/// Least bytes of a segment for which the budget makes sense.
+/// Minimum bytes per segment for a workable budget.
 const SMALLEST_SEGMENT: u64 = 6 * MIB;
-/// More blocks that wait to be sent gain nothing.
+/// A longer send queue gains nothing.
 const LARGEST_BACKLOG: u64 = 24 * MIB;
-/// Looking up the traces of more blocks at once gains nothing where few traces have many rows each.
+/// Larger look-ups gain nothing when few traces have many rows each.
 const LARGEST_LOOK_UP: u64 = 16 * MIB;
-/// Blocks of more bytes gain nothing.
+/// Larger blocks gain nothing.
 const LARGEST_PREFERRED_BLOCK: u64 = 4 * MIB;
 
-/// How the limit is divided.
+/// The division of the memory limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// RocksDB's block cache, indexes and filters included.
+    /// RocksDB's block cache, including indexes and filters.
     pub cache_bytes: usize,
-    /// Filter over the traces seen while loading. Given back before streaming.
+    /// Filter over the traces seen while loading. Released before streaming starts.
     pub seen_bytes: usize,
-    /// All that one segment holds at most: the block that arrives, the ones that wait for their
-    /// traces, are enriched, or wait to be sent. Usual blocks take less.
+    /// Maximum held by one segment: the arriving block plus those waiting for traces, being
+    /// enriched or waiting to be sent. Typical blocks need less.
     pub segment_bytes: usize,
-    /// Blocks of one segment that wait to be sent, as long as they are of the usual size.
+    /// Send queue of one segment, for blocks of typical size.
     pub backlog_bytes: usize,
-    /// The largest block that may arrive.
+    /// The largest block accepted.
     pub max_block_bytes: usize,
-    /// The largest block of traces that may arrive while loading, when nothing
-    /// else needs the segments' share.
+    /// The largest block of traces accepted while loading, when the segments' share is free.
     pub load_block_bytes: usize,
-    /// Blocks of so many bytes together are enriched at once, so that a look-up asks
-    /// for many traces: the more, the fewer blocks of the store are read twice.
+    /// Blocks are enriched together up to this size. The more traces in one look-up, the fewer
+    /// blocks of the store are read twice.
     pub look_up_bytes: usize,
-    /// The size of block the server is asked for.
+    /// The block size requested from the server.
     pub preferred_block_bytes: usize,
-    /// Buffers that are kept for the next block.
+    /// Idle buffers kept for reuse.
     pub pool_bytes: usize,
-    /// The largest buffer that is kept: one that was needed for an unusual block
-    /// would hold its memory for a usual one.
+    /// The largest buffer kept. A buffer that grew for an unusual block would waste its memory on
+    /// typical ones.
     pub pooled_buffer_bytes: usize,
 }
 
 impl Budget {
-    /// Divides `limit` for `concurrency` segments at once.
+    /// Divides `limit` among `concurrency` segments.
     ///
-    /// An eighth is the block cache: segments go from day to day, so it has to hold
-    /// the indexes and filters of a few days only. As much again is for the blocks
-    /// that look-ups hold, and for what the allocator keeps. The rest, less what is fixed, is for the
-    /// segments. Of a segment's share three eighths are for blocks that wait to be sent, and a
-    /// quarter for those that wait for their traces. What is larger than usual makes room for itself,
-    /// by waiting for the others to be sent.
+    /// One eighth goes to the block cache. Segments proceed day by day, so it only has to hold the
+    /// indexes and filters of a few days. Another eighth covers the blocks pinned by look-ups and
+    /// the allocator's overhead. The segments share the rest, minus the fixed part. Within a
+    /// segment, three eighths are for blocks waiting to be sent and a quarter for blocks waiting
+    /// for traces. A block larger than usual waits until enough of the others are sent.
     ///
     /// # Errors
-    /// A sentence where the limit is too small.
+    /// A sentence for the operator if the limit is too small.
     pub fn new(limit: ByteSize, concurrency: usize) -> Result<Self, String> {
         let cache = limit.0 / 8;
         let segments = limit.0.saturating_sub(2 * cache + FIXED) / concurrency.max(1) as u64;
         if segments < SMALLEST_SEGMENT {
             let least = (FIXED + concurrency as u64 * SMALLEST_SEGMENT) * 4 / 3 + MIB;
             return Err(format!(
-                "a memory limit of {limit} is too small for {concurrency} segments at once: \
-                 use at least {}, or fewer with --concurrency",
+                "memory limit {limit} is too small for {concurrency} segments at once: set at \
+                 least {}, or lower --concurrency",
                 ByteSize(least)
             ));
         }
@@ -130,7 +128,7 @@ impl Budget {
             segment_bytes: in_memory(segments),
             backlog_bytes: in_memory((segments * 3 / 8).min(LARGEST_BACKLOG)),
             look_up_bytes: in_memory((segments / 4).min(LARGEST_LOOK_UP)),
-            // While it arrives its buffer may be half as large again.
+            // While a block arrives, its buffer may be half as large again.
             max_block_bytes: in_memory(segments / 3),
             load_block_bytes: (in_memory(segments) * concurrency) / 4,
             preferred_block_bytes: in_memory(preferred),
@@ -141,13 +139,13 @@ impl Budget {
 }
 
 impl Budget {
-    /// A pool for buffers of one kind.
+    /// A pool for one kind of buffer.
     pub fn pool(&self) -> BufferPool {
         BufferPool::new(self.pool_bytes, self.pooled_buffer_bytes)
     }
 }
 
-/// Resident memory of this process now, in bytes, where the system tells it.
+/// Resident memory of this process in bytes, if the system reports it.
 pub(crate) fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
@@ -157,7 +155,7 @@ pub(crate) fn resident_bytes() -> Option<u64> {
 
 /// Peak resident memory of this process, in bytes.
 pub(crate) fn peak_resident_bytes() -> u64 {
-    // The kernel's getrusage counts what the parent had before exec; VmHWM does not.
+    // getrusage includes the parent's memory from before exec; VmHWM does not.
     let from_proc = std::fs::read_to_string("/proc/self/status")
         .ok()
         .and_then(|status| {

@@ -1,47 +1,47 @@
-//! How many files and connections the process may have open.
+//! The limit on open files and connections.
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 use crate::error::{Advice, Error};
 
-/// Open files of the store at most.
+/// Maximum open files for the store.
 const MOST_OF_STORE: rlim_t = 512;
-/// RocksDB needs some whatever there is.
+/// RocksDB needs at least this many.
 const FEWEST_OF_STORE: rlim_t = 32;
-/// Who has more than this many has enough for connections, too.
+/// Reserved for connections and everything else.
 const OF_ANYTHING_ELSE: rlim_t = 64;
 
-/// Raises the limit as far as the operating system lets a user. Many systems set it low, for the sake
-/// of programs that do not expect a large number.
+/// Raises the soft limit to the hard limit. Many systems set the soft limit low for the sake of
+/// programs that cannot handle large descriptors.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) where it is too low all the same.
+/// [`Kind::Configuration`](crate::error::Kind) if even the hard limit is too low.
 pub(crate) fn raise_limit() -> Result<(), Error> {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return Ok(());
     };
     if soft < hard {
-        // If it cannot be raised, what there is may be enough.
+        // If raising it fails, the current limit may still be enough.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(soft, |limits| limits.0);
     match limit < FEWEST_OF_STORE + OF_ANYTHING_ELSE {
-        true => Err(Error::configuration(format!(
-            "this process may open only {limit} files at once"
-        ))
-        .with(Advice::RaiseOpenFiles)),
+        true => Err(
+            Error::configuration(format!("this process may open only {limit} files"))
+                .with(Advice::RaiseOpenFiles),
+        ),
         false => Ok(()),
     }
 }
 
-/// How many of them the store may have.
+/// Number of files the store may keep open.
 pub(crate) fn of_store() -> i32 {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(MOST_OF_STORE, |limits| limits.0);
     let files = limit.saturating_sub(OF_ANYTHING_ELSE);
     i32::try_from(files.clamp(FEWEST_OF_STORE, MOST_OF_STORE)).unwrap_or(i32::MAX)
 }
 
-/// Whether an error of the operating system says that there are too many.
+/// Whether the message of an operating system error means too many open files.
 pub(crate) fn are_too_many(message: &str) -> bool {
     message.contains("Too many open files") || message.contains("os error 24")
 }

@@ -1,4 +1,4 @@
-//! What is counted while a process works.
+//! Counters of a running process.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::progress::stopwatch::{Stopwatch, Waiting};
 use crate::trace_store::TraceStore;
 
-/// The counters of a process. Cheap to clone.
+/// The process's counters. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Telemetry(pub(super) Arc<Shared>);
 
@@ -24,7 +24,7 @@ pub(super) struct Shared {
     pub(super) now: Mutex<Now>,
 }
 
-/// The month that is worked on, and what those before it came to.
+/// The month in progress, plus look-ups counted in earlier months.
 #[derive(Debug, Default)]
 pub(super) struct Now {
     pub(super) job: Option<Job>,
@@ -41,7 +41,7 @@ impl Now {
     }
 }
 
-/// What has become of the rows of a source.
+/// Row counts of one source.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Rows {
     pub(super) processed: u64,
@@ -49,24 +49,24 @@ pub(super) struct Rows {
     pub(super) without_trace: u64,
 }
 
-/// Look-ups in the trace store.
+/// Trace store look-ups.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LookUps {
     pub(super) made: u64,
     pub(super) missed: u64,
 }
 
-/// The month that is worked on.
+/// The month in progress.
 pub(crate) struct Job {
     /// `YYYYMM`
     pub partition: String,
-    /// `database.table` that is written to.
+    /// The target table, as `database.table`.
     pub target: String,
-    /// Segments of the plan.
+    /// Segments planned for the month.
     pub segments: u64,
-    /// Segments that were done before this process began.
+    /// Segments finished before this process started.
     pub segments_before: u64,
-    /// Its traces.
+    /// The month's trace store.
     pub store: Arc<TraceStore>,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Debug for Job {
     }
 }
 
-/// A month is worked on until this is dropped.
+/// Marks a month as in progress until dropped.
 #[derive(Debug)]
 pub(crate) struct AtWork(Telemetry);
 
@@ -91,7 +91,7 @@ impl Drop for AtWork {
 }
 
 impl Telemetry {
-    /// A month is worked on from now on.
+    /// Marks a month as in progress.
     pub(crate) fn begin(&self, job: Job) -> AtWork {
         self.0
             .segments_done
@@ -100,13 +100,13 @@ impl Telemetry {
         AtWork(self.clone())
     }
 
-    /// Counts the time of a phase, until what it gives is dropped.
+    /// Times a phase until the returned guard is dropped.
     pub(crate) fn phase(&self, name: &'static str) -> Waiting<'_, &'static str> {
         self.0.phases.waiting(name)
     }
 
-    /// Counts rows of a source that are done: how many became something, how many of them the server
-    /// has acknowledged, and how many have no trace.
+    /// Counts finished rows of a source: rows processed, events acknowledged by the server, and
+    /// rows without a trace.
     pub(crate) fn done(
         &self,
         source: &'static str,
@@ -121,27 +121,27 @@ impl Telemetry {
         rows.without_trace += without_trace;
     }
 
-    /// Counts rows of traces that were loaded, again where that had to be repeated.
+    /// Counts trace rows loaded. Rows loaded again after a retry count again.
     pub(crate) fn loaded(&self, rows: u64) {
         self.0.trace_rows_loaded.fetch_add(rows, Ordering::Relaxed);
     }
 
-    /// Counts rows that were made into events, again where that had to be repeated.
+    /// Counts rows turned into events. Rows enriched again after a retry count again.
     pub(crate) fn enriched(&self, rows: u64) {
         self.0.rows_enriched.fetch_add(rows, Ordering::Relaxed);
     }
 
-    /// Rows of traces that were loaded so far.
+    /// Trace rows loaded so far.
     pub(crate) fn trace_rows_loaded(&self) -> u64 {
         self.0.trace_rows_loaded.load(Ordering::Relaxed)
     }
 
-    /// Rows that were made into events so far.
+    /// Rows turned into events so far.
     pub(crate) fn rows_enriched(&self) -> u64 {
         self.0.rows_enriched.load(Ordering::Relaxed)
     }
 
-    /// The trace store of the month that is worked on, in bytes on disk.
+    /// Size on disk of the current month's trace store, in bytes.
     pub(crate) fn store_bytes(&self) -> u64 {
         let store = lock(&self.0.now)
             .job
@@ -150,23 +150,23 @@ impl Telemetry {
         store.map_or(0, |store| store.disk_bytes())
     }
 
-    /// Counts a segment that is done.
+    /// Counts a finished segment.
     pub(crate) fn segment_done(&self) {
         self.0.segments_done.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts something that is tried again, after an error of that kind.
+    /// Counts a retry by the kind of error that caused it.
     pub(crate) fn retried(&self, kind: &str) {
         *lock(&self.0.retries).entry(kind.to_owned()).or_default() += 1;
     }
 
-    /// Whether a month is worked on.
+    /// Whether a month is in progress.
     pub(super) fn is_at_work(&self) -> bool {
         lock(&self.0.now).job.is_some()
     }
 }
 
-/// What was counted before somebody panicked is still right.
+/// Locks, even after a panic elsewhere: the counts up to then are still right.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

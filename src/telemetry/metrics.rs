@@ -1,4 +1,4 @@
-//! The metrics, by name.
+//! Names, help texts and values of all metrics.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -12,10 +12,10 @@ use super::counters::{Telemetry, lock};
 use crate::memory::resident_bytes;
 use crate::throttle::Throttle;
 
-/// What the names of all metrics begin with.
+/// Prefix of every metric name.
 const PREFIX: &str = "events_backfill";
 
-/// All metrics, read when they are asked for.
+/// A registry that reads all metrics at scrape time.
 pub(super) fn registry(telemetry: Telemetry, throttle: Throttle) -> Registry {
     let mut registry = Registry::with_prefix(PREFIX);
     registry.register_collector(Box::new(All {
@@ -31,7 +31,7 @@ struct All {
     throttle: Throttle,
 }
 
-/// A metric with all its values.
+/// A metric and its values.
 struct Metric {
     name: &'static str,
     help: &'static str,
@@ -110,11 +110,11 @@ impl All {
         let look_ups = lock(&shared.now).look_ups();
         vec![
             by_source(
-                Metric::counter("rows_processed", "Rows of a source that are done."),
+                Metric::counter("rows_processed", "Source rows processed."),
                 |rows| rows.processed,
             ),
             by_source(
-                Metric::counter("events_written", "Events that the server has acknowledged."),
+                Metric::counter("events_written", "Events acknowledged by the server."),
                 |rows| rows.written,
             ),
             by_source(
@@ -123,23 +123,23 @@ impl All {
             ),
             Metric::counter(
                 "trace_rows_loaded",
-                "Rows of traces that were loaded, again where that was repeated.",
+                "Trace rows loaded, including rows loaded again after a retry.",
             )
             .value(self.telemetry.trace_rows_loaded() as f64),
             Metric::counter(
                 "rows_enriched",
-                "Rows that were made into events, again where that was repeated.",
+                "Rows turned into events, including rows enriched again after a retry.",
             )
             .value(self.telemetry.rows_enriched() as f64),
-            Metric::counter(
-                "sent_bytes",
-                "Bytes of events that were sent, uncompressed.",
-            )
-            .value(self.throttle.sent_bytes() as f64),
-            Metric::counter("look_ups", "Traces that were looked up in the local store.")
+            Metric::counter("sent_bytes", "Uncompressed bytes of events sent.")
+                .value(self.throttle.sent_bytes() as f64),
+            Metric::counter("look_ups", "Trace look-ups in the local store.")
                 .value(look_ups.made as f64),
-            Metric::counter("look_ups_missed", "Of these, those that it does not have.")
-                .value(look_ups.missed as f64),
+            Metric::counter(
+                "look_ups_missed",
+                "Trace look-ups that found nothing in the local store.",
+            )
+            .value(look_ups.missed as f64),
         ]
     }
 
@@ -148,22 +148,25 @@ impl All {
         let retries = lock(&shared.retries).clone();
         let state = self.throttle.state();
         vec![
-            Metric::counter("phase_seconds", "Seconds by the clock in each phase.")
+            Metric::counter("phase_seconds", "Wall-clock seconds spent in each phase.")
                 .by("phase", shared.phases.seconds()),
             Metric::counter(
                 "throttled_seconds",
-                "Seconds for which it went slower, by reason.",
+                "Wall-clock seconds throttled, by reason.",
             )
             .by("reason", self.throttle.seconds()),
-            Metric::counter("retries", "What was tried again, by the kind of error.").by(
+            Metric::counter("retries", "Retries, by kind of error.").by(
                 "kind",
                 retries
                     .into_iter()
                     .map(|(kind, number)| (kind, number as f64)),
             ),
-            Metric::gauge("segments_at_once", "Segments that may be under way now.")
-                .value(self.throttle.segments_at_once() as f64),
-            Metric::gauge("paused", "1 while the operator has paused it.")
+            Metric::gauge(
+                "segments_at_once",
+                "Maximum number of segments that may run now.",
+            )
+            .value(self.throttle.segments_at_once() as f64),
+            Metric::gauge("paused", "1 while paused by the operator.")
                 .value(f64::from(u8::from(state.is_paused))),
         ]
     }
@@ -171,25 +174,36 @@ impl All {
     fn of_this_process(&self) -> Vec<Metric> {
         let shared = &self.telemetry.0;
         let mut metrics = vec![
-            Metric::gauge("segments_done", "Segments of the month that are done.")
-                .value(shared.segments_done.load(Ordering::Relaxed) as f64),
+            Metric::gauge(
+                "segments_done",
+                "Segments of the current month that are finished.",
+            )
+            .value(shared.segments_done.load(Ordering::Relaxed) as f64),
         ];
         if let Some(job) = &lock(&shared.now).job {
             let labels = vec![
                 ("partition", job.partition.clone()),
                 ("target", job.target.clone()),
             ];
-            let mut month = Metric::gauge("month", "1 for the month that is worked on.");
+            let mut month = Metric::gauge("month", "1 for the month in progress.");
             month.values.push((labels, 1.0));
             metrics.extend([
                 month,
-                Metric::gauge("segments", "Segments of the month.").value(job.segments as f64),
-                Metric::gauge("store_bytes", "The local trace store on disk.")
-                    .value(job.store.disk_bytes() as f64),
+                Metric::gauge("segments", "Segments planned for the current month.")
+                    .value(job.segments as f64),
+                Metric::gauge(
+                    "store_bytes",
+                    "Size of the local trace store on disk, in bytes.",
+                )
+                .value(job.store.disk_bytes() as f64),
             ]);
         }
         metrics.extend(resident_bytes().map(|bytes| {
-            Metric::gauge("resident_bytes", "Memory of the process.").value(bytes as f64)
+            Metric::gauge(
+                "resident_bytes",
+                "Resident memory of this process, in bytes.",
+            )
+            .value(bytes as f64)
         }));
         metrics
     }

@@ -1,4 +1,4 @@
-//! What a run tells whoever watches it: metrics in the format of OpenMetrics, over HTTP.
+//! Metrics of a run, served over HTTP in OpenMetrics format.
 
 mod counters;
 mod metrics;

@@ -1,4 +1,4 @@
-//! The address at which metrics are.
+//! The HTTP server for metrics and health checks.
 
 use std::convert::Infallible;
 use std::io;
@@ -24,19 +24,19 @@ use super::counters::Telemetry;
 use super::metrics::registry;
 use crate::throttle::Throttle;
 
-/// Connections at once: more are closed.
+/// Maximum simultaneous connections. Any more are closed at once.
 const MOST_CONNECTIONS: usize = 16;
-/// How long a client may take for a request, and for its answer.
+/// Time allowed to send a request, and again to receive the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long nothing is accepted after that has failed.
+/// Pause after a failed accept.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
-/// The format, as OpenMetrics 1.0 has it.
+/// Content type of OpenMetrics 1.0.
 const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Metrics are there until this is dropped.
+/// Serves metrics until dropped.
 #[derive(Debug)]
 pub(crate) struct Serving {
-    /// Where they are.
+    /// The bound address.
     pub address: SocketAddr,
     task: JoinHandle<()>,
 }
@@ -47,10 +47,10 @@ impl Drop for Serving {
     }
 }
 
-/// Serves `/metrics`, `/healthz` (the process answers) and `/readyz` (it works on a month).
+/// Serves `/metrics`, `/healthz` (the process is alive) and `/readyz` (a month is in progress).
 ///
 /// # Errors
-/// Whatever the operating system says of the address.
+/// [`io::Error`] if the address cannot be bound.
 pub(crate) async fn serve(
     address: SocketAddr,
     telemetry: Telemetry,
@@ -63,11 +63,12 @@ pub(crate) async fn serve(
     let task = tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
-                // Too many files are open, or the client has gone.
+                // Usually the process is out of file descriptors, or the client hung up.
                 tokio::time::sleep(AFTER_ERROR).await;
                 continue;
             };
-            // Whoever opens too many does not keep others from being answered for long.
+            // Excess connections are dropped, so one greedy client cannot block the others for
+            // long.
             let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
                 continue;
             };
@@ -82,7 +83,7 @@ pub(crate) async fn serve(
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::spawn(async move {
-                // Whoever hangs up need not have the answer.
+                // The client may hang up before the answer; that is its business.
                 let _ = tokio::time::timeout(2 * PATIENCE, connection).await;
                 drop(permit);
             });
@@ -97,7 +98,7 @@ fn answer(
     telemetry: &Telemetry,
 ) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is understood\n");
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is supported\n");
     }
     match request.uri().path() {
         "/metrics" => {
@@ -108,11 +109,11 @@ fn answer(
             }
         }
         "/healthz" => text(StatusCode::OK, "ok\n"),
-        "/readyz" if telemetry.is_at_work() => text(StatusCode::OK, "at work\n"),
-        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not at work on a month\n"),
+        "/readyz" if telemetry.is_at_work() => text(StatusCode::OK, "in progress\n"),
+        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "no month in progress\n"),
         _ => text(
             StatusCode::NOT_FOUND,
-            "there are /metrics, /healthz and /readyz\n",
+            "not found: use /metrics, /healthz or /readyz\n",
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! Looks at the clock, so that a run works in its window only.
+//! Watches the clock to keep a run inside its window.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use tokio::task::JoinHandle;
 use super::handle::Throttle;
 use super::window::Window;
 
-/// How often the clock is looked at: it may be set, or stand still while the machine sleeps.
+/// How often to check. One long sleep would miss a changed clock or a suspended machine.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// The clock is looked at until this is dropped.
+/// Checks the clock until dropped.
 #[derive(Debug)]
 pub(crate) struct KeepingWindow(JoinHandle<()>);
 
@@ -22,7 +22,8 @@ impl Drop for KeepingWindow {
 }
 
 impl Throttle {
-    /// Begins no segment outside of the window from now on. `tell` is told when it opens and closes.
+    /// From now on starts segments inside the window only. `tell` gets a message when it opens or
+    /// closes.
     pub(crate) fn keep_window(
         &self,
         window: Window,
@@ -36,10 +37,10 @@ impl Throttle {
             if is_open != was_open {
                 was_open = is_open;
                 let what = match is_open {
-                    true => format!("the window {window} is open: going on"),
+                    true => format!("the window {window} is open: continuing"),
                     false => format!(
-                        "outside of the window {window}: segments under way are finished, and the run \
-                         waits"
+                        "the window {window} is closed: finishing the running segments, then \
+                         waiting"
                     ),
                 };
                 tell(what);

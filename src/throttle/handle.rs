@@ -1,4 +1,4 @@
-//! The handle by which a run asks how fast it may go.
+//! The handle that tells a run how fast it may go.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,55 +16,55 @@ use super::state::{SpeedState, SpeedWishes};
 use crate::progress::WorkClock;
 use crate::progress::stopwatch::{Stopwatch, Waiting};
 
-/// Rows that a segment writes in a second, at least. The server closes an answer that is read more slowly.
+/// Minimum rows per second for a segment. The server closes connections that read more slowly.
 pub(crate) const LEAST_ROWS: u64 = 500;
-/// The same of bytes.
+/// Minimum bytes per second for a segment, for the same reason.
 pub(crate) const LEAST_BYTES: u64 = 256 << 10;
 
-/// How fast a run may go. One for each process; cheap to clone.
+/// Controls a run's speed. One per process; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Throttle(pub(super) Arc<Shared>);
 
-/// What all handles share.
+/// State shared by all handles.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) thresholds: Option<Thresholds>,
-    /// Memory is divided among so many.
+    /// Maximum segments; memory is divided among this many.
     most_segments: usize,
     pub(super) speed: channel::Sender<Speed>,
     rows: Pace,
     bytes: Pace,
     pub(super) stopwatch: Stopwatch<Reason>,
-    /// Why it goes slower, in words.
+    /// Why the run is slowed, as shown to people.
     pub(super) why: Mutex<String>,
-    /// What segments wait for inserts.
+    /// Time segments spend waiting for inserts.
     inserts: Stopwatch<()>,
-    /// Stands still while nothing is under way, since nothing may be begun.
+    /// Stops while nothing is running because nothing may start.
     clock: WorkClock,
-    /// Bytes of events that they have sent meanwhile.
+    /// Bytes of events sent by those inserts.
     inserted_bytes: AtomicU64,
 }
 
-/// What decides at the moment.
+/// The current limits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Speed {
-    /// Segments at once, at most.
+    /// Maximum segments at once.
     concurrency: usize,
     rows_per_second: Option<u64>,
     bytes_per_second: Option<u64>,
     pub(super) level: Level,
-    /// The operator has paused it.
+    /// Paused by the operator.
     is_paused: bool,
-    /// It is not the time of day for it.
+    /// Outside the time window.
     is_outside_window: bool,
-    /// Whether somebody looks at the server, and may change the level.
+    /// Whether a watcher is active and may change the level.
     pub(super) is_watched: bool,
 }
 
-/// Seconds by the clock during which at least one segment went slower, by the name of the reason.
+/// Wall-clock seconds during which at least one segment was throttled, by name of the reason.
 pub(crate) type ThrottledSeconds = BTreeMap<&'static str, f64>;
 
-/// What of `now` has come since `before`.
+/// The seconds added between `before` and `now`.
 pub(crate) fn since(now: &ThrottledSeconds, before: &ThrottledSeconds) -> ThrottledSeconds {
     now.iter()
         .map(|(&name, seconds)| (name, seconds - before.get(name).unwrap_or(&0.0)))
@@ -82,7 +82,7 @@ pub(crate) struct Pause {
 }
 
 impl Throttle {
-    /// As the options have it, for so many segments at once.
+    /// Starts at the speed the options allow, for up to `concurrency` segments.
     pub(crate) fn new(options: &ThrottleOptions, concurrency: usize) -> Self {
         let (speed, _) = channel::channel(Speed {
             concurrency,
@@ -111,13 +111,14 @@ impl Throttle {
         *self.0.speed.borrow()
     }
 
-    /// How many segments may be under way now. Those that are, are not ended where it is fewer.
+    /// How many segments may run now. If more are already running, they finish.
     pub(crate) fn segments_at_once(&self) -> usize {
         let speed = self.speed();
         if speed.is_paused || speed.is_outside_window {
             return 0;
         }
-        // Each segment must go on fast enough for the server not to close what it sends.
+        // A segment that reads too slowly loses its connection, so each needs a minimum share of
+        // the limits.
         let shares = [
             (speed.rows_per_second, LEAST_ROWS),
             (speed.bytes_per_second, LEAST_BYTES),
@@ -128,22 +129,22 @@ impl Throttle {
         segments.min(usize::try_from(most).unwrap_or(usize::MAX))
     }
 
-    /// Begins no new segment from now on.
+    /// Stops starting segments.
     pub(crate) fn pause(&self) {
         self.hold(Reason::Paused, true);
     }
 
-    /// Goes on after that.
+    /// Ends the pause.
     pub(crate) fn go_on(&self) {
         self.hold(Reason::Paused, false);
     }
 
-    /// The window is open, or it is not.
+    /// Opens or closes the window.
     pub(super) fn open(&self, is_open: bool) {
         self.hold(Reason::Window, !is_open);
     }
 
-    /// Waits, or goes on, for that reason, and counts the time.
+    /// Starts or ends a hold for `reason`, and times it.
     fn hold(&self, reason: Reason, is_held: bool) {
         self.0.speed.send_if_modified(|speed| {
             let held = match reason {
@@ -162,10 +163,10 @@ impl Throttle {
         });
     }
 
-    /// Goes as fast as the operator wants it from now on.
+    /// Changes the speed.
     ///
     /// # Errors
-    /// A sentence, where it is more than memory was divided for.
+    /// A sentence for the operator if `concurrency` exceeds what memory was divided for.
     pub(crate) fn set(&self, wishes: &SpeedWishes) -> Result<(), String> {
         let most = self.0.most_segments;
         if let Some(segments) = wishes
@@ -173,8 +174,7 @@ impl Throttle {
             .filter(|segments| !(1..=most).contains(segments))
         {
             return Err(format!(
-                "concurrency={segments} is not from 1 to {most}, for which the run has divided its \
-                 memory"
+                "concurrency={segments} is out of range: this run's memory allows 1 to {most}"
             ));
         }
         self.0.speed.send_modify(|speed| {
@@ -182,13 +182,13 @@ impl Throttle {
             speed.rows_per_second = wishes.rows_per_second.unwrap_or(speed.rows_per_second);
             speed.bytes_per_second = wishes.bytes_per_second.unwrap_or(speed.bytes_per_second);
         });
-        // What was booked at another speed counts no more.
+        // Reservations made at the old speed no longer apply.
         self.0.rows.forget();
         self.0.bytes.forget();
         Ok(())
     }
 
-    /// How fast it goes.
+    /// The current speed, for display.
     pub(crate) fn state(&self) -> SpeedState {
         let speed = self.speed();
         SpeedState {
@@ -204,7 +204,7 @@ impl Throttle {
         }
     }
 
-    /// Waits while nothing may be begun.
+    /// Waits until a segment may start.
     pub(crate) async fn may_begin(&self) {
         let mut changes = self.changes();
         while self.segments_at_once() == 0 {
@@ -213,28 +213,28 @@ impl Throttle {
         }
     }
 
-    /// Nothing is under way, and nothing may be begun, until what it gives is dropped.
+    /// Stops the work clock until the returned guard is dropped.
     pub(crate) fn stand_still(&self) -> Waiting<'_, ()> {
         self.0.clock.stand_still()
     }
 
-    /// Seconds so far for which that was so.
+    /// Seconds the work clock has been stopped so far.
     pub(crate) fn still_seconds(&self) -> f64 {
         self.0.clock.stood_still()
     }
 
-    /// The clock that stands still meanwhile.
+    /// The work clock.
     pub(crate) fn clock(&self) -> WorkClock {
         self.0.clock.clone()
     }
 
-    /// What tells of changes.
+    /// Subscribes to changes.
     pub(crate) fn changes(&self) -> Changes {
         Changes(self.0.speed.subscribe())
     }
 
-    /// The pause before a block of so many rows and bytes is sent, after as much work as that; none
-    /// where nothing asks for one.
+    /// The pause needed before sending a block of `rows` and `bytes` that took `worked` to prepare.
+    /// `None` if no limit applies.
     pub(crate) fn pause_before(&self, rows: u64, bytes: u64, worked: Duration) -> Option<Pause> {
         let speed = self.speed();
         let now = Instant::now();
@@ -266,22 +266,22 @@ impl Throttle {
         longest.filter(|pause| pause.until > now)
     }
 
-    /// Rows in a block, if it is not to take more than a second of what is allowed.
+    /// Caps a block's rows at one second's allowance.
     pub(crate) fn block_rows(&self, rows: usize) -> usize {
         least(rows, self.speed().rows_per_second)
     }
 
-    /// The same of its bytes.
+    /// Caps a block's bytes at one second's allowance.
     pub(crate) fn block_bytes(&self, bytes: usize) -> usize {
         least(bytes, self.speed().bytes_per_second)
     }
 
-    /// Counts the time of a pause, until what it gives is dropped.
+    /// Times a pause until the returned guard is dropped.
     pub(crate) fn waiting(&self, reason: Reason) -> Waiting<'_, Reason> {
         self.0.stopwatch.waiting(reason)
     }
 
-    /// How long it has been throttled so far, by reason.
+    /// Time throttled so far, by reason.
     pub(crate) fn seconds(&self) -> ThrottledSeconds {
         let seconds = self.0.stopwatch.seconds().into_iter();
         seconds
@@ -289,22 +289,22 @@ impl Throttle {
             .collect()
     }
 
-    /// Bytes of events that all segments have sent, uncompressed.
+    /// Uncompressed bytes of events sent by all segments.
     pub(crate) fn sent_bytes(&self) -> u64 {
         self.0.inserted_bytes.load(Ordering::Relaxed)
     }
 
-    /// Counts bytes that a segment has sent.
+    /// Counts bytes sent.
     pub(crate) fn has_sent(&self, bytes: u64) {
         self.0.inserted_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Seconds that segments have waited for inserts so far, over all of them.
+    /// Time segments have waited for inserts so far, summed over all segments.
     pub(crate) fn insert_seconds(&self) -> f64 {
         self.0.inserts.summed_seconds()
     }
 
-    /// A segment waits for its insert, until what it gives is dropped.
+    /// Times an insert until the returned guard is dropped.
     pub(crate) fn inserting(&self) -> Waiting<'_, ()> {
         self.0.inserts.waiting(())
     }
@@ -317,14 +317,14 @@ fn least(wanted: usize, most: Option<u64>) -> usize {
     wanted.min(most).max(1)
 }
 
-/// Tells of changes since the last one.
+/// Reports changes of speed.
 pub(crate) struct Changes(channel::Receiver<Speed>);
 
 impl Changes {
-    /// Waits until the speed is another.
+    /// Waits for the next change.
     pub(crate) async fn next(&mut self) {
         if self.0.changed().await.is_err() {
-            // Nothing changes any more.
+            // No sender is left, so nothing will change.
             std::future::pending().await
         }
     }

@@ -1,10 +1,10 @@
-//! How much slower a run goes, in steps.
+//! Throttle levels: how far a run is slowed.
 
 use std::time::Duration;
 
 use super::reason::Reason;
 
-/// The steps, from full speed on.
+/// From full speed to standstill.
 const STEPS: [Step; 5] = [
     Step {
         share: 1.0,
@@ -22,28 +22,28 @@ const STEPS: [Step; 5] = [
         share: 0.0,
         pause_ratio: 1.0,
     },
-    // What is under way trickles, so that it is not read again.
+    // Running segments trickle rather than stop, so that they need not be read again.
     Step {
         share: 0.0,
         pause_ratio: f64::INFINITY,
     },
 ];
 
-/// With this one no segment is begun any more.
+/// At this step no segment starts.
 const STANDSTILL: u8 = 4;
 
-/// The longest pause before one block: its segment must stay alive meanwhile.
+/// Longest pause before one block. Longer ones would lose the segment's connections.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// What a step means.
+/// What a step does.
 struct Step {
-    /// The share of all segments that are under way at once; one of them at least.
+    /// Share of all segments that may run at once, rounded to at least one segment.
     share: f64,
     /// Seconds of pause for each second of work.
     pause_ratio: f64,
 }
 
-/// One of the steps, and why.
+/// A step and its reason.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Level {
     step: u8,
@@ -57,12 +57,12 @@ impl Level {
         reason: None,
     };
 
-    /// Why it goes slower, if it does.
+    /// The reason, unless at full speed.
     pub(super) fn reason(self) -> Option<Reason> {
         self.reason.filter(|_| self.step > 0)
     }
 
-    /// How many of so many segments may be under way.
+    /// How many of `concurrency` segments may run.
     pub(super) fn segments_at_once(self, concurrency: usize) -> usize {
         if self.step >= STANDSTILL {
             return 0;
@@ -74,7 +74,7 @@ impl Level {
             .unwrap_or(1)
     }
 
-    /// The pause after so much work.
+    /// The pause that follows this much work.
     pub(super) fn pause_after(self, worked: Duration) -> Duration {
         let ratio = STEPS[usize::from(self.step)].pause_ratio;
         if ratio == f64::INFINITY {
@@ -83,23 +83,23 @@ impl Level {
         worked.min(LONGEST_PAUSE).mul_f64(ratio)
     }
 
-    /// What it means, for people.
+    /// The step as shown to people.
     pub(super) fn in_words(self) -> &'static str {
         match self.step {
             0 => "at full speed",
-            1 => "half of the segments at once",
-            2 => "one segment at once",
-            3 => "one segment at once, with pauses",
-            _ => "no new segment is begun",
+            1 => "half the segments",
+            2 => "one segment",
+            3 => "one segment, with pauses",
+            _ => "starting no new segments",
         }
     }
 
-    /// Whether nothing new is begun.
+    /// Whether no segment may start.
     pub(super) fn stands_still(self) -> bool {
         self.step >= STANDSTILL
     }
 
-    /// One step slower, or as slow as that reason makes it where it is `urgent`.
+    /// One step slower; if `urgent`, straight to the slowest step this reason allows.
     pub(super) fn raised(self, reason: Reason, urgent: bool) -> Self {
         let slowest = slowest(reason);
         let next = match urgent {
@@ -107,13 +107,13 @@ impl Level {
             false => (self.step + 1).min(slowest),
         };
         Self {
-            // Another reason may have gone further.
+            // Another reason may already have slowed it further.
             step: self.step.max(next),
             reason: Some(reason),
         }
     }
 
-    /// No slower than any of these reasons makes it.
+    /// Caps the level at the slowest step these reasons allow.
     pub(super) fn bounded_by(self, reasons: impl Iterator<Item = Reason>) -> Self {
         match reasons.map(slowest).max().map(|most| self.step.min(most)) {
             None | Some(0) => Self::NONE,
@@ -133,14 +133,14 @@ impl Level {
     }
 }
 
-/// How slow a run may become. It stands still only for what it adds to itself; what others do may never
-/// end.
+/// The slowest step a reason allows. Only load that this run itself adds may stop it completely:
+/// load from others may never end.
 fn slowest(reason: Reason) -> u8 {
     match reason {
         Reason::Parts | Reason::ReplicaDelay | Reason::ReplicaQueue => STANDSTILL,
         Reason::ServerMemory | Reason::Queries | Reason::SlowQueries => 3,
         Reason::Merges | Reason::InsertTime => 2,
-        // These are not what a level is about.
+        // These limit the run by other means than levels.
         Reason::RowsPerSecond | Reason::BytesPerSecond | Reason::Paused | Reason::Window => 0,
     }
 }

@@ -1,9 +1,9 @@
-//! Going slower: where the server shows signs of stress, and where the operator has set a limit.
+//! Throttling: slows a run when the server shows stress, or to limits set by the operator.
 //!
-//! A run has as many segments under way as [`Throttle::segments_at_once`] says, and before each block
-//! that it sends it makes the pause that [`Throttle::pause_before`] asks for. What decides is a
-//! [`Level`], which [`watch`] raises and lowers after what it reads of the server, and limits of rows
-//! and bytes. gh-ost is the model: thresholds, and the reason where the operator sees it.
+//! A run starts up to [`Throttle::segments_at_once`] segments and pauses before each block as
+//! [`Throttle::pause_before`] says. Both follow a [`Level`], which [`watch`] raises and lowers by
+//! what the server reports, and the operator's limits on rows and bytes. Modelled on gh-ost:
+//! thresholds, with the reason always visible to the operator.
 
 mod clock;
 mod handle;

@@ -1,38 +1,39 @@
-//! What the operator may set.
+//! The operator's speed settings.
 
 use super::window::Window;
 
-/// How fast a run may go.
+/// Speed limits for a run.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ThrottleOptions {
-    /// What the server may show; none where it is not to be looked at.
+    /// Server load thresholds. `None` disables watching the server.
     pub thresholds: Option<Thresholds>,
-    /// Rows of events that may be written in a second.
+    /// Maximum events written per second.
     pub rows_per_second: Option<u64>,
-    /// Their bytes, uncompressed.
+    /// Maximum uncompressed bytes of events written per second.
     pub bytes_per_second: Option<u64>,
-    /// When it may work.
+    /// The time window in which segments may start.
     pub window: Option<Window>,
 }
 
-/// From where on the server shows that it has too much to do.
+/// Thresholds above which the server counts as overloaded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Thresholds {
-    /// Active parts in one partition; by default half of what inserts are delayed or refused from.
+    /// Active parts in one partition. Default: half the server's limit for delaying or rejecting
+    /// inserts.
     pub parts: Option<u64>,
-    /// Merges that run at once; by default one more than the server's pool has threads for.
+    /// Concurrent merges. Default: one more than the server's merge threads.
     pub merges: Option<u64>,
-    /// Seconds by which a replica is behind.
+    /// Replication delay, in seconds.
     pub replica_delay: u64,
-    /// Entries in the queue of a replica.
+    /// Entries in a replica's queue.
     pub replica_queue: u64,
-    /// Percent of the server's memory.
+    /// Server memory in use, in percent.
     pub server_memory: u64,
-    /// Queries of others at once; by default four for each core that a query may use.
+    /// Concurrent queries by others. Default: four for each core that a query may use.
     pub queries: Option<u64>,
-    /// Those of them that have run for ten seconds.
+    /// Queries by others that have run for ten seconds.
     pub slow_queries: u64,
-    /// How many times as long as at first an insert may take.
+    /// Insert time per byte, as a multiple of its initial value.
     pub insert_slowdown: u64,
 }
 

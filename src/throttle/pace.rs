@@ -1,22 +1,22 @@
-//! A limit of something per second, over all segments.
+//! A rate limit shared by all segments.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// When the next one may go.
+/// The time of the next free slot.
 #[derive(Debug, Default)]
 pub(super) struct Pace(Mutex<Option<Instant>>);
 
 impl Pace {
-    /// The next one may go at once.
+    /// Makes the next reservation immediate.
     pub(super) fn forget(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// When so much may go, at so much per second: once what went before has had its time. What was
-    /// not used while nothing went is not made up for later.
+    /// Reserves `amount` at `per_second` and returns when it may go: once earlier reservations have
+    /// used their time. Idle time earns no credit.
     pub(super) fn reserve(&self, amount: u64, per_second: u64, now: Instant) -> Instant {
         let mut free_at = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let goes = free_at.map_or(now, |free_at| free_at.max(now));

@@ -1,38 +1,38 @@
-//! Why a run goes slower than it could.
+//! Reasons for throttling.
 
 use std::fmt;
 
-/// Why it goes slower.
+/// Why a run is throttled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Reason {
-    /// Active parts in a partition of what is written to.
+    /// Active parts in a partition of a target table.
     Parts,
-    /// Merges that run.
+    /// Running merges.
     Merges,
-    /// Seconds by which a replica is behind.
+    /// Replication delay.
     ReplicaDelay,
-    /// What a replica has still to do.
+    /// Replication queue.
     ReplicaQueue,
-    /// Memory of the server.
+    /// Server memory.
     ServerMemory,
-    /// Queries of others that run.
+    /// Queries by others.
     Queries,
-    /// Those of them that take long.
+    /// Long-running queries by others.
     SlowQueries,
-    /// Our own inserts take longer than at first.
+    /// Inserts take longer than at first.
     InsertTime,
-    /// The limit of rows.
+    /// The limit on rows.
     RowsPerSecond,
-    /// The limit of bytes.
+    /// The limit on bytes.
     BytesPerSecond,
-    /// The operator has paused it.
+    /// Paused by the operator.
     Paused,
-    /// It is not the time of day for it.
+    /// Outside the time window.
     Window,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     #[cfg(test)]
     pub(super) const ALL: [Self; 12] = [
         Self::Parts,
@@ -90,17 +90,17 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Reason::Parts => "active parts in a partition",
-            Reason::Merges => "merges that run",
-            Reason::ReplicaDelay => "seconds that a replica is behind",
-            Reason::ReplicaQueue => "entries in the queue of a replica",
-            Reason::ServerMemory => "percent of the server's memory",
-            Reason::Queries => "queries of others",
-            Reason::SlowQueries => "queries of others that have run for 10 s",
-            Reason::InsertTime => "times as long as at first that inserts take",
+            Reason::Merges => "running merges",
+            Reason::ReplicaDelay => "seconds of replication delay",
+            Reason::ReplicaQueue => "entries in the replication queue",
+            Reason::ServerMemory => "percent of server memory in use",
+            Reason::Queries => "queries by others",
+            Reason::SlowQueries => "queries by others running for 10 s or more",
+            Reason::InsertTime => "times the initial insert duration",
             Reason::RowsPerSecond => "rows per second",
             Reason::BytesPerSecond => "bytes per second",
             Reason::Paused => "paused",
-            Reason::Window => "outside of the window",
+            Reason::Window => "outside the window",
         })
     }
 }

@@ -1,18 +1,19 @@
-//! How far the replicas of a table are behind: all of them, where the user may ask.
+//! Replication delay and queue, on all replicas of a table if the user may query them.
 
 use super::options::Thresholds;
 use super::reason::Reason;
 use super::signs::{PATIENCE, Sign, are_these, number};
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 
-/// A replica that does not answer is left out, and none is waited for: it is asked every few seconds.
+/// Leave out replicas that do not answer, and wait for none: this query runs every few seconds.
 const OF_THOSE_THAT_ANSWER: &str = "SETTINGS skip_unavailable_shards = 1, \
-     connect_timeout_with_failover_ms = 500, connections_with_failover_max_tries = 1";
+                                    connect_timeout_with_failover_ms = 500, \
+                                    connections_with_failover_max_tries = 1";
 
-/// What is read of tables that are replicated.
+/// Signs to read for replicated tables.
 ///
 /// # Errors
-/// [`RequestError`] where the server does not answer at the moment.
+/// [`RequestError`] if the server cannot be reached.
 pub(super) async fn signs(
     connection: &Connection,
     tables: &[TableInfo],
@@ -24,7 +25,7 @@ pub(super) async fn signs(
     let of_replicas = match of_all_replicas(connection, tables).await {
         Ok(of_all) => of_all,
         Err(error) if error.is_passing() => return Err(error),
-        // Whoever may not ask the others is told of the one that is asked.
+        // Without the right to query the others, only the connected replica is checked.
         Err(_) => None,
     };
     let of_replicas = of_replicas.unwrap_or_else(|| OfReplicas {
@@ -46,7 +47,7 @@ pub(super) async fn signs(
     ])
 }
 
-/// Where it stands how far replicas are.
+/// Where to read replication status.
 struct OfReplicas {
     table: String,
     condition: String,
@@ -64,12 +65,12 @@ impl OfReplicas {
     }
 }
 
-/// All replicas of the tables, if the server knows a cluster in which its own shard has several.
+/// A table function over all replicas, if a cluster lists several for the connected server's shard.
 async fn of_all_replicas(
     connection: &Connection,
     tables: &[TableInfo],
 ) -> Result<Option<OfReplicas>, RequestError> {
-    // Langfuse's own name first.
+    // Prefer the cluster name that Langfuse uses.
     let clusters = "SELECT cluster FROM system.clusters WHERE (cluster, shard_num) IN \
                     (SELECT cluster, shard_num FROM system.clusters WHERE is_local) \
                     GROUP BY cluster, shard_num HAVING count() > 1 \
@@ -78,7 +79,7 @@ async fn of_all_replicas(
     let Some(cluster) = clusters.first() else {
         return Ok(None);
     };
-    // What tables of one shard have in common, and those of another have not.
+    // Replicas of one shard share these paths; other shards have different ones.
     let paths = format!(
         "SELECT DISTINCT zookeeper_path FROM system.replicas WHERE {} AND zookeeper_path != ''",
         are_these(tables)

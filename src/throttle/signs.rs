@@ -1,4 +1,4 @@
-//! What a server tells a user with ordinary rights of how much it has to do.
+//! Signs of server load that a user with ordinary rights can read.
 
 use std::time::Duration;
 
@@ -6,18 +6,18 @@ use super::options::Thresholds;
 use super::reason::Reason;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 
-/// How long the server may take to say it: one that takes longer has enough to do.
+/// How long the server may take to answer. A server that needs longer is overloaded.
 pub(super) const PATIENCE: Duration = Duration::from_secs(4);
 
-/// What a server has by default.
+/// ClickHouse's default.
 const PARTS_TO_DELAY_INSERT: f64 = 1000.0;
-/// One merge fewer than a server has threads for by default.
+/// One less than ClickHouse's default number of merge threads.
 const MERGES: f64 = 31.0;
 
-/// Queries that are not ours.
+/// Selects queries that are not ours.
 const OF_OTHERS: &str = "is_initial_query AND NOT startsWith(http_user_agent, 'events-backfill/')";
 
-/// Something that is read again and again, and how much of it is too much.
+/// A load figure to read repeatedly, with its threshold.
 #[derive(Debug)]
 pub(super) struct Sign {
     pub(super) reason: Reason,
@@ -25,7 +25,7 @@ pub(super) struct Sign {
     pub(super) threshold: f64,
 }
 
-/// A value of one of them.
+/// One reading of a sign.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Reading {
     pub(super) reason: Reason,
@@ -34,10 +34,10 @@ pub(super) struct Reading {
 }
 
 impl Sign {
-    /// What it is now.
+    /// Reads the current value.
     ///
     /// # Errors
-    /// [`RequestError`] where the server does not say it.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub(super) async fn read(&self, connection: &Connection) -> Result<Reading, RequestError> {
         Ok(Reading {
             reason: self.reason,
@@ -48,7 +48,7 @@ impl Sign {
 }
 
 impl Sign {
-    /// A reading just above the threshold, where the server takes too long to say it.
+    /// A reading just above the threshold, for a server too slow to answer.
     pub(super) fn too_much(&self) -> Reading {
         Reading {
             reason: self.reason,
@@ -59,30 +59,27 @@ impl Sign {
 }
 
 impl Reading {
-    /// How many times the threshold it is.
+    /// The value as a multiple of the threshold.
     pub(super) fn ratio(&self) -> f64 {
         self.value / self.threshold.max(f64::MIN_POSITIVE)
     }
 
-    /// For people: what it is, and what it should be.
+    /// The reading and its threshold, as shown to people.
     pub(super) fn in_words(&self) -> String {
         let (value, threshold, flag) = (self.value, self.threshold, self.reason.flag());
         let value = match self.reason {
             Reason::InsertTime => format!("{value:.1}"),
             _ => format!("{value:.0}"),
         };
-        format!(
-            "{}: {value}, more than {threshold:.0} ({flag})",
-            self.reason
-        )
+        format!("{}: {value}, above {threshold:.0} ({flag})", self.reason)
     }
 }
 
-/// What is read of a server.
+/// What can be read from a server.
 #[derive(Debug, Default)]
 pub(super) struct Signs {
     pub(super) to_read: Vec<Sign>,
-    /// What cannot be read, and why not.
+    /// What cannot be read, and why.
     pub(super) refused: Vec<(Reason, String)>,
 }
 
@@ -101,11 +98,11 @@ impl Signs {
     }
 }
 
-/// What is read where the tables are written to. Where a threshold depends on the server, it is asked
-/// for.
+/// The signs to read while writing to `tables`. Queries the server for thresholds that depend on
+/// it.
 ///
 /// # Errors
-/// [`RequestError`] where the server does not answer at the moment.
+/// [`RequestError`] if the server cannot be reached.
 pub(super) async fn signs(
     connection: &Connection,
     tables: &[TableInfo],
@@ -133,7 +130,7 @@ pub(super) async fn signs(
             threshold: thresholds.server_memory as f64,
         }),
         None => {
-            let why = "the server does not say how much memory it may take".to_owned();
+            let why = "the server does not report its memory limit".to_owned();
             signs.refused.push((Reason::ServerMemory, why));
         }
     }
@@ -167,7 +164,7 @@ async fn parts(
     })
 }
 
-/// What a server has by default, where the user may not see what it has.
+/// The server's value, or ClickHouse's default if the user may not read it.
 fn or_default(of_server: Result<f64, RequestError>, default: f64) -> Result<f64, RequestError> {
     match of_server {
         Err(error) if !error.is_passing() => Ok(default),
@@ -175,7 +172,7 @@ fn or_default(of_server: Result<f64, RequestError>, default: f64) -> Result<f64,
     }
 }
 
-/// Half of the parts from which on the server delays or refuses inserts.
+/// Half the number of parts at which the server delays or rejects inserts.
 fn half_of_limit(of_server: f64, tables: &[TableInfo]) -> f64 {
     let of_tables = tables.iter().flat_map(|table| {
         let names = ["parts_to_delay_insert", "parts_to_throw_insert"];
@@ -185,7 +182,7 @@ fn half_of_limit(of_server: f64, tables: &[TableInfo]) -> f64 {
     (limit / 2.0).floor().max(1.0)
 }
 
-/// A setting of a table, from its engine with all clauses.
+/// A table setting, parsed from `engine_full`.
 fn setting_of(engine_full: &str, name: &str) -> Option<f64> {
     let (_, behind) = engine_full.rsplit_once(&format!("{name} = "))?;
     let end = behind.find(|character: char| !character.is_ascii_digit());
@@ -198,10 +195,10 @@ async fn merges(connection: &Connection, thresholds: &Thresholds) -> Result<Sign
         None => {
             let of_server = number(
                 connection,
-                "SELECT greatest(1, \
-                 maxIf(toFloat64OrZero(value), name = 'background_pool_size') * \
-                 maxIf(toFloat64OrZero(value), name = 'background_merges_mutations_concurrency_ratio') \
-                 - 1) FROM system.server_settings",
+                "SELECT greatest(1, maxIf(toFloat64OrZero(value), name = 'background_pool_size') \
+                 * maxIf(toFloat64OrZero(value), name = \
+                 'background_merges_mutations_concurrency_ratio') - 1) FROM \
+                 system.server_settings",
             );
             or_default(of_server.await, MERGES)?
         }

@@ -1,4 +1,4 @@
-//! How fast a run goes, and what the operator may change of it meanwhile.
+//! A run's current speed, and changes to it by the operator.
 
 use std::fmt;
 
@@ -8,47 +8,47 @@ use serde::{Deserialize, Serialize};
 use crate::memory::ByteSize;
 use crate::progress::Display;
 
-/// What is to be another way. What is `None` stays as it is.
+/// A requested change of speed. `None` leaves a limit as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SpeedWishes {
     /// Segments at once.
     pub concurrency: Option<usize>,
-    /// Rows of events in a second; none is no limit.
+    /// Rows of events per second. `Some(None)` removes the limit.
     #[serde(with = "wish")]
     pub rows_per_second: Option<Option<u64>>,
-    /// Their bytes.
+    /// Bytes of events per second. `Some(None)` removes the limit.
     #[serde(with = "wish")]
     pub bytes_per_second: Option<Option<u64>>,
 }
 
-/// How fast it goes.
+/// A run's current speed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SpeedState {
-    /// Segments at once, at most.
+    /// Maximum segments at once.
     pub concurrency: usize,
-    /// Rows of events in a second, where they are limited.
+    /// Limit on rows of events per second.
     pub rows_per_second: Option<u64>,
-    /// Their bytes.
+    /// Limit on bytes of events per second.
     pub bytes_per_second: Option<u64>,
-    /// Whether the operator has paused it.
+    /// Paused by the operator.
     pub is_paused: bool,
-    /// Whether it waits for its window.
+    /// Waiting for its window.
     pub is_outside_window: bool,
-    /// Why it goes slower, if it does.
+    /// Why it is slowed.
     pub slowed_by: Option<String>,
 }
 
 impl SpeedState {
-    /// Shows it where progress is shown.
+    /// Updates the progress display.
     pub(crate) fn show(&self, display: &Display) {
         display.set_status(self.why_slow());
     }
 
-    /// Why it does not go at full speed, if it does not: for the status line.
+    /// Why it is below full speed, for the status line.
     pub(crate) fn why_slow(&self) -> Option<String> {
         let paused = self
             .is_paused
-            .then(|| "paused: `events-backfill continue` goes on".to_owned());
+            .then(|| "paused: resume with `events-backfill continue`".to_owned());
         let outside = self
             .is_outside_window
             .then(|| "waiting for its window".to_owned());
@@ -65,7 +65,7 @@ impl fmt::Display for SpeedState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words = Vec::new();
         if self.is_paused {
-            words.push("paused; segments under way are finished".to_owned());
+            words.push("paused; running segments finish first".to_owned());
         }
         if self.is_outside_window {
             words.push("waiting for its window".to_owned());
@@ -81,17 +81,17 @@ impl fmt::Display for SpeedState {
         });
         let rows = self
             .rows_per_second
-            .map(|rows| format!("{} rows/s at most", HumanCount(rows)));
+            .map(|rows| format!("at most {} rows/s", HumanCount(rows)));
         let bytes = self
             .bytes_per_second
-            .map(|bytes| format!("{}/s at most", ByteSize(bytes)));
+            .map(|bytes| format!("at most {}/s", ByteSize(bytes)));
         words.extend(rows);
         words.extend(bytes);
         f.write_str(&words.join(", "))
     }
 }
 
-/// A limit as JSON: a number, `"off"`, or nothing.
+/// A limit in JSON: a number, `"off"`, or absent.
 mod wish {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -121,7 +121,7 @@ mod wish {
             Some(Limit::Number(number)) => Some(Some(number)),
             Some(Limit::Word(word)) if word == "off" => Some(None),
             Some(Limit::Word(word)) => {
-                return Err(serde::de::Error::custom(format!("'{word}' is no limit")));
+                return Err(serde::de::Error::custom(format!("'{word}' is not a limit")));
             }
         })
     }
@@ -143,8 +143,8 @@ mod tests {
         };
         assert_eq!(
             state.to_string(),
-            "paused; segments under way are finished, 1 segment at once, 20,000 rows/s at most, \
-             20.0 MiB/s at most"
+            "paused; running segments finish first, 1 segment at once, at most 20,000 rows/s, \
+             at most 20.0 MiB/s"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Looks at the server every few seconds, and makes a run slower or faster after what it sees.
+//! Polls the server every few seconds and slows or speeds up the run.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
@@ -14,49 +14,50 @@ use super::replicas;
 use super::signs::{Reading, Sign, signs};
 use crate::clickhouse::{Connection, RequestError, TableInfo};
 
-/// How often the server is looked at.
+/// Polling interval.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
-/// How often it is said again that a run stands still.
+/// How often to repeat that a run is at a standstill.
 const REMIND_EVERY: Duration = Duration::from_secs(300);
-/// From so many times its threshold on something is urgent.
+/// At this multiple of its threshold, a sign is urgent.
 const URGENT: f64 = 1.5;
-/// Below so much of all thresholds it goes faster again.
+/// Speed up again once all signs are below this share of their thresholds.
 const CALM: f64 = 0.8;
-/// Over how long the time of inserts is taken together: the server writes large parts now and then.
+/// Averaging period for insert times; the server writes large parts now and then.
 const INSERT_WINDOW: Duration = Duration::from_secs(30);
-/// Inserts that take less, in seconds a byte, are not waited for: the server gathers what it is sent.
+/// Lowest initial insert time considered, in seconds per byte. Anything faster only measures the
+/// server's buffering.
 const LEAST_PACE: f64 = 5e-9;
-/// Fewer bytes say nothing about their time.
+/// Too few bytes sent say nothing about insert times.
 const TELLING_BYTES: u64 = 32 << 20;
 
-/// What is looked at, and who is told.
+/// What to watch, and where to report.
 pub(crate) struct Watched {
-    /// The server.
+    /// The server to watch.
     pub connection: Connection,
-    /// What is written to, by ourselves or by views.
+    /// Tables written to, directly or through views.
     pub tables: Vec<TableInfo>,
-    /// Memory of the server in bytes, where it is limited.
+    /// The server's memory limit in bytes, if any.
     pub server_memory: Option<u64>,
-    /// Is told when a run goes slower, why, and when it does no longer.
+    /// Called when the level changes and when a sign cannot be read.
     pub tell: Box<dyn Fn(Told) + Send + Sync>,
 }
 
-/// What is told.
+/// A message from the watcher.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Told {
-    /// It goes slower, or faster; why is in [`Throttle::state`]. It is news where it went at full speed
-    /// before, or stands still now.
+    /// Slowed or sped up; [`Throttle::state`] has the reason. It is news when leaving full speed or
+    /// reaching standstill.
     Slower {
-        /// Whether it is news.
+        /// Whether to tell the operator.
         is_news: bool,
     },
-    /// It goes at full speed again.
+    /// Back at full speed.
     FullSpeed,
-    /// Something cannot be looked at.
+    /// A sign that cannot be read.
     LeftOut(String),
 }
 
-/// The server is looked at until this is dropped.
+/// Watches the server until dropped.
 pub(crate) struct Watching {
     throttle: Throttle,
     task: Option<JoinHandle<()>>,
@@ -68,7 +69,7 @@ impl Drop for Watching {
             task.abort();
         }
         self.throttle.0.speed.send_modify(|speed| {
-            // In one step: whoever looks at this very moment must not be the last to set a level.
+            // In one step, or a poll in progress could still set a level afterwards.
             speed.is_watched = false;
             self.throttle.take_level(speed, Level::NONE);
         });
@@ -76,7 +77,7 @@ impl Drop for Watching {
 }
 
 impl Throttle {
-    /// Looks at the server from now on, unless the options say not to.
+    /// Starts watching the server, unless the options disable it.
     pub(crate) fn watch(&self, watched: Watched) -> Watching {
         let throttle = self.clone();
         self.0.speed.send_modify(|speed| speed.is_watched = true);
@@ -93,10 +94,10 @@ impl Throttle {
         Watching { throttle, task }
     }
 
-    /// Takes another level, and counts the time for its reason.
+    /// Sets the level and times it under its reason.
     fn set_level(&self, level: Level, why: String) {
         self.0.speed.send_if_modified(|speed| {
-            // Whoever looked may be late.
+            // The watch may have ended during this poll.
             if !speed.is_watched {
                 return false;
             }
@@ -105,7 +106,7 @@ impl Throttle {
         });
     }
 
-    /// Whether it is another one.
+    /// Returns whether the level changed.
     fn take_level(&self, speed: &mut Speed, level: Level) -> bool {
         let before = std::mem::replace(&mut speed.level, level);
         if before.reason() != level.reason() {
@@ -125,7 +126,7 @@ struct Watch {
     watched: Watched,
     thresholds: Thresholds,
     inserts: InsertTime,
-    /// When the operator was told something last.
+    /// Last message to the operator.
     told: Instant,
 }
 
@@ -137,7 +138,7 @@ impl Watch {
             let mut look = self.look(&mut to_read).await;
             match self.time_of_inserts() {
                 Some(reading) => look.readings.push(reading),
-                // Too little was sent to tell.
+                // Too little was sent for a reading.
                 None if self.throttle.speed().level.reason() == Some(Reason::InsertTime) => {
                     look.is_whole = false;
                 }
@@ -147,7 +148,7 @@ impl Watch {
         }
     }
 
-    /// What there is to read, once the server says it.
+    /// The signs to read, retried until the server answers.
     async fn signs(&self) -> Vec<Sign> {
         loop {
             let Watched {
@@ -159,7 +160,7 @@ impl Watch {
             let thresholds = &self.thresholds;
             let of_server = signs(connection, tables, *server_memory, thresholds).await;
             let of_replicas = replicas::signs(connection, tables, thresholds).await;
-            // While it does not answer, the run meets that as well, and knows what to do.
+            // While the server is down, the run fails too and handles it.
             if let (Ok(mut signs), Ok(of_replicas)) = (of_server, of_replicas) {
                 for (reason, error) in &signs.refused {
                     self.leave_out(*reason, error);
@@ -171,7 +172,7 @@ impl Watch {
         }
     }
 
-    /// Reads what can be read; what may not be, never again.
+    /// Reads all signs. Drops those the user may not read.
     async fn look(&self, signs: &mut Vec<Sign>) -> Look {
         let mut readings = Vec::new();
         let mut refused = Vec::new();
@@ -179,7 +180,7 @@ impl Watch {
             match sign.read(&self.watched.connection).await {
                 Ok(reading) => readings.push(reading),
                 Err(RequestError::TimedOut { .. }) => {
-                    // A server that does not even say that has too much to do.
+                    // A server too busy to answer this is overloaded.
                     readings.push(sign.too_much());
                     break;
                 }
@@ -215,7 +216,7 @@ impl Watch {
         })
     }
 
-    /// Says again that it stands still: nothing else is said meanwhile.
+    /// Repeats that the run is at a standstill; nothing else is reported meanwhile.
     fn remind(&mut self, level: Level) {
         if level.stands_still() && self.told.elapsed() >= REMIND_EVERY {
             self.told = Instant::now();
@@ -223,7 +224,7 @@ impl Watch {
         }
     }
 
-    /// Goes slower or faster, and says so.
+    /// Adjusts the level and reports the change.
     fn follow(&mut self, look: &Look) {
         let before = self.throttle.speed().level;
         let level = after(before, look);
@@ -252,15 +253,15 @@ impl Watch {
     }
 }
 
-/// What was read at a time.
+/// The readings of one poll.
 #[derive(Debug, Default)]
 struct Look {
     readings: Vec<Reading>,
-    /// Whether that is all there is to read.
+    /// Whether every sign was read.
     is_whole: bool,
 }
 
-/// The level that follows from a look.
+/// The level after a poll.
 fn after(level: Level, look: &Look) -> Level {
     let readings = &look.readings;
     let worst = readings
@@ -283,15 +284,15 @@ fn after(level: Level, look: &Look) -> Level {
     }
 }
 
-/// How long inserts take for their bytes, and took at first.
+/// Insert time per byte, now and at first.
 #[derive(Debug, Default)]
 struct InsertTime {
     samples: VecDeque<Sample>,
-    /// Seconds a byte.
+    /// Seconds per byte.
     at_first: Option<f64>,
 }
 
-/// All inserts until then.
+/// Totals over all inserts up to a moment.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     at: Instant,
@@ -300,7 +301,7 @@ struct Sample {
 }
 
 impl InsertTime {
-    /// How many times as long they take for the same bytes, once that can be told.
+    /// Insert time per byte as a multiple of its initial value, once there is enough data.
     fn times_as_long(&mut self, now: Sample) -> Option<f64> {
         self.samples.push_back(now);
         while self.samples.len() > 2 && now.at - self.samples[1].at >= INSERT_WINDOW {
@@ -349,7 +350,7 @@ mod tests {
             at_once(&[99.0, 101.0, 101.0, 101.0, 101.0]),
             [4, 2, 1, 1, 0]
         );
-        // Between calm and too much it stays as it is.
+        // Between calm and the threshold, the level stays.
         assert_eq!(at_once(&[101.0, 90.0, 90.0, 79.0]), [2, 2, 2, 4]);
         assert_eq!(at_once(&[150.0]), [0]);
     }
@@ -407,7 +408,7 @@ mod tests {
         assert_eq!(at(0, 0.0, 0), None);
         assert_eq!(at(15, 5.0, 40), None);
         assert_eq!(at(30, 10.0, 100), Some(1.0));
-        // 40 s for 100 MiB, in place of 10 s.
+        // 40 s for 100 MiB instead of 10 s.
         assert_eq!(at(60, 50.0, 200), Some(4.0));
         assert_eq!(at(90, 50.1, 201), None);
     }

@@ -1,4 +1,4 @@
-//! The time of day in which a run may work.
+//! The daily time window for a run.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
 
-/// From when to when, each day, in a time zone.
+/// A daily time range in a time zone.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Window {
     from: Time,
@@ -16,12 +16,12 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// Whether it is open at a moment.
+    /// Whether it is open at `moment`.
     pub(super) fn is_open(&self, moment: Timestamp) -> bool {
         let time = moment.to_zoned_datetime(self.zone.clone()).time();
         match self.from < self.until {
             true => (self.from..self.until).contains(&time),
-            // Over midnight.
+            // The range crosses midnight.
             false => time >= self.from || time < self.until,
         }
     }
@@ -30,11 +30,11 @@ impl Window {
 impl FromStr for Window {
     type Err = String;
 
-    /// `22:00-06:00`, in the machine's zone, or `22:00-06:00 Europe/Berlin`.
+    /// Parses `22:00-06:00` (local time zone) or `22:00-06:00 Europe/Berlin`.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "'{text}' is no time of day: write for example 22:00-06:00, or '22:00-06:00 \
+                "'{text}' is not a time window: use, for example, 22:00-06:00 or '22:00-06:00 \
                  Europe/Berlin'"
             )
         };
@@ -46,14 +46,18 @@ impl FromStr for Window {
         let time = |text: &str| Time::strptime("%H:%M", text).map_err(|_| wrong());
         let (from, until) = (time(from)?, time(until)?);
         if from == until {
-            return Err(format!("'{text}' begins when it ends"));
+            return Err(format!("'{text}' starts and ends at the same time"));
         }
         let zone = match zone {
             None => TimeZone::try_system().map_err(|_| {
-                format!("the machine does not say its time zone: write '{times} Europe/Berlin', for example")
+                format!(
+                    "the system's time zone is unknown: name one, for example '{times} \
+                     Europe/Berlin'"
+                )
             })?,
-            Some(name) => TimeZone::get(name)
-                .map_err(|_| format!("'{name}' is no time zone: write for example Europe/Berlin"))?,
+            Some(name) => TimeZone::get(name).map_err(|_| {
+                format!("'{name}' is not a time zone: use, for example, Europe/Berlin")
+            })?,
         };
         Ok(Self { from, until, zone })
     }

@@ -220,7 +220,7 @@ fn outside_of_its_window_a_run_waits() {
     let outcome = running.wait();
     assert_eq!(outcome.code, Some(130), "{outcome:?}");
     assert!(told.elapsed() < Duration::from_secs(10), "{outcome:?}");
-    outcome.assert_stderr_contains(&format!("outside of the window {closed}"));
+    outcome.assert_stderr_contains(&format!("the window {closed} is closed"));
     waits
         .without_arg(&closed)
         .arg(&open)
@@ -255,7 +255,7 @@ fn what_cannot_be_set_is_told() {
     let mut running = run.spawn();
     wait_for_rows(&mut running, &database, 1);
     for (change, code, word) in [
-        ("concurrency=3", 1, "divided its memory"),
+        ("concurrency=3", 1, "memory allows 1 to"),
         ("max-rows-per-second=7", 2, "max-rows-per-second"),
         ("speed=high", 2, "'speed' cannot be set"),
         ("pause", 2, "NAME=VALUE"),
