@@ -1,22 +1,22 @@
-//! Which rows become events, and which do not, or not now.
+//! Decides which rows become events, now or later.
 
 use std::ops::Range;
 
-/// What becomes of a row.
+/// What happens to a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Disposition {
-    /// An event.
+    /// Becomes an event.
     Event,
-    /// It waits for its trace.
+    /// Waits for its trace.
     Deferred,
-    /// Nothing: another version of it counts, or it is deleted.
+    /// Is dropped: another version wins, or it is deleted.
     Superseded,
 }
 
 /// Ranges of rows.
 pub(super) type Rows = Vec<Range<usize>>;
 
-/// The rows that become events now, and those that wait.
+/// The rows that become events now, and the deferred ones.
 pub(super) fn divide(dispositions: &[Disposition]) -> (Rows, Rows) {
     let (mut in_time, mut deferred) = (Rows::new(), Rows::new());
     for (row, disposition) in dispositions.iter().enumerate() {
@@ -33,7 +33,7 @@ pub(super) fn divide(dispositions: &[Disposition]) -> (Rows, Rows) {
     (in_time, deferred)
 }
 
-/// The values of some rows; of none, where there are none of any.
+/// The values of some rows. Empty if there are no values.
 pub(super) fn take<T: Clone>(values: &[T], rows: &[Range<usize>]) -> Vec<T> {
     let ranges = rows.iter().filter_map(|range| values.get(range.clone()));
     ranges.flatten().cloned().collect()

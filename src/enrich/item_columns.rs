@@ -1,4 +1,4 @@
-//! The columns of spans that belong to an item of a dataset run.
+//! Builds the experiment columns from dataset run items.
 
 use serde_bytes::Bytes as Text;
 
@@ -6,7 +6,7 @@ use crate::mapping::Experiment;
 use crate::native::{StringArrayWriter, put_string};
 use crate::trace_store::ItemRecord;
 
-/// The item of each row, if it has one. Without any entries, no row has one.
+/// The item of each row. Empty if no row has one.
 pub(super) struct RowItems<'a, 'r> {
     pub(super) of_row: Vec<Option<u32>>,
     pub(super) items: &'a [ItemRecord<'r>],
@@ -20,19 +20,19 @@ impl<'a, 'r> RowItems<'a, 'r> {
             .map(move |item| item.map(|number| &items[number as usize]))
     }
 
-    /// How many rows have one.
+    /// Number of rows with an item.
     pub(super) fn count(&self) -> usize {
         self.of_row.iter().flatten().count()
     }
 
-    /// An upper bound for the bytes that all rows take from their items.
+    /// Upper bound on the bytes all rows take from their items.
     pub(super) fn attribute_bytes(&self) -> usize {
         let of_item: Vec<usize> = self.items.iter().map(ItemRecord::attribute_bytes).collect();
         let numbers = self.of_row.iter().flatten();
         numbers.map(|&number| of_item[number as usize]).sum()
     }
 
-    /// Appends the values of one column to `out`.
+    /// Appends one column's values to `out`.
     pub(super) fn put(&self, column: Experiment, out: &mut Vec<u8>) {
         match column {
             Experiment::Id => self.put_texts(out, |item| item.run_id),
@@ -77,7 +77,7 @@ impl<'a, 'r> RowItems<'a, 'r> {
         }
     }
 
-    /// All null flags, then all values.
+    /// Writes all null flags, then all values.
     fn put_versions(&self, out: &mut Vec<u8>) {
         let versions = || {
             self.iter()

@@ -1,11 +1,10 @@
-//! JSON text from bytes that need not be UTF-8, escaped as ClickHouse's
-//! `toJSONString` does it, so that SQL can compute the same bytes.
+//! Builds JSON from bytes that need not be UTF-8. Escapes match ClickHouse's `toJSONString`, so
+//! that SQL can compute the same bytes.
 
 use std::collections::HashSet;
 
-/// Appends a JSON string. The escapes were measured on ClickHouse 26.7: `/` and
-/// the line separators U+2028 and U+2029 too, hexadecimal digits in upper case,
-/// and bytes that are not UTF-8 as they are.
+/// Appends a JSON string. Measured on ClickHouse 26.7: it also escapes `/` and the line separators
+/// U+2028 and U+2029, uses upper-case hexadecimal digits, and copies invalid UTF-8 unchanged.
 fn put_text(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     let mut rest = text;
@@ -46,9 +45,8 @@ pub(super) fn array<'a>(elements: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     out
 }
 
-/// Builds a JSON object of strings, for a JSON column. ClickHouse refuses one
-/// that is not UTF-8 or has a name twice, so bytes that are not UTF-8 become
-/// U+FFFD, and the first of several pairs with the same name counts.
+/// Builds a JSON object of strings for a JSON column. ClickHouse rejects invalid UTF-8 and
+/// duplicate names, so invalid bytes become U+FFFD and the first of several equal names wins.
 #[derive(Debug, Default)]
 pub(super) struct Object {
     names: HashSet<Vec<u8>>,

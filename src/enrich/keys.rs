@@ -1,4 +1,4 @@
-//! Which traces the rows of some blocks belong to.
+//! Maps rows to their traces.
 
 use std::collections::HashMap;
 
@@ -6,23 +6,23 @@ use crate::memory::numbers::short;
 use crate::partition::Day;
 use crate::trace_store::key;
 
-/// The keys of the rows of all blocks, one after the other.
+/// Trace keys of all blocks' rows, concatenated.
 pub(super) struct Keys {
     pub(super) bytes: Vec<u8>,
-    /// The day of each row, and where its key ends.
+    /// Each row's day, and where its key ends.
     pub(super) of_row: Vec<(Day, usize)>,
 }
 
-/// Which of the distinct traces each row of all blocks belongs to.
+/// Which distinct trace each row belongs to.
 pub(super) struct Slots {
     pub(super) of_row: Vec<u32>,
     pub(super) days: Vec<Day>,
-    /// Whether each of the distinct traces has an id that is not empty.
+    /// Whether each distinct trace has a non-empty id.
     pub(super) has_id: Vec<bool>,
 }
 
 impl Keys {
-    /// The distinct traces, each with the day of its first row.
+    /// The distinct traces, each with its first row's day.
     pub(super) fn distinct(&self) -> (Slots, Vec<(Day, &[u8])>) {
         let mut unique: Vec<(Day, &[u8])> = Vec::new();
         let mut has_id = Vec::new();

@@ -1,4 +1,4 @@
-//! The metadata of events: the row's own pairs, then its trace's.
+//! Merges the row's own metadata with its trace's.
 
 use std::collections::HashSet;
 
@@ -10,11 +10,11 @@ use crate::mapping::Mapping;
 use crate::native::{ArrayCursor, NativeError, StringArrayWriter, StringCursor, put_string};
 use crate::trace_store::TraceRecord;
 
-/// Key under which tags go into the metadata of a target without a column for them.
+/// Metadata key for tags, if the target has no tags column.
 pub(super) const TAGS_KEY: &[u8] = b"trace_tags";
 
-/// For each row the observation's pairs, of which `names` and `values` are encoded arrays, then the
-/// trace's whose key the observation lacks, then the tags if they have no column of their own.
+/// For each row: the observation's pairs (encoded in `names` and `values`), then the trace's pairs
+/// with other keys, then the tags if they have no column.
 pub(super) fn merge<'a>(
     mapping: &Mapping,
     names: &'a [u8],
@@ -40,7 +40,7 @@ pub(super) fn merge<'a>(
     Ok(merged)
 }
 
-/// The tags as the value of a pair, unless there is one with their key already.
+/// The tags as a pair, unless their key is already taken.
 fn tags_pair(trace: &TraceRecord<'_>, kept: &Kept<'_, '_>, own_names: &[&[u8]]) -> Option<Vec<u8>> {
     if trace.tags.is_empty() {
         return None;
@@ -51,14 +51,14 @@ fn tags_pair(trace: &TraceRecord<'_>, kept: &Kept<'_, '_>, own_names: &[&[u8]]) 
 
 type Pair<'r> = (&'r Text, &'r Text);
 
-/// From so many keys on a set is faster than comparing each with each.
+/// From this many keys on, a set beats pairwise comparison.
 const MANY_NAMES: usize = 16;
 
-/// The pairs of a trace that a row takes.
+/// The trace's pairs that a row takes.
 pub(super) enum Kept<'a, 'r> {
-    /// All of them: the usual case.
+    /// All pairs: the usual case.
     All(&'a [Pair<'r>]),
-    /// Those whose key the observation lacks.
+    /// Pairs whose key the observation lacks.
     Some(Vec<Pair<'r>>),
 }
 
@@ -91,17 +91,17 @@ fn as_slice(text: &Text) -> &[u8] {
     text
 }
 
-/// The metadata of one event.
+/// One event's metadata.
 pub(super) struct MergedRow<'a, 'r> {
     own_count: usize,
-    /// The observation's keys and values as they are encoded.
+    /// The observation's encoded keys and values.
     own_names: &'a [u8],
     own_values: &'a [u8],
     from_trace: Kept<'a, 'r>,
     tags: Option<Vec<u8>>,
 }
 
-/// Where the elements of a column go.
+/// A destination for a column's elements.
 pub(super) trait Elements {
     fn encoded(&mut self, encoded: &[u8], count: usize);
     fn element(&mut self, value: &[u8]);
@@ -117,7 +117,7 @@ impl Elements for StringArrayWriter<'_> {
     }
 }
 
-/// Elements without offsets of their own.
+/// Appends elements without offsets.
 pub(super) struct Appended<'a>(pub(super) &'a mut Vec<u8>);
 
 impl Elements for Appended<'_> {
@@ -184,7 +184,7 @@ pub(super) fn put_values(merged: &[MergedRow<'_, '_>], out: &mut Vec<u8>) {
     }
 }
 
-/// The observations' own metadata, row by row.
+/// Iterates over the observations' own metadata.
 struct OwnMetadata<'a> {
     name_lengths: ArrayCursor<'a>,
     names: StringCursor<'a>,
@@ -204,12 +204,12 @@ impl<'a> OwnMetadata<'a> {
         })
     }
 
-    /// The next row; its names are put into `decoded`.
+    /// The next row. Its names are decoded into `decoded`.
     fn next_row(&mut self, decoded: &mut Vec<&'a [u8]>) -> Result<MergedRow<'a, 'a>, NativeError> {
         let count = self.name_lengths.next_length()?;
         if self.value_lengths.next_length()? != count {
             return Err(NativeError::corrupt(
-                "a map has more keys than values, or fewer",
+                "a map has different numbers of keys and values",
             ));
         }
         decoded.clear();

@@ -1,7 +1,7 @@
-//! A block of observations and the traces they belong to become a block of events.
+//! Turns blocks of observations and their traces into blocks of events.
 //!
-//! The pass-through columns are not touched: they are slices of the block
-//! that arrived. Only the columns the trace has a part in are built.
+//! Pass-through columns stay untouched, as slices of the block that arrived. Only columns that
+//! depend on the trace are built.
 
 mod disposition;
 mod item_columns;
@@ -30,14 +30,14 @@ use keys::{Keys, Slots};
 use metadata::{Appended, MergedRow, put_names, put_values};
 use row_traces::RowTraces;
 
-/// Bytes that have to lie side by side in a column to be sent from where they are, without those of the
-/// rows that are deferred: less is copied faster than it is sent piece by piece.
+/// Minimum contiguous bytes for sending a column in place, without the deferred rows. Shorter runs
+/// are cheaper to copy than to send piece by piece.
 const PIECE_BYTES: usize = 4 * 1024;
 
 /// Why a block could not be enriched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnrichError {
-    /// The block is not what was asked for, or becomes too large.
+    /// The block does not match the query or exceeds its limit.
     #[error(transparent)]
     Native(#[from] NativeError),
     /// The trace store failed.
@@ -45,24 +45,24 @@ pub enum EnrichError {
     Store(#[from] StoreError),
 }
 
-/// A block of events, in pieces that are sent one after the other.
+/// A block of events, in pieces to send one after another.
 #[derive(Debug, Clone)]
 pub struct EnrichedBlock {
     /// The bytes.
     pub pieces: Vec<Bytes>,
-    /// Rows in it.
+    /// Number of rows.
     pub rows: usize,
-    /// Rows whose trace was not found.
+    /// Number of rows whose trace was not found.
     pub without_trace: usize,
-    /// Rows that belong to an experiment.
+    /// Number of rows that belong to an experiment.
     pub in_experiments: usize,
-    /// Bytes of memory it holds: the buffer of the whole block that arrived, helper
-    /// columns included, what was copied of it, and the buffer of what was built.
+    /// Memory held in bytes: the arrived block's buffer with its helper columns, copies made from
+    /// it, and the built columns.
     pub held_bytes: usize,
 }
 
 impl EnrichedBlock {
-    /// Bytes that are sent for it, uncompressed.
+    /// Uncompressed bytes to send.
     pub fn bytes(&self) -> usize {
         self.pieces.iter().map(Bytes::len).sum()
     }
@@ -71,36 +71,34 @@ impl EnrichedBlock {
 /// Rows that do not become events now.
 #[derive(Debug, Default)]
 pub struct SetAside {
-    /// Blocks of rows of whose traces the store knows nothing, or too little.
+    /// Rows whose trace the store lacks, or knows only in an older version.
     pub deferred: Vec<Block>,
-    /// Rows that are nothing: versions of traces that do not count.
+    /// Number of dropped rows: trace versions that do not win.
     pub superseded: usize,
 }
 
-/// What to do with a row of whose trace the store knows nothing, or only an older version
-/// than the row is.
+/// How to treat a row whose trace the store lacks, or knows only in an older version than the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unknown {
-    /// It becomes an event with what is known; a version of a trace of which nothing is
-    /// known is deleted by now.
+    /// Write it with what is known. A trace row the store knows nothing of has since been deleted.
     WithoutTrace,
-    /// It is set aside, unless it has no trace id.
+    /// Defer it, unless it has no trace id.
     Deferred,
 }
 
-/// Enriches blocks. Shared by all segments.
+/// Enriches blocks. All segments share one.
 pub struct Enricher {
     mapping: Arc<Mapping>,
     store: Arc<TraceStore>,
     pool: BufferPool,
-    /// Buffers of blocks without those rows that are set aside.
+    /// Buffers for blocks whose deferred rows were removed.
     divided: BufferPool,
-    /// Name and type of each column that arrives.
+    /// Name and type of each expected column.
     expected: Vec<(String, DataType)>,
 }
 
 impl Enricher {
-    /// An enricher that builds blocks in buffers of `pool`.
+    /// Builds blocks in buffers from `pool`.
     pub fn new(mapping: Arc<Mapping>, store: Arc<TraceStore>, pool: BufferPool) -> Self {
         Self {
             expected: mapping.result_columns(),
@@ -111,15 +109,14 @@ impl Enricher {
         }
     }
 
-    /// Looks up the traces of some blocks, all together, and builds the blocks of
-    /// events, within `max_bytes` of memory besides the blocks themselves. Rows that do
-    /// not become events now are taken out of the blocks, and put into `set_aside`, whatever comes
-    /// of the others.
+    /// Looks up the traces of several blocks together and builds the event blocks, using up to
+    /// `max_bytes` of memory besides the blocks themselves. Rows that do not become events now move
+    /// from the blocks to `set_aside`, even if enriching the others fails.
     ///
     /// # Errors
-    /// [`EnrichError::Native`] with [`NativeError::TooLarge`] where the traces, or
-    /// their attributes repeated for each row, exceed that: give fewer blocks, or
-    /// ask for fewer rows.
+    /// [`EnrichError::Native`] with [`NativeError::TooLarge`] if the traces, or their attributes
+    /// repeated per row, exceed the limit: pass fewer blocks or request fewer rows.
+    /// [`EnrichError::Store`] if the trace store fails.
     pub fn enrich(
         &self,
         blocks: &mut Vec<Block>,
@@ -164,7 +161,7 @@ impl Enricher {
         let dispositions = self.dispositions(blocks, unknown, &slots, &records, &found)?;
         let before = held_bytes(blocks);
         let kept = self.put_aside(blocks, &dispositions, set_aside)?;
-        // A block without some of its rows holds what was copied, and what stays where it is.
+        // A block with rows removed holds both the copies and what stays in place.
         let copied = held_bytes(blocks).saturating_sub(before);
         let mut room = max_bytes.saturating_sub(held + copied);
         let mut enriched = Vec::with_capacity(blocks.len());
@@ -185,8 +182,8 @@ impl Enricher {
         Ok(enriched)
     }
 
-    /// Leaves in the blocks the rows that become events now, and gives their numbers among
-    /// the rows of all blocks: one list for each block that is left.
+    /// Keeps the rows that become events now in the blocks, and returns their indices over all
+    /// blocks, one list per remaining block.
     fn put_aside(
         &self,
         blocks: &mut Vec<Block>,
@@ -217,7 +214,7 @@ impl Enricher {
                 },
                 Share {
                     rows: &deferred,
-                    // Few rows, in a buffer of their own size.
+                    // Deferred rows are few: use an exact-size buffer.
                     buffer: BufferPool::new(0, 0).take(),
                 },
             ];
@@ -236,7 +233,7 @@ impl Enricher {
         Ok(kept)
     }
 
-    /// Whether nothing here looks at the values of a column.
+    /// Whether enriching never reads a column's values.
     fn is_only_passed_on(&self, column: usize) -> bool {
         let mapping = &self.mapping;
         let (project, trace) = mapping.key_columns;
@@ -244,7 +241,7 @@ impl Enricher {
             && ![project, trace, mapping.span_column].contains(&column)
     }
 
-    /// The block of events, unless it takes more than `max_bytes` besides the block.
+    /// Builds the block of events, unless it would take more than `max_bytes` besides the block.
     fn build_block(
         &self,
         block: &Block,
@@ -252,7 +249,7 @@ impl Enricher {
         items: &RowItems<'_, '_>,
         max_bytes: usize,
     ) -> Result<Option<EnrichedBlock>, EnrichError> {
-        // Refused before it is built: what a trace or an item says is repeated in each of its rows.
+        // Reject it before building: trace and item attributes are repeated in every row.
         if traces.attribute_bytes() + items.attribute_bytes() > max_bytes {
             return Ok(None);
         }
@@ -297,12 +294,11 @@ impl Enricher {
         }))
     }
 
-    /// The columns that arrive must be the ones that were asked for, in name,
-    /// type and order.
+    /// Checks that the columns match the query in name, type and order.
     fn check_columns(&self, block: &Block) -> Result<(), NativeError> {
         if block.columns.len() != self.expected.len() {
             return Err(NativeError::corrupt(format!(
-                "{} columns arrived where {} were asked for",
+                "{} columns arrived instead of the {} requested",
                 block.columns.len(),
                 self.expected.len()
             )));
@@ -310,7 +306,7 @@ impl Enricher {
         for ((name, data_type), arrived) in self.expected.iter().zip(&block.columns) {
             if **name != *arrived.name || *data_type != *arrived.data_type {
                 return Err(NativeError::corrupt(format!(
-                    "column {} {} arrived where {name} {data_type} was asked for",
+                    "column {} {} arrived instead of {name} {data_type}",
                     arrived.name, arrived.data_type
                 )));
             }
@@ -325,7 +321,7 @@ impl Enricher {
             .ok_or_else(|| NativeError::corrupt(format!("helper column {helper:?} is missing")))
     }
 
-    /// The day and the trace's key of each row of all blocks.
+    /// Each row's day and trace key, over all blocks.
     fn keys(&self, blocks: &[Block]) -> Result<Keys, NativeError> {
         let rows = blocks.iter().map(|block| block.rows).sum();
         let mut keys = Keys {
@@ -350,7 +346,7 @@ impl Enricher {
         Ok(keys)
     }
 
-    /// The items of the rows of all blocks; of none, where they are not wanted.
+    /// The items of all rows, or none if experiments are off.
     fn look_up_items(
         &self,
         blocks: &[Block],
@@ -373,7 +369,7 @@ impl Enricher {
         Ok(self.store.look_up_items(&traces, &rows, max_bytes)?)
     }
 
-    /// What becomes of each row of all blocks.
+    /// Decides what happens to each row.
     fn dispositions(
         &self,
         blocks: &[Block],
@@ -407,14 +403,14 @@ impl Enricher {
                 let counts = records[slot].as_ref().is_some_and(|r| r.day == day);
                 dispositions.push(match (known[slot], counts) {
                     (None, _) => wait(Disposition::Superseded),
-                    // The row was written after its trace was loaded. Without a record by the
-                    // time it was asked for again, it is not there any more.
+                    // The row is newer than the loaded trace. If a repeated look-up found no
+                    // record, the trace is gone.
                     (Some(known), _) if known < event_ts => wait(match &records[slot] {
                         Some(_) => Disposition::Event,
                         None => Disposition::Superseded,
                     }),
                     (Some(_), true) => Disposition::Event,
-                    // Another version counts, or the trace is deleted.
+                    // Another version wins, or the trace is deleted.
                     (Some(_), false) => Disposition::Superseded,
                 });
             }
@@ -422,7 +418,7 @@ impl Enricher {
         Ok(dispositions)
     }
 
-    /// Appends the values of one column to `out`.
+    /// Appends one column's values to `out`.
     fn build(
         &self,
         column: Enriched,
@@ -446,17 +442,17 @@ impl Enricher {
             Enriched::MetadataNames => put_names(merged, out),
             Enriched::MetadataValues => put_values(merged, out),
             Enriched::MetadataMap => {
-                // A map is the offsets once, then all keys, then all values.
+                // A map is the offsets, then all keys, then all values.
                 put_names(merged, out);
                 merged
                     .iter()
                     .for_each(|row| row.for_each_value(&mut Appended(out)));
             }
-            // Built by the caller, from the items.
+            // Built by the caller from the items.
             Enriched::Experiment(_) => {}
             Enriched::MetadataJson | Enriched::MetadataText => {
                 if column == Enriched::MetadataJson {
-                    // Says that the values follow as text.
+                    // The format version that says the values follow as text.
                     out.extend_from_slice(&1_u64.to_le_bytes());
                 }
                 for row in merged {

@@ -1,4 +1,4 @@
-//! What the rows of a block take from their traces.
+//! The trace attributes of a block's rows.
 
 use crate::native::{StringArrayWriter, put_string};
 use crate::trace_store::TraceRecord;
@@ -19,7 +19,7 @@ impl<'a, 'r> RowTraces<'a, 'r> {
             .map(move |&slot| records[slot as usize].as_ref())
     }
 
-    /// An upper bound for the bytes that all rows take from their traces.
+    /// Upper bound on the bytes all rows take from their traces.
     pub(super) fn attribute_bytes(&self) -> usize {
         let of_record: Vec<usize> = self
             .records
@@ -30,7 +30,7 @@ impl<'a, 'r> RowTraces<'a, 'r> {
         slots.map(|&slot| of_record[slot as usize]).sum()
     }
 
-    /// One of their texts.
+    /// Appends one of the traces' texts for each row.
     pub(super) fn put_text(&self, text: usize, out: &mut Vec<u8>) {
         for trace in self.iter() {
             put_string(out, trace.map_or(&b""[..], |trace| trace.texts[text]));

@@ -1,19 +1,19 @@
-//! The columns of a SELECT, and those that enriching appends.
+//! The SELECT's columns, and those that enriching appends.
 
 use super::source::Source;
 use crate::native::DataType;
 use crate::trace_store::TEXTS;
 
-/// A text that events take from their trace.
+/// A text copied from the trace to its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TraceText {
-    /// The column of `traces`.
+    /// The column in `traces`.
     pub column: &'static str,
-    /// The column of the events.
+    /// The column in the events.
     pub event_column: &'static str,
 }
 
-/// The texts that events take from their trace, in the order in which a trace record has them.
+/// The texts copied from the trace, in trace record order.
 pub(crate) const TRACE_TEXTS: [TraceText; TEXTS] = [
     trace_text("name", "trace_name"),
     trace_text("user_id", "user_id"),
@@ -22,7 +22,7 @@ pub(crate) const TRACE_TEXTS: [TraceText; TEXTS] = [
     trace_text("version", "version"),
 ];
 
-/// The place of the version, of which a row may have one for itself.
+/// Index of the version, which a row's own version overrides.
 pub(crate) const VERSION: usize = 4;
 
 const fn trace_text(column: &'static str, event_column: &'static str) -> TraceText {
@@ -32,7 +32,7 @@ const fn trace_text(column: &'static str, event_column: &'static str) -> TraceTe
     }
 }
 
-/// The event columns that the trace has a part in, besides the texts.
+/// Event columns that depend on the trace, besides the texts.
 pub(super) const OF_TRACE: [(&str, Enriched); 6] = [
     ("tags", Enriched::Tags),
     ("public", Enriched::Public),
@@ -53,34 +53,34 @@ pub(super) fn texts() -> impl Iterator<Item = (&'static str, Enriched)> {
     })
 }
 
-/// What the trace has a part in, and how it is built.
+/// How an event column that depends on the trace or item is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enriched {
-    /// The observation's version, else the trace's.
+    /// The observation's version, or else the trace's.
     Version,
-    /// One of [`TRACE_TEXTS`], by its place.
+    /// One of [`TRACE_TEXTS`], by index.
     Text(usize),
     /// `traces.tags`
     Tags,
     /// `traces.public`
     Public,
-    /// `traces.bookmarked`, only where the observation has no parent.
+    /// `traces.bookmarked`, for observations without a parent only.
     Bookmarked,
-    /// Keys of the observation's metadata, then the trace's that it lacks.
+    /// Keys of the observation's metadata, then of the trace's that it lacks.
     MetadataNames,
-    /// The values to those keys.
+    /// The values of those keys.
     MetadataValues,
-    /// Both, as a map.
+    /// Keys and values as a map.
     MetadataMap,
-    /// Both, as a JSON object in a JSON column.
+    /// Keys and values as a JSON object in a JSON column.
     MetadataJson,
-    /// Both, as the text of a JSON object in a string column.
+    /// Keys and values as JSON text in a string column.
     MetadataText,
-    /// What the dataset run item says that the span belongs to.
+    /// A field of the dataset run item that the span belongs to.
     Experiment(Experiment),
 }
 
-/// Columns of a span that belongs to an item of a dataset run.
+/// Experiment columns, for spans that belong to a dataset run item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Experiment {
     /// `dataset_run_id`
@@ -91,7 +91,7 @@ pub enum Experiment {
     Description,
     /// Keys of `dataset_run_metadata`.
     MetadataNames,
-    /// The values to those keys.
+    /// The values of those keys.
     MetadataValues,
     /// `dataset_id`
     DatasetId,
@@ -103,13 +103,13 @@ pub enum Experiment {
     ItemExpectedOutput,
     /// Keys of `dataset_item_metadata`.
     ItemMetadataNames,
-    /// The values to those keys.
+    /// The values of those keys.
     ItemMetadataValues,
-    /// The span that the item points at.
+    /// The span the item points at.
     ItemRootSpanId,
 }
 
-/// Event columns that say to which experiment a span belongs.
+/// The event columns for experiments.
 pub(super) const EXPERIMENT: [(&str, Enriched); 12] = [
     ("experiment_id", Enriched::Experiment(Experiment::Id)),
     ("experiment_name", Enriched::Experiment(Experiment::Name)),
@@ -156,8 +156,8 @@ pub(super) const EXPERIMENT: [(&str, Enriched); 12] = [
 ];
 
 impl Enriched {
-    /// The type in which the column is sent; the server casts it to the target's.
-    /// JSON is sent as it is: cast from a string, texts that look like times change.
+    /// The type to send; the server casts it to the target's. JSON is sent as JSON: casting from a
+    /// string would alter texts that look like times.
     pub(super) fn sent_type(self, target: &DataType) -> String {
         let fixed = match self {
             Enriched::Tags | Enriched::MetadataNames | Enriched::MetadataValues => "Array(String)",
@@ -176,7 +176,7 @@ impl Enriched {
         fixed.to_owned()
     }
 
-    /// The column of `traces` it takes something from, if any.
+    /// The column of `traces` it depends on, if any.
     pub(super) fn trace_column(self) -> Option<&'static str> {
         let column = match self {
             Enriched::Version => TRACE_TEXTS[VERSION].column,
@@ -198,27 +198,27 @@ impl Enriched {
         self.trace_column() == Some("metadata")
     }
 
-    /// Whether it is true or false.
+    /// Whether it is a boolean.
     pub(super) fn is_flag(self) -> bool {
         matches!(self, Enriched::Public | Enriched::Bookmarked)
     }
 
-    /// Whether an item of a dataset run says it.
+    /// Whether it comes from a dataset run item.
     pub fn is_experiment(self) -> bool {
         matches!(self, Enriched::Experiment(_))
     }
 }
 
-/// Columns of the source that enriching reads and does not pass on.
+/// Source columns that enriching reads but does not pass on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Helper {
-    /// `Date`: the day on which to look for the trace first.
+    /// `Date`: the day to try first for the trace.
     Day,
-    /// `DateTime64(6)`: of which version of a trace the row is.
+    /// `DateTime64(6)`: the version of the row.
     EventTs,
     /// `Nullable(String)`: the row's own version.
     Version,
-    /// `UInt8`: 1 where the row has no parent.
+    /// `UInt8`: 1 if the row has no parent.
     IsRoot,
     /// `Array(String)`: keys of the row's metadata.
     MetadataNames,
@@ -267,27 +267,27 @@ impl Helper {
 /// One column of the SELECT list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selected {
-    /// Its name in the result: for a pass-through column, the target's.
+    /// Its name in the result; for pass-through columns, the target's name.
     pub name: String,
     /// Its type in the result.
     pub data_type: String,
-    /// What it is made of.
+    /// The SQL expression.
     pub expression: String,
-    /// The columns of the source that this reads.
+    /// The source columns it reads.
     pub reads: Vec<&'static str>,
 }
 
-/// An item of a SELECT list.
+/// One item of a SELECT list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SelectItem {
     /// `expression AS name`
     pub sql: String,
-    /// The columns of the table that it reads.
+    /// The table's columns it reads.
     pub reads: Vec<&'static str>,
 }
 
 impl SelectItem {
-    /// These items as a SELECT list.
+    /// Joins items into a SELECT list.
     pub(crate) fn list(items: &[SelectItem]) -> String {
         let items: Vec<&str> = items.iter().map(|item| item.sql.as_str()).collect();
         items.join(", ")
@@ -299,8 +299,8 @@ impl SelectItem {
 pub struct EnrichedColumn {
     /// Its name in the target.
     pub name: String,
-    /// What it is.
+    /// How it is built.
     pub form: Enriched,
-    /// The type in which it is sent.
+    /// The type it is sent as.
     pub sent_type: String,
 }

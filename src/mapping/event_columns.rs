@@ -1,5 +1,5 @@
-//! The columns of an event that come from one row: what each is made of, for the events of
-//! observations and for the root spans of traces.
+//! Event columns that depend on a single row: the expression for each, for observations and for
+//! root spans of traces.
 
 use super::source::Source;
 
@@ -9,27 +9,25 @@ pub(super) struct EventColumn {
     pub(super) name: &'static str,
     observation: From,
     root_span: From,
-    /// Whether old deployments lack the source column; then the target column
-    /// is left to its default.
+    /// Whether old deployments lack the source column. If so, the target column gets its default.
     pub(super) came_later: bool,
 }
 
-/// What a column is made of.
+/// Where a column's value comes from.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum From {
-    /// Nothing: it is left to its default.
+    /// Nothing: the column gets its default.
     Default,
-    /// A column of the source; null becomes the type's default where the
-    /// target cannot be null.
+    /// A source column; null becomes the type's default if the target is not nullable.
     Column(&'static str),
-    /// As `Column`, with a literal in place of null.
+    /// A source column, with a literal in place of null.
     ColumnOr(&'static str, &'static str),
-    /// An expression over columns of the source; `{c}` stands for the table.
+    /// An expression over the listed source columns; `{c}` stands for the table.
     Expression(&'static str, &'static [&'static str]),
 }
 
 impl From {
-    /// The columns of the source that it reads.
+    /// The source columns it reads.
     pub(super) fn reads(&self) -> Vec<&'static str> {
         match self {
             From::Default => Vec::new(),
@@ -42,7 +40,7 @@ impl From {
 use self::From::{Column, ColumnOr, Default, Expression};
 
 impl EventColumn {
-    /// What it is made of, for rows of a source.
+    /// Where the value comes from, by source.
     pub(super) fn from(&self, source: Source) -> &From {
         match source {
             Source::Observations => &self.observation,
@@ -59,17 +57,17 @@ impl EventColumn {
         }
     }
 
-    /// What both have under the same name.
+    /// Same name in both sources.
     const fn same(name: &'static str) -> Self {
         Self::of(name, Column(name), Column(name))
     }
 
-    /// What only observations have, under the same name.
+    /// Only in observations, under the same name.
     const fn only(name: &'static str) -> Self {
         Self::of(name, Column(name), Default)
     }
 
-    /// The same of what came later.
+    /// Only in observations, under the same name, and missing from old deployments.
     const fn later(name: &'static str) -> Self {
         Self {
             came_later: true,
@@ -78,16 +76,16 @@ impl EventColumn {
     }
 }
 
-/// Which way a row came into Langfuse.
+/// How the row reached Langfuse.
 const SOURCE: &str = "if(mapContains({c}.metadata, 'resourceAttributes'), \
                       'otel-backfill', 'ingestion-api-backfill')";
 
-/// The id of an observation's parent: without one, it hangs below the root span of its trace.
+/// The parent's id. An observation without a parent becomes a child of its trace's root span.
 const PARENT: &str = "if({c}.id = concat('t-', {c}.trace_id), '', \
                       if(ifNull({c}.parent_observation_id, '') = '', concat('t-', {c}.trace_id), \
                       assumeNotNull({c}.parent_observation_id)))";
 
-/// All of them: name, of an observation, of a trace.
+/// All event columns: name, value for observations, value for traces.
 pub(super) const EVENT_COLUMNS: &[EventColumn] = &[
     EventColumn::same("project_id"),
     EventColumn::of("trace_id", Column("trace_id"), Column("id")),
@@ -140,6 +138,6 @@ pub(super) const EVENT_COLUMNS: &[EventColumn] = &[
     EventColumn::same("created_at"),
     EventColumn::same("updated_at"),
     EventColumn::same("event_ts"),
-    // What is deleted is not written, so what is written is not deleted.
+    // Deleted rows are never written.
     EventColumn::of("is_deleted", Expression("0", &[]), Expression("0", &[])),
 ];

@@ -1,9 +1,8 @@
-//! What each event column is made of. This is the only place that knows it.
+//! Defines how every event column is made; nothing else knows it.
 //!
-//! The rules meet what source and target really have (`system.columns`), and
-//! the result is a [`Mapping`]: the SELECT list that yields every pass-through
-//! column under its target name and type, the helper columns that enriching
-//! needs, and the columns that enriching appends.
+//! Combines the rules with the columns that source and target really have (`system.columns`) into a
+//! [`Mapping`]: the SELECT list with every pass-through column under its target name and type, the
+//! helper columns that enriching needs, and the columns that enriching appends.
 
 mod columns;
 mod event_columns;
@@ -19,7 +18,7 @@ pub(crate) use columns::{
 use event_columns::{EVENT_COLUMNS, EventColumn, From};
 pub use source::Source;
 
-/// Event columns without which a row could not be told from another, or read.
+/// Event columns needed to tell rows apart or to read them.
 const REQUIRED_TARGET: &[&str] = &[
     "project_id",
     "trace_id",
@@ -32,63 +31,63 @@ const REQUIRED_TARGET: &[&str] = &[
     "is_deleted",
 ];
 
-/// Event columns by which an observation's trace is found.
+/// Event columns that identify an observation's trace.
 const KEY_COLUMNS: [&str; 2] = ["project_id", "trace_id"];
 
-/// Columns that say which row of `traces` counts.
+/// Columns that decide which row of `traces` wins.
 const REQUIRED_TRACE: &[&str] = &["id", "project_id", "timestamp", "event_ts", "is_deleted"];
 
-/// What events are to carry besides what their source says.
+/// Optional contents of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
     /// The traces' metadata.
     pub trace_metadata: bool,
-    /// The experiment that a span belongs to.
+    /// The experiment a span belongs to.
     pub experiments: bool,
 }
 
-/// How the rows of a source become events, for one source and one target.
+/// How a source's rows become events in a target.
 #[derive(Debug, Clone)]
 pub struct Mapping {
     /// The source.
     pub source: Source,
     /// Pass-through columns, in the order of the SELECT list.
     pub pass_through: Vec<Selected>,
-    /// Helper columns, which follow them.
+    /// Helper columns, which follow the pass-through columns.
     pub helpers: Vec<Helper>,
     /// Columns that enriching appends.
     pub enriched: Vec<EnrichedColumn>,
-    /// Where the key columns are among the pass-through columns: project, trace.
+    /// Indices of the key columns among the pass-through columns: project, trace.
     pub key_columns: (usize, usize),
-    /// Where the span's id is among them.
+    /// Index of the span id among the pass-through columns.
     pub span_column: usize,
-    /// Whether the traces' metadata is part of the result.
+    /// Whether events include the traces' metadata.
     pub trace_metadata: bool,
-    /// Whether tags go into the metadata, because the target has no column for them.
+    /// Whether tags go into the metadata because the target has no tags column.
     pub tags_in_metadata: bool,
-    /// Target columns that are left to their defaults.
+    /// Target columns that get their defaults.
     pub left_to_default: Vec<String>,
-    /// What the target has no place for.
+    /// Source data the target has no column for.
     pub without_place: Vec<String>,
 }
 
-/// Why no mapping can be made.
+/// Why source and target cannot be mapped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MappingError {
-    /// A column the job needs is missing.
+    /// A required column is missing.
     #[error("table {table} has no column {column}, which {needed_for}")]
     MissingColumn {
-        /// Table that lacks it.
+        /// The table that lacks it.
         table: String,
         /// Its name.
         column: String,
-        /// What it is needed for.
+        /// Why it is needed, after "which".
         needed_for: String,
     },
-    /// A column of the target has a type that cannot be sent.
+    /// A target column has a type that cannot be sent.
     #[error("column {column} of table {table}: {error}")]
     ColumnType {
-        /// Table that has it.
+        /// The table that has it.
         table: String,
         /// Its name.
         column: String,
@@ -98,12 +97,10 @@ pub enum MappingError {
 }
 
 impl Mapping {
-    /// Works out how the rows of `table`, which is the source, become rows of `target`
-    /// with what `traces` say.
+    /// Maps rows of the source `table`, enriched from `traces`, to rows of `target`.
     ///
     /// # Errors
-    /// [`MappingError`] where a needed column is missing or has a type that
-    /// cannot be sent.
+    /// [`MappingError`] if a required column is missing or has a type that cannot be sent.
     pub fn new(
         source: Source,
         table: &TableInfo,
@@ -111,7 +108,7 @@ impl Mapping {
         target: &TableInfo,
         wanted: Wanted,
     ) -> Result<Self, MappingError> {
-        require(target, REQUIRED_TARGET, "every event has")?;
+        require(target, REQUIRED_TARGET, "every event needs")?;
         if let Some(column) = REQUIRED_TARGET
             .iter()
             .find(|name| insertable(target, name).is_none())
@@ -119,7 +116,7 @@ impl Mapping {
             return Err(missing(
                 target,
                 column,
-                "every event has, and that can be written",
+                "every event needs and which must be writable",
             ));
         }
         for column in KEY_COLUMNS {
@@ -128,7 +125,7 @@ impl Mapping {
         require(
             traces,
             REQUIRED_TRACE,
-            "tells which version of a trace counts",
+            "decides which version of a trace wins",
         )?;
         let mut pass_through = Vec::new();
         let mut without_place = Vec::new();
@@ -137,7 +134,7 @@ impl Mapping {
         for rule in of_source {
             match insertable(target, rule.name) {
                 Some(column) => pass_through.extend(apply(rule, column, source, table, target)?),
-                // An alias computes itself: it is neither filled nor missed.
+                // An alias computes itself, so it is neither filled nor reported missing.
                 None if target.column(rule.name).is_none() && rule.name != "total_cost" => {
                     without_place.push(rule.name.to_owned());
                 }
@@ -149,7 +146,7 @@ impl Mapping {
             return Err(missing(
                 target,
                 "metadata_names",
-                "takes the metadata (with metadata_values; or a column metadata)",
+                "holds the metadata (together with metadata_values, or in a metadata column)",
             ));
         }
         let has = |form| enriched.iter().any(|column| column.form == form);
@@ -169,12 +166,12 @@ impl Mapping {
             pass_metadata_through(&mut enriched, &mut pass_through, source, table)?;
         }
         for column in &enriched {
-            // With --no-trace-metadata only tags reach the metadata.
+            // With --no-trace-metadata, only tags reach the metadata.
             let taken = match column.form.is_metadata() && !wanted.trace_metadata {
                 true => Some("tags"),
                 false => column.form.trace_column(),
             };
-            require(traces, taken.as_slice(), "events take from their trace")?;
+            require(traces, taken.as_slice(), "events copy from their trace")?;
         }
         let helpers = helpers(source, &enriched, table)?;
         let position = |name| {
@@ -183,7 +180,7 @@ impl Mapping {
                 .position(|column: &Selected| column.name == name)
         };
         let required =
-            |name| position(name).ok_or_else(|| missing(target, name, "every event has"));
+            |name| position(name).ok_or_else(|| missing(target, name, "every event needs"));
         let key_columns = (required("project_id")?, required("trace_id")?);
         let span_column = required("span_id")?;
         let filled = |name: &str| {
@@ -210,7 +207,7 @@ impl Mapping {
         })
     }
 
-    /// The items of the SELECT list: pass-through columns, then helpers.
+    /// The SELECT items: pass-through columns, then helpers.
     pub(crate) fn source_items(&self) -> Vec<SelectItem> {
         let helpers = self
             .helpers
@@ -230,7 +227,7 @@ impl Mapping {
             .collect()
     }
 
-    /// Name and type of each column of the result.
+    /// Name and type of each result column.
     pub fn result_columns(&self) -> Vec<(String, DataType)> {
         let helpers = self
             .helpers
@@ -247,7 +244,7 @@ impl Mapping {
         SelectItem::list(&self.source_items())
     }
 
-    /// Names of the columns of an insert, for SQL.
+    /// The column list of an INSERT.
     pub fn insert_columns(&self) -> String {
         let pass_through = self.pass_through.iter().map(|column| column.name.as_str());
         let enriched = self.enriched.iter().map(|column| column.name.as_str());
@@ -258,27 +255,27 @@ impl Mapping {
         names.join(", ")
     }
 
-    /// Where a pass-through column is in the result of the SELECT.
+    /// Index of a pass-through column in the SELECT's result.
     pub fn column_index(&self, name: &str) -> Option<usize> {
         self.pass_through
             .iter()
             .position(|column| column.name == name)
     }
 
-    /// Where a helper is in the result of the SELECT.
+    /// Index of a helper column in the SELECT's result.
     pub fn helper_index(&self, helper: Helper) -> Option<usize> {
         let index = self.helpers.iter().position(|&other| other == helper)?;
         Some(self.pass_through.len() + index)
     }
 
-    /// Whether events say to which experiment they belong.
+    /// Whether events include experiment columns.
     pub fn has_experiments(&self) -> bool {
         self.enriched
             .iter()
             .any(|column| column.form.is_experiment())
     }
 
-    /// Columns of `traces` that events take something from, besides its keys.
+    /// Columns of `traces` that events depend on, besides its keys.
     pub fn trace_columns(&self) -> Vec<&'static str> {
         let mut columns: Vec<_> = self
             .enriched
@@ -315,7 +312,7 @@ fn require(table: &TableInfo, columns: &[&str], needed_for: &str) -> Result<(), 
     }
 }
 
-/// The column must be text that is never null, since it is decoded here.
+/// Requires a non-null text column, since it is decoded here.
 fn require_text(table: &TableInfo, name: &str) -> Result<(), MappingError> {
     let Some(column) = table.column(name) else {
         return Ok(());
@@ -343,8 +340,7 @@ fn unsupported(table: &TableInfo, column: &TableColumn) -> MappingError {
     column_type(table, column, error)
 }
 
-/// The selected column for one rule, or none where the source column came
-/// later than the source table was made.
+/// The selected column for a rule. `None` if the source table is too old to have the column.
 fn apply(
     rule: &EventColumn,
     column: &TableColumn,
@@ -355,7 +351,7 @@ fn apply(
     let sent = parse_type(target, column)?.without_low_cardinality();
     sent.layout()
         .map_err(|error| column_type(target, column, error))?;
-    let needed_for = format!("event column {} is made of", rule.name);
+    let needed_for = format!("event column {} is computed from", rule.name);
     let expression = match rule.from(source) {
         From::Default => return Ok(None),
         from @ (From::Column(name) | From::ColumnOr(name, _)) => {
@@ -426,7 +422,7 @@ fn enriched_columns(
     }
     for (names, values) in PAIRS {
         let has = |name: &str| enriched.iter().any(|column| column.name == name);
-        let needed_for = |other| format!("{other} goes with");
+        let needed_for = |other| format!("{other} requires");
         match (has(names), has(values)) {
             (true, false) => return Err(missing(target, values, &needed_for(names))),
             (false, true) => return Err(missing(target, names, &needed_for(values))),
@@ -436,7 +432,7 @@ fn enriched_columns(
     Ok(enriched)
 }
 
-/// Columns that make sense together only.
+/// Columns that are only useful together.
 const PAIRS: [(&str, &str); 3] = [
     ("metadata_names", "metadata_values"),
     ("experiment_metadata_names", "experiment_metadata_values"),
@@ -446,7 +442,7 @@ const PAIRS: [(&str, &str); 3] = [
     ),
 ];
 
-/// How the column is sent to a target column of that type, if it can be.
+/// How to send the column to a target of that type, if possible.
 fn fitting(form: Enriched, data_type: &DataType) -> Option<Enriched> {
     let is_scalar = |names: &[&str]| match data_type {
         DataType::Scalar { name, .. } => names.contains(&name.as_str()),
@@ -473,7 +469,7 @@ fn fitting(form: Enriched, data_type: &DataType) -> Option<Enriched> {
     fits.then_some(form)
 }
 
-/// Without the traces' metadata, the row's own passes through as it is.
+/// Without trace metadata, passes the row's own metadata through unchanged.
 fn pass_metadata_through(
     enriched: &mut Vec<EnrichedColumn>,
     pass_through: &mut Vec<Selected>,
@@ -496,7 +492,11 @@ fn pass_metadata_through(
         let Some(index) = enriched.iter().position(|other| other.form == column) else {
             continue;
         };
-        require(table, &["metadata"], "the events' metadata is made of")?;
+        require(
+            table,
+            &["metadata"],
+            "the events' metadata is computed from",
+        )?;
         let name = enriched.remove(index).name;
         pass_through.push(Selected {
             name,
@@ -521,7 +521,7 @@ fn helpers(
         .iter()
         .any(|column| column.form == Enriched::Version)
     {
-        require(table, &["version"], "event column version is made of")?;
+        require(table, &["version"], "event column version is computed from")?;
         helpers.push(Helper::Version);
     }
     if enriched
@@ -531,7 +531,11 @@ fn helpers(
         helpers.push(Helper::IsRoot);
     }
     if enriched.iter().any(|column| column.form.is_metadata()) {
-        require(table, &["metadata"], "the events' metadata is made of")?;
+        require(
+            table,
+            &["metadata"],
+            "the events' metadata is computed from",
+        )?;
         helpers.extend([Helper::MetadataNames, Helper::MetadataValues]);
     }
     Ok(helpers)

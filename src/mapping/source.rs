@@ -1,19 +1,19 @@
-//! The tables whose rows become events.
+//! The source tables.
 
 use serde::{Deserialize, Serialize};
 
 use crate::clickhouse::quoting;
 
-/// The table whose rows become events.
+/// A table whose rows become events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Source {
-    /// `observations`: one event for each.
+    /// `observations`: one event each.
     Observations,
-    /// `traces`: one root span for each.
+    /// `traces`: one root span each.
     Traces,
 }
 
-/// What a source is like.
+/// Properties of a source.
 struct Facts {
     alias: &'static str,
     table: &'static str,
@@ -42,7 +42,7 @@ const TRACES: Facts = Facts {
 };
 
 impl Source {
-    /// Both, in the order of their numbers.
+    /// Both sources, by number.
     pub const BOTH: [Source; 2] = [Source::Observations, Source::Traces];
 
     const fn facts(self) -> Facts {
@@ -52,44 +52,44 @@ impl Source {
         }
     }
 
-    /// How the table is called inside a SELECT.
+    /// The table's alias in a SELECT.
     pub const fn alias(self) -> &'static str {
         self.facts().alias
     }
 
-    /// The name of the table.
+    /// The table's name.
     pub const fn table(self) -> &'static str {
         self.facts().table
     }
 
-    /// The column that says on which day, and in which partition, a row is.
+    /// The column that decides a row's day and partition.
     pub const fn time_column(self) -> &'static str {
         self.facts().time_column
     }
 
-    /// The column with the id of the row's trace.
+    /// The column with the trace id.
     pub const fn trace_column(self) -> &'static str {
         self.facts().trace_column
     }
 
-    /// Whether a row has no parent, as an expression of it, and the columns that this reads.
+    /// An expression for "has no parent", and the columns it reads.
     pub(super) fn is_root(self) -> (String, Vec<&'static str>) {
         let (template, reads) = self.facts().is_root;
         (self.expression(template), reads.to_vec())
     }
 
-    /// The day of a row, as an expression of it, and the column that this reads.
+    /// An expression for the row's day, and the column it reads.
     pub(super) fn day(self) -> (String, Vec<&'static str>) {
         let column = self.time_column();
         (format!("toDate({}.{column})", self.alias()), vec![column])
     }
 
-    /// A template in which `{c}` stands for the table, as an expression of it.
+    /// Fills the table's alias into a template with `{c}`.
     pub(super) fn expression(self, template: &str) -> String {
         template.replace("{c}", self.alias())
     }
 
-    /// A column of it, as an expression.
+    /// Qualifies a column with the table's alias.
     pub(super) fn column(self, name: &str) -> String {
         format!("{}.{}", self.alias(), quoting::identifier(name))
     }

@@ -1,8 +1,7 @@
-//! Reads the values of one column in row order, without copying them.
+//! Reads one column's values in row order, without copying.
 //!
-//! A cursor stands on bytes that [`super::BlockReader`] has walked, so running
-//! out of bytes means that more rows were asked for than the block has; that is
-//! an error like any other, not a panic.
+//! [`super::BlockReader`] has already walked the bytes, so running out of them means reading more
+//! rows than the block has. That is an ordinary error, not a panic.
 
 use super::error::NativeError;
 
@@ -28,14 +27,14 @@ fn take_varint(rest: &mut &[u8]) -> Result<usize, NativeError> {
     Err(exhausted())
 }
 
-/// The values of a `String` column.
+/// Reads a `String` column.
 #[derive(Debug, Clone)]
 pub struct StringCursor<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> StringCursor<'a> {
-    /// A cursor before the first value of `values`.
+    /// Starts at the first value of `values`.
     pub fn new(values: &'a [u8]) -> Self {
         Self { rest: values }
     }
@@ -43,17 +42,17 @@ impl<'a> StringCursor<'a> {
     /// The next value.
     ///
     /// # Errors
-    /// [`NativeError::Corrupt`] where there is none.
+    /// [`NativeError::Corrupt`] at the end of the column.
     pub fn next_value(&mut self) -> Result<&'a [u8], NativeError> {
         let length = take_varint(&mut self.rest)?;
         take(&mut self.rest, length)
     }
 
-    /// The bytes of the next `count` values as they are encoded, lengths
-    /// included: what a column with these values after others consists of.
+    /// The encoded bytes of the next `count` values, lengths included, ready to append to another
+    /// column.
     ///
     /// # Errors
-    /// [`NativeError::Corrupt`] where there are fewer.
+    /// [`NativeError::Corrupt`] if fewer remain.
     pub fn next_encoded(&mut self, count: usize) -> Result<&'a [u8], NativeError> {
         let start = self.rest;
         for _ in 0..count {
@@ -63,7 +62,7 @@ impl<'a> StringCursor<'a> {
     }
 }
 
-/// The values of a `Nullable(String)` column.
+/// Reads a `Nullable(String)` column.
 #[derive(Debug, Clone)]
 pub struct NullableStringCursor<'a> {
     flags: &'a [u8],
@@ -71,10 +70,10 @@ pub struct NullableStringCursor<'a> {
 }
 
 impl<'a> NullableStringCursor<'a> {
-    /// A cursor before the first of `rows` values.
+    /// Starts at the first of `rows` values.
     ///
     /// # Errors
-    /// [`NativeError::Corrupt`] where there are fewer null flags than rows.
+    /// [`NativeError::Corrupt`] if there are fewer null flags than rows.
     pub fn new(mut values: &'a [u8], rows: usize) -> Result<Self, NativeError> {
         let flags = take(&mut values, rows)?;
         Ok(Self {
@@ -83,10 +82,10 @@ impl<'a> NullableStringCursor<'a> {
         })
     }
 
-    /// The next value; `None` is null.
+    /// The next value, or `None` for null.
     ///
     /// # Errors
-    /// [`NativeError::Corrupt`] where there is none.
+    /// [`NativeError::Corrupt`] at the end of the column.
     pub fn next_value(&mut self) -> Result<Option<&'a [u8]>, NativeError> {
         let flag = take(&mut self.flags, 1)?[0];
         let value = self.values.next_value()?;
@@ -94,14 +93,14 @@ impl<'a> NullableStringCursor<'a> {
     }
 }
 
-/// The values of a column of fixed width, as `WIDTH` little-endian bytes each.
+/// Reads a fixed-width column, `WIDTH` little-endian bytes per value.
 #[derive(Debug, Clone)]
 pub struct FixedCursor<'a, const WIDTH: usize> {
     rest: &'a [u8],
 }
 
 impl<'a, const WIDTH: usize> FixedCursor<'a, WIDTH> {
-    /// A cursor before the first value of `values`.
+    /// Starts at the first value of `values`.
     pub fn new(values: &'a [u8]) -> Self {
         Self { rest: values }
     }
@@ -109,7 +108,7 @@ impl<'a, const WIDTH: usize> FixedCursor<'a, WIDTH> {
     /// The next value.
     ///
     /// # Errors
-    /// [`NativeError::Corrupt`] where there is none.
+    /// [`NativeError::Corrupt`] at the end of the column.
     pub fn next_value(&mut self) -> Result<[u8; WIDTH], NativeError> {
         let (value, rest) = self.rest.split_first_chunk().ok_or_else(exhausted)?;
         self.rest = rest;
@@ -117,7 +116,7 @@ impl<'a, const WIDTH: usize> FixedCursor<'a, WIDTH> {
     }
 }
 
-/// The number of elements of each row of an `Array` column, and where the elements are.
+/// Reads the row lengths of an `Array` column.
 #[derive(Debug, Clone)]
 pub struct ArrayCursor<'a> {
     offsets: FixedCursor<'a, 8>,
@@ -125,10 +124,10 @@ pub struct ArrayCursor<'a> {
 }
 
 impl<'a> ArrayCursor<'a> {
-    /// A cursor over `rows` end offsets, and the values of all elements.
+    /// Starts at the first of `rows` end offsets. Also returns the elements' bytes.
     ///
     /// # Errors
-    /// [`NativeError::Corrupt`] where there are fewer offsets than rows.
+    /// [`NativeError::Corrupt`] if there are fewer offsets than rows.
     pub fn new(mut values: &'a [u8], rows: usize) -> Result<(Self, &'a [u8]), NativeError> {
         let offsets = take(&mut values, rows.checked_mul(8).ok_or_else(exhausted)?)?;
         let cursor = Self {
@@ -138,10 +137,10 @@ impl<'a> ArrayCursor<'a> {
         Ok((cursor, values))
     }
 
-    /// How many elements the next row has.
+    /// The next row's number of elements.
     ///
     /// # Errors
-    /// [`NativeError::Corrupt`] where there is no row, or offsets go backwards.
+    /// [`NativeError::Corrupt`] at the end of the column, or if the offsets go backwards.
     pub fn next_length(&mut self) -> Result<usize, NativeError> {
         let end = u64::from_le_bytes(self.offsets.next_value()?);
         let length = end.checked_sub(self.previous).ok_or_else(exhausted)?;

@@ -1,30 +1,28 @@
-//! Why bytes are not a block.
+//! Errors of the `Native` format.
 
 use super::types::TypeError;
 
-/// Why bytes are not a sequence of `Native` blocks, or not one that is accepted.
+/// Why bytes are not an acceptable sequence of `Native` blocks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NativeError {
-    /// The bytes contradict the format.
+    /// The bytes violate the format.
     #[error("the response is not a valid Native block: {0}")]
     Corrupt(String),
     /// The bytes end inside a block.
-    #[error(
-        "the response ends inside a block ({bytes} bytes of it arrived): the connection was cut"
-    )]
+    #[error("the response ended after {bytes} bytes of a block: the connection was cut")]
     Truncated {
-        /// Bytes of the unfinished block that arrived.
+        /// Bytes received of the unfinished block.
         bytes: usize,
     },
-    /// One block takes more memory than it may.
-    #[error("a block of {rows} rows is larger than the {limit} bytes it may take")]
+    /// A block exceeds its memory limit.
+    #[error("a block of {rows} rows exceeds its limit of {limit} bytes")]
     TooLarge {
-        /// Rows the block announced.
+        /// Rows announced by the block.
         rows: usize,
-        /// The bound, in bytes.
+        /// The limit, in bytes.
         limit: usize,
     },
-    /// A column whose type cannot be walked.
+    /// A column of an unsupported type.
     #[error("column {column}: {error}")]
     Type {
         /// Its name.
@@ -35,7 +33,7 @@ pub enum NativeError {
 }
 
 impl NativeError {
-    /// Bytes that contradict the format, and how.
+    /// A violation of the format.
     pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         NativeError::Corrupt(what.into())
     }

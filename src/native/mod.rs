@@ -1,10 +1,9 @@
 //! ClickHouse's columnar `Native` format: walk a block, slice it, build columns.
 //!
-//! A block is: number of columns and of rows (LEB128), then for each column its
-//! name, its type (both LEB128-prefixed) and its values, laid out as
-//! [`types::Layout`] says. Over HTTP without `client_protocol_version` nothing
-//! else is in it. This module knows types and nothing of events or ClickHouse
-//! servers.
+//! A block holds its numbers of columns and rows (LEB128), then for each column its name, its type
+//! (each a LEB128 length and text) and its values, laid out as [`types::Layout`] describes. Over
+//! HTTP without `client_protocol_version` it holds nothing else. This module knows types, but
+//! neither events nor servers.
 
 mod column;
 mod error;

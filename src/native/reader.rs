@@ -1,9 +1,7 @@
-//! Finds the blocks in a stream of bytes, and in each block where its columns
-//! begin and end, without decoding a value.
+//! Finds blocks in a byte stream, and the columns in each block, without decoding values.
 //!
-//! Bytes arrive in chunks that end anywhere. The walk stops where the bytes end
-//! and goes on from there when more have come; it never starts a block again
-//! (doing so costs 2.5 times the processor time).
+//! Chunks may end anywhere. The walk stops at the end of the bytes and continues when more arrive;
+//! restarting each block would cost 2.5 times the CPU time.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,11 +13,11 @@ use super::types::{DataType, Layout, shown};
 use crate::memory::buffer_pool::{BufferPool, PooledBuffer};
 use crate::memory::numbers::in_memory;
 
-/// More columns than any table here has; a larger number is a sign of garbage.
+/// More columns than any supported table has; a larger number means garbage.
 const MAX_COLUMNS: u64 = 4_096;
 /// Longest column name or type, in bytes.
 const MAX_NAME: u64 = 64 * 1024;
-/// Initial capacity for a block; later blocks start with the size of the last one.
+/// Initial buffer size; later blocks start with the size of the previous one.
 const FIRST_CAPACITY: usize = 256 * 1024;
 
 /// One column of a [`Block`].
@@ -29,45 +27,45 @@ pub struct Column {
     pub name: Arc<str>,
     /// Its type.
     pub data_type: Arc<DataType>,
-    /// Where its values are in [`Block::bytes`], unless they are spliced.
+    /// Position of the values in [`Block::bytes`], unless spliced.
     pub values: Range<usize>,
-    /// Where it begins in [`Block::bytes`], name and type included.
+    /// Start of the column in [`Block::bytes`], including its name and type.
     pub start: usize,
 }
 
-/// One complete block: bytes, and where each column is in them.
+/// A complete block: its bytes, and where each column is.
 #[derive(Debug, Clone)]
 pub struct Block {
     /// Number of rows, at least 1.
     pub rows: usize,
-    /// The columns, in the order of the bytes.
+    /// The columns, in byte order.
     pub columns: Vec<Column>,
-    /// The whole block, but for spliced values.
+    /// The whole block except spliced values.
     pub bytes: Bytes,
-    /// Bytes of memory it holds, which may be more than it has.
+    /// Memory held in bytes, possibly more than `bytes` contains.
     pub held_bytes: usize,
-    /// Columns whose values are not in `bytes`, ascending.
+    /// Columns whose values are outside `bytes`, in ascending order.
     pub spliced: Vec<Spliced>,
 }
 
-/// The values of a column that are not in [`Block::bytes`].
+/// A column's values outside [`Block::bytes`].
 #[derive(Debug, Clone)]
 pub struct Spliced {
-    /// Index of the column, which has no values of its own.
+    /// Index of the column, which has no values in the block itself.
     pub column: usize,
-    /// The values, one piece after the other.
+    /// The values, in consecutive pieces.
     pub pieces: Vec<Bytes>,
 }
 
 impl Block {
-    /// The values of one column. One that did not arrive has none: whoever reads them finds the block
-    /// damaged.
+    /// A column's values. Empty for a column that did not arrive, which readers then report as a
+    /// damaged block.
     pub fn values(&self, index: usize) -> &[u8] {
         let column = self.columns.get(index);
         column.map_or(&[], |column| &self.bytes[column.values.clone()])
     }
 
-    /// All values of one column, copied where they are not in one piece.
+    /// A column's complete values, copied if they are in several pieces.
     pub(super) fn whole_values(&self, index: usize) -> Bytes {
         let spliced = self.spliced.iter().find(|spliced| spliced.column == index);
         match spliced {
@@ -76,8 +74,8 @@ impl Block {
         }
     }
 
-    /// The columns `range` with their names and types, ready to be spliced into
-    /// another block, without copying.
+    /// The columns in `range` with names and types, ready to splice into another block without
+    /// copying.
     pub fn pieces(&self, range: Range<usize>) -> Vec<Bytes> {
         if range.is_empty() {
             return Vec::new();
@@ -97,13 +95,13 @@ impl Block {
     }
 }
 
-/// Bytes of memory that some blocks hold.
+/// Total memory held by `blocks`, in bytes.
 pub(crate) fn held_bytes(blocks: &[Block]) -> usize {
     blocks.iter().map(|block| block.held_bytes).sum()
 }
 
-/// A node of a layout tree. Nodes refer to each other by index, so that the
-/// walk can stop and go on without borrowing the tree.
+/// A node of a layout tree. Nodes refer to each other by index, so the walk can pause without
+/// borrowing the tree.
 #[derive(Debug, Clone)]
 enum Node {
     Fixed(u64),
@@ -114,17 +112,17 @@ enum Node {
     Tuple(Vec<usize>),
 }
 
-/// What is left to be walked of the current column; the last entry comes first.
+/// Work left on the current column; the last step runs first.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     /// `count` values of the layout at `node`.
     Values { node: usize, count: u64 },
-    /// That many strings.
+    /// `count` strings.
     Strings { count: u64 },
-    /// That many null flags.
+    /// `count` null flags.
     NullFlags { count: u64 },
-    /// That many end offsets, of which the last one is the number of elements
-    /// of `first` (and of `second`, for a map).
+    /// `count` end offsets; the last one is the number of elements of `first` (and of `second`, for
+    /// a map).
     Offsets {
         count: u64,
         previous: u64,
@@ -133,8 +131,8 @@ enum Step {
     },
 }
 
-/// The column headers of a stream are the same in every block, so what was
-/// parsed for the last block usually serves for the next.
+/// A parsed column header. Headers rarely change within a stream, so the previous block's are
+/// reused.
 #[derive(Debug)]
 struct KnownColumn {
     name: Arc<str>,
@@ -150,13 +148,13 @@ enum State {
     Values,
 }
 
-/// Splits a stream of bytes into [`Block`]s. Blocks without rows are left out.
+/// Splits a byte stream into [`Block`]s, skipping blocks without rows.
 #[derive(Debug)]
 pub struct BlockReader {
     max_block_bytes: usize,
     pool: BufferPool,
     buffer: PooledBuffer,
-    /// Where the walk is; may lie beyond the bytes that have arrived.
+    /// Position of the walk, possibly beyond the bytes received.
     position: usize,
     state: State,
     rows: usize,
@@ -168,12 +166,11 @@ pub struct BlockReader {
     last_block_bytes: usize,
 }
 
-/// `Ok(None)` from a walk step: more bytes are needed.
+/// A step of the walk; `Ok(None)` means more bytes are needed.
 type Walked<T> = Result<Option<T>, NativeError>;
 
 impl BlockReader {
-    /// A reader that refuses blocks of more than `max_block_bytes`, and keeps
-    /// them in buffers of `pool`.
+    /// A reader that rejects blocks larger than `max_block_bytes` and buffers the others in `pool`.
     pub fn new(max_block_bytes: usize, pool: &BufferPool) -> Self {
         Self {
             max_block_bytes,
@@ -191,7 +188,7 @@ impl BlockReader {
         }
     }
 
-    /// Takes the next bytes of the stream.
+    /// Appends the next bytes of the stream.
     pub fn push(&mut self, chunk: &[u8]) {
         let capacity = self.held_with(chunk.len());
         let length = self.buffer.len();
@@ -199,25 +196,25 @@ impl BlockReader {
         self.buffer.extend_from_slice(chunk);
     }
 
-    /// Bytes of memory held for the unfinished block, once so many more have come.
+    /// Memory the unfinished block would hold after `additional` more bytes.
     pub fn held_with(&self, additional: usize) -> usize {
         let (length, capacity) = (self.buffer.len(), self.buffer.capacity());
         if length + additional <= capacity {
             return capacity;
         }
-        // One allocation of the right size instead of several doublings: blocks
-        // of one stream are of similar size.
+        // One allocation of the right size instead of several doublings: blocks of one stream are
+        // of similar size.
         let expected = self.last_block_bytes.max(FIRST_CAPACITY);
         (expected + expected / 8)
             .max(length + additional)
             .max(length + length / 2)
     }
 
-    /// The next complete block, or `None` until more bytes are pushed.
+    /// The next complete block, or `None` if more bytes are needed.
     ///
     /// # Errors
-    /// [`NativeError::Corrupt`], [`NativeError::TooLarge`] or [`NativeError::Type`];
-    /// the reader must not be used after that.
+    /// [`NativeError::Corrupt`], [`NativeError::TooLarge`] or [`NativeError::Type`]. Do not use the
+    /// reader afterwards.
     pub fn next_block(&mut self) -> Result<Option<Block>, NativeError> {
         loop {
             let advanced = match self.state {
@@ -239,7 +236,7 @@ impl BlockReader {
         }
     }
 
-    /// To be called when the stream has ended.
+    /// Checks that the stream ended between blocks.
     ///
     /// # Errors
     /// [`NativeError::Truncated`] if it ended inside a block.
@@ -254,8 +251,8 @@ impl BlockReader {
     }
 
     fn check_size(&self) -> Result<(), NativeError> {
-        // The position is known before the bytes have arrived, so a block that
-        // announces too much is refused before it is buffered.
+        // The end of a column is known before its bytes arrive, so an oversized block is rejected
+        // before it is buffered.
         if self.position > self.max_block_bytes {
             return Err(NativeError::TooLarge {
                 rows: self.rows,
@@ -267,7 +264,7 @@ impl BlockReader {
 
     fn take_block(&mut self) -> Block {
         self.last_block_bytes = self.position;
-        // What has arrived of the next block goes on in a buffer of its own.
+        // Bytes of the next block move to a buffer of their own.
         let mut next = self.pool.take();
         next.extend_from_slice(&self.buffer[self.position..]);
         self.buffer.truncate(self.position);
@@ -298,8 +295,8 @@ impl BlockReader {
             )));
         }
         self.column_count = in_memory(columns);
-        // Every row takes at least a byte in some column, so more rows than
-        // bytes cannot be; this also keeps the products below in range.
+        // Every row takes at least one byte in some column, so more rows than bytes is impossible.
+        // This also keeps the products below in range.
         self.rows = usize::try_from(rows)
             .ok()
             .filter(|&rows| rows <= self.max_block_bytes)
@@ -361,7 +358,7 @@ impl BlockReader {
         let (name, type_name) = (text(name)?, text(type_name)?);
         if index < self.known.len() {
             return Err(NativeError::corrupt(format!(
-                "column {} is {} {}, but was {} {} in the block before",
+                "column {} is {} {}, but was {} {} in the previous block",
                 index + 1,
                 shown(&name),
                 shown(&type_name),
@@ -400,7 +397,7 @@ impl BlockReader {
         self.nodes.len() - 1
     }
 
-    /// Walks the values of the current column as far as the bytes go.
+    /// Walks the current column as far as the bytes reach.
     fn walk_values(&mut self) -> Walked<()> {
         while let Some(step) = self.steps.pop() {
             let finished = match step {
@@ -427,7 +424,7 @@ impl BlockReader {
         Ok(Some(()))
     }
 
-    /// Replaces a layout node by the steps it consists of; they run in reverse order.
+    /// Replaces a layout node by its steps, pushed in reverse order.
     fn expand(&mut self, node: usize, count: u64) -> Walked<()> {
         match &self.nodes[node] {
             Node::Fixed(width) => {
@@ -473,7 +470,7 @@ impl BlockReader {
     fn walk_strings(&mut self, mut count: u64) -> Walked<()> {
         let mut position = self.position;
         while count > 0 {
-            // One-byte lengths are the usual case.
+            // Fast path: most lengths fit in one byte.
             let (length, after) = match self.buffer.get(position) {
                 Some(&byte) if byte < 0x80 => (usize::from(byte), position + 1),
                 _ => match self.varint(position)? {
@@ -546,7 +543,7 @@ impl BlockReader {
         Ok(Some(()))
     }
 
-    /// Puts a step back with what is left of it, if anything is.
+    /// Puts a step back with its remaining count, if any.
     fn remaining(&mut self, count: u64, step: impl FnOnce(u64) -> Step) -> Walked<()> {
         if count == 0 {
             return Ok(Some(()));
@@ -568,7 +565,7 @@ impl BlockReader {
         Ok((end <= self.buffer.len()).then_some(start..end))
     }
 
-    /// A LEB128 number at `position`, and where it ends.
+    /// The LEB128 number at `position`, and where it ends.
     fn varint(&self, position: usize) -> Walked<(u64, usize)> {
         let mut value = 0_u64;
         let bytes = self.buffer.get(position..).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Some rows of a block, as blocks of their own.
+//! Extracts rows of a block into blocks of their own.
 
 use std::ops::Range;
 
@@ -12,20 +12,20 @@ use super::writer::{put_block_header, put_column_header};
 use crate::memory::buffer_pool::PooledBuffer;
 use crate::memory::numbers::{in_memory, whole};
 
-/// Rows of a block that belong together.
+/// A set of rows to extract.
 #[derive(Debug)]
 pub struct Share<'a> {
-    /// Which rows, ascending.
+    /// The rows, in ascending order.
     pub rows: &'a [Range<usize>],
-    /// Where they go.
+    /// The destination buffer.
     pub buffer: PooledBuffer,
 }
 
 impl Block {
-    /// The rows in `ranges`, which must be ascending, as a block in `buffer`.
+    /// Extracts the rows in `ranges` (ascending) into a block in `buffer`.
     ///
     /// # Errors
-    /// [`NativeError::Corrupt`] where a column ends before its last row.
+    /// [`NativeError::Corrupt`] if a column ends before its last row.
     pub fn take_rows(
         &self,
         ranges: &[Range<usize>],
@@ -39,13 +39,13 @@ impl Block {
         Ok(taken)
     }
 
-    /// Several shares of the rows, none of which is in two of them, as a block each. Columns of texts
-    /// for which `splice` says so are not copied into the first one: they stay where they are, and
-    /// [`Block::values`] does not find them. It is given the index of the column, and how many bytes of
-    /// it lie side by side on average.
+    /// Extracts several disjoint shares, each into a block. For the first share, string columns
+    /// accepted by `splice` are not copied: they stay in place and [`Block::values`] does not
+    /// return them. `splice` receives the column's index and its average number of contiguous
+    /// bytes.
     ///
     /// # Errors
-    /// [`NativeError::Corrupt`] where a column ends before its last row.
+    /// [`NativeError::Corrupt`] if a column ends before its last row.
     pub fn divide<const N: usize>(
         &self,
         shares: [Share<'_>; N],
@@ -104,7 +104,7 @@ impl Block {
     }
 }
 
-/// Runs of rows that lie side by side, ascending, each with the number of its share.
+/// Contiguous runs of rows, ascending, each with the number of its share.
 struct Runs(Vec<(Range<usize>, usize)>);
 
 impl Runs {
@@ -119,7 +119,7 @@ impl Runs {
     }
 }
 
-/// A share that is being filled.
+/// A share being filled.
 struct Divided {
     rows: usize,
     buffer: PooledBuffer,
@@ -130,11 +130,11 @@ struct Divided {
 }
 
 impl Divided {
-    /// A share of columns that have so many bytes together.
+    /// Starts a share of columns that total `bytes`.
     fn begin(block: &Block, share: Share<'_>, bytes: usize) -> Self {
         let rows = share.rows.iter().map(Range::len).sum();
         let mut buffer = share.buffer;
-        // About as much as they will take, so that the buffer is not copied while it grows.
+        // Reserve roughly what it needs, so that the buffer does not grow by copying.
         let part = rows as f64 / block.rows.max(1) as f64;
         let bytes = bytes as f64 * part.min(1.0) * 1.05;
         buffer.reserve_exact(in_memory(whole(bytes)) + 4096);
@@ -184,7 +184,7 @@ fn exhausted() -> NativeError {
     NativeError::corrupt("a column ends before its last row")
 }
 
-/// Shares out the values of a column of texts; the first share gets them where they are.
+/// Distributes a string column's values; the first share's stay in place.
 fn splice_strings(
     values: &Bytes,
     count: usize,
@@ -215,8 +215,8 @@ fn splice_strings(
     Ok(())
 }
 
-/// Appends those of `count` values that are in the runs to the buffers of their shares, and moves `rest`
-/// behind all of them.
+/// Copies the values in `runs` to their shares' buffers, and advances `rest` past all `count`
+/// values.
 fn take_values(
     layout: &Layout,
     rest: &mut &[u8],
@@ -287,14 +287,14 @@ fn skip_strings(rest: &mut &[u8], count: usize) -> Result<(), NativeError> {
     Ok(())
 }
 
-/// Which elements of an array column belong to the rows that are taken.
+/// The elements of an array column that belong to the extracted rows.
 struct Elements {
-    /// Elements of all rows.
+    /// Number of elements in all rows.
     count: usize,
     runs: Runs,
 }
 
-/// Appends the end offsets of the rows in the runs to the buffers of their shares, counted anew.
+/// Appends the runs' end offsets, recalculated, to their shares' buffers.
 fn take_offsets(
     rest: &mut &[u8],
     count: usize,
@@ -309,14 +309,14 @@ fn take_offsets(
         let end = offsets.get(row).ok_or_else(exhausted)?;
         usize::try_from(u64::from_le_bytes(*end)).map_err(|_| exhausted())
     };
-    // Where the elements of a row begin is where those of the row before end.
+    // A row's elements start where the previous row's end.
     let start_of = |row: usize| match row {
         0 => Ok(0),
         row => end_of(row - 1),
     };
     let mut taken = vec![0_usize; outs.len()];
     let mut elements = Vec::with_capacity(runs.0.len());
-    // Rows without elements make empty runs of the elements.
+    // Rows without elements yield empty runs.
     for (run, share) in runs.0.iter().filter(|(run, _)| !run.is_empty()) {
         let start = start_of(run.start)?;
         for row in run.clone() {

@@ -1,19 +1,18 @@
-//! ClickHouse type names, parsed just far enough to know how a column of that
-//! type lies in a `Native` block.
+//! Parses ClickHouse type names just far enough to know a column's layout in a `Native` block.
 //!
-//! The grammar is that of `system.columns.type`: a name, and for some names
-//! arguments in parentheses, e.g. `Map(LowCardinality(String), Decimal(18, 12))`.
+//! The grammar is that of `system.columns.type`: a name, for some types with arguments in
+//! parentheses, e.g. `Map(LowCardinality(String), Decimal(18, 12))`.
 
 use std::fmt;
 
-/// A parsed type name. `Display` gives ClickHouse's own spelling back.
+/// A parsed type. `Display` restores ClickHouse's spelling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DataType {
     /// A type without type arguments: `String`, `DateTime64(6, 'UTC')`, `Decimal(18, 12)`, …
     Scalar {
         /// The name before the parenthesis.
         name: String,
-        /// The text between the parentheses as ClickHouse wrote it, if there are any.
+        /// The text in the parentheses as ClickHouse wrote it, if any.
         arguments: Option<String>,
     },
     /// `Nullable(T)`
@@ -28,20 +27,20 @@ pub enum DataType {
     Tuple(Vec<(Option<String>, DataType)>),
 }
 
-/// How the values of a column lie in a block, after its name and type.
+/// The layout of a column's values in a block, after its name and type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Layout {
-    /// Every value takes this many bytes.
+    /// A fixed number of bytes per value.
     Fixed(usize),
-    /// Every value is a length (LEB128) and that many bytes.
+    /// A LEB128 length and that many bytes per value.
     String,
-    /// One byte per row (1 is null), then all values.
+    /// One byte per row (1 means null), then all values.
     Nullable(Box<Layout>),
     /// One cumulative `UInt64` end offset per row, then all elements.
     Array(Box<Layout>),
-    /// As an array of (key, value): offsets, all keys, all values.
+    /// Like an array of (key, value): offsets, all keys, all values.
     Map(Box<Layout>, Box<Layout>),
-    /// The columns of its elements, one after the other.
+    /// The element columns, one after another.
     Tuple(Vec<Layout>),
 }
 
@@ -51,21 +50,21 @@ pub enum TypeError {
     /// The text is not a type name.
     #[error("'{text}' is not a ClickHouse type name (at byte {position})")]
     Syntax {
-        /// What was to be parsed.
+        /// The text to parse.
         text: String,
-        /// Where parsing stopped, in bytes.
+        /// Byte position where parsing stopped.
         position: usize,
     },
-    /// A type whose bytes this program does not know how to walk.
+    /// A type whose layout this program does not know.
     #[error("type {0} is not supported")]
     Unsupported(String),
 }
 
 impl DataType {
-    /// Parses a type as `system.columns` and `Native` blocks spell it.
+    /// Parses a type as written in `system.columns` and `Native` blocks.
     ///
     /// # Errors
-    /// [`TypeError::Syntax`] where the text is not a type.
+    /// [`TypeError::Syntax`] if the text is not a type.
     pub fn parse(text: &str) -> Result<Self, TypeError> {
         let mut parser = Parser { text, position: 0 };
         let parsed = parser.data_type(0)?;
@@ -89,11 +88,10 @@ impl DataType {
         }
     }
 
-    /// The same type with every `LowCardinality(T)` in it replaced by `T`.
+    /// The type with every `LowCardinality(T)` replaced by `T`.
     ///
-    /// Columns are read in this type, because a low-cardinality column carries a
-    /// dictionary which a block walker would have to decode; on insert ClickHouse
-    /// casts it back.
+    /// Columns are read as this type, because low cardinality sends a dictionary that the walk
+    /// would have to decode. On insert ClickHouse casts it back.
     #[must_use]
     pub fn without_low_cardinality(&self) -> Self {
         match self {
@@ -125,7 +123,7 @@ impl DataType {
         }
     }
 
-    /// Whether this is `String`, possibly nullable or of low cardinality.
+    /// Whether this is `String`, possibly nullable or low-cardinality.
     pub fn is_string(&self) -> bool {
         match self {
             DataType::Nullable(inner) | DataType::LowCardinality(inner) => inner.is_string(),
@@ -134,11 +132,11 @@ impl DataType {
         }
     }
 
-    /// How a column of this type lies in a block.
+    /// The layout of a column of this type.
     ///
     /// # Errors
-    /// [`TypeError::Unsupported`] for a type whose layout is not known here,
-    /// `LowCardinality` among them (see [`DataType::without_low_cardinality`]).
+    /// [`TypeError::Unsupported`] if the layout is unknown, as for `LowCardinality` (see
+    /// [`DataType::without_low_cardinality`]).
     pub fn layout(&self) -> Result<Layout, TypeError> {
         Ok(match self {
             DataType::Scalar { name, arguments } => scalar_layout(name, arguments.as_deref())
@@ -223,7 +221,7 @@ impl fmt::Display for DataType {
     }
 }
 
-/// Deeper nesting than any real column has; bounds recursion on untrusted text.
+/// Deeper than any real type; bounds recursion on untrusted text.
 const MAX_DEPTH: usize = 32;
 
 struct Parser<'a> {
@@ -326,7 +324,7 @@ impl<'a> Parser<'a> {
         Ok(elements)
     }
 
-    /// `T` or `name T`; a name that needs quoting is kept with its back-quotes.
+    /// `T` or `name T`. A quoted name keeps its back-quotes.
     fn tuple_element(&mut self, depth: usize) -> Result<(Option<String>, DataType), TypeError> {
         self.skip_spaces();
         let start = self.position;
@@ -344,7 +342,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Everything up to the parenthesis that closes the one at the cursor, if there is one.
+    /// Everything up to the parenthesis that closes the one at the cursor, if any.
     fn raw_arguments(&mut self) -> Result<Option<String>, TypeError> {
         if !self.rest().starts_with('(') {
             return Ok(None);
@@ -391,11 +389,11 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// Most characters of a name or type that a message shows: what is garbled may
-/// be any part of the data, and as long.
+/// Maximum characters of a name or type in a message; a garbled one could be any data, of any
+/// length.
 const SHOWN: usize = 100;
 
-/// The beginning of a text that may be garbled, for a message.
+/// The start of a possibly garbled text, for a message.
 pub(super) fn shown(text: &str) -> String {
     match text.char_indices().nth(SHOWN) {
         None => text.to_owned(),

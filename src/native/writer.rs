@@ -18,23 +18,23 @@ pub fn put_string(out: &mut Vec<u8>, value: &[u8]) {
     out.extend_from_slice(value);
 }
 
-/// Appends what a block begins with. As many columns must follow.
+/// Appends a block's header. Exactly `columns` columns must follow.
 pub fn put_block_header(out: &mut Vec<u8>, columns: usize, rows: usize) {
     put_varint(out, columns as u64);
     put_varint(out, rows as u64);
 }
 
-/// Appends what a column begins with. Its values must follow.
+/// Appends a column's header. Its values must follow.
 pub fn put_column_header(out: &mut Vec<u8>, name: &str, data_type: &str) {
     put_string(out, name.as_bytes());
     put_string(out, data_type.as_bytes());
 }
 
-/// Appends the values of an `Array(String)` column to a buffer, row by row.
+/// Writes an `Array(String)` column row by row.
 #[derive(Debug)]
 pub struct StringArrayWriter<'a> {
     out: &'a mut Vec<u8>,
-    /// Where the next row's end offset belongs: offsets come before all elements.
+    /// Where to write the next row's end offset: offsets precede all elements.
     next_offset: usize,
     count: u64,
 }
@@ -57,7 +57,7 @@ impl<'a> StringArrayWriter<'a> {
         self.count += 1;
     }
 
-    /// Appends `count` elements that are encoded already to the current row.
+    /// Appends `count` encoded elements to the current row.
     pub fn push_encoded(&mut self, encoded: &[u8], count: usize) {
         self.out.extend_from_slice(encoded);
         self.count += count as u64;

@@ -1,11 +1,11 @@
-//! What goes wrong with the store.
+//! Errors of the trace store.
 
 use std::path::PathBuf;
 
-/// A trace store that does not do what it should.
+/// Why the trace store cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// RocksDB's own words.
+    /// RocksDB failed.
     #[error("the trace store in {path} failed: {message}")]
     Database {
         /// Directory of the store.
@@ -13,15 +13,15 @@ pub enum StoreError {
         /// RocksDB's message.
         message: String,
     },
-    /// The store is not the one that the checkpoint speaks of.
-    #[error("the trace store in {path} is not the one of this run: {message}")]
+    /// The store does not match the checkpoint.
+    #[error("the trace store in {path} does not belong to this run: {message}")]
     Mismatch {
         /// Directory of the store.
         path: PathBuf,
-        /// What does not fit.
+        /// What does not match.
         message: String,
     },
-    /// A stored record cannot be read.
+    /// A stored record cannot be decoded.
     #[error("a record in the trace store is damaged: {0}")]
     Record(String),
 }

@@ -1,36 +1,36 @@
-//! The column families of the store, and the files beside them.
+//! The store's column families and the files beside them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::partition::Day;
 
-/// Keys of traces that were seen on more than one day, perhaps.
+/// Keys of traces possibly seen on more than one day.
 pub(super) const SUSPECTS: &str = "suspects";
-/// The version that counts, whatever a day says: of a trace on several days, of one that changed since
-/// it was loaded, and of one whose root span was deferred.
+/// Versions that override any day's: of traces on several days, of traces changed since loading,
+/// and of traces whose root span was deferred.
 pub(super) const MOVED: &str = "moved";
-/// What was found of traces that are neither on their row's day nor on one beside it.
+/// Results for traces found neither on their row's day nor the day before or after.
 pub(super) const REMOTE: &str = "remote";
 pub(super) const DAY_PREFIX: &str = "day-";
 
-/// Most keys asked for at once.
+/// Maximum keys per look-up.
 pub(super) const KEYS_AT_ONCE: usize = 1_024;
 
-/// Rows that are wanted.
+/// Rows to be written by a repair.
 pub(super) const WANTED: &str = "wanted";
-/// Traces that have an item.
+/// Traces that have a dataset run item.
 pub(super) const TRACES: &str = "experiment-traces";
-/// The item of each span that has one.
+/// The item of each span in an experiment.
 pub(super) const SPANS: &str = "experiment-spans";
-/// What is known of each item.
+/// The contents of each item.
 pub(super) const ITEMS: &str = "experiment-items";
-/// The families of items.
+/// The families that hold items.
 pub(super) const OF_ITEMS: [&str; 3] = [TRACES, SPANS, ITEMS];
 
-/// What the names of files begin with that are not part of the store yet.
+/// Prefix of files not yet ingested.
 pub(super) const UNFINISHED_PREFIX: &str = "load-";
 
-/// Whether a file is one that a load had not finished.
+/// Whether a file was left by an unfinished load.
 pub(super) fn is_unfinished(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes()
         .starts_with(UNFINISHED_PREFIX.as_bytes())
@@ -40,21 +40,21 @@ pub(super) fn day_family(day: Day) -> String {
     format!("{DAY_PREFIX}{day}")
 }
 
-/// A family of what rows are held against.
+/// A family that rows are checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Against {
-    /// Rows that stood in the target before the run: [`RowKey`] → [`TargetRow`].
+    /// Target rows from before the run: [`RowKey`] → [`TargetRow`].
     RowsBefore,
-    /// Rows that were found in the target after the run had begun to write: the same.
+    /// Target rows found after the run started writing: [`RowKey`] → [`TargetRow`].
     RowsSince,
     /// Latest versions: [`HashKey`] → [`Version`].
     Versions,
-    /// Traces that need no root of ours: [`HashKey`] → [`Root`].
+    /// Traces that already have a root: [`HashKey`] → [`Root`].
     Roots,
 }
 
 impl Against {
-    /// All of them, in the order of their numbers.
+    /// All families, by number.
     pub(super) const ALL: [Against; 4] = [
         Against::RowsBefore,
         Against::RowsSince,
@@ -72,18 +72,18 @@ impl Against {
         }
     }
 
-    /// Whether it is walked, and needs no filter.
+    /// Whether the family is read in key order and needs no filter.
     pub(super) const fn is_walked(self) -> bool {
         matches!(self, Against::RowsBefore | Against::RowsSince)
     }
 
-    /// The one whose column family has that name.
+    /// The family with that name.
     pub(super) fn of_family(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|one| one.family() == name)
     }
 }
 
-/// Which families have something in them, so that the others are not asked.
+/// Which families are non-empty, to skip look-ups in the others.
 #[derive(Debug, Default)]
 pub(super) struct NotEmpty(pub(super) [AtomicBool; Against::ALL.len()]);
 

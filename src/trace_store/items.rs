@@ -1,8 +1,7 @@
-//! Which spans belong to an item of a dataset run.
+//! Maps spans to the dataset run items they belong to.
 //!
-//! Three families: the traces that items point into, which nearly all traces are
-//! not; the spans of these that belong to an item; and the items, since many
-//! spans share one.
+//! Three families: the traces that items point into (few traces are), the spans of those traces
+//! that belong to an item, and the items, which many spans share.
 
 use crate::memory::numbers::short;
 use std::collections::HashMap;
@@ -17,11 +16,10 @@ use super::families::{ITEMS, KEYS_AT_ONCE, OF_ITEMS, SPANS, TRACES};
 use super::record::{decode, encode};
 use super::store::TraceStore;
 
-/// Bytes that are gathered before they are written.
+/// Write batch size, in bytes.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// What events take from an item of a dataset run. Text is bytes; null is stored as empty, as
-/// events have it.
+/// The item fields that events take. Text is bytes; null is stored as empty, as in the events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ItemRecord<'a> {
     /// `dataset_run_id`
@@ -33,7 +31,7 @@ pub struct ItemRecord<'a> {
     /// `dataset_run_description`
     #[serde(borrow)]
     pub run_description: &'a Bytes,
-    /// `dataset_run_metadata`, in its order
+    /// `dataset_run_metadata`, in original order
     #[serde(borrow)]
     pub run_metadata: Vec<(&'a Bytes, &'a Bytes)>,
     /// `dataset_id`
@@ -47,16 +45,16 @@ pub struct ItemRecord<'a> {
     /// `dataset_item_expected_output`
     #[serde(borrow)]
     pub expected_output: &'a Bytes,
-    /// `dataset_item_metadata`, in its order
+    /// `dataset_item_metadata`, in original order
     #[serde(borrow)]
     pub item_metadata: Vec<(&'a Bytes, &'a Bytes)>,
-    /// The span that the item points at.
+    /// The span the item points at.
     #[serde(borrow)]
     pub root_span_id: &'a Bytes,
 }
 
 impl ItemRecord<'_> {
-    /// An upper bound for the bytes that a span takes from it, uncompressed.
+    /// Upper bound on the uncompressed bytes an event takes from this item.
     pub fn attribute_bytes(&self) -> usize {
         let texts = [
             self.run_id,
@@ -74,7 +72,7 @@ impl ItemRecord<'_> {
     }
 }
 
-/// Writes items and their spans. All of them are in the store after [`ExperimentWriter::finish`].
+/// Writes items and their spans, all stored by [`ExperimentWriter::finish`].
 pub(crate) struct ExperimentWriter<'a> {
     store: &'a TraceStore,
     batch: WriteBatch,
@@ -91,10 +89,10 @@ impl<'a> ExperimentWriter<'a> {
         }
     }
 
-    /// Adds an item under a key of its own.
+    /// Adds an item under its own key.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub(crate) fn put_item(
         &mut self,
         item: &[u8],
@@ -106,19 +104,19 @@ impl<'a> ExperimentWriter<'a> {
         self.write_if_full()
     }
 
-    /// Says that a trace has items; `trace` is its key.
+    /// Marks the trace with key `trace` as having items.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub(crate) fn put_trace(&mut self, trace: &[u8]) -> Result<(), StoreError> {
         self.batch.put_cf(&self.store.family(TRACES)?, trace, b"");
         self.write_if_full()
     }
 
-    /// Says to which item a span of a trace belongs.
+    /// Assigns a span to an item.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub(crate) fn put_span(
         &mut self,
         trace: &[u8],
@@ -137,23 +135,23 @@ impl<'a> ExperimentWriter<'a> {
         }
     }
 
-    /// Writes what is left.
+    /// Writes the rest of the batch.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub(crate) fn finish(self) -> Result<(), StoreError> {
         self.store.write(self.batch)?;
         self.store.notice_experiments()
     }
 }
 
-/// No two pairs have the same key: the trace's says how long it is.
+/// Unique per pair: a trace key ends unambiguously.
 fn span_key(trace: &[u8], span_id: &[u8]) -> Vec<u8> {
     let length = short(trace.len()).to_be_bytes();
     [&length[..], trace, span_id].concat()
 }
 
-/// The items of some rows.
+/// The items of a batch of rows.
 #[derive(Debug, Default)]
 pub struct FoundItems {
     items: Vec<Vec<u8>>,
@@ -162,37 +160,37 @@ pub struct FoundItems {
 }
 
 impl FoundItems {
-    /// For each row the number of its item, if it has one.
+    /// The index of each row's item, if it has one.
     pub fn of_row(&self) -> &[Option<u32>] {
         &self.of_row
     }
 
-    /// The items that rows have.
+    /// Decodes the items.
     ///
     /// # Errors
-    /// [`StoreError::Record`] where one is damaged.
+    /// [`StoreError::Record`] if an item is damaged.
     pub fn records(&self) -> Result<Vec<ItemRecord<'_>>, StoreError> {
         self.items.iter().map(|bytes| decode(bytes)).collect()
     }
 
-    /// Bytes of memory that the items hold.
+    /// Memory held by the items, in bytes.
     pub fn held_bytes(&self) -> usize {
         self.items.iter().map(Vec::capacity).sum()
     }
 
-    /// Whether the items take more than was allowed, and the look-up was given up.
+    /// Whether the look-up was abandoned because the items exceed the limit.
     pub fn is_too_large(&self) -> bool {
         self.held_bytes() > self.max_bytes
     }
 }
 
 impl TraceStore {
-    /// Looks up the items of rows, each given as the number of its trace in `traces` and the id
-    /// of its span. `traces` are keys. Gives up once the items take more than `max_bytes`; see
-    /// [`FoundItems::is_too_large`].
+    /// Looks up items for rows, each given as an index into `traces` (keys) and a span id. Stops
+    /// once the items exceed `max_bytes`; see [`FoundItems::is_too_large`].
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the store fails.
+    /// [`StoreError::Database`] if RocksDB fails, or [`StoreError::Record`] if a span refers to a
+    /// missing item.
     pub fn look_up_items(
         &self,
         traces: &[&[u8]],
@@ -235,7 +233,7 @@ impl TraceStore {
         Ok(found)
     }
 
-    /// The values of some keys, in their order.
+    /// Values for `keys`, in the same order.
     fn values(&self, family: &str, keys: &[&[u8]]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         let family = self.family(family)?;
         let keys = keys.iter().map(|key| (&family, key));
@@ -251,14 +249,16 @@ impl TraceStore {
             .get_cf(&self.family(ITEMS)?, key)
             .map_err(|error| self.failed(error))?
             .ok_or_else(|| {
-                StoreError::Record("a span belongs to a dataset run item that is not there".into())
+                StoreError::Record(
+                    "a span refers to a dataset run item that is missing from the store".into(),
+                )
             })
     }
 
-    /// Removes all that is known of experiments.
+    /// Deletes all experiment data.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the store fails.
+    /// [`StoreError::Database`] if RocksDB fails.
     pub fn clear_experiments(&self) -> Result<(), StoreError> {
         for name in OF_ITEMS {
             self.empty_family(name, &self.compacted_options)?;

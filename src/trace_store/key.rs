@@ -1,31 +1,29 @@
-//! Keys: `(project_id, trace_id)` as one byte string.
+//! Encodes `(project_id, trace_id)` as one byte string.
 //!
-//! A trace id is nearly always 32 hexadecimal digits (OpenTelemetry) or a UUID
-//! (older SDKs). Both are stored as the 16 bytes they stand for, which no
-//! compression would find (3M traces with light attributes: 46.2 bytes each
-//! instead of 58.9). A first byte says in which form the id is, so the keys of
-//! each form are apart from the others'.
+//! Nearly all trace ids are 32 hexadecimal digits (OpenTelemetry) or UUIDs (older SDKs). Both are
+//! stored as the 16 bytes they represent, which compression would not achieve (3M traces with light
+//! attributes: 46.2 bytes each instead of 58.9). The first byte gives the form, so keys of
+//! different forms never mix.
 //!
-//! ClickHouse sends a day's traces ordered by project and id, bytewise, and SST
-//! files must be written in key order. So among keys of one form the two orders
-//! agree, for ids of any kind, zero bytes included: a zero byte in the project
-//! id is written as `00 FF`, and the project id ends with `00 00`.
+//! ClickHouse sends a day's traces ordered bytewise by project and id, and SST files must be
+//! written in key order. Keys of one form therefore sort like their ids, whatever the ids contain:
+//! a zero byte in the project id becomes `00 FF`, and `00 00` ends the project id.
 
 use faster_hex::hex_decode;
 
-/// How many forms there are; the first byte of a key is less than this.
+/// Number of forms. The first byte of every key is less than this.
 pub const FORMS: usize = 3;
-/// The id as it is.
+/// The id unchanged.
 const PLAIN: u8 = 0;
 /// 32 lowercase hexadecimal digits.
 const HEXADECIMAL: u8 = 1;
-/// The same with dashes, 8-4-4-4-12.
+/// 32 lowercase hexadecimal digits with dashes, 8-4-4-4-12.
 const UUID: u8 = 2;
 
-/// Where a UUID has its dashes.
+/// Positions of a UUID's dashes.
 const DASHES: [usize; 4] = [8, 13, 18, 23];
 
-/// Appends the key of a trace to `out`.
+/// Appends a trace's key to `out`.
 pub fn encode(out: &mut Vec<u8>, project_id: &[u8], trace_id: &[u8]) {
     out.reserve(1 + project_id.len() + 2 + trace_id.len());
     let start = out.len();
@@ -40,9 +38,9 @@ pub fn encode(out: &mut Vec<u8>, project_id: &[u8], trace_id: &[u8]) {
     }
 }
 
-/// Whether the trace id of a key is not empty.
+/// Whether the key's trace id is non-empty.
 pub fn has_trace_id(key: &[u8]) -> bool {
-    // Only an id as it is can be empty: then the key ends with the end of the project id.
+    // Only a plain id can be empty; the key then ends with the project id's terminator.
     form(key) != usize::from(PLAIN) || !ends_with_project(key)
 }
 
@@ -57,7 +55,7 @@ fn ends_with_project(key: &[u8]) -> bool {
     false
 }
 
-/// In which form the id of a key is.
+/// The form of a key's id.
 pub fn form(key: &[u8]) -> usize {
     key.first()
         .map_or(0, |&form| usize::from(form).min(FORMS - 1))
@@ -74,10 +72,10 @@ fn encode_project(out: &mut Vec<u8>, project_id: &[u8]) {
     out.extend_from_slice(&[0x00, 0x00]);
 }
 
-/// The form of an id and its 16 bytes, if it has one that is shorter.
+/// The form and 16 bytes of an id that has a compact form.
 fn compact(id: &[u8]) -> Option<(u8, [u8; 16])> {
     if id.iter().any(u8::is_ascii_uppercase) {
-        // The 16 bytes would be those of the id in lowercase, which is another one.
+        // Decoding would turn it into lowercase, a different id.
         return None;
     }
     let mut bytes = [0; 16];
@@ -113,14 +111,14 @@ mod tests {
     }
 
     fn short_id() -> impl Strategy<Value = Vec<u8>> {
-        // Few distinct bytes, so that prefixes and zero bytes meet often.
+        // Few distinct bytes, so that shared prefixes and zero bytes are common.
         proptest::collection::vec(
             prop_oneof![Just(0_u8), Just(1), Just(0xfe), Just(0xff), any::<u8>()],
             0..6,
         )
     }
 
-    /// An id that is, or nearly is, one of those that have a shorter form.
+    /// An id that has, or nearly has, a compact form.
     fn trace_id() -> impl Strategy<Value = Vec<u8>> {
         prop_oneof![
             short_id(),

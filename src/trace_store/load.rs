@@ -1,5 +1,5 @@
-//! Loading: sorted records straight into SST files that are ingested whole, so
-//! that there is no memtable, no log and no compaction.
+//! Loads sorted records straight into SST files and ingests them whole: no memtable, no log, no
+//! compaction.
 
 use std::path::PathBuf;
 use std::sync::PoisonError;
@@ -14,18 +14,18 @@ use super::options::{TARGET_FILE_BYTES, TARGET_FILE_ENTRIES};
 use super::store::TraceStore;
 use crate::partition::Day;
 
-/// Bits per trace of the filter over all traces seen so far: 1 % false suspects.
+/// Filter bits per trace: 1 % false suspects.
 const SEEN_BITS: usize = 10;
 
-/// Remembers, roughly and in bounded memory, which traces were loaded already,
-/// to find those that stand on more than one day.
+/// An approximate, bounded set of the traces loaded so far, used to find traces on more than one
+/// day.
 pub struct SeenTraces {
     filter: BloomFilter,
 }
 
 impl SeenTraces {
-    /// Room for `traces`, but never more than `max_bytes`: with less, more
-    /// traces are suspected wrongly, which costs time and is still right.
+    /// Sized for `traces`, up to `max_bytes`. Less memory means more false suspects: slower, but
+    /// still correct.
     pub fn new(traces: u64, max_bytes: usize) -> Self {
         let wanted = usize::try_from(traces).unwrap_or(usize::MAX);
         let bits = wanted.saturating_mul(SEEN_BITS).clamp(1024, max_bytes * 8);
@@ -35,11 +35,10 @@ impl SeenTraces {
         Self { filter }
     }
 
-    /// Remembers every trace of the days that are in `store`, unless `stop` says
-    /// to stop.
+    /// Adds every trace already in `store`, unless interrupted by `stop`.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails.
+    /// [`StoreError::Database`] if RocksDB fails.
     pub fn remember(
         &mut self,
         store: &TraceStore,
@@ -67,11 +66,11 @@ impl SeenTraces {
     }
 }
 
-/// Writes the traces of one day. Nothing of it is in the store before [`DayWriter::finish`].
+/// Writes one day's traces. None are in the store until [`DayWriter::finish`].
 pub struct DayWriter<'a> {
     store: &'a TraceStore,
     day: Day,
-    /// The file that is being written for each form of keys.
+    /// The current file for each key form.
     current: [Option<OpenFile<'a>>; key::FORMS],
     entries: u64,
     entries_per_file: u64,
@@ -79,19 +78,18 @@ pub struct DayWriter<'a> {
     suspects: WriteBatch,
 }
 
-/// An SST file that is being written.
+/// An SST file in progress.
 struct OpenFile<'a> {
     writer: SstFileWriter<'a>,
     entries: u64,
 }
 
 impl<'a> DayWriter<'a> {
-    /// A writer for one day. What the store has of it is removed. `at_once` says
-    /// how many writers there are at the same time, since they share a bound on
-    /// the memory for what is not on disk yet.
+    /// Starts a day, deleting any data the store has for it. `at_once` is the number of concurrent
+    /// writers, which share the memory for data not yet on disk.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the day cannot be removed.
+    /// [`StoreError::Database`] if the old data cannot be deleted.
     pub fn new(store: &'a TraceStore, day: Day, at_once: usize) -> Result<Self, StoreError> {
         if store.days().contains(&day) {
             store.remove_day(day)?;
@@ -107,11 +105,11 @@ impl<'a> DayWriter<'a> {
         })
     }
 
-    /// Adds a trace with its encoded [`TraceRecord`](super::TraceRecord). Keys of
-    /// each form must come in ascending order.
+    /// Adds a trace with its encoded [`TraceRecord`](super::TraceRecord). Keys of each form must be
+    /// in ascending order.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full, or the order is wrong.
+    /// [`StoreError::Database`] if the disk is full or the key is out of order.
     pub fn put(
         &mut self,
         key: &[u8],
@@ -169,10 +167,10 @@ impl<'a> DayWriter<'a> {
         Ok(())
     }
 
-    /// Makes the day part of the store, all of it or nothing, and says how many traces it has.
+    /// Adds the whole day to the store atomically. Returns its number of traces.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub fn finish(mut self) -> Result<u64, StoreError> {
         for file in std::mem::take(&mut self.current).into_iter().flatten() {
             self.close(file)?;
@@ -205,21 +203,21 @@ impl<'a> DayWriter<'a> {
 }
 
 impl Drop for DayWriter<'_> {
-    /// Removes the files of a day that was not finished.
+    /// Deletes the files of an unfinished day.
     fn drop(&mut self) {
         for file in &self.files {
-            // What cannot be removed now is removed with the whole store.
+            // Leftovers are deleted with the whole store.
             let _ = std::fs::remove_file(file);
         }
     }
 }
 
 impl TraceStore {
-    /// Makes sure that all that was written outlasts a loss of power. To be called before a
-    /// checkpoint that relies on it.
+    /// Flushes everything to stable storage. Call it before writing a checkpoint that depends on
+    /// it.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk does not let it.
+    /// [`StoreError::Database`] if the disk cannot be synced.
     pub fn sync(&self) -> Result<(), StoreError> {
         self.database
             .flush_wal(true)

@@ -1,4 +1,4 @@
-//! Looking up a batch of traces.
+//! Looks up batches of traces.
 
 use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::Ordering;
@@ -11,47 +11,47 @@ use super::record::TraceRecord;
 use super::store::TraceStore;
 use crate::partition::Day;
 
-/// Bytes that the answers to one question should take at most. Until they are
-/// copied, each pins a block of the cache at least as large as the record.
+/// Target size of one multi-get's results, in bytes. Until copied, each result pins a cache block
+/// at least as large as the record.
 const BYTES_AT_ONCE: usize = 16 * 1024 * 1024;
-/// Records are taken to be this large until some have been seen.
+/// Assumed record size until some records have been seen.
 const FIRST_GUESS: usize = 16 * 1024;
-/// Bytes of a record in which its head lies: two numbers of at most 9 bytes, and a flag.
+/// Bytes that contain a record's head: two integers of up to 9 bytes and a flag.
 const HEAD_BYTES: usize = 24;
 
-/// Bytes that index and filter take for a trace in the cache, at most: 0.9 of the filter, and a key of some 40
-/// bytes for each block, which has 60 to 90 records.
+/// Upper bound on index and filter bytes per trace in the cache: 0.9 for the filter, plus a key of
+/// about 40 bytes per block of 60 to 90 records.
 const INDEX_BYTES: u64 = 2;
 
-/// Which version of a trace the store knows.
+/// The version of a trace in the store.
 pub(crate) type TraceVersion = RecordHead;
 
-/// On which days a trace is looked for.
+/// Which days a look-up covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// On the row's own day and the days beside it; on all others too where indexes and filters of all
-    /// days stay in the cache. Where they do not, a single trace that is not there makes room for the
-    /// filters of a month: with 100 million traces that is 90 MB read for each look-up.
+    /// The row's own day and its neighbours, plus all other days if the cache holds every day's
+    /// indexes and filters. If it does not, one missing trace would evict them by reading a month
+    /// of filters: with 100 million traces, 90 MB per look-up.
     Near,
-    /// On all that are loaded.
+    /// All loaded days.
     AllDays,
 }
 
-/// The records found for a batch of keys, in the order of the keys.
+/// Records found for a batch of keys, in key order.
 #[derive(Debug, Default)]
 pub struct Found {
     bytes: Vec<u8>,
     records: Vec<Option<Range<usize>>>,
     max_bytes: usize,
-    /// Bytes that are kept of a record.
+    /// Bytes to keep of each record.
     kept_bytes: usize,
-    /// Records that were found so far, and the bytes of all of them.
+    /// Number of records found so far, and their total bytes.
     seen: usize,
     seen_bytes: usize,
 }
 
 impl Found {
-    /// Nothing yet, of so many keys.
+    /// An empty result for `keys` keys.
     fn nothing(keys: usize, max_bytes: usize, kept_bytes: usize) -> Self {
         Self {
             records: vec![None; keys],
@@ -61,22 +61,20 @@ impl Found {
         }
     }
 
-    /// Whether the records take more than was allowed, and the look-up was
-    /// given up.
+    /// Whether the look-up was abandoned because the records exceed the limit.
     pub fn is_too_large(&self) -> bool {
         self.bytes.len() > self.max_bytes
     }
 
-    /// Bytes of memory that the records hold.
+    /// Memory held by the records, in bytes.
     pub fn held_bytes(&self) -> usize {
         self.bytes.capacity()
     }
 
-    /// The record of the key at `index`; `None` where there is no such trace,
-    /// or it is deleted.
+    /// The record for key `index`, or `None` if the trace is missing or deleted.
     ///
     /// # Errors
-    /// [`StoreError::Record`] where the record is damaged.
+    /// [`StoreError::Record`] if the record is damaged.
     pub fn record(&self, index: usize) -> Result<Option<TraceRecord<'_>>, StoreError> {
         let Some(encoded) = self.encoded(index) else {
             return Ok(None);
@@ -85,16 +83,16 @@ impl Found {
         Ok((!record.is_deleted).then_some(record))
     }
 
-    /// The record of the key at `index` as it is stored, be it of a deletion.
+    /// The stored record for key `index`, including deletions.
     pub(super) fn encoded(&self, index: usize) -> Option<&[u8]> {
         self.records[index].clone().map(|range| &self.bytes[range])
     }
 
-    /// The version that the store knows of the key at `index`, be it a deletion: microseconds
-    /// since 1970 of the event that wrote it.
+    /// The stored version for key `index`, including deletions: `event_ts` in microseconds since
+    /// 1970.
     ///
     /// # Errors
-    /// [`StoreError::Record`] where the record is damaged.
+    /// [`StoreError::Record`] if the record is damaged.
     pub fn event_ts(&self, index: usize) -> Result<Option<i64>, StoreError> {
         Ok(self.version(index)?.map(|version| version.event_ts))
     }
@@ -103,13 +101,13 @@ impl Found {
         self.encoded(index).map(RecordHead::decode).transpose()
     }
 
-    /// Whether the store knows anything of the key at `index`, be it that there is no
-    /// such trace.
+    /// Whether the store has an answer for key `index`, even if the answer is that the trace does
+    /// not exist.
     pub fn is_known(&self, index: usize) -> bool {
         self.records[index].is_some()
     }
 
-    /// How many keys to ask for next, judged by the records so far.
+    /// Size of the next multi-get, based on the records so far.
     fn keys_at_once(&self) -> usize {
         let average = self.seen_bytes.checked_div(self.seen);
         let average = average.map_or(FIRST_GUESS, |bytes| bytes.max(1));
@@ -127,12 +125,11 @@ impl Found {
 }
 
 impl TraceStore {
-    /// Looks up the traces of `keys`, which must be distinct; each comes with
-    /// the day to look at first. Gives up once the records take more than
-    /// `max_bytes`; see [`Found::is_too_large`].
+    /// Looks up the traces of `keys`, which must be distinct. Each key comes with the day to try
+    /// first. Stops once the records exceed `max_bytes`; see [`Found::is_too_large`].
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the store fails.
+    /// [`StoreError::Database`] if RocksDB fails.
     pub fn look_up(
         &self,
         keys: &[(Day, &[u8])],
@@ -142,11 +139,11 @@ impl TraceStore {
         self.look_up_parts(keys, reach, max_bytes, usize::MAX)
     }
 
-    /// Which version the store knows of each of some traces, be it a deletion; the keys are those
-    /// of [`TraceStore::look_up`].
+    /// The stored version of each trace, including deletions. `keys` as for
+    /// [`TraceStore::look_up`].
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails, or is damaged.
+    /// [`StoreError`] if RocksDB fails or a record is damaged.
     pub fn trace_versions(
         &self,
         keys: &[(Day, &[u8])],
@@ -155,10 +152,10 @@ impl TraceStore {
         (0..keys.len()).map(|index| found.version(index)).collect()
     }
 
-    /// Which version one day has of each of some traces, whose keys come in order.
+    /// The versions that one day has of some traces, given in key order.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails, or is damaged.
+    /// [`StoreError`] if RocksDB fails or a record is damaged.
     pub(super) fn versions_of_day(
         &self,
         day: Day,
@@ -175,10 +172,9 @@ impl TraceStore {
         (0..keys.len()).map(|index| found.version(index)).collect()
     }
 
-    /// Asks where a trace may be, each family for those that were not found before it: what counts
-    /// whatever a day says (a trace on several days, or one that changed since), the row's own day,
-    /// the days beside it, what was found out already of traces that are on none of these, and all other
-    /// days that are loaded.
+    /// Tries the families in order, each for the keys still missing: overriding versions (of traces
+    /// on several days or changed since loading), the row's own day, its neighbours, earlier remote
+    /// results, then all other loaded days.
     fn look_up_parts(
         &self,
         keys: &[(Day, &[u8])],
@@ -209,7 +205,7 @@ impl TraceStore {
         Ok(found)
     }
 
-    /// Asks the days that are so many days from a row's own for those that are missing.
+    /// Looks up missing keys on the days at a given distance from each row's own.
     fn ask_days(
         &self,
         days: &[Day],
@@ -224,7 +220,7 @@ impl TraceStore {
                 .partition(|&&index| distance.contains(&keys[index].0.abs_diff(day)));
             if !asked.is_empty() {
                 let family = day_family(day);
-                // Nearly all of them are there: elsewhere the filters spare reading most blocks.
+                // Nearly all keys are on their own day. On other days the filters avoid most reads.
                 if *distance.end() == 0 && asked.len() >= FEWEST_KEYS {
                     let keys: Vec<&[u8]> = asked.iter().map(|&index| keys[index].1).collect();
                     let files = self.database.live_files().unwrap_or_default().into_iter();
@@ -238,10 +234,10 @@ impl TraceStore {
         Ok(())
     }
 
-    /// Whether indexes and filters of all days stay in the cache.
+    /// Whether the cache can hold every day's indexes and filters.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the store fails.
+    /// [`StoreError::Database`] if RocksDB fails.
     pub(crate) fn caches_all_days(&self) -> Result<bool, StoreError> {
         let mut traces = 0;
         for day in self.days() {
@@ -251,11 +247,11 @@ impl TraceStore {
                 .property_int_value_cf(&family, rocksdb::properties::ESTIMATE_NUM_KEYS);
             traces += of_day.map_err(|error| self.failed(error))?.unwrap_or(0);
         }
-        // The rest is for the blocks in which records are.
+        // The other half is for data blocks.
         Ok(traces.saturating_mul(INDEX_BYTES) <= self.cache_bytes as u64 / 2)
     }
 
-    /// Looks `indices` up in one family and leaves those in it that were not found.
+    /// Looks up `indices` in one family, leaving those not found.
     fn ask(
         &self,
         family: &str,
@@ -283,7 +279,7 @@ impl TraceStore {
     }
 }
 
-/// Merges two lists of indices, each sorted by key, into one that is.
+/// Merges two key-sorted lists of indices.
 fn merge_sorted(first: Vec<usize>, second: Vec<usize>, keys: &[(Day, &[u8])]) -> Vec<usize> {
     if first.is_empty() {
         return second;
@@ -314,7 +310,7 @@ mod tests {
         key
     }
 
-    /// A store with a trace on each of some days, of the name `day-` and its number.
+    /// A store with one trace, named `day-` plus the day's number, on each day.
     fn store_of_days(directory: &std::path::Path, cache_bytes: usize, days: &[Day]) -> TraceStore {
         let store = TraceStore::open(directory, cache_bytes).unwrap();
         let mut seen = SeenTraces::new(10, 1 << 10);

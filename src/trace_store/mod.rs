@@ -1,15 +1,13 @@
 //! Trace attributes on disk: a RocksDB with one column family per trace day.
 //!
-//! An observation's trace nearly always started on the observation's own day,
-//! so a look-up asks that day first, then its neighbours, then the rest; a
-//! filter per file makes the questions to the wrong days cheap, as long as the
-//! filters of all days stay in the cache ([`Reach`]). (One family
-//! of overlapping files was measured 25 times slower.)
+//! Nearly every trace starts on the same day as its observations, so a look-up tries that day
+//! first, then its neighbours, then the rest. Filters make look-ups on wrong days cheap while the
+//! cache holds the filters of all days ([`Reach`]). (One family of overlapping files measured 25
+//! times slower.)
 //!
-//! The same trace id can stand on two days, when a later version of the trace
-//! has another timestamp. Which one counts is settled while loading
-//! ([`TraceStore::settle_moved_traces`]) and kept in a family of its own, so
-//! that a look-up can stop at the first day that answers.
+//! A trace id can occur on two days if a later version has another timestamp. Which version wins is
+//! settled while loading ([`TraceStore::settle_moved_traces`]) and stored in its own family, so a
+//! look-up can stop at the first day with an answer.
 
 mod error;
 mod families;

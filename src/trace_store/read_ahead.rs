@@ -1,8 +1,8 @@
-//! Files of the store that a look-up needs many blocks of are read ahead, from one end to the other.
+//! Reads a file ahead sequentially when a look-up needs many of its blocks.
 //!
-//! Where the page cache does not hold the store, each look-up reads a block of 4 KiB from somewhere in a file.
-//! Disks that are slow at that (a cloud volume does 3,000 such reads in a second) read a whole file in the time
-//! of a few hundred.
+//! If the store is not in the page cache, each look-up reads a 4 KiB block from a random position.
+//! Disks that are slow at random reads (a cloud volume manages 3,000 per second) read a whole file
+//! in the time of a few hundred blocks.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,22 +11,22 @@ use std::sync::{Mutex, PoisonError};
 
 use rocksdb::LiveFile;
 
-/// Keys that are worth a look at the files: fewer cost less than that.
+/// Minimum keys for read-ahead: below this, checking the files costs more than it saves.
 pub(super) const FEWEST_KEYS: usize = 256;
-/// Bytes of a file that are read as fast as one block from somewhere in it, at least: 128 KiB at 400 MB/s
-/// take 0.3 ms.
+/// Bytes read sequentially in the time of one random block, at least: 128 KiB at 400 MB/s take 0.3
+/// ms.
 const BYTES_LIKE_A_BLOCK: u64 = 32 * 1024;
-/// Bytes of files that were read ahead last and are taken to be in the page cache still: some days for two
-/// segments at once, of a month of 100 million traces.
+/// Recently read bytes assumed to be still in the page cache: a few days for two segments, in a
+/// month of 100 million traces.
 const RECENT_BYTES: u64 = 512 * 1024 * 1024;
 
-/// Which files were read ahead lately, the last one last, each with its bytes.
+/// Recently read files, newest last, with their sizes.
 #[derive(Debug, Default)]
 pub(super) struct ReadAhead(Mutex<VecDeque<(String, u64)>>);
 
 impl ReadAhead {
-    /// Has those files in a directory read ahead of which a look-up needs many blocks; its keys come in
-    /// order. What does not work is left: the look-up reads what it needs.
+    /// Starts read-ahead for files in `directory` that a look-up needs many blocks of. Keys must be
+    /// in order. Failures are ignored: the look-up then reads what it needs.
     pub(super) fn begin(
         &self,
         directory: &Path,
@@ -45,11 +45,11 @@ impl ReadAhead {
         }
     }
 
-    /// Whether a file is to be read ahead now; it is taken to be, from now on.
+    /// Whether to read a file ahead now; if so, remembers it as read.
     fn is_due(&self, name: &str, bytes: u64) -> bool {
         let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let place = recent.iter().position(|(file, _)| file == name);
-        // What is used stays in the page cache, too.
+        // A file in use also stays in the page cache.
         let used = place.and_then(|place| recent.remove(place));
         let is_due = used.is_none();
         recent.push_back(used.unwrap_or_else(|| (name.to_owned(), bytes)));
@@ -64,7 +64,7 @@ impl ReadAhead {
     }
 }
 
-/// How many of some keys, which come in order, lie in the range of a file.
+/// How many of the sorted keys fall in a file's range.
 fn keys_in(file: &LiveFile, keys: &[&[u8]]) -> u64 {
     let (Some(first), Some(last)) = (&file.start_key, &file.end_key) else {
         return 0;
@@ -77,8 +77,8 @@ fn keys_in(file: &LiveFile, keys: &[&[u8]]) -> u64 {
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
 fn advise(file: &File, bytes: u64) {
     use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-    /// Linux begins to read no more at once than its read-ahead (`read_ahead_kb`, by default this many), and
-    /// forgets the rest.
+    /// Linux reads only up to its read-ahead size (`read_ahead_kb`, this by default) per call, and
+    /// ignores the rest.
     const AT_ONCE: i64 = 128 * 1024;
     let mut offset = 0;
     while u64::try_from(offset).is_ok_and(|offset| offset < bytes) {
@@ -105,12 +105,12 @@ mod tests {
         assert!(reading.is_due("/1.sst", RECENT_BYTES / 2));
         assert!(!reading.is_due("/1.sst", RECENT_BYTES / 2));
         assert!(reading.is_due("/2.sst", RECENT_BYTES / 2));
-        // It was used last, so the other one goes.
+        // The first file was used last, so the other is evicted.
         assert!(!reading.is_due("/1.sst", RECENT_BYTES / 2));
         assert!(reading.is_due("/3.sst", RECENT_BYTES / 2));
         assert!(!reading.is_due("/1.sst", RECENT_BYTES / 2));
         assert!(reading.is_due("/2.sst", RECENT_BYTES / 2));
-        // A file that is larger than all of it is no reason to read it again.
+        // A file larger than the whole window must not be read again and again.
         assert!(reading.is_due("/4.sst", RECENT_BYTES * 2));
         assert!(!reading.is_due("/4.sst", RECENT_BYTES * 2));
     }

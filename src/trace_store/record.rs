@@ -1,7 +1,7 @@
-//! What is stored of a trace: exactly what events take from it.
+//! The stored form of a trace: exactly what events take from it.
 //!
-//! Encoded with bincode 2 (standard configuration: little-endian, variable-length
-//! integers). Nothing outside this file knows the encoding.
+//! Encoded with bincode 2 (standard configuration: little-endian, variable-length integers). Only
+//! this file knows the encoding.
 
 use bincode::config::{Configuration, standard};
 use serde::{Deserialize, Serialize};
@@ -10,43 +10,43 @@ use serde_bytes::Bytes;
 use super::error::StoreError;
 use crate::partition::Day;
 
-/// How many texts events take from a trace. Whoever changes it increases the version of the
-/// checkpoint's format.
+/// Number of texts that events take from a trace. Changing it requires a new checkpoint format
+/// version.
 pub(crate) const TEXTS: usize = 5;
 
-/// The attributes of one version of a trace. Text is bytes, since ClickHouse
-/// strings need not be UTF-8; null is stored as empty, as events have it.
+/// The attributes of one version of a trace. Text is bytes, since ClickHouse strings need not be
+/// UTF-8; null is stored as empty, as in the events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceRecord<'a> {
-    /// Version: microseconds since 1970 of the event that wrote it. The greatest counts.
+    /// The version: `event_ts` in microseconds since 1970. The highest wins.
     pub event_ts: i64,
-    /// Whether this version says that the trace is deleted; then the rest is empty.
+    /// Whether this version deletes the trace. If so, the other fields are empty.
     pub is_deleted: bool,
-    /// The day of this version, which tells it from those on other days.
+    /// The day of this version, which distinguishes it from versions on other days.
     pub day: Day,
     /// `traces.public`
     pub public: bool,
     /// `traces.bookmarked`
     pub bookmarked: bool,
-    /// The texts that events take from it, each where the mapping's table has it.
+    /// The texts events take, in the order of the mapping's table.
     #[serde(borrow)]
     pub texts: [&'a Bytes; TEXTS],
     /// `traces.tags`
     #[serde(borrow)]
     pub tags: Vec<&'a Bytes>,
-    /// `traces.metadata`, in its order
+    /// `traces.metadata`, in original order
     #[serde(borrow)]
     pub metadata: Vec<(&'a Bytes, &'a Bytes)>,
 }
 
 impl<'a> TraceRecord<'a> {
-    /// Bytes of memory that the lists of a decoded record take, besides the bytes they point at: of
-    /// many short pairs that is more than these.
+    /// Memory for a decoded record's lists, besides the bytes they point at. With many short pairs
+    /// the lists are the larger part.
     pub(crate) fn list_bytes(&self) -> usize {
         size_of_val(&*self.tags) + size_of_val(&*self.metadata)
     }
 
-    /// A record that says only that the trace is deleted.
+    /// A record that marks the trace as deleted.
     pub fn deleted(event_ts: i64, day: Day) -> Self {
         Self {
             event_ts,
@@ -60,24 +60,23 @@ impl<'a> TraceRecord<'a> {
         }
     }
 
-    /// Replaces the content of `out` by the encoded record.
+    /// Encodes the record into `out`, replacing its content.
     ///
     /// # Errors
-    /// [`StoreError::Record`]; does not happen for a record in memory.
+    /// [`StoreError::Record`] if encoding fails, which no in-memory record causes.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), StoreError> {
         encode(self, out)
     }
 
-    /// Reads a record back without copying its texts.
+    /// Decodes a record without copying its texts.
     ///
     /// # Errors
-    /// [`StoreError::Record`] where the bytes are not a record.
+    /// [`StoreError::Record`] if the bytes are not a record.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, StoreError> {
         decode(bytes)
     }
 
-    /// An upper bound for the bytes that one row takes from it, for bounding what an enriched block may
-    /// take.
+    /// Upper bound on the bytes one row takes from this trace, used to bound an enriched block.
     pub(crate) fn attribute_bytes(&self) -> usize {
         let pairs = self.metadata.iter();
         let metadata: usize = pairs.map(|(key, value)| key.len() + value.len() + 4).sum();
@@ -87,7 +86,7 @@ impl<'a> TraceRecord<'a> {
     }
 }
 
-/// What a record begins with.
+/// The first fields of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct RecordHead {
     /// As [`TraceRecord::event_ts`].
@@ -99,10 +98,10 @@ pub struct RecordHead {
 }
 
 impl RecordHead {
-    /// Reads the beginning of an encoded record, and leaves the rest.
+    /// Decodes only the head of an encoded record.
     ///
     /// # Errors
-    /// [`StoreError::Record`] where the bytes are not a record.
+    /// [`StoreError::Record`] if the bytes are not a record.
     pub fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
         bincode::serde::decode_from_slice(bytes, configuration())
             .map(|(head, _)| head)
@@ -110,7 +109,7 @@ impl RecordHead {
     }
 }
 
-/// Replaces the content of `out` by the encoded record.
+/// Encodes `record` into `out`, replacing its content.
 pub(super) fn encode(record: &impl Serialize, out: &mut Vec<u8>) -> Result<(), StoreError> {
     out.clear();
     bincode::serde::encode_into_std_write(record, out, configuration())
@@ -118,13 +117,13 @@ pub(super) fn encode(record: &impl Serialize, out: &mut Vec<u8>) -> Result<(), S
         .map_err(|error| StoreError::Record(error.to_string()))
 }
 
-/// Reads a record that takes all of `bytes`, without copying its texts.
+/// Decodes a record that spans all of `bytes`, without copying its texts.
 pub(super) fn decode<'a, R: Deserialize<'a>>(bytes: &'a [u8]) -> Result<R, StoreError> {
     let (record, length) = bincode::serde::borrow_decode_from_slice(bytes, configuration())
         .map_err(|error| StoreError::Record(error.to_string()))?;
     match length == bytes.len() {
         true => Ok(record),
-        false => Err(StoreError::Record("there are bytes after its end".into())),
+        false => Err(StoreError::Record("trailing bytes after its end".into())),
     }
 }
 

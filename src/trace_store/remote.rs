@@ -1,6 +1,6 @@
-//! What was found out about traces that are not on their rows' days or beside these: on which other day they
-//! are, and what ClickHouse said when it was asked for some, thousands at a time. And which versions count
-//! whatever a day says.
+//! Results for traces found neither on their row's day nor the day before or after: those on other
+//! loaded days, and ClickHouse's answers, fetched thousands at a time. Also the versions that
+//! override any day's.
 
 use std::sync::atomic::Ordering;
 
@@ -12,16 +12,16 @@ use super::lookup::Reach;
 use super::store::TraceStore;
 use crate::partition::Day;
 
-/// Bytes that are gathered before they are written.
+/// Write batch size, in bytes.
 const BATCH_BYTES: usize = 1 << 20;
 
 impl TraceStore {
-    /// Looks for traces on all days that are loaded, and keeps those that are there beside the answers of
-    /// ClickHouse, where a look-up finds them without asking a month's days. The records that are held at
-    /// once take at most `max_bytes`, but for a single one. Says of each key whether its trace is there.
+    /// Looks for traces on all loaded days and stores those found with ClickHouse's answers, so
+    /// that a later look-up need not try every day of the month. Holds at most `max_bytes` of
+    /// records, or a single larger one. Returns for each key whether its trace was found.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails.
+    /// [`StoreError`] if RocksDB fails or a record is damaged.
     pub(crate) fn gather_from_all_days(
         &self,
         keys: &[&[u8]],
@@ -37,7 +37,7 @@ impl TraceStore {
         while are_there.len() < keys.len() {
             let rest = &keys[are_there.len()..];
             let these = &rest[..rest.len().min(at_once)];
-            // They are not on their own day, so it does not matter which one comes first.
+            // They are not on their own day, so any first day will do.
             let asked: Vec<(Day, &[u8])> = these.iter().map(|&key| (0, key)).collect();
             let found = self.look_up(&asked, Reach::AllDays, max_bytes_of(these.len()))?;
             if found.is_too_large() {
@@ -55,10 +55,10 @@ impl TraceStore {
         Ok(are_there)
     }
 
-    /// Whether it was found out already where the trace of a key is.
+    /// Whether the location of the key's trace is already known.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the store fails.
+    /// [`StoreError::Database`] if RocksDB fails.
     pub fn is_answered(&self, key: &[u8]) -> Result<bool, StoreError> {
         let answer = self
             .database
@@ -67,10 +67,10 @@ impl TraceStore {
         Ok(answer.is_some())
     }
 
-    /// Forgets all answers, so that ClickHouse is asked again.
+    /// Deletes all answers, so that ClickHouse is queried again.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the store fails.
+    /// [`StoreError::Database`] if RocksDB fails.
     pub fn forget_answers(&self) -> Result<(), StoreError> {
         for (family, has_some) in [(REMOTE, &self.has_remote), (MOVED, &self.has_moved)] {
             has_some.store(false, Ordering::Relaxed);
@@ -80,16 +80,16 @@ impl TraceStore {
     }
 }
 
-/// What an answer is about.
+/// The kind of answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum About {
-    /// Traces that are neither on their row's day nor on one beside it.
+    /// Traces neither on their row's day nor the day before or after.
     Missing,
-    /// Traces that are on one of these days, and on others: the answer counts.
+    /// Traces on one of these days and on others; the answer overrides them.
     Moved,
 }
 
-/// Writes answers. All of them are in the store after [`RemoteWriter::finish`].
+/// Writes answers, all stored by [`RemoteWriter::finish`].
 pub(crate) struct RemoteWriter<'a> {
     store: &'a TraceStore,
     about: About,
@@ -108,11 +108,11 @@ impl<'a> RemoteWriter<'a> {
         }
     }
 
-    /// Adds what was found under a key: an encoded [`TraceRecord`](super::TraceRecord), which
-    /// is one of a deleted trace where there is none, so that nobody asks again.
+    /// Adds the encoded [`TraceRecord`](super::TraceRecord) for a key. A missing trace gets the
+    /// record of a deleted one, so it is not queried again.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub(crate) fn put(&mut self, key: &[u8], record: &[u8]) -> Result<(), StoreError> {
         let family = self.store.family(match self.about {
             About::Missing => REMOTE,
@@ -126,10 +126,10 @@ impl<'a> RemoteWriter<'a> {
         Ok(())
     }
 
-    /// Writes what is left.
+    /// Writes the rest of the batch.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub(crate) fn finish(self) -> Result<(), StoreError> {
         if !self.has_put {
             return Ok(());

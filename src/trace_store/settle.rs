@@ -1,9 +1,9 @@
-//! Which version counts of a trace that stands on several days.
+//! Settles which version of a trace wins when it occurs on several days.
 //!
-//! A filter over all traces suspects those that were seen before, some of them wrongly. Suspects are looked up
-//! many at a time, one day after the other: where the indexes and filters of all days do not stay in the
-//! cache, those of a day are read once for many suspects. (One suspect at a time, 30 million traces in a cache
-//! of 16 MiB, took half of the time of loading.)
+//! A filter over all traces flags those seen before, some falsely. These suspects are looked up
+//! many at a time, one day after another: if the cache cannot hold the indexes and filters of all
+//! days, each day's are read once for many suspects. (Looking up single suspects took half the
+//! loading time for 30 million traces with a 16 MiB cache.)
 
 use std::sync::atomic::Ordering;
 
@@ -14,19 +14,19 @@ use super::remote::{About, RemoteWriter};
 use super::store::TraceStore;
 use crate::partition::Day;
 
-/// Suspects that are looked up at once; each takes some 150 bytes.
+/// Suspects per batch, at about 150 bytes each.
 const SUSPECTS_AT_ONCE: usize = 50_000;
-/// Records that are copied at once.
+/// Records copied at once.
 const RECORDS_AT_ONCE: usize = 64;
 
-/// The versions of a trace on the days that are loaded.
+/// A trace's versions across the loaded days.
 #[derive(Debug, Clone, Copy, Default)]
 struct Versions {
-    /// How many there are.
+    /// Number of versions.
     count: u64,
-    /// How many of them are not deleted.
+    /// Number of versions that are not deletions.
     live: u64,
-    /// The one that counts, and its day.
+    /// The winning version and its day.
     latest: Option<(TraceVersion, Day)>,
 }
 
@@ -34,7 +34,7 @@ impl Versions {
     fn add(&mut self, version: TraceVersion, day: Day) {
         self.count += 1;
         self.live += u64::from(!version.is_deleted);
-        // The later day wins a tie, as the version written last would.
+        // On a tie the later day wins, as if it had been written last.
         let is_latest = self
             .latest
             .is_none_or(|(latest, _)| version.event_ts >= latest.event_ts);
@@ -43,12 +43,12 @@ impl Versions {
         }
     }
 
-    /// The day of the version that counts, where there are several.
+    /// The winning version's day, if there are several versions.
     fn day_that_counts(&self) -> Option<Day> {
         self.latest.filter(|_| self.count > 1).map(|(_, day)| day)
     }
 
-    /// Versions that are not deleted and do not count.
+    /// Number of versions that are not deletions and do not win.
     fn superseded(&self) -> u64 {
         match self.latest {
             Some((latest, _)) => self.live - u64::from(!latest.is_deleted),
@@ -58,14 +58,13 @@ impl Versions {
 }
 
 impl TraceStore {
-    /// Finds the traces that stand on more than one day and settles which of
-    /// their versions counts: the one with the greatest `event_ts`, whatever its
-    /// day, and if that one is deleted, none. To be called once all days are
-    /// loaded. Gives the number of loaded versions that do not count, or `None`
-    /// where `stop` said to stop; it can be called again.
+    /// Finds traces on more than one day and settles which version wins: the highest `event_ts` on
+    /// any day, or none if that version is a deletion. Call it once all days are loaded; it may be
+    /// called again. Returns the number of loaded versions that lost, or `None` if interrupted by
+    /// `stop`.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails.
+    /// [`StoreError`] if RocksDB fails or a record is damaged.
     pub fn settle_moved_traces(&self, stop: &dyn Fn() -> bool) -> Result<Option<u64>, StoreError> {
         let suspects = self.family(SUSPECTS)?;
         let mut superseded = 0;
@@ -94,7 +93,7 @@ impl TraceStore {
         Ok(Some(superseded))
     }
 
-    /// The same for some suspects, whose keys come in order.
+    /// Settles a batch of suspects, given in key order.
     fn settle(&self, keys: &[&[u8]]) -> Result<u64, StoreError> {
         let days = self.days();
         let mut versions = vec![Versions::default(); keys.len()];
@@ -121,7 +120,7 @@ impl TraceStore {
         Ok(several.map(Versions::superseded).sum())
     }
 
-    /// Gives the writer the records that a day has of some traces, whose keys come in order.
+    /// Copies one day's records of some traces, given in key order, to the writer.
     fn copy_records(
         &self,
         day: Day,

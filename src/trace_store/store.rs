@@ -1,4 +1,4 @@
-//! The store itself: its column families, opened, made or opened again.
+//! The store itself: creates, opens and reopens its column families.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,13 +18,13 @@ use crate::partition::Day;
 
 pub(super) type Database = DBWithThreadMode<MultiThreaded>;
 
-/// Key, in the default family, of the name of the run that made the store.
+/// Key in the default family that holds the id of the run that created the store.
 const RUN_KEY: &[u8] = b"run";
 
 /// The trace store of one partition.
 pub struct TraceStore {
     pub(super) path: PathBuf,
-    /// Bytes of the block cache, in which indexes and filters count too.
+    /// Block cache size in bytes, including indexes and filters.
     pub(super) cache_bytes: usize,
     pub(super) database: Database,
     pub(super) family_options: Options,
@@ -41,11 +41,11 @@ pub struct TraceStore {
 }
 
 impl TraceStore {
-    /// Opens the store in `path`, or makes a new one there, with a block cache
-    /// of `cache_bytes`, in which indexes and filters count too.
+    /// Opens or creates the store in `path`, with a block cache of `cache_bytes` that includes
+    /// indexes and filters.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the directory cannot be used or is damaged.
+    /// [`StoreError::Database`] if the directory is unusable or damaged.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
         let failed = |error: rocksdb::Error| StoreError::Database {
             path: path.to_owned(),
@@ -55,7 +55,7 @@ impl TraceStore {
         let family_options = options::family(cache_bytes);
         let compacted_options = options::compacted(&family_options);
         let walked_options = options::walked(cache_bytes);
-        // A directory without a CURRENT file is no database yet; listing would fail.
+        // Without a CURRENT file there is no database yet, and listing families would fail.
         let mut families = BTreeSet::from([SUSPECTS, MOVED, REMOTE, WANTED].map(str::to_owned));
         families.extend(OF_ITEMS.map(str::to_owned));
         families.extend(Against::ALL.map(|against| against.family().to_owned()));
@@ -104,17 +104,17 @@ impl TraceStore {
         Ok(store)
     }
 
-    /// How many traces were looked up, and how many of them it does not have.
+    /// Number of traces looked up, and how many of those were missing.
     pub fn look_ups(&self) -> (u64, u64) {
         let counters = [&self.looked_up, &self.missed];
         let [made, missed] = counters.map(|counter| counter.load(Ordering::Relaxed));
         (made, missed)
     }
 
-    /// Makes a new store that bears the name of its run.
+    /// Creates a store and records the run it belongs to.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the directory cannot be used.
+    /// [`StoreError::Database`] if the directory is unusable.
     pub fn create(path: &Path, cache_bytes: usize, run_id: &str) -> Result<Self, StoreError> {
         let store = Self::open(path, cache_bytes)?;
         store
@@ -124,11 +124,10 @@ impl TraceStore {
         Ok(store)
     }
 
-    /// Opens the store of a run again, of which `days` are known to be loaded.
-    /// What else is in it was not finished, and is removed.
+    /// Reopens a run's store. `days` are fully loaded; any other day is incomplete and deleted.
     ///
     /// # Errors
-    /// [`StoreError`] where it is damaged, or is not that store.
+    /// [`StoreError`] if the store is damaged or belongs to another run.
     pub fn reopen(
         path: &Path,
         cache_bytes: usize,
@@ -141,7 +140,7 @@ impl TraceStore {
         };
         match path.join("CURRENT").try_exists() {
             Ok(true) => {}
-            Ok(false) => return Err(mismatch("there is no store".to_owned())),
+            Ok(false) => return Err(mismatch("the store is missing".to_owned())),
             Err(error) => {
                 return Err(StoreError::Database {
                     path: path.to_owned(),
@@ -156,7 +155,7 @@ impl TraceStore {
             .get(RUN_KEY)
             .map_err(|error| store.failed(error))?;
         if made_by.as_deref() != Some(run_id.as_bytes()) {
-            return Err(mismatch("it was made by another run".to_owned()));
+            return Err(mismatch("another run created it".to_owned()));
         }
         let in_store = store.days();
         if let Some(day) = days.iter().find(|day| !in_store.contains(day)) {
@@ -179,12 +178,12 @@ impl TraceStore {
         Ok(())
     }
 
-    /// Bytes that the store takes on disk.
+    /// Size on disk, in bytes.
     pub fn disk_bytes(&self) -> u64 {
         disk_bytes(&self.path)
     }
 
-    /// The days that are loaded, in order.
+    /// The loaded days, in order.
     pub fn days(&self) -> Vec<Day> {
         let days = self.days.read().unwrap_or_else(PoisonError::into_inner);
         days.iter().copied().collect()
@@ -216,7 +215,7 @@ impl TraceStore {
         Ok(!iterator.valid())
     }
 
-    /// Removes all that is in a family.
+    /// Deletes a family's contents.
     pub(super) fn empty_family(&self, name: &str, options: &Options) -> Result<(), StoreError> {
         self.database
             .drop_cf(name)
@@ -232,8 +231,7 @@ impl TraceStore {
     }
 }
 
-/// Bytes that the store in `path` takes on disk, whether somebody has it open or
-/// not; 0 where there is none.
+/// Size on disk of the store in `path`, in bytes, whether or not it is open. 0 if there is none.
 pub(crate) fn disk_bytes(path: &Path) -> u64 {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     entries
@@ -242,11 +240,11 @@ pub(crate) fn disk_bytes(path: &Path) -> u64 {
         .sum()
 }
 
-/// Removes what a load that was killed left behind.
+/// Deletes files left by a killed load.
 fn remove_unfinished_files(path: &Path) {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| is_unfinished(&entry.file_name())) {
-        // What cannot be removed now is removed with the whole store.
+        // Leftovers are deleted with the whole store.
         let _ = std::fs::remove_file(entry.path());
     }
 }

@@ -1,10 +1,10 @@
-//! What the target has already, and which versions of observations count: what a row is held
-//! against before it becomes an event.
+//! What each row is checked against before it becomes an event: rows already in the target, and the
+//! latest versions of observations.
 //!
-//! Four families, all keyed by hashes that the caller makes: the rows that stood in the target
-//! before the run, those found in it while the run went on, the latest version of each
-//! observation that has several, and the traces that have a root already. The first two are
-//! walked, since a segment's rows are neighbours in them; the others are asked point by point.
+//! Four families keyed by hashes that the caller computes: target rows from before the run, target
+//! rows found during the run, the latest version of each observation that has several, and the
+//! traces that already have a root. The first two are read in key order, since a segment's rows are
+//! neighbours there; the others by point look-ups.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -16,29 +16,29 @@ use super::families::{Against, KEYS_AT_ONCE, UNFINISHED_PREFIX};
 use super::options::TARGET_FILE_BYTES;
 use super::store::{Database, TraceStore};
 
-/// Bytes of the key of a row of the target.
+/// Length of a target row's key.
 pub(crate) const ROW_KEY_BYTES: usize = 22;
-/// Bytes of the key of an observation or a trace.
+/// Length of an observation's or trace's key.
 pub(crate) const HASH_BYTES: usize = 12;
 
-/// The key of a row of the target: it sorts by day, project and the beginning of the span's id.
+/// A target row's key, sorted by day, project and the first bytes of the span id.
 pub(crate) type RowKey = [u8; ROW_KEY_BYTES];
-/// The key of an observation or a trace.
+/// An observation's or trace's key.
 pub(crate) type HashKey = [u8; HASH_BYTES];
 
-/// A row of the target.
+/// A row of the target table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TargetRow {
     /// Its `event_ts`, in microseconds since 1970.
     pub event_ts: i64,
-    /// Whether something else than a backfill wrote it.
+    /// Whether anything other than a backfill wrote it.
     pub is_live: bool,
 }
 
 impl TargetRow {
     const BYTES: usize = 9;
 
-    /// As it is stored.
+    /// The stored form.
     pub fn encode(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[..8].copy_from_slice(&self.event_ts.to_le_bytes());
@@ -52,23 +52,23 @@ impl TargetRow {
             [] => (None, 0),
         };
         Ok(Self {
-            event_ts: i64::from_le_bytes(event_ts.ok_or_else(|| damaged("a row of the target"))?),
+            event_ts: i64::from_le_bytes(event_ts.ok_or_else(|| damaged("a target row"))?),
             is_live: is_live != 0,
         })
     }
 }
 
-/// What is the root of a trace already.
+/// Why a trace already has a root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Root {
-    /// A span that something live wrote under an id of its own.
+    /// A live span with its own id.
     Live,
-    /// An observation that is called as the root span of its trace.
+    /// An observation whose id is that of its trace's root span.
     Observation,
 }
 
 impl Root {
-    /// As it is stored.
+    /// The stored form.
     pub fn encode(self) -> [u8; 1] {
         [match self {
             Root::Live => 0,
@@ -81,28 +81,28 @@ impl Root {
             [0] => Ok(Root::Live),
             [1] => Ok(Root::Observation),
             _ => Err(StoreError::Record(
-                "what is the root of a trace is none of the kinds that are stored".to_owned(),
+                "the kind of a trace's root is not one that this program stores".to_owned(),
             )),
         }
     }
 }
 
-/// A version of an observation. The greatest counts.
+/// A version of an observation. The highest wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     /// Its `event_ts`, in microseconds since 1970.
     pub event_ts: i64,
-    /// Its day and type, as a number: of versions that were written at the same time the one on
-    /// the later day counts.
+    /// Its day and type as a number. Of versions written at the same time, the one on the later day
+    /// wins.
     pub place: u64,
-    /// Whether it says that the observation is deleted.
+    /// Whether it deletes the observation.
     pub is_deleted: bool,
 }
 
 impl Version {
     const BYTES: usize = 17;
 
-    /// As it is stored.
+    /// The stored form.
     pub fn encode(self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[..8].copy_from_slice(&self.event_ts.to_le_bytes());
@@ -124,14 +124,14 @@ impl Version {
 }
 
 fn damaged(what: &str) -> StoreError {
-    StoreError::Record(format!("{what} has another length than was stored"))
+    StoreError::Record(format!("{what} has the wrong length"))
 }
 
-/// Writes entries in the order of their keys straight into files that are ingested whole.
+/// Writes sorted entries straight into SST files and ingests them whole.
 pub(crate) struct SortedWriter<'a> {
     store: &'a TraceStore,
     against: Against,
-    /// Distinguishes its files from those of other writers.
+    /// Distinguishes its files from other writers'.
     name: String,
     current: Option<SstFileWriter<'a>>,
     files: Vec<PathBuf>,
@@ -139,7 +139,7 @@ pub(crate) struct SortedWriter<'a> {
 }
 
 impl<'a> SortedWriter<'a> {
-    /// A writer into one family. Writers at the same time must have different names.
+    /// Creates a writer for one family. Concurrent writers need different names.
     pub(crate) fn new(store: &'a TraceStore, against: Against, name: impl Into<String>) -> Self {
         Self {
             store,
@@ -151,10 +151,10 @@ impl<'a> SortedWriter<'a> {
         }
     }
 
-    /// Adds an entry. Keys must come in strictly ascending order.
+    /// Adds an entry. Keys must be in strictly ascending order.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full, or the order is wrong.
+    /// [`StoreError::Database`] if the disk is full or the key is out of order.
     pub(crate) fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let mut file = match self.current.take() {
             Some(file) => file,
@@ -186,11 +186,10 @@ impl<'a> SortedWriter<'a> {
         Ok(writer)
     }
 
-    /// Makes all entries part of the store, over what it has under the same keys, and gives their
-    /// number.
+    /// Adds all entries to the store, replacing those with equal keys. Returns their number.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub(crate) fn finish(mut self) -> Result<u64, StoreError> {
         if let Some(mut file) = self.current.take() {
             file.finish().map_err(|error| self.store.failed(error))?;
@@ -211,20 +210,20 @@ impl<'a> SortedWriter<'a> {
 }
 
 impl Drop for SortedWriter<'_> {
-    /// Removes the files of a writer that was not finished.
+    /// Deletes the files of an unfinished writer.
     fn drop(&mut self) {
         for file in &self.files {
-            // What cannot be removed now is removed with the whole store.
+            // Leftovers are deleted with the whole store.
             let _ = std::fs::remove_file(file);
         }
     }
 }
 
-/// Steps that are taken from one key to the next before the place is searched for anew.
+/// Steps to take towards the next key before seeking instead.
 const STEPS: usize = 24;
 
 impl TraceStore {
-    /// Whether a family has anything in it.
+    /// Whether a family is non-empty.
     pub fn has(&self, against: Against) -> bool {
         self.not_empty.0[against as usize].load(Ordering::Relaxed)
     }
@@ -235,19 +234,19 @@ impl TraceStore {
         Ok(())
     }
 
-    /// Removes all that is in a family.
+    /// Deletes a family's contents.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the store fails.
+    /// [`StoreError::Database`] if RocksDB fails.
     pub fn clear(&self, against: Against) -> Result<(), StoreError> {
         self.not_empty.set(against, false);
         self.empty_family(against.family(), self.options_of(against))
     }
 
-    /// The rows under some keys, in the order of `keys`, which may be any.
+    /// The target rows for `keys`, which may be in any order. The result is in the same order.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails, or is damaged.
+    /// [`StoreError`] if RocksDB fails or a record is damaged.
     pub fn target_rows(
         &self,
         against: Against,
@@ -273,20 +272,20 @@ impl TraceStore {
         Ok(found)
     }
 
-    /// The versions that count of some observations, in the order of `keys`; of those that have
-    /// one version only, nothing.
+    /// The latest versions of observations, in the order of `keys`. Observations with only one
+    /// version have no entry.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails, or is damaged.
+    /// [`StoreError`] if RocksDB fails or a record is damaged.
     pub fn versions_of(&self, keys: &[HashKey]) -> Result<Vec<Option<Version>>, StoreError> {
         let decode = |value: &[u8]| Version::decode(value);
         self.points(Against::Versions, keys, decode)
     }
 
-    /// What is the root of each of some traces already, in the order of `keys`.
+    /// The existing roots of traces, in the order of `keys`.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails, or is damaged.
+    /// [`StoreError`] if RocksDB fails or a record is damaged.
     pub fn roots_of(&self, keys: &[HashKey]) -> Result<Vec<Option<Root>>, StoreError> {
         self.points(Against::Roots, keys, Root::decode)
     }
@@ -317,14 +316,14 @@ impl TraceStore {
     }
 }
 
-/// Goes through a family in the order of its keys.
+/// Reads a family in key order.
 struct Walk<'a> {
     iterator: DBRawIteratorWithThreadMode<'a, Database>,
     is_placed: bool,
 }
 
 impl Walk<'_> {
-    /// What stands under a key, which must not be less than the one before.
+    /// The value for `key`, which must not be less than the previous one.
     fn value(&mut self, key: &RowKey) -> Option<&[u8]> {
         if !self.is_placed {
             self.iterator.seek(key);

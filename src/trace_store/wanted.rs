@@ -1,5 +1,5 @@
-//! What a repair is to write, on disk: rows, days of projects of which all rows are to be written,
-//! and those of which a view's table lacks something. In the order in which they are read.
+//! What a repair has to write, stored in read order: single rows, whole days of projects, and days
+//! missing from the view's table.
 
 use rocksdb::IteratorMode;
 
@@ -9,14 +9,14 @@ use super::store::TraceStore;
 use crate::memory::numbers::short;
 use crate::partition::Day;
 
-/// What a key is about.
+/// What a stored day means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WantedDay {
-    /// All observations of the day are to be written.
+    /// Write all observations of the day.
     Rows,
-    /// The root spans of all traces of the day are to be written.
+    /// Write the root spans of all traces of the day.
     Roots,
-    /// The view's table lacks rows of it.
+    /// The view's table lacks rows of the day.
     Core,
 }
 
@@ -33,14 +33,14 @@ impl WantedDay {
 const ROW: u8 = b'r';
 const PIECE: u8 = b'p';
 
-/// A row that is to be written.
+/// A row to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedRow {
-    /// Number of the source.
+    /// The source's number.
     pub source: u8,
     /// The project.
     pub project: Vec<u8>,
-    /// The day on which it starts.
+    /// The day it starts on.
     pub day: Day,
     /// The trace.
     pub trace_id: Vec<u8>,
@@ -74,7 +74,7 @@ impl WantedRow {
     }
 }
 
-/// Appends a text so that the order of keys is that of the texts.
+/// Appends a text such that keys sort like texts.
 fn put_text(key: &mut Vec<u8>, text: &[u8]) {
     for &byte in text {
         key.push(byte);
@@ -105,18 +105,18 @@ fn take_text(key: &[u8]) -> Option<(Vec<u8>, &[u8])> {
 }
 
 impl TraceStore {
-    /// Keeps a row that is to be written.
+    /// Stores a row to write.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub fn want_row(&self, row: &WantedRow) -> Result<(), StoreError> {
         self.put_wanted(&row.key(), b"")
     }
 
-    /// Keeps a day of a project.
+    /// Stores a day of a project.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub fn want_day(&self, what: WantedDay, project: &[u8], day: Day) -> Result<(), StoreError> {
         let mut key = vec![what.tag()];
         put_text(&mut key, project);
@@ -124,10 +124,10 @@ impl TraceStore {
         self.put_wanted(&key, b"")
     }
 
-    /// Keeps the first and the last row of a piece of work.
+    /// Stores the first and last row of a work item.
     ///
     /// # Errors
-    /// [`StoreError::Database`] where the disk is full.
+    /// [`StoreError::Database`] if RocksDB fails, for example on a full disk.
     pub fn put_piece(
         &self,
         number: u32,
@@ -143,10 +143,10 @@ impl TraceStore {
         self.put_wanted(&key, &value)
     }
 
-    /// The rows of a piece of work; none where it is whole days.
+    /// The rows of a work item, or `None` if it covers whole days.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails, or is damaged.
+    /// [`StoreError`] if RocksDB fails or a record is damaged.
     pub fn rows_of_piece(&self, number: u32) -> Result<Option<Vec<WantedRow>>, StoreError> {
         let mut key = vec![PIECE];
         key.extend(number.to_be_bytes());
@@ -155,7 +155,7 @@ impl TraceStore {
         let Some(value) = value.map_err(|error| self.failed(error))? else {
             return Ok(None);
         };
-        let damaged = || StoreError::Record("a piece of a repair".to_owned());
+        let damaged = || StoreError::Record("a work item of a repair".to_owned());
         let (&length, rest) = value.split_first_chunk::<4>().ok_or_else(damaged)?;
         let length = u32::from_be_bytes(length) as usize;
         let (first, last) = rest.split_at_checked(length).ok_or_else(damaged)?;
@@ -170,10 +170,10 @@ impl TraceStore {
         Ok(Some(rows))
     }
 
-    /// Goes through all rows that are to be written, in their order.
+    /// Visits all rows to write, in order.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails, or that of `take`.
+    /// [`StoreError`] if RocksDB fails, or from `take`.
     pub fn for_each_wanted(
         &self,
         mut take: impl FnMut(WantedRow) -> Result<(), StoreError>,
@@ -184,10 +184,10 @@ impl TraceStore {
         })
     }
 
-    /// The days of projects that were kept.
+    /// The stored days of projects.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails.
+    /// [`StoreError`] if RocksDB fails or a key is damaged.
     pub fn wanted_days(&self, what: WantedDay) -> Result<Vec<(Vec<u8>, Day)>, StoreError> {
         let mut days = Vec::new();
         self.walk_wanted(&[what.tag()], |key| {
@@ -209,7 +209,7 @@ impl TraceStore {
         put.map_err(|error| self.failed(error))
     }
 
-    /// Goes through keys from one on, as long as `take` says so.
+    /// Visits keys starting at one, while `take` returns true.
     fn walk_wanted(
         &self,
         from: &[u8],

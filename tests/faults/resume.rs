@@ -258,7 +258,7 @@ fn damaged_state_is_told_and_changes_nothing() {
     let (tool, outcome) = resume(tool);
     outcome
         .assert_code(1)
-        .assert_stderr_contains("there is no store");
+        .assert_stderr_contains("the store is missing");
     assert_eq!(rows("damaged"), before);
     tool.arg("--restart").run().assert_code(0);
     assert_complete(month(), "damaged");
