@@ -1,72 +1,70 @@
-//! How much of the server's disk the events will take.
+//! Estimates the disk space that events take on the server.
 
 use serde::Serialize;
 
 use crate::clickhouse::{StoredBytes, TableSize};
 use crate::memory::numbers::whole;
 
-/// A table with fewer rows says little about the size of many: what its files
-/// have besides rows counts too much.
+/// Smaller tables say little about larger ones: the fixed overhead of their files weighs too much.
 const TELLING_ROWS: u64 = 10_000;
-/// Most characters of input and of output in a table that is filled by Langfuse's
-/// view.
+/// The view shortens input and output to this many characters.
 const SHORTENED: u64 = 200;
-/// What becomes of a byte of these, since that table compresses them with LZ4
-/// where the others have ZSTD (measured: 0.47 to 0.49).
+/// Compressed share of those shortened texts: the view's table compresses them with LZ4, the others
+/// with ZSTD (measured: 0.47 to 0.49).
 const SHORTENED_COMPRESSED: f64 = 0.5;
-/// Bytes of a text index for each byte of the indexed column, compressed
-/// (measured: 0.1 for long texts to 0.9 for short ones).
+/// Text index bytes per compressed byte of its column (measured: 0.1 for long texts to 0.9 for
+/// short ones).
 const TEXT_INDEX: f64 = 0.5;
-/// What the other indexes, the marks and the columns that only events have add.
+/// Overhead of the other indexes, marks and event-only columns.
 const OTHERS: f64 = 0.1;
 
-/// The root spans that are to be written.
+/// Root spans to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct RootSpans {
-    /// Traces of the month, versions that are not merged yet included.
+    /// The month's traces, including unmerged versions.
     pub rows: u64,
-    /// Segments of the plan.
+    /// Number of segments.
     pub segments: u64,
-    /// Bytes of the columns that are read.
+    /// Size of the columns to read.
     pub bytes: StoredBytes,
 }
 
-/// What the events will be made of.
+/// Sizes of what events are made of.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Sources {
-    /// Observations, versions included: an upper bound of the events.
+    /// Observations, including versions: an upper bound on events.
     pub rows: u64,
-    /// Of the observations, what is read.
+    /// Observation columns to read.
     pub observations: StoredBytes,
-    /// Of these, input and output.
+    /// Input and output within `observations`.
     pub texts: StoredBytes,
-    /// Of these, the metadata.
+    /// Metadata within `observations`.
     pub metadata: StoredBytes,
-    /// Of the traces, what is read.
+    /// Trace columns to read.
     pub traces: StoredBytes,
-    /// Of these, what each of their observations gets; once for each trace.
+    /// Trace attributes that every observation gets, counted once per trace.
     pub attributes: StoredBytes,
-    /// Traces, versions included.
+    /// Traces, including versions.
     pub trace_rows: u64,
-    /// What is read of the month's traces to make root spans of them, if that is wanted.
+    /// The month's traces to read for root spans, if these are written.
     pub root_spans: Option<RootSpanSources>,
 }
 
-/// What root spans will be made of.
+/// Sizes of what root spans are made of.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RootSpanSources {
-    /// Traces of the month, versions included.
+    /// The month's traces, including versions.
     pub rows: u64,
-    /// What is read.
+    /// Columns to read.
     pub all: StoredBytes,
-    /// Of it, input and output.
+    /// Input and output within `all`.
     pub texts: StoredBytes,
-    /// Of it, the metadata.
+    /// Metadata within `all`.
     pub metadata: StoredBytes,
 }
 
 impl Sources {
-    /// What all events will be made of, as if root spans were made of observations.
+    /// The sources of all events, counting root spans as if made from observations.
     #[must_use]
     pub(super) fn with_root_spans(mut self) -> Self {
         if let Some(root_spans) = self.root_spans {
@@ -79,32 +77,32 @@ impl Sources {
     }
 }
 
-/// A table that events go into.
+/// A table that receives events.
 #[derive(Debug, Clone)]
 pub(super) struct Table {
     /// `database.table`
     pub name: String,
-    /// What is in it now.
+    /// Its current size.
     pub size: TableSize,
-    /// What its text indexes are over.
+    /// Columns with a text index.
     pub text_indexes: Vec<String>,
-    /// Whether a view fills it, which shortens long texts.
+    /// Whether a view fills it and shortens long texts.
     pub is_fed: bool,
 }
 
-/// How much a table will grow.
+/// A table's estimated growth.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Growth {
     /// `database.table`
     pub table: String,
-    /// By so many bytes on disk.
+    /// Growth in bytes on disk.
     pub bytes: u64,
-    /// How this was estimated.
+    /// The basis of the estimate.
     pub estimated_from: String,
 }
 
 impl Table {
-    /// How much the table will grow by the events of `sources`.
+    /// Estimates the table's growth from writing `sources`.
     pub(super) fn growth(&self, sources: &Sources) -> Growth {
         let (bytes, estimated_from) = match self.size {
             TableSize {
@@ -120,17 +118,17 @@ impl Table {
         }
     }
 
-    /// As many bytes for each row as the rows that are there take.
+    /// As many bytes per row as existing rows take.
     fn as_it_is(&self, rows: u64) -> (f64, String) {
         let per_row = self.size.bytes_on_disk as f64 / self.size.rows as f64;
         let how = format!(
-            "what the {} rows that it has take, {per_row:.0} bytes each with all indexes",
+            "its {} existing rows, {per_row:.0} bytes each including indexes",
             indicatif::HumanCount(self.size.rows)
         );
         (per_row * rows as f64, how)
     }
 
-    /// As many bytes as what they are made of takes now, and indexes.
+    /// The current size of the source columns, plus indexes.
     fn as_its_sources(&self, sources: &Sources) -> (f64, String) {
         let texts = match self.is_fed {
             true => sources.shortened_texts(),
@@ -149,14 +147,14 @@ impl Table {
                 false => texts / 2.0,
             })
             .sum();
-        let how = "what the columns it is made of take in the source, and indexes of usual size";
+        let how = "the size of the source columns, plus typical indexes";
         let bytes = data * (1.0 + OTHERS) + indexed * TEXT_INDEX;
         (bytes, how.to_owned())
     }
 }
 
 impl Sources {
-    /// Compressed bytes of the traces' attributes in all events.
+    /// Compressed bytes of trace attributes over all events.
     fn attributes_of_events(&self) -> f64 {
         match self.trace_rows {
             0 => 0.0,
@@ -164,7 +162,7 @@ impl Sources {
         }
     }
 
-    /// Compressed bytes of input and output, of which only the beginning is kept.
+    /// Compressed bytes of the shortened input and output.
     fn shortened_texts(&self) -> f64 {
         let kept = self.texts.uncompressed.min(2 * SHORTENED * self.rows);
         kept as f64 * SHORTENED_COMPRESSED

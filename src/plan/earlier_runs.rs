@@ -1,4 +1,4 @@
-//! How fast an earlier run was: what the reports in the state directory say.
+//! The speed of earlier runs, from reports in the state directory.
 
 use std::path::Path;
 
@@ -6,15 +6,15 @@ use serde::Deserialize;
 
 use crate::state::directory::PartitionDir;
 
-/// What was measured for less long, in seconds, says little of hours.
+/// Shorter measurements, in seconds, say little about a run of hours.
 const LONG_ENOUGH: f64 = 10.0;
 
-/// A run that ended and left a report.
+/// A finished run with a report.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Earlier {
     /// Its partition.
     pub partition: String,
-    /// Observations that it read, enriched and inserted per second.
+    /// Observations read, enriched and inserted per second.
     pub observations_per_second: f64,
     target_table: String,
     dry_run: bool,
@@ -26,12 +26,12 @@ struct Seconds {
     stream: f64,
 }
 
-/// The run into `target` (`database.table`) that measured for longest, of those that
-/// left a report in the state directory `root`.
+/// The longest measured run into `target` (`database.table`) among the reports in the state
+/// directory `root`.
 pub(super) fn longest(root: &Path, target: &str) -> Option<Earlier> {
     let directories = PartitionDir::all(root).unwrap_or_default();
     let reports = directories.iter().filter_map(|directory| {
-        // Other versions of this program may write other reports.
+        // Reports of other versions of this program may not parse.
         serde_json::from_slice(&std::fs::read(directory.report()).ok()?).ok()
     });
     longest_of(reports, target)

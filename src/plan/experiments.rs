@@ -1,4 +1,4 @@
-//! How long it takes to find the spans of dataset run items: measured on the first of their traces.
+//! Estimates the time to find spans of dataset run items by measuring the first of their traces.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crate::backfill::load::versions;
 use crate::error::Error;
 use crate::trace_store::TraceStore;
 
-/// After this time, what was seen by then must do: it takes at least as long.
+/// Stop measuring after this. The result is then a lower bound.
 pub(super) const LONGEST: Duration = Duration::from_secs(15);
 
 impl Sampler<'_> {
-    /// Finds the spans of as many traces as a run takes at once, if it looks for them at all.
+    /// Measures one batch of traces, the size a run would use, if the run needs experiments.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the server or the temporary directory does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) if the server or the temporary directory fails.
     pub(super) async fn experiments(
         &self,
         store: &TraceStore,
@@ -67,7 +67,7 @@ async fn measure(
     Ok(measured)
 }
 
-/// Works until then. Says whether that was too short.
+/// Works until `end`. Returns whether it was cut short.
 async fn is_cut_short(
     end: Instant,
     work: impl Future<Output = Result<(), WorkError>>,

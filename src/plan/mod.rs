@@ -1,5 +1,4 @@
-//! What a run would do, and none of it: nothing is written, neither on the server
-//! nor in the state directory.
+//! The plan: estimates a run without writing anything, on the server or in the state directory.
 
 mod disk;
 mod earlier_runs;
@@ -28,7 +27,7 @@ use summary::{ServerRoom, TableToRead, TraceStoreRoom};
 use time::Time;
 pub(crate) use totals::Totals;
 
-/// Columns of the observations that FINAL compares.
+/// Observation columns that FINAL compares.
 const FINAL_COLUMNS: [&str; 6] = [
     "project_id",
     "type",
@@ -38,7 +37,7 @@ const FINAL_COLUMNS: [&str; 6] = [
     "is_deleted",
 ];
 
-/// Forecasts the run of one partition.
+/// Estimates the run of one partition.
 ///
 /// # Errors
 /// [`Error`] with a sentence for the operator and the exit code.
@@ -59,7 +58,7 @@ async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
     let partitions: Vec<_> = sources.map(|source| inspected.partition(source)).collect();
     let segments = segments::make(&connection, &partitions, options.segment_rows)
         .await
-        .map_err(|error| Error::caused("the partition cannot be divided into segments", error))?;
+        .map_err(|error| Error::caused("cannot divide the partition into segments", error))?;
     let sampler = Sampler {
         options,
         connection: &connection,
@@ -83,7 +82,7 @@ async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
     forecaster.put_together(&segments, sample).await
 }
 
-/// Rows of observations that become events.
+/// Observation rows that become events.
 fn observation_rows(options: &Options, inspected: &Inspected) -> u64 {
     match options.subject.observations {
         true => inspected.observation_rows,
@@ -91,12 +90,12 @@ fn observation_rows(options: &Options, inspected: &Inspected) -> u64 {
     }
 }
 
-/// What a forecast is made from.
+/// The inputs of a forecast.
 struct Forecaster<'a> {
     options: &'a Options,
     connection: &'a Connection,
     inspected: &'a Inspected,
-    /// What the server does not tell this user, and why.
+    /// What this user may not read, and why.
     unseen: Vec<String>,
 }
 
@@ -118,7 +117,7 @@ impl Forecaster<'_> {
         };
         let rows = observation_rows(options, inspected);
         let segments_of = |source| segments.iter().filter(move |s| s.source == source);
-        // What travels to the target has about the bytes of what came, if nothing is known.
+        // Without a sample, assume the events are as large as what they are made of.
         let write_bytes = sample
             .bytes_of(rows)
             .unwrap_or(sources.observations.uncompressed);
@@ -168,7 +167,7 @@ impl Forecaster<'_> {
         })
     }
 
-    /// What lies on the server to be read.
+    /// Sizes of what the server has to read.
     async fn sources(&mut self) -> Result<Sources, Error> {
         let inspected = self.inspected;
         let observations = &inspected.observations;
@@ -230,19 +229,19 @@ impl Forecaster<'_> {
         partition_id: &str,
     ) -> Result<ColumnSizes, Error> {
         let sizes = self.connection.column_sizes(table, partition_id).await;
-        self.known(sizes, "the sizes of columns (system.parts_columns)")
+        self.known(sizes, "column sizes (system.parts_columns)")
             .map(Option::unwrap_or_default)
     }
 
-    /// Events of the partition in the target; none where this user may not know it.
+    /// Events of the partition already in the target, or `None` if this user may not read it.
     async fn events_there(&mut self) -> Result<Option<u64>, Error> {
         let target = &self.inspected.target;
         let partition_id = self.options.partition.to_string();
         let rows = self.connection.event_rows(target, &partition_id).await;
-        self.known(rows, "how many events are there")
+        self.known(rows, "the number of existing events")
     }
 
-    /// What the events will take on the server, and what there is for them.
+    /// Disk space the events need on the server, and what is free.
     async fn server_room(&mut self, sources: &Sources) -> Result<ServerRoom, Error> {
         let target = &self.inspected.target;
         let itself = TableName {
@@ -251,7 +250,7 @@ impl Forecaster<'_> {
         };
         let mut tables = vec![self.growth(itself, false, sources).await?];
         let fed = self.connection.fed_tables(target).await;
-        let fed = self.known(fed, "which tables views fill (system.tables)")?;
+        let fed = self.known(fed, "the tables filled by views (system.tables)")?;
         for table in fed.unwrap_or_default() {
             tables.push(self.growth(table, true, sources).await?);
         }
@@ -259,7 +258,7 @@ impl Forecaster<'_> {
         let disks = self
             .known(
                 disks,
-                "the free disk (system.disks, system.storage_policies)",
+                "the free disk space (system.disks, system.storage_policies)",
             )?
             .unwrap_or_default();
         let is_known = !disks.is_empty() && !disks.iter().any(|disk| disk.is_endless());
@@ -279,7 +278,7 @@ impl Forecaster<'_> {
     ) -> Result<Growth, Error> {
         let size = self.connection.table_size(&table).await;
         let indexes = self.connection.text_indexes(&table).await;
-        let size = self.known(size, "the sizes of tables (system.parts)")?;
+        let size = self.known(size, "table sizes (system.parts)")?;
         let indexes = self.known(indexes, "indexes (system.data_skipping_indices)")?;
         let table = Table {
             size: size.unwrap_or(TableSize {
@@ -293,8 +292,7 @@ impl Forecaster<'_> {
         Ok(table.growth(sources))
     }
 
-    /// What the server says, if it lets this user know: whoever may not know it can
-    /// still be told the rest.
+    /// The answer, or `None` if this user may not have it: the rest of the plan is still useful.
     fn known<T>(
         &mut self,
         answer: Result<T, RequestError>,
@@ -308,7 +306,7 @@ impl Forecaster<'_> {
             return Err(Error::caused("the server does not answer", error));
         }
         let note = format!(
-            "user '{}' cannot see {what}, so it is left out: {error}",
+            "user '{}' may not read {what}, so the plan omits it: {error}",
             self.options.connection.user
         );
         if !self.unseen.contains(&note) {
@@ -320,12 +318,13 @@ impl Forecaster<'_> {
     fn notes(&self, server_disk: &ServerRoom, time: &Time) -> Vec<String> {
         let inspected = self.inspected;
         let mut notes = vec![
-            "rows are those of the parts: versions that are not merged yet count each".to_owned(),
-            format!("the time leaves out {}", time.left_out),
+            "row counts come from parts and include unmerged versions".to_owned(),
+            format!("the time does not include {}", time.left_out),
         ];
         if !time.with_measured_inserts && !self.options.dry_run {
             notes.push(
-                "once a month is done, plans with the same state directory count with its speed"
+                "after the first finished month, plans with the same state directory use its \
+                 measured speed"
                     .to_owned(),
             );
         }
@@ -335,15 +334,15 @@ impl Forecaster<'_> {
         notes.extend(alike.map(|tables| {
             let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
             format!(
-                "the disk for {} is estimated from {}; merges need more for a while",
+                "disk space for {} is estimated from {}; merges temporarily need more",
                 names.join(" and "),
                 tables[0].estimated_from
             )
         }));
         if self.options.subject.remote_lookup && inspected.has_more_traces {
             notes.push(
-                "looking for traces of other months groups the ids of all traces on the server, and \
-                 observations that wait for them can take some GiB in the state directory"
+                "finding traces of other months groups all trace ids on the server, and \
+                 observations waiting for them can take several GiB in the state directory"
                     .to_owned(),
             );
         }
@@ -352,29 +351,31 @@ impl Forecaster<'_> {
         notes
     }
 
-    /// What a run would find in the state directory, if there is something.
+    /// Describes existing state of the partition.
     fn state_in_words(&self) -> Option<String> {
         let directory = PartitionDir::new(&self.options.state_dir, self.options.share(), false);
         let place = directory.path.display();
         if let Some(holder) = directory.holder() {
-            return Some(format!("{holder} is running this partition in {place}"));
+            return Some(format!(
+                "{holder} is already running this partition in {place}"
+            ));
         }
         match Checkpoint::read(&directory.checkpoint()) {
             Ok(None) => None,
             Ok(Some(checkpoint)) if checkpoint.finished => Some(format!(
-                "this partition is finished already, by {place}: only with --restart would a run \
-                 do it again"
+                "{place} says this partition is finished: a run would repeat it only with \
+                 --restart"
             )),
             Ok(Some(checkpoint)) if self.options.earlier.continues() => Some(format!(
-                "{place} holds an unfinished run, with {}: the run would continue it",
+                "{place} holds an unfinished run ({}): the run would continue it",
                 resume::progress(&checkpoint)
             )),
             Ok(Some(checkpoint)) => Some(format!(
-                "{place} holds an unfinished run, with {}: a run would need --resume or --restart",
+                "{place} holds an unfinished run ({}): a run would need --resume or --restart",
                 resume::progress(&checkpoint)
             )),
             Err(error) => Some(format!(
-                "the checkpoint in {place} cannot be used: {error}; a run would need --restart"
+                "the checkpoint in {place} is unusable: {error}; a run would need --restart"
             )),
         }
     }

@@ -1,6 +1,5 @@
-//! How fast traces are loaded, and observations read and enriched, and how large events
-//! are: measured on a few of them, with what a run does it with. Nothing is
-//! inserted, and the trace store of the sample is in a temporary directory.
+//! Measures loading, reading, enriching and event size on a small sample, with the same code as a
+//! run. Inserts nothing; the sample's trace store is in a temporary directory.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,89 +33,89 @@ use crate::partition::Day;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{About, SeenTraces, TraceStore};
 
-/// So many rows tell enough.
+/// Enough rows for a measurement.
 const MOST_ROWS: u64 = 100_000;
-/// After this time, what was read by then must do.
+/// Stop reading after this.
 const LONGEST: Duration = Duration::from_secs(5);
-/// How often a reader that has nothing yet looks whether another one has enough.
+/// How often a reader without rows checks whether the others have enough.
 const GLANCE: Duration = Duration::from_millis(100);
-/// Bytes of attributes that the temporary store may hold, twice.
+/// Attribute bytes that loading may put into the temporary store, and looking for traces once more.
 const STORE_BYTES: u64 = 64 << 20;
 
-/// How long something took for so many rows.
+/// Rows, and the time they took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Measured {
-    /// Rows.
+    /// Number of rows.
     pub rows: u64,
-    /// How long it took, in seconds.
+    /// Time taken, in seconds.
     pub seconds: f64,
 }
 
 impl Measured {
-    /// How long so many rows would take, in seconds, if there were rows.
+    /// Time for `rows` rows in seconds, or `None` if nothing was measured.
     pub(crate) fn seconds_of(&self, rows: u64) -> Option<f64> {
         (self.rows > 0).then(|| self.seconds / self.rows as f64 * rows as f64)
     }
 }
 
-/// Traces that have an item of a dataset run.
+/// Traces with dataset run items.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Experiments {
-    /// All of them that have a row in the month.
+    /// Number of such traces with a row in the month.
     pub traces: u64,
-    /// Those whose spans were found, and how long it took.
+    /// Traces whose spans were found, and the time taken.
     pub found: Measured,
-    /// Whether it took too long to go on, so that both are more than is said here.
+    /// Whether measuring stopped early, making the figures lower bounds.
     pub is_cut_short: bool,
 }
 
-/// What was measured.
+/// The measurements.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Sample {
-    /// Traces that were read and loaded into a store.
+    /// Traces read and loaded into a store.
     pub load: Measured,
-    /// Observations that were read, several segments at once.
+    /// Observations read, over several concurrent segments.
     pub read: Measured,
-    /// Observations that were enriched with their traces, in one thread.
+    /// Observations enriched, in one thread.
     pub enrich: Measured,
-    /// What these are as events, in bytes as they travel, uncompressed.
+    /// Size of those as events, in uncompressed bytes sent.
     pub event_bytes: u64,
-    /// Traces that have an item of a dataset run, where a run looks for them.
+    /// Traces with dataset run items, if the run needs them.
     pub experiments: Option<Experiments>,
 }
 
 impl Sample {
-    /// Bytes of so many events, if there were some.
+    /// Bytes of `rows` events, or `None` if nothing was measured.
     pub(crate) fn bytes_of(&self, rows: u64) -> Option<u64> {
         let enriched = self.enrich.rows;
         (enriched > 0).then(|| whole(self.event_bytes as f64 / enriched as f64 * rows as f64))
     }
 }
 
-/// What takes a sample.
+/// Takes the sample.
 pub(super) struct Sampler<'a> {
-    /// What a run would be told.
+    /// The options of the run.
     pub options: &'a Options,
     /// The server.
     pub connection: &'a Connection,
-    /// Its tables.
+    /// Its inspected tables.
     pub inspected: &'a Inspected,
-    /// When to try again.
+    /// When to retry.
     pub retries: &'a Retries,
-    /// Whether to end.
+    /// Signals a request to stop.
     pub shutdown: &'a Shutdown,
 }
 
 impl Sampler<'_> {
-    /// Takes a sample: of the traces, and of these segments of observations.
+    /// Samples the traces and these segments of observations.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the server or the temporary directory does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) if the server or the temporary directory fails.
     pub(super) async fn take(&self, segments: &[Segment]) -> Result<Sample, Error> {
         let directory = tempfile::tempdir().map_err(|error| {
             Error::failed(format!(
-                "a sample needs a temporary directory, and there is none: {error}; name another \
-                 one with TMPDIR"
+                "cannot create a temporary directory for the sample: {error}; set TMPDIR to a \
+                 writable directory"
             ))
         })?;
         let path = directory.path().join("traces");
@@ -137,7 +136,7 @@ impl Sampler<'_> {
         })
     }
 
-    /// So many traces have attributes of [`STORE_BYTES`].
+    /// The number of traces whose attributes fill [`STORE_BYTES`].
     fn most_traces(&self) -> u64 {
         let Inspected {
             trace_bytes,
@@ -159,7 +158,7 @@ impl Sampler<'_> {
         }
     }
 
-    /// Loads the first traces of the month.
+    /// Loads the month's first traces.
     async fn load(&self, store: &TraceStore) -> Result<Measured, Error> {
         if self.inspected.trace_rows == 0 {
             return Ok(Measured::default());
@@ -194,8 +193,7 @@ impl Sampler<'_> {
         }
     }
 
-    /// Reads the beginnings of segments from all over the month, several at once, and
-    /// keeps some blocks.
+    /// Reads the start of segments from all over the month, several at once, and keeps some blocks.
     async fn read(&self, segments: &[Segment]) -> Result<(Measured, Vec<Block>), Error> {
         let options = self.options;
         let query = self.inspected.segment_query(Source::Observations);
@@ -212,7 +210,7 @@ impl Sampler<'_> {
         let mut readers = JoinSet::new();
         for _ in 0..options.concurrency {
             let (work, retries) = (Arc::clone(&work), self.retries.clone());
-            // As a run: the server does not divide a block, so it must not be larger than a part.
+            // As in a run: the server does not split a block, so a block must not exceed a part.
             let block_rows = options.block_rows.min(options.batch_rows);
             readers.spawn(async move { work.read_all(block_rows, &retries).await });
         }
@@ -230,8 +228,8 @@ impl Sampler<'_> {
         Ok((measured, kept))
     }
 
-    /// Asks for the traces of the blocks, and gives those blocks whose traces are in the
-    /// store then. A run has loaded them by then, so this is not measured.
+    /// Loads the traces of the blocks and returns the blocks whose traces were found. A run has
+    /// them loaded by then, so this is not timed.
     async fn find_traces(
         &self,
         blocks: Vec<Block>,
@@ -253,7 +251,7 @@ impl Sampler<'_> {
         if let (Some(first), Some(last)) = (days.iter().min(), days.iter().max())
             && !question.is_empty()
         {
-            // A trace begins when its first observation does, or a little earlier.
+            // A trace starts with its first observation, or a little earlier.
             let question = question.on_days(first.saturating_sub(1)..=*last);
             let source = self.trace_source();
             let mut attempts = attempts(self.retries, "looking for traces", versions::BLOCK_ROWS);
@@ -268,7 +266,7 @@ impl Sampler<'_> {
         Ok(asked)
     }
 
-    /// The first and the last day of a block.
+    /// The first and last day of a block.
     fn edges(&self, block: &Block) -> Vec<Day> {
         let Some(column) = self.inspected.mapping.helper_index(Helper::Day) else {
             return Vec::new();
@@ -285,7 +283,7 @@ impl Sampler<'_> {
             .collect()
     }
 
-    /// Makes events of the blocks, as they are sent.
+    /// Turns the blocks into events, ready to send.
     fn enrich(
         &self,
         blocks: Vec<Block>,
@@ -302,7 +300,7 @@ impl Sampler<'_> {
         let (mut rows, mut bytes) = (0, 0);
         let mut groups = groups(blocks, budget.look_up_bytes);
         while let Some(mut group) = groups.pop() {
-            // Without deferred rows, nothing is set aside.
+            // Without deferral, nothing is set aside.
             let (unknown, mut set_aside) = (Unknown::WithoutTrace, SetAside::default());
             let enriched =
                 enricher.enrich(&mut group, unknown, &mut set_aside, budget.segment_bytes);
@@ -312,7 +310,7 @@ impl Sampler<'_> {
                     groups.extend([second, group]);
                     continue;
                 }
-                // A run would ask for smaller blocks. For a sample there are others.
+                // A run would request smaller blocks; a sample has others.
                 Err(EnrichError::Native(NativeError::TooLarge { .. })) => continue,
                 enriched => enriched.map_err(|error| given_up(&error.into(), ""))?,
             };
@@ -321,7 +319,7 @@ impl Sampler<'_> {
                 bytes += event.bytes() as u64;
                 compressor
                     .seal(event)
-                    .map_err(|error| Error::caused("a sample cannot be compressed", error))?;
+                    .map_err(|error| Error::caused("cannot compress the sample", error))?;
             }
         }
         let seconds = started.elapsed().as_secs_f64();
@@ -329,7 +327,7 @@ impl Sampler<'_> {
     }
 }
 
-/// The attempts at a part of a sample.
+/// Retry handling for one part of the sample.
 pub(super) fn attempts<'a>(
     retries: &'a Retries,
     doing: &str,
@@ -338,16 +336,16 @@ pub(super) fn attempts<'a>(
     WorkAttempts::new(
         retries,
         format!("{doing} for a sample"),
-        "a sample could not be taken",
+        "cannot take a sample",
     )
     .in_blocks_of(block_rows)
 }
 
 fn given_up(error: &WorkError, tries: &str) -> Error {
-    Error::caused(format_args!("a sample could not be taken{tries}"), error).with(error.advice())
+    Error::caused(format_args!("cannot take a sample{tries}"), error).with(error.advice())
 }
 
-/// Blocks of about so many bytes together, as they are enriched at once.
+/// Groups blocks to about `bytes` each, as a run enriches them.
 fn groups(blocks: Vec<Block>, bytes: usize) -> Vec<Vec<Block>> {
     let mut groups: Vec<Vec<Block>> = Vec::new();
     let mut held = usize::MAX;
@@ -364,15 +362,15 @@ fn groups(blocks: Vec<Block>, bytes: usize) -> Vec<Vec<Block>> {
     groups
 }
 
-/// What the readers of one sample share.
+/// State shared by the sample's readers.
 struct Reading {
     connection: Connection,
     budget: Budget,
     pool: BufferPool,
-    /// What is not read yet.
+    /// Statements still to read.
     statements: Mutex<VecDeque<String>>,
     rows: AtomicU64,
-    /// After which time the last rows arrived.
+    /// When the last rows arrived.
     nanoseconds: AtomicU64,
     started: Instant,
 }
@@ -385,8 +383,7 @@ impl Reading {
             .pop_front()
     }
 
-    /// The first rows are waited for however long they take: without any, nothing can
-    /// be told.
+    /// The first rows are awaited however long they take, since an estimate needs some.
     fn is_enough(&self) -> bool {
         let rows = self.rows.load(Ordering::Relaxed);
         rows >= MOST_ROWS || (rows > 0 && self.started.elapsed() >= LONGEST)
@@ -450,10 +447,9 @@ impl Reading {
     }
 }
 
-/// The numbers below `count`, each once, so that the first of them are spread
-/// over all of them.
+/// The numbers below `count`, ordered so that any prefix is spread over the whole range.
 fn spread(count: usize) -> impl Iterator<Item = usize> {
-    /// Places that come first.
+    /// Number of evenly spread starting points.
     const PLACES: usize = 8;
     let stride = count.div_ceil(PLACES).max(1);
     (0..stride).flat_map(move |first| (first..count).step_by(stride))

@@ -1,4 +1,4 @@
-//! What a run would do, as text and as JSON.
+//! The forecast as text and JSON.
 
 use std::fmt;
 
@@ -12,89 +12,89 @@ use crate::clickhouse::StoredBytes;
 use crate::memory::ByteSize;
 use crate::progress::words::{about, plural, write_lines};
 
-/// What is to be read of one table.
+/// What a run reads from one table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(crate) struct TableToRead {
-    /// Rows in the parts of the partition, versions that are not merged yet included.
+    /// Rows in the partition's parts, including unmerged versions.
     pub rows: u64,
-    /// Parts of the partition.
+    /// Number of parts.
     pub parts: u64,
-    /// Bytes of the columns that are read; of small parts, of all columns.
+    /// Size of the columns to read; for small parts, of all columns.
     pub bytes: StoredBytes,
 }
 
-/// What the trace store needs on this machine.
+/// Disk space for the trace store on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct TraceStoreRoom {
     /// The state directory.
     pub state_dir: String,
-    /// Bytes that the store can take, at most.
+    /// Maximum size of the store, in bytes.
     pub needed_bytes: u64,
-    /// Bytes that are free there, where it is known.
+    /// Free bytes there, if known.
     pub free_bytes: Option<u64>,
 }
 
-/// What the events need on the server.
+/// Disk space for the events on the server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct ServerRoom {
-    /// Bytes that all tables together will grow by.
+    /// Growth of all tables together, in bytes.
     pub needed_bytes: u64,
-    /// By how much each table will grow: the target, and what views fill from it.
+    /// Growth per table: the target and the tables that views fill from it.
     pub tables: Vec<Growth>,
-    /// Names of the disks that the target may use, where they are known.
+    /// Disks the target may use, if known.
     pub disks: Vec<String>,
-    /// Bytes that are free on them, where it is known.
+    /// Free bytes on them, if known.
     pub free_bytes: Option<u64>,
 }
 
-/// What a run would do.
+/// An estimated run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Forecast {
     /// The partition, `YYYYMM`.
     pub partition: String,
-    /// `database.table` that would be written to.
+    /// Target table, as `database.table`.
     pub target_table: String,
     /// The server's version.
     pub clickhouse_version: String,
-    /// Observations to be read.
+    /// Observations to read.
     pub observations: TableToRead,
-    /// Traces to be read, those of the days before and after the month included: about so
-    /// many rows, in so many parts of the month itself.
+    /// Traces to read, including the days before and after the month: estimated rows, and the
+    /// month's parts.
     pub traces: TableToRead,
-    /// How many days before and after the month that are.
+    /// Number of days before and after the month.
     pub trace_margin_days: u16,
-    /// Events of the partition that the target has, versions included; none where
-    /// this user may not know it.
+    /// Events of the partition in the target, including versions. `None` if this user may not read
+    /// it.
     pub events_there: Option<u64>,
-    /// Root spans to be written, if they are wanted.
+    /// Root spans to write, if any.
     pub root_spans: Option<RootSpans>,
-    /// Segments of observations in the plan.
+    /// Number of observation segments.
     pub segments: u64,
-    /// Rows of the largest of them.
+    /// Rows in the largest segment.
     pub largest_segment_rows: u64,
-    /// Bytes to be written, as they travel, uncompressed.
+    /// Uncompressed bytes to send.
     pub write_bytes: u64,
-    /// What the trace store needs.
+    /// Disk space for the trace store.
     pub trace_store: TraceStoreRoom,
-    /// What the events need.
+    /// Disk space for the events.
     pub server_disk: ServerRoom,
-    /// What was measured.
+    /// The measurements.
     pub sample: Sample,
-    /// How long it will take.
+    /// Estimated duration.
     pub time: Time,
-    /// What else there is to know.
+    /// Remarks.
     pub notes: Vec<String>,
-    /// What would not work.
+    /// Problems the run would have.
     pub warnings: Vec<String>,
 }
 
 impl TraceStoreRoom {
-    /// Why the store does not fit, if it does not.
+    /// The warning if the trace store does not fit.
     pub(crate) fn warning(&self) -> Option<String> {
         let free = self.free_bytes.filter(|&free| free < self.needed_bytes)?;
         Some(format!(
-            "the trace store can need {}, and {} has {} left: name a state directory on a larger \
-             disk with --state-dir",
+            "the trace store can take {}, but {} has only {} free: set --state-dir to a larger \
+             disk",
             ByteSize(self.needed_bytes),
             self.state_dir,
             ByteSize(free)
@@ -103,11 +103,11 @@ impl TraceStoreRoom {
 }
 
 impl ServerRoom {
-    /// Why the events do not fit, if they do not.
+    /// The warning if the events do not fit.
     pub(crate) fn warning(&self) -> Option<String> {
         let free = self.free_bytes.filter(|&free| free < self.needed_bytes)?;
         Some(format!(
-            "the events will need about {} of the server's disk, and {} has {} left: make room \
+            "the events will take about {} on the server, but {} has only {} free: make room \
              before the run",
             ByteSize(self.needed_bytes),
             self.disks.join(" and "),
@@ -116,11 +116,11 @@ impl ServerRoom {
     }
 }
 
-/// So many bytes, or that nobody knows.
+/// Free space, if known.
 fn room(free: Option<u64>, place: &str) -> String {
     match free {
         Some(free) => format!("{} free {place}", ByteSize(free)),
-        None => format!("free {place} is not known"),
+        None => format!("free space {place} unknown"),
     }
 }
 
@@ -143,12 +143,12 @@ impl Forecast {
         let traces = match self.trace_margin_days {
             0 => String::new(),
             days => format!(
-                ", {} before and after the month included",
+                ", including {} before and after the month",
                 plural(days.into(), "day")
             ),
         };
         let segments = format!(
-            " in {}, to be read as {} of up to {} rows",
+            " in {}, read as {} of up to {} rows",
             plural(self.observations.parts, "part"),
             plural(self.segments, "segment"),
             HumanCount(self.largest_segment_rows)
@@ -165,11 +165,11 @@ impl Forecast {
                 ),
             ),
             (
-                "Events there already",
+                "Existing events",
                 match self.events_there {
-                    None => "not known".to_owned(),
-                    Some(0) => "none of this month".to_owned(),
-                    Some(rows) => format!("{} rows of this month", HumanCount(rows)),
+                    None => "unknown".to_owned(),
+                    Some(0) => "none in this month".to_owned(),
+                    Some(rows) => format!("{} rows in this month", HumanCount(rows)),
                 },
             ),
             ("Observations", self.observations.in_words(&segments)),
@@ -181,7 +181,7 @@ impl Forecast {
                 format!("about {} uncompressed", ByteSize(self.write_bytes)),
             ),
             (
-                "Disk for the trace store",
+                "Trace store disk",
                 format!(
                     "up to {}; {}",
                     ByteSize(store.needed_bytes),
@@ -189,7 +189,7 @@ impl Forecast {
                 ),
             ),
             (
-                "Disk on the server",
+                "Server disk",
                 format!(
                     "about {}; {}",
                     ByteSize(server.needed_bytes),
@@ -219,14 +219,14 @@ impl Forecast {
             rows.extend(server.tables.iter().map(|table| {
                 let bytes = ByteSize(table.bytes);
                 (
-                    "  of which".to_owned(),
+                    "  of this".to_owned(),
                     format!("{bytes} for {}", table.table),
                 )
             }));
         }
-        rows.push(("Time (an estimate)".to_owned(), self.time_in_words()));
+        rows.push(("Estimated time".to_owned(), self.time_in_words()));
         rows.extend(self.time.steps.iter().map(|step| {
-            let seconds = step.seconds.map_or("not known".to_owned(), about);
+            let seconds = step.seconds.map_or("unknown".to_owned(), about);
             let name = format!("  {}", step.name);
             (name, format!("{seconds} ({})", step.basis))
         }));
@@ -236,7 +236,7 @@ impl Forecast {
     fn time_in_words(&self) -> String {
         self.time
             .total_seconds
-            .map_or("not known".to_owned(), |total| {
+            .map_or("unknown".to_owned(), |total| {
                 format!("about {}", about(total))
             })
     }

@@ -1,4 +1,4 @@
-//! How long a run will take: from what a sample measured, or an earlier run.
+//! Estimates a run's duration from the sample or an earlier run.
 
 use indicatif::HumanCount;
 use serde::Serialize;
@@ -12,42 +12,41 @@ use crate::inspect::Inspected;
 use crate::memory::ByteSize;
 use crate::memory::numbers::whole;
 
-/// Bytes of events, uncompressed, that a server takes in a second: what two cores did with
-/// `events_full` and its text indexes (measured at commit ef8dda3: 70,500 events of 1.35 KB per second
-/// with reading and enriching, and 215,800 without inserting, which makes 135 MiB; other machines of the
-/// kind were a tenth slower).
+/// Uncompressed bytes of events a server inserts per second: two cores with `events_full` and its
+/// text indexes (measured at commit ef8dda3: 70,500 events of 1.35 KB per second including reading
+/// and enriching, and 215,800 without inserting, which makes 135 MiB; similar machines were a tenth
+/// slower).
 const INSERTED_PER_SECOND: u64 = 120 << 20;
 
-/// One part of the work.
+/// One step of the run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Step {
-    /// What is done.
+    /// Its name.
     pub name: &'static str,
-    /// How long it will take, in seconds, where that can be told.
+    /// Estimated duration in seconds, if known.
     pub seconds: Option<f64>,
-    /// What this is based on.
+    /// The basis of the estimate.
     pub basis: String,
 }
 
-/// How long it will take. An estimate, whatever it is based on.
+/// The estimated duration.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Time {
-    /// One after the other.
+    /// The steps, in order.
     pub steps: Vec<Step>,
-    /// Of all steps, in seconds, where that can be told of each.
+    /// Total in seconds, if every step is known.
     pub total_seconds: Option<f64>,
-    /// Whether inserting was measured, by an earlier run.
+    /// Whether an earlier run measured inserting.
     pub with_measured_inserts: bool,
-    /// What it leaves out.
+    /// What the estimate excludes.
     pub left_out: &'static str,
 }
 
-/// What no sample tells.
-const LEFT_OUT: &str = "what else the server does meanwhile, its merges, what is tried again, \
-                        and traces that are looked for in other months";
+/// What a sample cannot show.
+const LEFT_OUT: &str = "other load on the server, merges, retries and look-ups in other months";
 
 impl Time {
-    /// An estimate for a run that writes `write_bytes`.
+    /// Estimates a run that writes `write_bytes`.
     pub(crate) fn new(
         options: &Options,
         inspected: &Inspected,
@@ -91,15 +90,15 @@ impl Time {
 
 fn load_step(traces: u64, sample: &Sample) -> Step {
     let (seconds, basis) = match (traces, sample.load.seconds_of(traces)) {
-        (0, _) => (Some(0.0), "there are none".to_owned()),
+        (0, _) => (Some(0.0), "none to load".to_owned()),
         (_, None) => {
-            let basis = "a few of the days before and after the month: not measured";
+            let basis = "not measured: only a few, from the days before and after the month";
             (Some(0.0), basis.to_owned())
         }
         (_, Some(seconds)) => (
             Some(seconds),
             format!(
-                "measured: {} were loaded at {}/s",
+                "measured: {} loaded at {}/s",
                 HumanCount(sample.load.rows),
                 rate(traces, seconds)
             ),
@@ -119,17 +118,17 @@ fn experiments_step(experiments: &Experiments) -> Step {
         is_cut_short,
     } = *experiments;
     let measured = format!(
-        "{} of {} traces that have an item",
+        "{} of {} traces with an item",
         HumanCount(found.rows),
         HumanCount(traces)
     );
     let after = LONGEST.as_secs();
     let basis = match (found.rows, is_cut_short) {
-        (0, true) => format!(
-            "at least: cut short after {after} s, before it was known which traces have an item"
-        ),
-        (_, true) => format!("at least: {measured}, cut short after {after} s"),
-        (0, false) => "no trace of the month has an item".to_owned(),
+        (0, true) => {
+            format!("at least: stopped after {after} s, still searching for traces with an item")
+        }
+        (_, true) => format!("at least: {measured}, stopped after {after} s"),
+        (0, false) => "no trace in this month has an item".to_owned(),
         (_, false) => format!("measured: {measured}"),
     };
     Step {
@@ -139,7 +138,7 @@ fn experiments_step(experiments: &Experiments) -> Step {
     }
 }
 
-/// Blocks are enriched in as many threads as there are segments at once.
+/// Blocks are enriched in one thread per concurrent segment.
 fn read_step(options: &Options, rows: u64, sample: &Sample) -> Step {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = options.concurrency.min(processors) as f64;
@@ -150,12 +149,12 @@ fn read_step(options: &Options, rows: u64, sample: &Sample) -> Step {
         .map(|(read, enrich)| read + enrich / threads);
     let basis = match seconds {
         Some(seconds) => format!(
-            "measured: {} were read and {} enriched, {}/s",
+            "measured: {} read and {} enriched, {}/s",
             HumanCount(sample.read.rows),
             HumanCount(sample.enrich.rows),
             rate(rows, seconds)
         ),
-        None => "the sample has no rows".to_owned(),
+        None => "the sample is empty".to_owned(),
     };
     Step {
         name: "read and enrich",
@@ -169,7 +168,7 @@ fn insert_step(bytes: u64) -> Step {
         name: "insert",
         seconds: Some(bytes as f64 / INSERTED_PER_SECOND as f64),
         basis: format!(
-            "not measured: {}/s, as an idle server with 2 cores did",
+            "not measured: assumes {}/s, the speed of an idle server with 2 cores",
             ByteSize(INSERTED_PER_SECOND)
         ),
     }
@@ -181,7 +180,7 @@ fn as_earlier(earlier: &Earlier, rows: u64) -> Step {
         name: "read, enrich, insert",
         seconds: Some(rows as f64 / speed),
         basis: format!(
-            "as the run of {} did, {}/s with all inserts",
+            "speed of the run of {}: {}/s including inserts",
             earlier.partition,
             HumanCount(whole(speed))
         ),

@@ -1,4 +1,4 @@
-//! What the plans of several months come to.
+//! Totals over the plans of several months.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use super::summary::Forecast;
 use crate::memory::ByteSize;
 use crate::progress::words::{about, count, write_lines};
 
-/// Characters before a value.
+/// Column width of the labels.
 const WIDTH: usize = 27;
 
-/// The sums over some months.
+/// Sums over months.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     months: u64,
@@ -17,11 +17,11 @@ pub(crate) struct Totals {
     traces: u64,
     write_bytes: u64,
     server_bytes: u64,
-    /// Free on the server's disks, where it is known.
+    /// Free space on the server's disks, if known.
     server_free: Option<u64>,
-    /// Of the largest: one month's store is there at a time.
+    /// The largest month's, since only one store exists at a time.
     store_bytes: u64,
-    /// None once the time of one is not known.
+    /// `None` once any month's is unknown.
     seconds: Option<f64>,
 }
 
@@ -44,7 +44,7 @@ impl Totals {
         self.store_bytes = self.store_bytes.max(forecast.trace_store.needed_bytes);
     }
 
-    /// Whether they are more than one month's.
+    /// Whether there is more than one month.
     pub(crate) fn are_of_several(&self) -> bool {
         self.months > 1
     }
@@ -54,13 +54,13 @@ impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let free = self.server_free.map_or_else(String::new, |free| {
             let fits = match free < self.server_bytes {
-                true => ", which is not enough",
+                true => ", not enough",
                 false => "",
             };
             format!("; {} free{fits}", ByteSize(free))
         });
         let time = self.seconds.map_or_else(
-            || "not known".to_owned(),
+            || "unknown".to_owned(),
             |seconds| format!("about {}", about(seconds)),
         );
         write_lines(
@@ -75,14 +75,14 @@ impl fmt::Display for Totals {
                     format!("about {} uncompressed", ByteSize(self.write_bytes)),
                 ),
                 (
-                    "Disk on the server",
+                    "Server disk",
                     format!("about {}{free}", ByteSize(self.server_bytes)),
                 ),
                 (
-                    "Disk for the trace store",
+                    "Trace store disk",
                     format!("up to {}, one month at a time", ByteSize(self.store_bytes)),
                 ),
-                ("Time (an estimate)", time),
+                ("Estimated time", time),
             ],
         )
     }

@@ -1,8 +1,9 @@
-//! Mends a month: finds what is wrong as verify does, writes just that again, and lets ClickHouse
-//! merge what stands more than once, where that is wanted.
+//! Repairs a month: finds what is wrong as verify does, rewrites only that, and on request lets
+//! ClickHouse merge duplicates.
 //!
 //! ```text
-//!  verify::examine ──▶ keeper ──▶ rows on disk ──▶ segments ──▶ backfill::mend (read, enrich, insert)
+//!  verify::examine ──▶ keeper ──▶ rows on disk ──▶ segments ──▶ backfill::mend (read, enrich,
+//! insert)
 //!                                                                   │
 //!                                       what events_core lacks ◀────┘──▶ optimize
 //! ```
@@ -37,7 +38,7 @@ use crate::state::resume;
 use crate::trace_store::TraceStore;
 use crate::verify;
 
-/// What was found, and is to be written: all that another process needs to go on.
+/// The rows found and still to write: all that another process needs to continue.
 struct RepairWork {
     found: Found,
     store: Arc<TraceStore>,
@@ -45,12 +46,11 @@ struct RepairWork {
     resumed: bool,
 }
 
-/// Mends one partition, and says what came of it, also where it ended early. With `optimize`, what
-/// stands more than once is merged. That it was begun, and what came of it, is kept beside the state of
-/// the run.
+/// Repairs one partition and reports the result, even if it stopped early. `optimize` also merges
+/// duplicates. The start and the result are recorded with the run's state.
 ///
 /// # Errors
-/// [`Error`] where nothing was begun.
+/// [`Error`] if the repair never started.
 pub(crate) async fn run(
     session: &Session,
     mut options: Options,
@@ -59,7 +59,7 @@ pub(crate) async fn run(
     let started = Instant::now();
     if !options.subject.observations {
         return Err(Error::configuration(
-            "--only goes with a run and a plan: repair mends the events of observations too",
+            "--only applies to a run and to plan; repair always covers observations too",
         ));
     }
     let retries = session.retries(&options);
@@ -67,8 +67,8 @@ pub(crate) async fn run(
     resume::require_finished(&options)?;
     if let Some(hidden) = inspected.hidden.as_ref().filter(|_| !options.dry_run) {
         return Err(Error::configuration(format!(
-            "{hidden}: what is made of rows that are not seen would be taken for wrong; name a user \
-             that sees all rows in CLICKHOUSE_USER"
+            "{hidden}: the repair would treat events of hidden rows as wrong; set CLICKHOUSE_USER \
+             to a user that sees all rows"
         )));
     }
     if optimize && !options.dry_run {
@@ -90,7 +90,7 @@ pub(crate) async fn run(
             Ok(())
         }
         Ok(findings) => {
-            // From here on what was found before says nothing any more.
+            // From here on the previous findings are void.
             let identity = findings.checkpoint.identity.clone();
             begun(options.partition, optimize).keep(&asked_for, &identity, &session.display)?;
             mended = Some(identity);
@@ -124,14 +124,14 @@ pub(crate) async fn run(
     if let Some(identity) = mended {
         let finding = Finding::new("repair", milliseconds_since_1970(), &report, &outcome);
         if let Err(error) = finding.keep(&asked_for, &identity, &session.display) {
-            // It was done all the same.
+            // The repair itself is done, so this is only a note.
             session.display.note(error);
         }
     }
     Ok((report, outcome))
 }
 
-/// What is known of a repair until it says what came of it.
+/// The record of a repair in progress.
 fn begun(partition: Partition, optimize: bool) -> Finding {
     let now = milliseconds_since_1970();
     let how = if optimize { " --optimize" } else { "" };
@@ -139,15 +139,15 @@ fn begun(partition: Partition, optimize: bool) -> Finding {
         command: "repair".to_owned(),
         said_at: now,
         error: Some(format!(
-            "it was begun at {} UTC and has not ended: where no process is at it any more, \
-             `events-backfill repair --partition {partition}{how} --resume` goes on with it",
+            "started at {} UTC and not finished: if no process is running it, continue with \
+             `events-backfill repair --partition {partition}{how} --resume`",
             Moment(now / 1_000).to_minute()
         )),
         ..Finding::default()
     }
 }
 
-/// Finds what is wrong, or takes what an earlier process found.
+/// Finds what is wrong, or reuses what an earlier process found.
 async fn find(
     session: &Session,
     options: &Options,
@@ -161,7 +161,7 @@ async fn find(
         && let Some(findings) = take_up(options, &identity, state)?
     {
         session.display.note(format_args!(
-            "going on with {}",
+            "resuming with {}",
             resume::progress(&findings.checkpoint)
         ));
         report.resumed = true;
@@ -185,7 +185,7 @@ async fn find(
     report.found = found;
     let mut checkpoint = Checkpoint::begin(identity, run_id, now);
     session.display.note(format_args!(
-        "{} rows to write in {} segments, and {} that only the view's table lacks",
+        "{} rows to write in {} segments, and {} missing only in the view's table",
         HumanCount(
             (segments.iter().map(|segment| segment.rows).sum::<u64>() + wanted.rows_of_whole_days)
                 .saturating_sub(wanted.of_either)
@@ -196,7 +196,7 @@ async fn find(
     checkpoint.segments = Some(segments);
     report.take(&checkpoint, wanted);
     if !options.dry_run {
-        // What the checkpoint speaks of must outlast it.
+        // Store the findings before the checkpoint that refers to them.
         crate::state::report::keep(&found, &found_file(state))?;
         store.sync()?;
         checkpoint.keep(&state.checkpoint())?;
@@ -209,7 +209,7 @@ async fn find(
     })
 }
 
-/// What another process has found and not mended, if there is anything.
+/// The unrepaired findings of an earlier process, if any.
 fn take_up(
     options: &Options,
     identity: &RunIdentity,
@@ -217,7 +217,7 @@ fn take_up(
 ) -> Result<Option<RepairWork>, Error> {
     let unusable = |what: String| {
         Error::configuration(format!(
-            "the repair in {} cannot be continued: {what}; without --resume it is begun anew",
+            "cannot continue the repair in {}: {what}; omit --resume to start over",
             state.path().display()
         ))
     };
@@ -261,7 +261,7 @@ async fn mend(
     report.add(&mended);
     outcome?;
     drop(store);
-    // All of it is done: nothing is left to go on with.
+    // Nothing is left to continue.
     context.remove_state();
     if let Some(optimizer) = optimizer {
         let merged = optimizer.run(&mut report.optimized).await;
@@ -272,7 +272,7 @@ async fn mend(
     Ok(())
 }
 
-/// Refuses where the user may not have the tables merged.
+/// Fails unless the user may run OPTIMIZE on the tables.
 async fn require_merges(
     session: &Session,
     inspected: &Inspected,
@@ -285,8 +285,8 @@ async fn require_merges(
         if !granted {
             let name = format!("{}.{}", table.database, table.name);
             return Err(Error::configuration(format!(
-                "user '{user}' may not have {name} merged: GRANT OPTIMIZE ON {name} TO {user}, or leave \
-                 --optimize out"
+                "user '{user}' may not merge {name}: GRANT OPTIMIZE ON {name} TO {user}, or omit \
+                 --optimize"
             )));
         }
     }

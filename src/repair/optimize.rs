@@ -1,4 +1,4 @@
-//! Lets ClickHouse merge a month of the target, and of the tables that its views fill, and waits.
+//! Has ClickHouse merge a month of the target and the tables its views fill, and waits for it.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -15,34 +15,34 @@ use crate::partition::Partition;
 use crate::progress::{Display, Phase};
 use crate::shutdown::Shutdown;
 
-/// How long one merge may take. Large months take hours.
+/// Maximum time for one merge. Large months take hours.
 const PATIENCE: Duration = Duration::from_secs(7 * 24 * 3_600);
-/// How often it is looked how far it is.
+/// Polling interval for a merge's progress.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How often in a row the server may refuse, or not answer.
+/// Maximum consecutive refusals or failures.
 const FAILURES: u32 = 30;
-/// CANNOT_ASSIGN_OPTIMIZE: another merge is under way.
+/// CANNOT_ASSIGN_OPTIMIZE: another merge is running.
 const CANNOT_ASSIGN: u32 = 388;
-/// UNFINISHED: a replica is away, and merges later.
+/// UNFINISHED: a replica is offline and merges later.
 const UNFINISHED: u32 = 341;
 
 /// Merges a month.
 pub(super) struct Optimizer {
     /// The server.
     pub connection: Connection,
-    /// Where progress is shown.
+    /// Shows progress.
     pub display: Display,
-    /// Whether to end.
+    /// Signals a request to stop.
     pub shutdown: Shutdown,
     /// The target.
     pub target: TableInfo,
     /// The month.
     pub partition: Partition,
-    /// What counts the rows that are left to merge.
+    /// Counts the rows left to merge.
     pub month: TargetMonth,
 }
 
-/// What became of a table.
+/// The result for one table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Optimized {
     /// Its name.
@@ -51,7 +51,7 @@ pub(crate) struct Optimized {
     pub rows_before: u64,
     /// Rows after.
     pub rows_after: u64,
-    /// Seconds by the clock.
+    /// Wall-clock seconds.
     pub seconds: f64,
 }
 
@@ -59,7 +59,7 @@ impl fmt::Display for Optimized {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} rows, {} before, in {:.1} s",
+            "{} rows, down from {}, in {:.1} s",
             HumanCount(self.rows_after),
             HumanCount(self.rows_before),
             self.seconds
@@ -67,7 +67,7 @@ impl fmt::Display for Optimized {
     }
 }
 
-/// The parts of a partition.
+/// A partition's parts.
 #[derive(Debug, Clone, Copy, Row, Deserialize)]
 struct Parts {
     rows: u64,
@@ -76,7 +76,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Whether there is nothing to merge: what was inserted last is merged with all others.
+    /// Whether there is nothing left to merge: one part, or a newest part that is already merged.
     fn are_merged(self) -> bool {
         self.parts == 0 || (self.parts == 1 && self.least_level > 0)
     }
@@ -89,14 +89,15 @@ struct Merging {
 }
 
 impl Optimizer {
-    /// Merges one table after the other: first those that the views fill, which v4 reads. Goes on
-    /// after one that the server does not merge.
+    /// Merges one table after another, first those that the views fill, since v4 reads them.
+    /// Continues after a table that the server does not merge.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the server does not do it; [`Kind::Interrupted`](crate::error::Kind).
+    /// [`Kind::Failed`](crate::error::Kind) if the server fails to merge a table,
+    /// [`Kind::Interrupted`](crate::error::Kind) on a signal.
     pub(super) async fn run(&self, optimized: &mut Vec<Optimized>) -> Result<(), Error> {
         let views = CoreView::all(&self.connection, &self.target).await;
-        let views = views.map_err(|error| Error::caused("the views cannot be read", error))?;
+        let views = views.map_err(|error| Error::caused("cannot read the views", error))?;
         let tables = views.into_iter().map(|view| view.table);
         let mut outcome = Ok(());
         for table in tables.chain([self.target.clone()]) {
@@ -109,21 +110,19 @@ impl Optimizer {
         outcome
     }
 
-    /// Rows that stand more than once all the same.
+    /// Counts duplicate rows left after merging.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where they cannot be counted.
+    /// [`Kind::Failed`](crate::error::Kind) if they cannot be counted.
     pub(super) async fn rows_left(&self) -> Result<u64, Error> {
         let rows = self.month.rows_to_merge().await;
-        rows.map_err(|error| {
-            Error::caused("the rows that wait to be merged cannot be counted", error)
-        })
+        rows.map_err(|error| Error::caused("cannot count the unmerged duplicates", error))
     }
 
     async fn optimize(&self, table: &TableInfo) -> Result<Optimized, Error> {
         let started = Instant::now();
         let name = format!("{}.{}", table.database, table.name);
-        let failed = |error| Error::caused(format!("{name} could not be merged"), error);
+        let failed = |error| Error::caused(format!("cannot merge {name}"), error);
         let before = self.parts(table).await.map_err(failed)?;
         let phase = Phase::begin(&self.display, "rows merged", before.rows, 0);
         let mut failures = 0;
@@ -148,7 +147,7 @@ impl Optimizer {
                     signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
                 }
             }
-            // After a lost answer, the server may still be at it.
+            // The server may still be merging although its answer was lost.
             after = self.wait_for_merges(table, &phase).await?;
             if was_done {
                 break;
@@ -178,7 +177,7 @@ impl Optimizer {
             .await
     }
 
-    /// Waits until nothing of the month is being merged.
+    /// Waits until no merge of the month is running.
     async fn wait_for_merges(&self, table: &TableInfo, phase: &Phase) -> Result<Parts, Error> {
         let name = format!("{}.{}", table.database, table.name);
         let mut failures = 0;
@@ -193,7 +192,7 @@ impl Optimizer {
                 Err(error) => {
                     failures += 1;
                     if failures > FAILURES {
-                        return Err(Error::caused(format!("{name} could not be merged"), error));
+                        return Err(Error::caused(format!("cannot merge {name}"), error));
                     }
                 }
             }
@@ -204,11 +203,11 @@ impl Optimizer {
         }
     }
 
-    /// Shows how far the merge is, for ever.
+    /// Shows the merge's progress until dropped.
     async fn show(&self, table: &TableInfo, phase: &Phase) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            // Whatever is wrong with the server, the merge itself says it.
+            // Ignore errors: the merge itself reports what is wrong.
             if let Ok(merging) = self.merging(table).await {
                 phase.advance_to(merging.rows_read);
             }

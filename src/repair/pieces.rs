@@ -1,4 +1,4 @@
-//! What verify finds, kept on disk, and divided into segments.
+//! Stores verify's findings and divides them into segments.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,30 +13,29 @@ use crate::partition::Day;
 use crate::trace_store::{StoreError, TraceStore, WantedDay, WantedRow};
 use crate::verify::{Findings, FoundRow, Kind, Unlisted};
 
-/// Rows of a segment: their ids are some hundred kilobytes of a statement.
+/// Rows per segment: their ids take several hundred kilobytes of SQL.
 const SEGMENT_ROWS: usize = 4_000;
-/// Days of projects of a segment, each of them a condition.
+/// Days of projects per segment, each a separate condition.
 const SEGMENT_DAYS: usize = 64;
 
-/// How much is to be written, as far as it was looked at one by one.
+/// Amount to write, as far as rows were checked individually.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Wanted {
     /// Rows.
     pub rows: u64,
-    /// Rows of days that are written as a whole.
+    /// Rows in days that are rewritten as a whole.
     pub rows_of_whole_days: u64,
-    /// Rows that only the view's table lacks.
+    /// Rows missing only in the view's table.
     pub only_missing_in_core: u64,
-    /// Rows that are wanted of a trace and of an observation, since nobody knows which of the two
-    /// they are made of.
+    /// Rows wanted both as a trace's and as an observation's, since their source is unknown.
     pub of_either: u64,
 }
 
-/// Keeps what is found.
+/// Stores findings.
 pub(super) struct Keeper {
     store: Arc<TraceStore>,
     wanted: Wanted,
-    /// The last day that the view's table lacks something of: many rows are of the same.
+    /// The last day stored for the view's table, to skip repeats.
     last_core: Option<(Vec<u8>, Day)>,
     failed: Option<StoreError>,
 }
@@ -68,7 +67,7 @@ impl Findings for Keeper {
 }
 
 impl Keeper {
-    /// Keeps it in this store.
+    /// Stores findings in `store`.
     pub(super) fn new(store: Arc<TraceStore>) -> Self {
         Self {
             store,
@@ -78,8 +77,9 @@ impl Keeper {
         }
     }
 
-    /// Keeps an event that was not compared with its source: one that is called as a root span may be
-    /// an observation's. The one that it is not made of has no such row, or leaves it to the other.
+    /// Stores an event that was not compared with its source. A root span's id may also be an
+    /// observation's, so both are requested; the wrong source has no such row or leaves it to the
+    /// other.
     fn keep_event(&mut self, row: &FoundRow<'_>) -> Result<(), StoreError> {
         if row.source == Source::Traces {
             self.wanted.of_either += 1;
@@ -116,10 +116,10 @@ impl Keeper {
         }
     }
 
-    /// How much there is, and in which segments it is to be written.
+    /// Finishes and returns the amount to write and its segments.
     ///
     /// # Errors
-    /// [`StoreError`] where something could not be kept.
+    /// [`StoreError`] if anything could not be stored.
     pub(super) fn finish(self) -> Result<(Wanted, Vec<Segment>), StoreError> {
         match self.failed {
             Some(error) => Err(error),
@@ -128,7 +128,7 @@ impl Keeper {
     }
 }
 
-/// Divides what is wanted, and says in the store which rows a segment has.
+/// Divides the stored rows into segments and records each segment's rows in the store.
 fn segments(store: &TraceStore) -> Result<Vec<Segment>, StoreError> {
     type Days = BTreeSet<(Vec<u8>, Day)>;
     let whole: [Days; 2] = [
@@ -167,7 +167,7 @@ fn segments(store: &TraceStore) -> Result<Vec<Segment>, StoreError> {
     Ok(segments)
 }
 
-/// The place before a day of a project. The types have no part in it.
+/// The position before a project's day, for all types.
 fn boundary(project: &[u8], day: Day) -> Option<Boundary> {
     Some(Boundary {
         project_id: ByteBuf::from(project),
@@ -183,7 +183,7 @@ struct Division<'a> {
     piece: Option<Piece>,
 }
 
-/// Rows that follow each other.
+/// Consecutive rows.
 struct Piece {
     first: WantedRow,
     last: WantedRow,

@@ -1,4 +1,4 @@
-//! What a repair came to, as text and as JSON.
+//! The result of a repair, as text and JSON.
 
 use std::fmt;
 
@@ -12,46 +12,46 @@ use crate::inspect::Inspected;
 use crate::progress::words::{count, seconds, write_lines};
 use crate::state::checkpoint::Checkpoint;
 
-/// Characters before a value in the text.
+/// Column width of the labels.
 const WIDTH: usize = 42;
 
-/// What was wrong before.
+/// What was wrong before the repair.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Found {
     /// Observations and traces without an event.
     pub missing: u64,
-    /// Events that differ in something of the observation.
+    /// Events with a wrong value from the observation.
     pub different: u64,
-    /// Events that differ only in something of the trace.
+    /// Events with a wrong value from the trace only.
     pub stale: u64,
-    /// Events that say something else of experiments than the items do.
+    /// Events whose experiment columns do not match the items.
     pub different_experiments: u64,
-    /// Events that the view's table lacks.
+    /// Events missing in the view's table.
     pub missing_in_core: u64,
-    /// Events that it has otherwise than the view makes them.
+    /// Events that differ in the view's table.
     pub different_in_core: u64,
-    /// Rows besides the first of each key in the target.
+    /// Rows beyond the first per key in the target.
     pub doubled_in_full: u64,
-    /// The same in the view's table.
+    /// Rows beyond the first per key in the view's table.
     pub doubled_in_core: u64,
-    /// Events besides the one of their observation.
+    /// Additional events of an observation.
     pub doubled: u64,
-    /// Events of versions that do not count.
+    /// Events of outdated versions.
     pub superseded: u64,
     /// Events without an observation.
     pub extra: u64,
-    /// Root spans beside live ones.
+    /// Root spans of traces that also have a live one.
     pub second_roots: u64,
-    /// Events beside live ones of the same span.
+    /// Events of spans that also have a live one.
     pub beside_live: u64,
-    /// Events that only the view's table has.
+    /// Events only in the view's table.
     pub extra_in_core: u64,
-    /// How much of it is to be written.
+    /// Amount to write.
     pub wanted: Wanted,
 }
 
 impl Found {
-    /// What verify found.
+    /// Copies verify's findings.
     pub(super) fn of(verified: &crate::verify::Report) -> Self {
         Self {
             missing: verified.missing,
@@ -78,43 +78,43 @@ impl Found {
 pub(crate) struct Report {
     /// The partition, `YYYYMM`.
     pub partition: String,
-    /// `database.table` that was mended.
+    /// Repaired table, as `database.table`.
     pub target_table: String,
-    /// A TTL of the target that takes rows or values of the month, as a sentence.
+    /// A TTL of the target that removes rows or values of the month, as a sentence.
     #[serde(skip)]
     pub expiry: Option<String>,
-    /// Whether nothing was to be written, but only found.
+    /// Whether it only searched and wrote nothing.
     pub dry_run: bool,
-    /// Whether it went on with what an earlier process had found.
+    /// Whether it used an earlier process's findings.
     pub resumed: bool,
-    /// Whether it came to its end.
+    /// Whether it finished.
     pub complete: bool,
     /// What was wrong.
     pub found: Found,
-    /// Rows that were to be written, one by one.
+    /// Rows to write, counted individually.
     pub rows_wanted: u64,
-    /// Rows that were written.
+    /// Rows written.
     pub rows_written: u64,
-    /// Rows that a live row, or an earlier attempt, had made good meanwhile.
+    /// Rows that a live row or an earlier attempt had fixed by then.
     pub rows_there_meanwhile: u64,
-    /// Segments that were to be written.
+    /// Segments to write.
     pub segments_total: u64,
-    /// Those that were.
+    /// Segments written.
     pub segments_done: u64,
-    /// Rows of the target that stand more than once until they are merged, where it was counted.
+    /// Target rows with unmerged duplicates, if counted.
     pub rows_to_merge: Option<u64>,
-    /// What was merged.
+    /// Merged tables.
     pub optimized: Vec<Optimized>,
-    /// Questions and inserts that were repeated after a passing error.
+    /// Retried statements and inserts.
     pub retries: u64,
-    /// Seconds by the clock.
+    /// Wall-clock seconds.
     pub seconds: f64,
-    /// Most memory that was resident.
+    /// Peak resident memory, in bytes.
     pub peak_rss_bytes: u64,
 }
 
 impl Report {
-    /// Nothing is done yet.
+    /// An empty report.
     pub(super) fn begin(options: &Options, inspected: &Inspected) -> Self {
         let target = &inspected.target;
         Self {
@@ -126,7 +126,7 @@ impl Report {
         }
     }
 
-    /// Takes what is to be done.
+    /// Records the work to do.
     pub(super) fn take(&mut self, checkpoint: &Checkpoint, wanted: Wanted) {
         let segments = checkpoint.segments.iter().flatten();
         let rows: u64 = segments.map(|segment| segment.rows).sum();
@@ -142,7 +142,7 @@ impl Report {
         self.rows_to_merge = mended.rows_to_merge;
     }
 
-    /// Rows that were to be written, and are not: what they are made of is not there any more.
+    /// Rows to write whose source has since disappeared.
     fn gone(&self) -> u64 {
         if self.dry_run {
             return 0;
@@ -151,35 +151,27 @@ impl Report {
         self.rows_wanted.saturating_sub(done)
     }
 
-    /// What is left with its number, and what to do about it.
+    /// What is left: name, count and advice.
     fn left(&self) -> Vec<(&'static str, u64, &'static str)> {
         let found = &self.found;
-        // Those that were found, until it is known how many there are after the repair.
+        // The count from before the repair, until it is counted again.
         let found_doubled = found.doubled_in_full.max(found.doubled_in_core);
         let doubled = self.rows_to_merge.unwrap_or(found_doubled);
-        const DELETE: &str = "delete them by hand, since a backfill deletes nothing";
+        const DELETE: &str = "delete them by hand: a repair never deletes";
         let left = [
             ("doubled", found.doubled, DELETE),
-            ("of versions that do not count", found.superseded, DELETE),
+            ("superseded", found.superseded, DELETE),
             ("extra", found.extra, DELETE),
-            ("second roots", found.second_roots, DELETE),
+            ("with a second root span", found.second_roots, DELETE),
             ("beside live rows", found.beside_live, DELETE),
             ("only in the view's table", found.extra_in_core, DELETE),
-            (
-                "too many until they are merged",
-                doubled,
-                "merge them with --optimize",
-            ),
-            (
-                "that changed while they were mended",
-                self.gone(),
-                "verify again",
-            ),
+            ("unmerged duplicates", doubled, "merge them with --optimize"),
+            ("changed during the repair", self.gone(), "verify again"),
         ];
         left.into_iter().filter(|left| left.1 > 0).collect()
     }
 
-    /// What is left, in one sentence, if anything is.
+    /// One sentence about what is left, or `None`.
     pub(super) fn what_is_left(&self) -> Option<String> {
         let left = self.left();
         if left.is_empty() {
@@ -198,9 +190,9 @@ impl Report {
             .into_iter()
             .map(|(what, names)| format!("{}: {what}", names.join(", ")))
             .collect();
-        // Whatever is written again, it takes again.
+        // The TTL would remove the rewritten rows again.
         let expiry = self.expiry.iter();
-        advice.extend(expiry.map(|what| format!("first see to {what}")));
+        advice.extend(expiry.map(|what| format!("fix first: {what}")));
         let (rows_are, count) = match rows {
             1 => ("row is", HumanCount(1)),
             _ => ("rows are", HumanCount(rows)),
@@ -228,11 +220,14 @@ impl fmt::Display for Report {
             line(name, count(number))?;
         }
         for (name, number) in [
-            ("  other experiment columns", found.different_experiments),
+            ("  wrong experiment columns", found.different_experiments),
             ("  missing in the view's table", found.missing_in_core),
-            ("  different there", found.different_in_core),
-            ("  too many until it is merged", found.doubled_in_full),
-            ("  too many in the view's table", found.doubled_in_core),
+            ("  different in the view's table", found.different_in_core),
+            ("  unmerged duplicates", found.doubled_in_full),
+            (
+                "  unmerged duplicates in the view's table",
+                found.doubled_in_core,
+            ),
         ] {
             if number > 0 {
                 line(name, count(number))?;
@@ -241,7 +236,7 @@ impl fmt::Display for Report {
         let segments = format!("{} of {}", self.segments_done, self.segments_total);
         match self.dry_run {
             true => {
-                line("Rows that would be written", count(self.rows_wanted))?;
+                line("Rows to write", count(self.rows_wanted))?;
                 line("Segments", count(self.segments_total))?;
             }
             false => {
@@ -279,7 +274,7 @@ mod tests {
         };
         let sentence = report.what_is_left().unwrap();
         assert!(
-            sentence.ends_with("first see to the TTL of a.b)"),
+            sentence.ends_with("fix first: the TTL of a.b)"),
             "{sentence}"
         );
     }

@@ -1,10 +1,8 @@
-//! What is compared: every event column, as the observation and its trace make
-//! it and as the event has it, in SQL.
+//! Compares every event column: the SQL for its expected value and for the value in the event.
 //!
-//! What comes from the observation alone is the same expression that a run
-//! selects (`mapping/`). What the trace has a part in is written here a second
-//! time, from the specification of the tables and independent of `enrich/`:
-//! whoever proves something by itself proves nothing.
+//! Columns that come from the observation alone use the same expressions as a run (`mapping/`).
+//! Columns that depend on the trace are defined here a second time, from the tables' specification
+//! and independently of `enrich/`: code cannot prove itself.
 
 use std::borrow::Cow;
 
@@ -15,14 +13,13 @@ use crate::inspect::statements::TRACE;
 use crate::mapping::{Enriched, Mapping, TRACE_TEXTS, VERSION};
 use crate::native::DataType;
 
-/// How texts that the trace has a part in stand in a statement.
+/// How statements represent texts that depend on the trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Texts {
-    /// As their hashes: a trace then takes little memory, however long its
-    /// metadata is. The rules are the same, since they only ask whether a text is
-    /// there and whether two of them are equal.
+    /// As hashes, so that a trace takes little memory however long its metadata is. The rules still
+    /// work: they only ask whether texts exist or are equal.
     Hashed,
-    /// As they are, for the few rows that are shown.
+    /// As plain text, for the few rows shown.
     Plain,
 }
 
@@ -34,7 +31,7 @@ impl Texts {
         }
     }
 
-    /// An array whose elements matter one by one.
+    /// An array compared element by element.
     fn elements(self, expression: &str) -> String {
         match self {
             Texts::Hashed => format!("arrayMap(one -> cityHash64(one), {expression})"),
@@ -43,16 +40,16 @@ impl Texts {
     }
 }
 
-/// A column that the trace has a part in.
+/// A column that depends on the trace.
 #[derive(Debug, Clone)]
 struct TraceColumn {
     name: String,
     form: Enriched,
-    /// Whether the target's column can be null, which an event's never is.
+    /// Whether the target's column is nullable. An event's value never is null.
     nullable: bool,
 }
 
-/// All columns that are compared, and those that cannot be.
+/// The columns to compare, and those that cannot be compared.
 #[derive(Debug, Clone)]
 pub(super) struct Columns {
     own: Vec<OwnColumn>,
@@ -60,15 +57,15 @@ pub(super) struct Columns {
     trace_metadata: bool,
     tags_in_metadata: bool,
     has_source: bool,
-    /// Columns that are filled and cannot be compared, with their types.
+    /// Columns that are filled but cannot be compared, with their types.
     pub not_compared: Vec<String>,
 }
 
-/// A value of a column that the trace has a part in.
+/// The value of a column that depends on the trace.
 struct Value {
-    /// What its hash is made of. None of it can be null.
+    /// What its hash covers. None can be null.
     arguments: Vec<String>,
-    /// What is shown of it, where texts are plain.
+    /// The text to show, for plain texts.
     text: String,
 }
 
@@ -84,7 +81,7 @@ impl Value {
 const EMPTY_LIST: &str = "CAST([], 'Array(String)')";
 
 impl Columns {
-    /// What is compared for one source and one target.
+    /// Selects the columns to compare for a source and target.
     pub(super) fn new(mapping: &Mapping, root_spans: Option<&Mapping>, target: &TableInfo) -> Self {
         let type_of = |name: &str| target.column(name).map(|column| column.data_type.as_str());
         let own = mapping.pass_through.iter().filter_map(|selected| {
@@ -101,7 +98,7 @@ impl Columns {
         });
         let is_json = |form| matches!(form, Enriched::MetadataJson | Enriched::MetadataText);
         let enriched = || mapping.enriched.iter();
-        // What the items of dataset runs say is compared apart.
+        // Experiment columns are compared separately.
         let is_apart = |form: Enriched| is_json(form) || form.is_experiment();
         let of_trace = enriched().filter(|column| !is_apart(column.form));
         let of_trace = of_trace.map(|column| TraceColumn {
@@ -131,16 +128,15 @@ impl Columns {
         }
     }
 
-    /// Names of the columns in the order of [`Columns::own_details`] and
-    /// [`Columns::trace_details`].
+    /// Column names, in the order of [`Columns::own_details`] and [`Columns::trace_details`].
     pub(super) fn names(&self) -> Vec<&str> {
         let own = self.own.iter().map(|column| column.name.as_str());
         let of_trace = self.of_trace.iter().map(|column| column.name.as_str());
         own.chain(of_trace).collect()
     }
 
-    /// Whether an event was written by something else than a backfill, as its
-    /// column `source` says; `0` where there is no such column.
+    /// Whether anything other than a backfill wrote the event, by its column `source`. `0` if there
+    /// is no such column.
     pub(super) fn by_others(&self) -> String {
         match self.has_source {
             true => format!(
@@ -150,14 +146,14 @@ impl Columns {
         }
     }
 
-    /// One number for everything that comes from the observation alone.
+    /// One hash over everything that comes from the observation alone.
     pub(super) fn own_hash(&self, origin: Origin) -> String {
         let arguments = self.own.iter();
         let arguments = arguments.map(|column| column.hashed(origin));
         format!("cityHash64({})", arguments.collect::<Vec<_>>().join(", "))
     }
 
-    /// The hash of each of these columns, and what is shown of it.
+    /// Each such column's hash and text.
     pub(super) fn own_details(&self, origin: Origin) -> (Vec<String>, Vec<String>) {
         let details = self.own.iter().map(|column| {
             let value = column.of(origin);
@@ -167,9 +163,9 @@ impl Columns {
         details.unzip()
     }
 
-    /// Items of the SELECT list over observations or traces that
-    /// [`Columns::trace_hash`] and [`Columns::trace_details`] need of the row itself,
-    /// as `(name, expression)`. A root span has its trace's metadata as its own.
+    /// SELECT items over observations or traces, as `(name, expression)`, that
+    /// [`Columns::trace_hash`] and [`Columns::trace_details`] need of the row itself. A root span's
+    /// own metadata is its trace's.
     pub(super) fn own_items(&self, origin: Origin, texts: Texts) -> Vec<Item> {
         let table = table_of(origin);
         let mut items = Vec::new();
@@ -198,7 +194,7 @@ impl Columns {
         items
     }
 
-    /// The same that they need of the trace.
+    /// The items they need of the trace.
     pub(super) fn items_of_trace(&self, texts: Texts) -> Vec<Item> {
         let nullable = |name: &str| format!("ifNull(CAST(t.{name}, 'Nullable(String)'), '')");
         let text = |place: usize| {
@@ -221,7 +217,7 @@ impl Columns {
                         "CAST(t.bookmarked, 'UInt8')".to_owned(),
                     ));
                 }
-                // They are compared apart.
+                // Compared separately.
                 Enriched::Experiment(_) => {}
                 Enriched::MetadataNames
                 | Enriched::MetadataValues
@@ -245,8 +241,8 @@ impl Columns {
         items
     }
 
-    /// One number for everything that the trace has a part in, bound to the row by
-    /// `keys`. Where it is not an event's, the items are its columns.
+    /// One hash over everything that depends on the trace, bound to the row by `keys`. For expected
+    /// rows it refers to the items.
     pub(super) fn trace_hash(&self, origin: Origin, keys: &str) -> String {
         let values = self.of_trace.iter();
         let arguments =
@@ -255,7 +251,7 @@ impl Columns {
         format!("cityHash64({})", all.join(", "))
     }
 
-    /// The hash of each of these columns, and what is shown of it.
+    /// Each such column's hash and text.
     pub(super) fn trace_details(&self, origin: Origin) -> (Vec<String>, Vec<String>) {
         let values = self.of_trace.iter();
         let details = values.map(|column| {
@@ -283,9 +279,9 @@ impl Columns {
         }
     }
 
-    /// What the specification says of a column.
+    /// The expected value of a column, by the specification.
     fn expected(&self, form: Enriched, texts: Texts) -> Value {
-        // Where there is no trace, the join yields zeros and empty arrays.
+        // Without a trace, the join yields zeros and empty arrays.
         let of_trace = |name: &str, otherwise: &str| {
             format!("if(has_trace, {name}, {})", texts.text(otherwise))
         };
@@ -309,7 +305,7 @@ impl Columns {
             Enriched::Bookmarked => {
                 flag("toUInt8(own_has_no_parent AND trace_bookmarked)".to_owned())
             }
-            // They are compared apart.
+            // Compared separately.
             Enriched::Experiment(_) => text("''".to_owned()),
             Enriched::MetadataNames => list(self.merged(texts).0),
             Enriched::MetadataValues => list(self.merged(texts).1),
@@ -323,9 +319,8 @@ impl Columns {
         }
     }
 
-    /// Names and values of an event's metadata: the observation's pairs, then the
-    /// trace's whose key the observation lacks, then the tags if they have no
-    /// column of their own.
+    /// An event's metadata names and values: the observation's pairs, then the trace's pairs with
+    /// other keys, then the tags if they have no column.
     fn merged(&self, texts: Texts) -> (String, String) {
         let (mut names, mut values) = ("own_names".to_owned(), "own_values".to_owned());
         if self.trace_metadata {
@@ -350,7 +345,7 @@ impl Columns {
 }
 
 impl TraceColumn {
-    /// What the event has.
+    /// The value in the event.
     fn actual(&self, texts: Texts) -> Value {
         let column = event_column(&self.name);
         let strings = format!("CAST({column}, 'Array(String)')");
@@ -381,7 +376,7 @@ impl TraceColumn {
         }
     }
 
-    /// Null is not what is written, and no text.
+    /// Null is neither a written value nor a text.
     fn actual_text(&self, column: &str, texts: Texts) -> String {
         if !self.nullable {
             return texts.text(&format!("CAST({column}, 'String')"));
@@ -395,7 +390,7 @@ impl TraceColumn {
     }
 }
 
-/// What a text of a trace is called in the statements.
+/// The item name of a trace text.
 fn item_of(place: usize) -> String {
     format!("trace_{}", TRACE_TEXTS[place].column)
 }

@@ -1,5 +1,5 @@
-//! The table that a view fills from the target, `events_core`: whether it has what the view
-//! makes of the target's rows. Of live rows only the keys are compared.
+//! Checks the table that a view fills from the target, `events_core`, against what the view makes
+//! of the target's rows. For live rows it compares only the keys.
 
 use clickhouse::Row;
 use serde::Deserialize;
@@ -20,7 +20,7 @@ use crate::clickhouse::{TableInfo, quoting};
 use crate::error::Error;
 use crate::native::DataType;
 
-/// Columns without which it cannot be compared.
+/// Columns required for comparing.
 const NEEDED: [&str; 7] = [
     "project_id",
     "trace_id",
@@ -30,13 +30,13 @@ const NEEDED: [&str; 7] = [
     "is_deleted",
     "source",
 ];
-/// Both sides as they are after all merges.
+/// Reads both sides as if fully merged.
 const AS_MERGED: &str = "SETTINGS final = 1";
 
-/// A live row that is newer may not have come through the view when the other side was read.
+/// Newer live rows may not have reached the view's table when it was read.
 const ON_ITS_WAY: &str = "now64(6) - INTERVAL 1 HOUR";
 
-/// A view and the table that it writes to.
+/// A view and its target table.
 #[derive(Debug, Row, Deserialize)]
 struct View {
     view_database: String,
@@ -54,7 +54,7 @@ struct Column {
     default_kind: String,
 }
 
-/// A row of which the two sides are not the same.
+/// A row that differs between the two sides.
 #[derive(Debug, Row, Deserialize)]
 struct CoreRow {
     project: ByteBuf,
@@ -67,7 +67,8 @@ struct CoreRow {
 }
 
 impl Verification<'_> {
-    /// Looks for the view and its table. Of several views, the first whose table holds events.
+    /// Finds the view and its table. If there are several views, takes the first whose table holds
+    /// events.
     pub(super) async fn find_core(&mut self, target: &TableInfo) -> Result<(), Error> {
         let views = views_of(target);
         let views = self.server.rows::<View>("the views", &views);
@@ -81,7 +82,7 @@ impl Verification<'_> {
                 .iter()
                 .find(|name| !has(&made, name) || !has(&there, name));
             if let Some(lacking) = lacking {
-                let what = format!("{label} (it has no {lacking})");
+                let what = format!("{label} (no column {lacking})");
                 self.report.not_compared.push(what);
                 continue;
             }
@@ -124,12 +125,12 @@ impl Verification<'_> {
         self.server.rows("the columns of the view", &sql).await
     }
 
-    /// Nothing is noted where it ends with an error that is to be divided.
+    /// Records nothing if it fails with an error that calls for dividing the scope.
     pub(super) async fn compare_with_core(&mut self, scope: &Scope) -> Result<(), QueryError> {
         let sql = self.statements.different_in_core(scope);
         let rows = self
             .server
-            .rows_of_share::<CoreRow>("the rows of the view's table", &sql, scope.share)
+            .rows_of_share::<CoreRow>("rows of the view's table", &sql, scope.share)
             .await?;
         for row in rows {
             let kind = match (row.made > row.there, row.made < row.there) {
@@ -150,7 +151,7 @@ impl Verification<'_> {
                 span_id: row.span_id,
                 start: row.start,
             };
-            // It is right, and what is wrong is that the target lacks it.
+            // The row is right; the target lacks it, which is reported already.
             if kind == Kind::ExtraInCore && self.missing.has(&key) {
                 continue;
             }
@@ -163,7 +164,7 @@ impl Verification<'_> {
     }
 }
 
-/// The views that read a table, and the tables that they write to.
+/// The views that read a table, and the tables they write to.
 fn views_of(target: &TableInfo) -> String {
     format!(
         "SELECT v.database AS view_database, v.name AS view_name, v.as_select AS select, \
@@ -181,7 +182,7 @@ fn views_of(target: &TableInfo) -> String {
 }
 
 impl Statements {
-    /// Rows of the view's table in each piece: [`PieceRows`](super::rows::PieceRows).
+    /// Rows of the view's table per piece: [`PieceRows`](super::rows::PieceRows).
     pub(super) fn count_core(&self, moments: (i64, i64)) -> Option<String> {
         let core = self.core.as_ref()?;
         Some(format!(
@@ -193,8 +194,8 @@ impl Statements {
         ))
     }
 
-    /// What the view makes of the target, or what its table has: one row for each event, with its
-    /// keys, the hash of its values, and whether a backfill wrote it.
+    /// The view's output or its table's content: per event the keys, the hash of the values, and
+    /// whether a backfill wrote it.
     fn core_rows(&self, side: Side, scope: &Scope) -> String {
         let Some(core) = &self.core else {
             return String::new();
@@ -219,8 +220,8 @@ impl Statements {
         )
     }
 
-    /// Counts and sums of one side: [`Sums`](super::rows::Sums), of which the first hash is that
-    /// of the key and the second that of the values.
+    /// Counts and sums of one side: [`Sums`](super::rows::Sums), with hashes of the key first and
+    /// of the values second.
     pub(super) fn sums_of_core(&self, side: Side, scope: &Scope, slices: u64) -> String {
         let slice = match slices {
             1 => "toUInt64(0)".to_owned(),
@@ -238,19 +239,18 @@ impl Statements {
         )
     }
 
-    /// The rows of which the two sides are not the same: [`CoreRow`]s.
+    /// The rows that differ: [`CoreRow`]s.
     fn different_in_core(&self, scope: &Scope) -> String {
         let side = |number: u8, side| {
             let rows = self.core_rows(side, scope);
             format!("SELECT toUInt8({number}) AS side, * FROM ({rows})")
         };
         format!(
-            "SELECT key_project AS project, key_trace AS trace_id, key_span AS span_id, \
-             key_start AS start, countIf(side = 0) AS made, countIf(side = 1) AS there, \
-             max(own) AS own_of_key FROM ({} UNION ALL {}) \
-             GROUP BY project, trace_id, span_id, start HAVING max(on_its_way) = 0 AND (made != there \
-             OR own_of_key != 0 AND sumIf(value_hash, side = 0) != sumIf(value_hash, side = 1)) \
-             {AS_MERGED}",
+            "SELECT key_project AS project, key_trace AS trace_id, key_span AS span_id, key_start \
+             AS start, countIf(side = 0) AS made, countIf(side = 1) AS there, max(own) AS \
+             own_of_key FROM ({} UNION ALL {}) GROUP BY project, trace_id, span_id, start HAVING \
+             max(on_its_way) = 0 AND (made != there OR own_of_key != 0 AND sumIf(value_hash, side \
+             = 0) != sumIf(value_hash, side = 1)) {AS_MERGED}",
             side(0, Side::Source),
             side(1, Side::Target),
         )

@@ -1,6 +1,5 @@
-//! The rows of both sides, which most statements have at their bottom: the rows that
-//! events are expected to be, made of observations and traces, and the rows that they
-//! are.
+//! The rows at the bottom of most statements: expected rows, made from observations and traces, and
+//! actual events.
 
 use serde_bytes::ByteBuf;
 
@@ -11,18 +10,18 @@ use super::statements::{Side, Statements};
 use crate::clickhouse::quoting;
 use crate::inspect::statements::TRACE;
 
-/// Columns that expected and actual rows have.
+/// Columns of expected and actual rows.
 const ROW: &str = "key_project, key_trace, key_span, key_start, key_event_ts, key_day, class, \
                    own_hash, trace_hash, has_trace, of_trace";
-/// What binds a hash to its row.
+/// Binds a hash to its row.
 const KEYS: &str = "key_project, key_trace, key_span, key_start";
 
-/// Rows of a block of traces, whatever the others have. They are sorted and kept, and
-/// the server takes kilobytes for each column of a block, however small it is.
+/// Block size for traces, in rows. Traces are sorted and held, and every column of a block costs
+/// the server kilobytes, however few its rows.
 const TRACE_BLOCK_ROWS: u64 = 8_192;
 
 impl Statements {
-    /// One row for each expected or actual event: its keys and its two hashes.
+    /// One row per expected or actual event: its keys and two hashes.
     pub(super) fn rows(&self, side: Side, scope: &Scope) -> String {
         match side {
             Side::Target => self.actual_rows(scope),
@@ -64,7 +63,7 @@ impl Statements {
         )
     }
 
-    /// Observations, with these items of each, joined with their traces.
+    /// Observations, with the given items of each, joined with their traces.
     pub(super) fn observations_with_traces(
         &self,
         items: &[Item],
@@ -81,7 +80,7 @@ impl Statements {
         )
     }
 
-    /// The root spans that traces make, on the days of the scope.
+    /// The root spans that traces make on the scope's days.
     fn rows_of_traces(&self, scope: &Scope) -> String {
         let mut items = vec![("own_hash".into(), self.columns.own_hash(Origin::Trace))];
         items.extend(self.columns.own_items(Origin::Trace, Texts::Hashed));
@@ -114,8 +113,8 @@ impl Statements {
         )
     }
 
-    /// The root spans of the traces for which one of the conditions holds. A trace of which an
-    /// observation is called so makes none.
+    /// The root spans of traces that meet one of the conditions. A trace has none if an observation
+    /// has the root span's id.
     pub(super) fn root_spans_of(
         &self,
         scope: &Scope,
@@ -135,9 +134,9 @@ impl Statements {
         self.latest(&conditions, &format!(", {keys}{}", listed(items)))
     }
 
-    /// The condition that leaves out traces with an observation in the month, near the days of the
-    /// scope, that is called as their root span and is not deleted; to follow another. Those farther
-    /// away are looked for once their root spans are missing.
+    /// A condition, appended to another, that excludes traces with a root-span observation near the
+    /// scope's days that is in the month and not deleted. Those farther away are looked up once
+    /// their root spans are missing.
     fn without_root_observations(&self, scope: &Scope) -> String {
         let trace = Names::of(Origin::Trace);
         let observation = Names::of(Origin::Observation);
@@ -174,7 +173,7 @@ impl Statements {
         )
     }
 
-    /// Deletions in the target, which `FINAL` hides together with what they delete.
+    /// Deletions in the target. `FINAL` hides them together with the rows they delete.
     pub(super) fn deletions(&self, scope: &Scope) -> String {
         format!(
             "SELECT {}, toUInt8(0) AS class, toUInt64(0) AS own_hash, toUInt64(0) AS trace_hash, \
@@ -185,16 +184,16 @@ impl Statements {
         )
     }
 
-    /// These items of traces, as the versions say that count, if they are not
-    /// deleted. No row may meet two of the conditions.
+    /// The given items of the traces' latest versions that are not deletions. No row may meet two
+    /// of the conditions.
     pub(super) fn latest_traces(&self, conditions: &[String], items: &[Item]) -> String {
         self.latest(conditions, &listed(items))
     }
 
     fn latest(&self, conditions: &[String], items: &str) -> String {
         let versions = conditions.iter().map(|condition| {
-            // Of versions with the same event_ts the one on the later day counts, and
-            // on one day the one that was written later, which lies in a later part.
+            // Among versions with equal event_ts, the later day wins. On one day the version
+            // written later wins, which is in a later part.
             format!(
                 "SELECT CAST({TRACE}.project_id, 'String') AS trace_project, \
                  CAST({TRACE}.id, 'String') AS trace_id{items}, \
@@ -215,7 +214,7 @@ impl Statements {
         )
     }
 
-    /// The versions of traces for which a condition holds, of those that are known.
+    /// Versions of known traces that meet a condition.
     pub(super) fn versions_where(&self, condition: &str) -> String {
         let known = self
             .known_days
@@ -224,7 +223,7 @@ impl Statements {
         format!("FROM {} AS {TRACE} WHERE {condition}{known}", self.traces)
     }
 
-    /// What tells one row from another.
+    /// The columns that identify a row.
     pub(super) fn keys(&self, origin: Origin) -> String {
         let names = Names::of(origin);
         let day = match origin {
@@ -242,7 +241,7 @@ impl Statements {
         )
     }
 
-    /// Whether something live wrote the event that a row makes.
+    /// Whether a live event exists for the row's event.
     fn is_live(&self, origin: Origin, scope: &Scope) -> String {
         let key = |origin| {
             let names = Names::of(origin);
@@ -264,8 +263,7 @@ impl Statements {
         )
     }
 
-    /// Whether the trace of a row has a root span that something live wrote, near the days of
-    /// the scope.
+    /// Whether the row's trace has a live root span near the scope's days.
     fn has_live_root(&self, origin: Origin, scope: &Scope) -> String {
         let trace = |origin| {
             let names = Names::of(origin);
@@ -288,7 +286,7 @@ impl Statements {
         )
     }
 
-    /// Whether an event is a root span that something live wrote, under an id of its own.
+    /// Whether an event is a live root span with its own id.
     pub(super) fn is_live_root(&self) -> String {
         format!(
             "{} AND {EVENT}.parent_span_id = '' AND NOT ({})",
@@ -297,9 +295,8 @@ impl Statements {
         )
     }
 
-    /// The class of an event. Where no root spans are expected of traces, those of
-    /// traces that are there are none of the comparison, unless there is an
-    /// observation that is called so and starts with them.
+    /// An event's class. If no root spans are expected of traces, existing ones are not compared,
+    /// unless an observation with that id starts at the same time.
     fn class_of_event(&self, scope: &Scope) -> String {
         let event = Names::of(Origin::Event);
         let by_others = self.columns.by_others();
@@ -329,9 +326,9 @@ impl Statements {
             return format!("toUInt8(multiIf({live}{second_root}{}))", event.is_root());
         }
         format!(
-            "toUInt8(multiIf({live}NOT ({}), {}, \
-             ({}, {}, {}) IN (SELECT {}, {}, {} FROM {} AS {OBSERVATION} FINAL WHERE {} AND {}), {}, \
-             ({}, {}) IN (SELECT trace_project, trace_id FROM ({})), {}, {}))",
+            "toUInt8(multiIf({live}NOT ({}), {}, ({}, {}, {}) IN (SELECT {}, {}, {} FROM {} AS \
+             {OBSERVATION} FINAL WHERE {} AND {}), {}, ({}, {}) IN (SELECT trace_project, \
+             trace_id FROM ({})), {}, {}))",
             event.is_root(),
             Class::Ordinary as u8,
             event.project,
@@ -352,7 +349,7 @@ impl Statements {
         )
     }
 
-    /// The day of an event, in the time zone of the observations.
+    /// An event's day, in the observations' time zone.
     pub(super) fn event_day(&self) -> String {
         format!(
             "toUInt16(toDate(CAST({EVENT}.start_time, {})))",
@@ -360,7 +357,7 @@ impl Statements {
         )
     }
 
-    /// The condition for the observations or events of a scope.
+    /// The condition for a scope's observations or events.
     pub(super) fn condition(&self, origin: Origin, scope: &Scope) -> String {
         let partition = match origin {
             Origin::Observation => format!(
@@ -380,7 +377,7 @@ impl Statements {
         )
     }
 
-    /// The condition that leaves out traces of dataset runs; to follow another.
+    /// A condition, appended to another, that excludes traces of dataset runs.
     pub(super) fn without_dataset_items(&self, origin: Origin, projects: &[ByteBuf]) -> String {
         let Names { project, trace, .. } = Names::of(origin);
         self.dataset_items

@@ -1,4 +1,4 @@
-//! The table that a view fills from the target, as statements call it.
+//! The table that a view fills from the target, as used in statements.
 
 use super::observation_columns::OwnColumn;
 use super::origin::EVENT;
@@ -6,7 +6,7 @@ use super::origin::EVENT;
 /// The table that a view fills from the target.
 #[derive(Debug, Clone)]
 pub(super) struct Core {
-    /// What the view selects of the target.
+    /// The view's SELECT over the target.
     pub(super) select: String,
     /// The table, quoted.
     pub(super) name: String,
@@ -16,7 +16,7 @@ pub(super) struct Core {
 }
 
 impl Core {
-    /// The table, as statements name it that read all its rows.
+    /// The table expression for statements that read all its rows.
     pub(super) fn table(&self) -> String {
         format!("{} AS {EVENT}", self.name)
     }

@@ -1,4 +1,4 @@
-//! A row that is not as it should be, in words.
+//! Describes a wrong row for people.
 
 use serde::Serialize;
 use serde_bytes::ByteBuf;
@@ -9,15 +9,14 @@ use time::macros::format_description;
 use super::findings::{Finding, Kind};
 use super::rows::{Details, EventKey};
 
-/// Characters that are shown of a value.
+/// Characters shown of a value.
 const SHOWN: usize = 80;
-/// Characters that are shown before the first one that differs.
+/// Characters shown before the first difference.
 const SHOWN_BEFORE: usize = 10;
-/// Columns that are told apart by length and place, and not shown: they are what
-/// users said.
+/// Columns shown only by length and position, since they hold what users said.
 const NOT_SHOWN: [&str; 2] = ["input", "output"];
 
-/// A row that is shown.
+/// An example of a wrong row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Example {
     /// The project.
@@ -26,7 +25,7 @@ pub(crate) struct Example {
     pub trace_id: String,
     /// The span.
     pub span_id: String,
-    /// When it started, in UTC.
+    /// Its start, in UTC.
     pub start_time: String,
     /// What is wrong with it.
     pub problem: String,
@@ -35,7 +34,7 @@ pub(crate) struct Example {
 }
 
 impl Example {
-    /// An example without the columns that differ.
+    /// An example without differing columns.
     pub(crate) fn new(key: &EventKey, finding: &Finding) -> Self {
         Self {
             project_id: readable(&key.project),
@@ -47,7 +46,7 @@ impl Example {
         }
     }
 
-    /// Adds the columns in which both sides differ.
+    /// Adds the columns that differ.
     #[must_use]
     pub(crate) fn with_columns(
         mut self,
@@ -56,7 +55,7 @@ impl Example {
         actual: Option<&Details>,
     ) -> Self {
         let (Some(expected), Some(actual)) = (expected, actual) else {
-            "it was written or deleted meanwhile".clone_into(&mut self.problem);
+            "written or deleted since".clone_into(&mut self.problem);
             return self;
         };
         let mut differences = Vec::new();
@@ -68,7 +67,7 @@ impl Example {
             }
         }
         self.problem = match differences.is_empty() {
-            true => "it was written again meanwhile, and is as it should be now".to_owned(),
+            true => "rewritten since, and now as it should be".to_owned(),
             false => differences.join("; "),
         };
         self
@@ -87,47 +86,43 @@ impl std::fmt::Display for Example {
 
 fn problem(key: &EventKey, finding: &Finding) -> String {
     match (finding.kind, &finding.origin) {
-        (Kind::Missing, _) => "there is no event".to_owned(),
+        (Kind::Missing, _) => "missing".to_owned(),
         (Kind::Doubled, Some(place)) if place.trace_id != key.trace_id => {
             let trace = readable(&place.trace_id);
-            format!("an event too many: the observation belongs to trace {trace}")
+            format!("extra event: the observation belongs to trace {trace}")
         }
         (Kind::Doubled, Some(place)) => {
             let start = moment(place.start);
-            format!("an event too many: the right one starts at {start}")
+            format!("extra event: the right one starts at {start}")
         }
-        (Kind::Doubled, None) => "the event is there more than once".to_owned(),
+        (Kind::Doubled, None) => "the event exists more than once".to_owned(),
         (Kind::Superseded, Some(place)) => {
             let start = moment(place.start);
-            format!("an event of a version that does not count: the right one starts at {start}")
+            format!("superseded event: the right one starts at {start}")
         }
         (Kind::Superseded, None) => {
-            "an event of a version that does not count: the observation was deleted since"
-                .to_owned()
+            "superseded event: the observation has since been deleted".to_owned()
         }
         (Kind::Experiment, _) => {
-            "its experiment columns are not what the item of a dataset run says".to_owned()
+            "its experiment columns do not match its dataset run item".to_owned()
         }
-        (Kind::SecondRoot, _) => {
-            "a second root span: the trace has one that something live wrote".to_owned()
-        }
+        (Kind::SecondRoot, _) => "second root span: the trace already has a live one".to_owned(),
         (Kind::BesideLive, _) => {
-            "an event beside one of the same span that something live wrote, at another time"
-                .to_owned()
+            "extra event: the span has a live event that starts at another time".to_owned()
         }
-        (Kind::MissingInCore, _) => "the view's table lacks it".to_owned(),
+        (Kind::MissingInCore, _) => "missing in the view's table".to_owned(),
         (Kind::DifferentInCore, _) => {
-            "the view's table has it otherwise than the view makes it".to_owned()
+            "differs in the view's table from what the view makes of it".to_owned()
         }
-        (Kind::ExtraInCore, _) => "only the view's table has it".to_owned(),
+        (Kind::ExtraInCore, _) => "exists only in the view's table".to_owned(),
         _ if key.span_id.strip_prefix(b"t-") == Some(&key.trace_id[..]) => {
-            "the event belongs to no observation, and is no trace's root span".to_owned()
+            "the event belongs to no observation and is not a trace's root span".to_owned()
         }
         _ => "the event belongs to no observation".to_owned(),
     }
 }
 
-/// Microseconds since 1970 in UTC, with as many digits as it needs.
+/// Microseconds since 1970 as UTC, with only as many digits as needed.
 pub(super) fn moment(microseconds: i64) -> String {
     let milliseconds =
         format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]");
@@ -145,7 +140,7 @@ pub(super) fn moment(microseconds: i64) -> String {
     )
 }
 
-/// The same as RFC 3339 has it.
+/// Microseconds since 1970 in RFC 3339.
 pub(super) fn rfc3339(microseconds: i64) -> Option<String> {
     let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(microseconds) * 1_000);
     moment.ok()?.format(&Rfc3339).ok()
@@ -154,7 +149,7 @@ pub(super) fn rfc3339(microseconds: i64) -> Option<String> {
 fn difference(name: &str, actual: Option<ByteBuf>, expected: Option<ByteBuf>) -> String {
     let (Some(actual), Some(expected)) = (&actual, &expected) else {
         return format!(
-            "{name} is {} and should be {}",
+            "{name} is {}, should be {}",
             short(actual.as_ref()),
             short(expected.as_ref())
         );
@@ -166,7 +161,7 @@ fn difference(name: &str, actual: Option<ByteBuf>, expected: Option<ByteBuf>) ->
     let same = same.count();
     if NOT_SHOWN.contains(&name) {
         return format!(
-            "{name} has {} bytes and should have {}, of which the first {same} are the same",
+            "{name} has {} bytes, should have {}; they agree in the first {same}",
             actual.len(),
             expected.len()
         );
@@ -174,13 +169,13 @@ fn difference(name: &str, actual: Option<ByteBuf>, expected: Option<ByteBuf>) ->
     let is_short = |text: &ByteBuf| readable(text).chars().count() <= SHOWN;
     if is_short(actual) && is_short(expected) {
         return format!(
-            "{name} is '{}' and should be '{}'",
+            "{name} is '{}', should be '{}'",
             readable(actual),
             readable(expected)
         );
     }
     format!(
-        "{name} is {} bytes long and should be {}; from byte {same} on it is {} and should be {}",
+        "{name} has {} bytes, should have {}; from byte {same} on it is {}, should be {}",
         actual.len(),
         expected.len(),
         around(actual, same),
@@ -188,17 +183,17 @@ fn difference(name: &str, actual: Option<ByteBuf>, expected: Option<ByteBuf>) ->
     )
 }
 
-/// The beginning of a value.
+/// The start of a value.
 fn short(value: Option<&ByteBuf>) -> String {
     value.map_or_else(|| "NULL".to_owned(), |text| shortened(&readable(text)))
 }
 
-/// What stands around a place, in bytes.
+/// The text around a position, in bytes.
 fn around(text: &ByteBuf, place: usize) -> String {
     let start = place.saturating_sub(SHOWN_BEFORE);
     let before = if start > 0 { "…" } else { "" };
     let rest = text.get(start..).unwrap_or_default();
-    // More than is shown, and little of what may be megabytes.
+    // Enough to show, and little of what may be megabytes.
     let rest = &rest[..rest.len().min(SHOWN * 4)];
     format!("{before}{}", shortened(&readable(rest)))
 }
@@ -211,7 +206,7 @@ fn shortened(text: &str) -> String {
     format!("'{shown}'")
 }
 
-/// Bytes on one line of a terminal.
+/// Escapes bytes for one terminal line.
 fn readable(bytes: &[u8]) -> String {
     let mut shown = String::with_capacity(bytes.len());
     for c in String::from_utf8_lossy(bytes).chars() {
@@ -235,15 +230,15 @@ mod tests {
     fn a_difference_is_told_shortly() {
         assert_eq!(
             difference("user_id", bytes("a"), bytes("b")),
-            "user_id is 'a' and should be 'b'"
+            "user_id is 'a', should be 'b'"
         );
         assert_eq!(
             difference("end_time", None, bytes("")),
-            "end_time is NULL and should be ''"
+            "end_time is NULL, should be ''"
         );
         assert_eq!(
             difference("name", bytes("a\nb"), bytes("\u{1b}[31m")),
-            "name is 'a\\nb' and should be '\\u{1b}[31m'"
+            "name is 'a\\nb', should be '\\u{1b}[31m'"
         );
     }
 
@@ -251,7 +246,7 @@ mod tests {
     fn prompts_are_not_shown() {
         assert_eq!(
             difference("input", bytes("secret"), bytes("secreT and more")),
-            "input has 6 bytes and should have 15, of which the first 5 are the same"
+            "input has 6 bytes, should have 15; they agree in the first 5"
         );
     }
 
@@ -263,10 +258,7 @@ mod tests {
             bytes(&format!("{same}here{same}")),
             bytes(&format!("{same}there{same}")),
         );
-        assert!(
-            told.contains("1004 bytes long and should be 1005"),
-            "{told}"
-        );
+        assert!(told.contains("has 1004 bytes, should have 1005"), "{told}");
         assert!(
             told.contains("from byte 500 on it is …'xxxxxxxxxxhere"),
             "{told}"
@@ -312,7 +304,7 @@ mod tests {
         assert_eq!(
             example.to_string(),
             "project p, trace t, span s, 1970-01-01 00:00:00.000 UTC: \
-             user_id is 'a' and should be 'b'"
+             user_id is 'a', should be 'b'"
         );
     }
 }

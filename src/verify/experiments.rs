@@ -1,8 +1,8 @@
-//! What events say of experiments, and what the items of dataset runs say.
+//! Compares the events' experiment columns with dataset run items.
 //!
-//! An item points at a span, or at its trace's root span, and what lies below belongs to it too.
-//! Here each span is walked up from until an item points at one; a run goes down from the items.
-//! Ids are hashes: a span takes a few bytes, and only traces that have items are looked at.
+//! An item points at a span or at its trace's root span, and applies to everything below it. This
+//! code walks up from each span to the nearest item; a run walks down from the items. Ids are
+//! hashes, so a span takes a few bytes, and only traces with items are read.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,14 +20,14 @@ use super::statements::Statements;
 use super::verification::Verification;
 use crate::error::Error;
 
-/// Traces whose items are looked at together.
+/// Traces whose items are compared together.
 const TRACES_AT_ONCE: usize = 40_000;
-/// Events that are looked at together, unless one trace has more.
+/// Events compared together, unless one trace has more.
 const EVENTS_AT_ONCE: u64 = 100_000;
-/// Events without an item that are handed on one by one.
+/// Maximum number of events without an item to report individually.
 const MOST_LISTED: usize = 100_000;
 
-/// A trace that has items, and how many rows of events in the month.
+/// A trace with items, and its number of event rows in the month.
 #[derive(Debug, Clone, Row, Deserialize)]
 struct ItemTrace {
     project: ByteBuf,
@@ -35,22 +35,22 @@ struct ItemTrace {
     row_count: u64,
 }
 
-/// An item of a dataset run.
+/// A dataset run item.
 #[derive(Debug, Clone, Row, Deserialize)]
 struct Item {
     /// The hash of its trace.
     tree: u64,
-    /// The hash of the span that it points at.
+    /// The hash of the span it points at.
     span: u64,
     created_at: i64,
     id: ByteBuf,
-    /// The hash of the run and the dataset's item.
+    /// The hash of its run and dataset item.
     item: u64,
-    /// The hash of the columns that it gives to its spans.
+    /// The hash of the columns it gives its spans.
     says: u64,
 }
 
-/// A span and the one above it.
+/// A span and its parent.
 #[derive(Debug, Clone, Copy, Row, Deserialize)]
 struct Node {
     tree: u64,
@@ -65,7 +65,7 @@ struct Carried {
     item: u64,
 }
 
-/// An event that a backfill wrote.
+/// An event written by a backfill.
 #[derive(Debug, Clone, Row, Deserialize)]
 struct Said {
     project: ByteBuf,
@@ -99,7 +99,7 @@ impl Trees {
         }
     }
 
-    /// What a span should say, unless nothing.
+    /// What a span should carry, if anything.
     fn says(&mut self, span: (u64, u64)) -> Option<u64> {
         let item = self.nearest(span).and_then(|at| self.pointed.get(&at))?;
         let carried = Carried {
@@ -109,7 +109,7 @@ impl Trees {
         (!self.carried.contains(&carried)).then_some(item.says)
     }
 
-    /// The nearest span above one, or itself, that an item points at.
+    /// The nearest span, starting with this one and going up, that an item points at.
     fn nearest(&mut self, span: (u64, u64)) -> Option<(u64, u64)> {
         let mut way = Vec::new();
         let mut at = span;
@@ -120,7 +120,7 @@ impl Trees {
             if let Some(&known) = self.nearest.get(&at) {
                 break known;
             }
-            // Whoever comes here again goes in circles.
+            // Guards against cycles: visiting this span again yields none.
             self.nearest.insert(at, None);
             way.push(at);
             match self.parents.get(&at) {
@@ -136,7 +136,7 @@ impl Trees {
 }
 
 impl Verification<'_> {
-    /// Compares what events of a backfill say of experiments with the items of dataset runs.
+    /// Compares the experiment columns of a backfill's events with dataset run items.
     pub(super) async fn compare_experiments(&mut self) -> Result<(), Error> {
         let month = self.calendar.range(&self.month);
         if self.statements.experiment_items.is_none() {
@@ -163,7 +163,7 @@ impl Verification<'_> {
         self.find_without_item(month).await
     }
 
-    /// Compares the events of some traces that have items.
+    /// Compares the events of some traces with items.
     async fn compare_items(
         &mut self,
         traces: &[ItemTrace],
@@ -172,12 +172,12 @@ impl Verification<'_> {
     ) -> Result<(), Error> {
         let (server, statements) = (&self.server, &self.statements);
         let mut trees = Trees::default();
-        let what = "the items of dataset runs";
+        let what = "dataset run items";
         for item in server.rows::<Item>(what, &statements.items(traces)).await? {
             trees.point(item);
         }
         let nodes = statements.nodes(traces);
-        let nodes = server.rows::<Node>("the spans of dataset runs", &nodes);
+        let nodes = server.rows::<Node>("spans of dataset runs", &nodes);
         for node in nodes.await? {
             trees.parents.insert((node.tree, node.span), node.parent);
         }
@@ -196,7 +196,7 @@ impl Verification<'_> {
             self.report.items_left_to_live_spans += left.count() as u64;
         }
         let said = statements.said(traces, month);
-        let said = server.rows::<Said>("what events say of experiments", &said);
+        let said = server.rows::<Said>("experiment columns of events", &said);
         for event in said.await? {
             let expected = trees.says((event.tree, event.span)).unwrap_or(nothing);
             self.report.spans_in_experiments += u64::from(expected != nothing);
@@ -212,7 +212,7 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// Finds events of a backfill that say something, and whose trace has no item.
+    /// Finds a backfill's events with experiment columns whose trace has no item.
     async fn find_without_item(&mut self, month: (i64, i64)) -> Result<(), Error> {
         let what = "events of no dataset run";
         let sql = self.statements.without_item(month, "count() AS number", "");
@@ -254,7 +254,7 @@ impl Verification<'_> {
     }
 }
 
-/// Traces put together so that their events can be looked at at once.
+/// Groups traces so that each group's events can be compared together.
 fn lots(traces: &[ItemTrace]) -> Vec<&[ItemTrace]> {
     let mut lots = Vec::new();
     let (mut first, mut rows) = (0, 0);
@@ -269,19 +269,20 @@ fn lots(traces: &[ItemTrace]) -> Vec<&[ItemTrace]> {
     lots
 }
 
-/// The hash of the columns that an item gives to its spans, in this order: texts, arrays, version.
+/// The hash of the columns an item gives its spans: texts, arrays, version, in this order.
 fn says(texts: [String; 7], arrays: [String; 4], version: &str) -> String {
     let texts = texts.map(|text| format!("ifNull(CAST({text}, 'Nullable(String)'), '')"));
     let arrays = arrays.map(|array| format!("CAST({array}, 'Array(String)')"));
     let version = format!("CAST({version}, 'Nullable(DateTime64(6))')");
     format!(
-        "cityHash64({}, {}, isNull({version}), toUnixTimestamp64Micro(ifNull({version}, toDateTime64(0, 6))))",
+        "cityHash64({}, {}, isNull({version}), toUnixTimestamp64Micro(ifNull({version}, \
+         toDateTime64(0, 6))))",
         texts.join(", "),
         arrays.join(", ")
     )
 }
 
-/// The same of an event.
+/// The same hash for an event.
 fn event_says() -> String {
     let column = |name: &str| format!("{EVENT}.experiment_{name}");
     says(
@@ -314,11 +315,11 @@ fn span(id: &str) -> String {
     format!("cityHash64({})", text(id))
 }
 
-/// The condition for the rows of some traces. It may let through a trace that has the id of one
-/// of them in another project, which does no harm: it has a tree of its own.
+/// The condition for some traces' rows. It may also match an equal id in another project, which is
+/// harmless: that trace has its own tree.
 fn of_traces(project: &str, trace: &str, traces: &[ItemTrace]) -> String {
     let mut projects: Vec<ByteBuf> = traces.iter().map(|one| one.project.clone()).collect();
-    // They come in the order of their projects.
+    // Sorted by project.
     projects.dedup();
     let ids: Vec<ByteBuf> = traces.iter().map(|one| one.trace_id.clone()).collect();
     format!("{} AND {}", one_of(project, &projects), one_of(trace, &ids))
@@ -330,7 +331,7 @@ impl Statements {
         items.map_or(("", false), |(name, has_version)| (name, *has_version))
     }
 
-    /// What an event says that belongs to no item: a [`Number`].
+    /// Whether an event carries no item: a [`Number`].
     fn says_nothing(&self) -> String {
         let nothing = says(
             std::array::from_fn(|_| "''".to_owned()),
@@ -340,8 +341,7 @@ impl Statements {
         format!("SELECT {nothing} AS number")
     }
 
-    /// Traces that have items and events in the month, in their order, after the last:
-    /// [`ItemTrace`]s.
+    /// Traces with items and with events in the month, in order, after `last`: [`ItemTrace`]s.
     fn item_traces(&self, month: (i64, i64), last: Option<&ItemTrace>) -> String {
         let names = Names::of(Origin::Event);
         let after = last.map_or_else(String::new, |last| {
@@ -408,8 +408,8 @@ impl Statements {
         )
     }
 
-    /// The spans of some traces, those that are deleted too, since what lies below them still
-    /// belongs to what lies above: [`Node`]s.
+    /// The spans of some traces: [`Node`]s. Deleted ones are included, since spans below them still
+    /// belong to those above.
     fn nodes(&self, traces: &[ItemTrace]) -> String {
         let names = Names::of(Origin::Observation);
         let root = "concat('t-', trace)";
@@ -431,7 +431,7 @@ impl Statements {
         )
     }
 
-    /// The items whose columns live spans of these traces carry: [`Carried`].
+    /// The items that live spans of these traces carry: [`Carried`].
     fn carried(&self, traces: &[ItemTrace]) -> String {
         let names = Names::of(Origin::Event);
         format!(
@@ -446,7 +446,7 @@ impl Statements {
         )
     }
 
-    /// What a backfill's events of these traces say: [`Said`].
+    /// The experiment columns of a backfill's events of these traces: [`Said`].
     fn said(&self, traces: &[ItemTrace], month: (i64, i64)) -> String {
         let names = Names::of(Origin::Event);
         format!(
@@ -466,7 +466,7 @@ impl Statements {
         )
     }
 
-    /// Something of a backfill's events that say something, and whose traces have no item.
+    /// Selects `what` from a backfill's events that carry an item although their trace has none.
     fn without_item(&self, month: (i64, i64), items: &str, limit: &str) -> String {
         let names = Names::of(Origin::Event);
         format!(
@@ -513,7 +513,7 @@ mod tests {
         let mut trees = trees(&[(2, 1), (3, 2), (4, 3), (5, 9)], &[(1, 10), (3, 30)]);
         let says = [1, 2, 3, 4, 5, 6].map(|span| trees.says((1, span)));
         assert_eq!(says, [Some(10), Some(10), Some(30), Some(30), None, None]);
-        // Another trace has nothing to do with it.
+        // Other traces are unaffected.
         assert_eq!(trees.says((2, 1)), None);
     }
 

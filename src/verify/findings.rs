@@ -1,5 +1,5 @@
-//! What is wrong with a span, if anything is: the two sides of it put next to
-//! each other. Knows nothing of ClickHouse.
+//! Compares a span's expected and actual events and says what is wrong. Knows nothing of
+//! ClickHouse.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +9,17 @@ use super::rows::{EventKey, SideRow, SpanRow};
 use crate::mapping::Source;
 use crate::partition::Day;
 
-/// What is done with each row that is wrong, as it is found.
+/// Receives wrong rows as they are found.
 pub(crate) trait Findings {
-    /// A row that is wrong.
+    /// Receives a wrong row.
     fn found(&mut self, row: &FoundRow<'_>);
 
-    /// A project and a day with so many more rows, some of which are wrong, that were not looked
-    /// at one by one, since so much was wrong already.
+    /// Receives the number of rows in a project's day that differ but were not checked
+    /// individually, since too much was wrong already.
     fn found_unlisted(&mut self, what: Unlisted, project: &[u8], day: Day, rows: u64);
 }
 
-/// What was not looked at one by one.
+/// What was not checked individually.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unlisted {
     /// Events of observations.
@@ -30,20 +30,20 @@ pub(crate) enum Unlisted {
     InCore,
 }
 
-/// A row that is wrong.
+/// A wrong row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FoundRow<'a> {
-    /// Which event.
+    /// Its event.
     pub key: &'a EventKey,
-    /// The day on which it starts, in days since 1970, in the time zone of the observations.
+    /// The day it starts, in days since 1970 in the observations' time zone.
     pub day: Day,
     /// What is wrong with it.
     pub kind: Kind,
-    /// What it is made of. Of an event that is made of nothing that is known, a guess by its id.
+    /// The source of the event; for an event without a known source, a guess from its id.
     pub source: Source,
 }
 
-/// Nothing is done with them.
+/// Ignores the rows; the counts are enough.
 pub(crate) struct OnlyCounted;
 
 impl Findings for OnlyCounted {
@@ -52,44 +52,44 @@ impl Findings for OnlyCounted {
     fn found_unlisted(&mut self, _what: Unlisted, _project: &[u8], _day: Day, _rows: u64) {}
 }
 
-/// What two sides that are not the same mean.
+/// How the two sides differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// An observation without an event.
     Missing,
     /// An event without an observation.
     Extra,
-    /// An event besides the one of its observation.
+    /// An additional event of an observation, elsewhere than where it belongs.
     Doubled,
-    /// An event of a version of its observation that does not count.
+    /// An event of an outdated version of its observation.
     Superseded,
-    /// An event with something of the observation that is not as it is there.
+    /// An event with a wrong value from the observation.
     Different,
-    /// An event with something of the trace that is not as it is there.
+    /// An event with a wrong value from the trace only.
     Stale,
-    /// An event that was written, or deleted, after its observation was: no error.
+    /// An event written or deleted after its observation: no error.
     Newer,
-    /// An event that is not there, or not as it should be, because its observation or trace
-    /// changed so late that it is left to Langfuse: no error.
+    /// An event that is missing or wrong because its observation or trace changed so late that
+    /// Langfuse is responsible: no error.
     LeftToLivePath,
-    /// A root span that is not there since its trace has one that something live wrote: no error.
+    /// A root span that is missing because its trace has a live one: no error.
     LeftToLiveRoot,
-    /// An event that says something else of experiments than the items of dataset runs.
+    /// An event whose experiment columns do not match the dataset run items.
     Experiment,
-    /// A root span besides one that something live wrote.
+    /// A root span of a trace that has a live one.
     SecondRoot,
-    /// An event besides a live one of the same span, at another time.
+    /// An event of a span that has a live event with another start.
     BesideLive,
-    /// An event that the view's table lacks.
+    /// An event missing in the view's table.
     MissingInCore,
-    /// An event that is not in the view's table what the view makes of it.
+    /// An event that differs in the view's table from what the view makes of it.
     DifferentInCore,
-    /// A row of the view's table that the target lacks.
+    /// A row of the view's table that is missing in the target.
     ExtraInCore,
 }
 
 impl Kind {
-    /// Whether it is something that should not be.
+    /// Whether it is an error.
     pub(crate) fn is_wrong(self) -> bool {
         !matches!(
             self,
@@ -98,41 +98,41 @@ impl Kind {
     }
 }
 
-/// What was found about one event of a span.
+/// A finding about one event of a span.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
     /// What it is.
     pub kind: Kind,
-    /// When the event starts, or should, in microseconds.
+    /// When the event starts, or should start, in microseconds.
     pub start: i64,
-    /// What the event is made of, where that is somewhere else.
+    /// Where the event belongs, if that is elsewhere.
     pub origin: Option<Location>,
-    /// Whether it is, or should be, made of a trace.
+    /// Whether its source is a trace.
     pub of_trace: bool,
 }
 
-/// Where an observation, or a trace, says that its event is.
+/// Where an observation or trace places its event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Location {
     /// The trace.
     pub trace_id: ByteBuf,
-    /// When it starts, in microseconds.
+    /// Its start, in microseconds.
     pub start: i64,
 }
 
-/// An event of which the piece has no observation that starts with it. What it is has to be
-/// looked for elsewhere.
+/// An event without an observation of the same start in its piece. Its kind is decided by looking
+/// elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unmatched {
-    /// When it starts, in microseconds.
+    /// Its start, in microseconds.
     pub start: i64,
-    /// Its `event_ts` in microseconds.
+    /// Its `event_ts`, in microseconds.
     pub event_ts: i64,
-    /// `event_ts` and location of the observation or trace of its span, if the piece has one.
+    /// `event_ts` and location of the span's observation or trace in the piece, if any.
     pub right: Option<(i64, Location)>,
 }
 
-/// What one side has under one key.
+/// One side's version of a key.
 #[derive(Debug, Clone, Copy)]
 struct Version {
     event_ts: i64,
@@ -141,8 +141,8 @@ struct Version {
     of_trace: bool,
 }
 
-/// Puts the two sides of a span next to each other. What changed after `until` is left to
-/// Langfuse, if it writes to the target too.
+/// Compares the two sides of a span. Changes after `until` are left to Langfuse if it also writes
+/// to the target.
 pub(super) fn judge(span: &SpanRow, until: Option<i64>) -> (Vec<Finding>, Vec<Unmatched>) {
     if span.expected.is_empty() {
         return (Vec::new(), strays(span));
@@ -187,7 +187,7 @@ fn by_start(rows: &[SideRow]) -> BTreeMap<i64, Vec<Version>> {
     versions
 }
 
-/// What an event is whose observation starts at another time.
+/// The kind of an event whose observation starts at another time.
 pub(super) fn kind_beside(event_ts: i64, of_observation: i64) -> Kind {
     match event_ts > of_observation {
         true => Kind::Newer,
@@ -205,7 +205,7 @@ fn strays(span: &SpanRow) -> Vec<Unmatched> {
     strays.collect()
 }
 
-/// `event_ts` and location of what was written last of what is expected.
+/// `event_ts` and location of the latest expected version.
 fn latest(span: &SpanRow) -> (i64, Location) {
     let written = span.expected.iter();
     let written = written.map(|&(start, event_ts, ..)| (event_ts, start));
@@ -217,8 +217,8 @@ fn latest(span: &SpanRow) -> (i64, Location) {
     (event_ts, location)
 }
 
-/// What is wrong with one key. Observations that differ only in their type have
-/// the same one: of these the latest counts, and of equally late ones any.
+/// Compares one key. Observations that differ only in type share a key; the latest wins, or any of
+/// equally late ones.
 fn judge_key(
     expected: &[Version],
     found: &[Version],
@@ -247,7 +247,7 @@ fn judge_key(
     } else if is_left {
         kinds.push(Kind::LeftToLivePath);
     } else if found.iter().any(is_equal) {
-        // That is the event of this observation.
+        // It is the event of this observation, so not a new finding.
     } else if found.iter().any(|event| event.event_ts > latest) {
         kinds.push(Kind::Newer);
     } else if found.iter().any(is_own) {
@@ -276,7 +276,7 @@ mod tests {
             .collect()
     }
 
-    /// What an event is that starts at another time than its observation.
+    /// Events that start at another time than their observation.
     fn strays_of(observations: &[Row], events: &[Row]) -> Vec<Unmatched> {
         judge(&span(observations, events, 0), None).1
     }
@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(judged(&[], 100), [Kind::Missing]);
         assert_eq!(judged(&[(10, 99, 2, 2)], 99), [Kind::LeftToLivePath]);
         assert_eq!(judged(&[(10, 99, 2, 2)], 100), [Kind::Different]);
-        // It is there, and so it can be compared.
+        // It exists, so it can be compared.
         assert_eq!(judged(&[(10, 100, 2, 2)], 99), [Kind::Different]);
         assert_eq!(judged(&[(10, 100, 1, 1)], 99), []);
     }
@@ -362,7 +362,7 @@ mod tests {
         for either in [late, equally_late] {
             assert_eq!(kinds(&[late, equally_late], &[either], 0), []);
         }
-        // Their hashes count as pairs.
+        // Hashes count as pairs.
         let mixed = (10, 101, 2, 3);
         assert_eq!(kinds(&[late, equally_late], &[mixed], 0), [Kind::Stale]);
     }

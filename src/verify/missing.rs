@@ -1,15 +1,15 @@
-//! Which events are missing, in bounded memory.
+//! Tracks missing events in bounded memory.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 
 use super::rows::EventKey;
 
-/// Once so many rows are wrong, no more are looked at one by one: it takes a reading of
-/// the piece for each [`super::pieces::BATCH_ROWS`] of them.
+/// Beyond this many wrong rows, none are checked individually: each [`super::pieces::BATCH_ROWS`]
+/// of them cost another read of the piece.
 pub(super) const MOST_WRONG: u64 = 1_000_000;
 
-/// Which events are missing, as hashes: of at most [`MOST_WRONG`], as no more are looked at one by one.
+/// Hashes of missing events, up to [`MOST_WRONG`].
 #[derive(Debug, Default)]
 pub(super) struct Missing {
     state: RandomState,

@@ -1,4 +1,4 @@
-//! Proof that source and target agree, made by the server and in bounded pieces.
+//! Checks that source and target agree, on the server and in bounded pieces.
 //!
 //! ```text
 //!  pieces (project, day) ──▶ batches ──▶ sums of hashes on both sides
@@ -8,9 +8,8 @@
 //! ```
 //!
 //! A row is two hashes: one over what the observation says, one over what its trace
-//! has a part in. Over a batch, their sums do not depend on the order of the rows,
-//! and two numbers per piece say whether anything is different. Only where they do
-//! are rows themselves looked at.
+//! has a part in. Their sums over a batch do not depend on row order, so two numbers
+//! per piece show whether anything differs. Only then are individual rows read.
 
 mod columns;
 mod core_table;
@@ -50,11 +49,11 @@ use crate::session::Session;
 use crate::state::checkpoint::RunIdentity;
 use crate::state::finding::Finding;
 
-/// Verifies one partition, and says what came of it, also where it ended early. Where it did not, that is
-/// kept beside the state of the run.
+/// Verifies one partition and reports the result, even if it stopped early. A complete result is
+/// recorded with the run's state.
 ///
 /// # Errors
-/// [`Error`] where nothing could be compared.
+/// [`Error`] if nothing could be compared.
 pub(crate) async fn run(
     session: &Session,
     options: Options,
@@ -62,17 +61,17 @@ pub(crate) async fn run(
     let retries = session.retries(&options);
     if !options.subject.observations {
         return Err(Error::configuration(
-            "--only goes with a run and a plan: verify compares the events of observations too",
+            "--only applies to a run and to plan; verify always covers observations too",
         ));
     }
     let mut options = Options {
-        // A table that keeps what is written twice may be looked at.
+        // Checking a table that keeps duplicates is fine.
         allow_duplicates: true,
         intent: Intent::Look,
         ..options
     };
     let inspected = session.inspect(&mut options, &retries).await?;
-    // What is written while it looks may be wrong all the same.
+    // Record the start: what is written from here on may still be wrong.
     let began_at = milliseconds_since_1970();
     let (report, outcome) =
         examine(session, &options, &inspected, &retries, &mut OnlyCounted).await;
@@ -84,15 +83,15 @@ pub(crate) async fn run(
         };
         let identity = RunIdentity::new(&options, &inspected);
         if let Err(error) = finding.keep(&options, &identity, &session.display) {
-            // It was said all the same.
+            // The result was shown already, so this is only a note.
             session.display.note(error);
         }
     }
     Ok((report, outcome))
 }
 
-/// Verifies one partition, and hands each row that is wrong to `findings`, as it is found. Prints
-/// nothing but progress. The report says what was found, also where it ended early.
+/// Verifies one partition and passes each wrong row to `findings` as it is found. Prints only
+/// progress. The report is valid even if it stopped early.
 pub(crate) async fn examine(
     session: &Session,
     options: &Options,
@@ -106,16 +105,15 @@ pub(crate) async fn examine(
     let mut verification =
         Verification::new(options, inspected, connection, retries, display, findings);
     let work = async {
-        // A row that was written through another replica is not missing.
+        // Rows written through another replica must not count as missing.
         for table in [
             &inspected.observations,
             &inspected.traces,
             &inspected.target,
         ] {
             let caught_up = connection.with_retries(retries).catch_up(table).await;
-            caught_up.map_err(|error| {
-                Error::caused("waiting for what other replicas have written failed", error)
-            })?;
+            caught_up
+                .map_err(|error| Error::caused("waiting for other replicas' rows failed", error))?;
         }
         verification.work(inspected).await
     };

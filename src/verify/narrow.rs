@@ -1,4 +1,4 @@
-//! From a batch whose sums differ to the rows that do.
+//! Narrows a batch whose sums differ down to the rows that differ.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -19,19 +19,19 @@ use super::verification::Verification;
 use crate::error::Error;
 use crate::mapping::Source;
 
-/// Rows of a slice of a large piece.
+/// Target size of a slice of a large piece, in rows.
 const SLICE_ROWS: u64 = 10_000;
-/// Most slices, so that what comes back of them is little.
+/// Maximum number of slices, which keeps results small.
 const MOST_SLICES: u64 = 10_000;
-/// Events without an observation that are looked for elsewhere. What of more of
-/// them is doubled is counted as extra, which is as wrong.
+/// Maximum number of events without an observation to look up elsewhere. Beyond it, doubled events
+/// count as extra, which is just as wrong.
 const MOST_LOOKED_FOR: usize = 200_000;
 
-/// Events that have no observation in their piece, by trace and span.
+/// Events without an observation in their piece, by trace and span.
 type UnmatchedEvents = BTreeMap<(ByteBuf, ByteBuf), Vec<Unmatched>>;
 
 impl Verification<'_> {
-    /// Finds the rows behind sums that differ.
+    /// Finds the rows behind differing sums.
     pub(super) async fn narrow(
         &mut self,
         pair: Pair,
@@ -68,7 +68,7 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// Hands on what is not looked at one by one.
+    /// Reports rows that are not checked individually.
     fn leave_unlisted(&mut self, pair: Pair, different: &BTreeMap<SumsKey, u64>) {
         for ((project, day, class, _), rows) in different {
             let what = match (pair, class) {
@@ -81,7 +81,7 @@ impl Verification<'_> {
         }
     }
 
-    /// The part of a scope in which the sums differ.
+    /// The part of a scope whose sums differ.
     fn restricted(&self, pair: Pair, scope: &Scope, different: &BTreeMap<SumsKey, u64>) -> Scope {
         let mut scope = scope.clone();
         scope
@@ -93,7 +93,7 @@ impl Verification<'_> {
             scope.moments = self.calendar.range(&scope.days);
         }
         let classes: HashSet<Class> = different.keys().map(|key| key.2).collect();
-        // The rows of the view's table are all of one class.
+        // All rows of the view's table have one class.
         if let (Pair::SourceAndEvents, 1, Some(&class)) =
             (pair, classes.len(), classes.iter().next())
         {
@@ -102,8 +102,8 @@ impl Verification<'_> {
         scope
     }
 
-    /// Divides a scope whose spans are too many to be compared at once, and leaves
-    /// out the slices of which the sums are equal. Each comes with its rows.
+    /// Divides a scope with too many spans into slices, and drops those with equal sums. Returns
+    /// each remaining one with its rows.
     async fn slices(
         &mut self,
         pair: Pair,
@@ -144,12 +144,12 @@ impl Verification<'_> {
         Ok(groups)
     }
 
-    /// Nothing is noted where it ends with an error that is to be divided.
+    /// Records nothing if it fails with an error that calls for dividing the scope.
     async fn compare_spans(&mut self, scope: &Scope) -> Result<(), QueryError> {
         let sql = self.statements.different_spans(scope);
         let spans = self
             .server
-            .rows_of_share::<SpanRow>("the spans", &sql, scope.share)
+            .rows_of_share::<SpanRow>("spans", &sql, scope.share)
             .await?;
         let mut strays: BTreeMap<ByteBuf, UnmatchedEvents> = BTreeMap::new();
         let mut missing_roots: BTreeMap<ByteBuf, Vec<(EventKey, Finding)>> = BTreeMap::new();
@@ -179,8 +179,8 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// A trace that has a root already, on whatever day, needs none of a backfill: a live one, or
-    /// an observation of the month that is called so.
+    /// Drops missing root spans whose trace already has one on any day: a live one, or an
+    /// observation of the month with that id.
     async fn note_missing_roots(
         &mut self,
         scope: &Scope,
@@ -203,7 +203,7 @@ impl Verification<'_> {
                 if with_root.contains(&key.trace_id) {
                     finding.kind = Kind::LeftToLiveRoot;
                 } else if are_observations.contains(&key.span_id) {
-                    // It is compared as the event of that observation.
+                    // It is compared as that observation's event.
                     continue;
                 }
                 self.note(scope, key.clone(), &finding).await?;
@@ -212,7 +212,7 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// Those of some missing root spans that an observation of the month is called as.
+    /// The missing root spans that have a month's observation with their id.
     async fn root_observations(
         &self,
         project: &ByteBuf,
@@ -220,7 +220,7 @@ impl Verification<'_> {
     ) -> Result<HashSet<ByteBuf>, Error> {
         let ids: Vec<ByteBuf> = roots.iter().map(|root| root.0.span_id.clone()).collect();
         let sql = self.statements.find_observations(project, &ids);
-        let what = "observations that are called as root spans";
+        let what = "observations that have a root span's id";
         let found = self.server.rows::<FoundObservation>(what, &sql).await?;
         let (from, to) = self.calendar.range(&self.month);
         let in_month = |start: i64| (from..to).contains(&start.div_euclid(1_000));
@@ -236,7 +236,7 @@ impl Verification<'_> {
             .collect())
     }
 
-    /// Finds out what events are that have no observation in their piece, or one that starts at
+    /// Decides the kind of events without an observation in their piece, or with one that starts at
     /// another time.
     async fn look_for(
         &mut self,
@@ -263,7 +263,7 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// The observations with the ids of these spans, wherever they are, the latest first.
+    /// Observations with these span ids, anywhere, latest first.
     async fn observations_of(
         &mut self,
         project: &ByteBuf,
@@ -287,7 +287,7 @@ impl Verification<'_> {
         Ok(found)
     }
 
-    /// Counts a finding, and makes an example of it if there are few yet.
+    /// Counts a finding, and keeps it as an example while there are few.
     async fn note(&mut self, scope: &Scope, key: EventKey, finding: &Finding) -> Result<(), Error> {
         self.count_finding(&key, finding);
         if !finding.kind.is_wrong() {
@@ -310,7 +310,7 @@ impl Verification<'_> {
         Ok(())
     }
 
-    /// Counts a finding, and hands it on.
+    /// Counts and reports a finding.
     pub(super) fn count_finding(&mut self, key: &EventKey, finding: &Finding) {
         self.report.count(finding.kind);
         if finding.kind == Kind::Missing {
@@ -344,8 +344,8 @@ impl Verification<'_> {
     }
 }
 
-/// What an event is that no observation of its piece starts with, by the observations that have
-/// the id of its span, the latest first.
+/// The kind of an event without a matching observation in its piece, from the observations with its
+/// span id, latest first.
 fn explain(
     event: &Unmatched,
     trace_id: &ByteBuf,
@@ -361,7 +361,7 @@ fn explain(
         return (kind, Some(location.clone()));
     }
     if let Some(same) = same.filter(|same| same.is_deleted != 0) {
-        // Where every version is on one day and of one type, it just was deleted.
+        // If all versions share a day and type, it was simply deleted.
         return match was_there && same.places > 1 {
             true => (Kind::Superseded, None),
             false => (Kind::Extra, None),
@@ -391,8 +391,7 @@ fn key(project: &ByteBuf, trace_id: &ByteBuf, span_id: &ByteBuf, finding: &Findi
     }
 }
 
-/// Slices put together so that none of the groups has many more rows than can be compared
-/// at once.
+/// Groups slices so that no group has many more rows than can be compared at once.
 fn grouped(rows_of_slices: BTreeMap<u64, u64>) -> Vec<(u64, Vec<u64>)> {
     let mut groups: Vec<(u64, Vec<u64>)> = Vec::new();
     for (slice, rows) in rows_of_slices {

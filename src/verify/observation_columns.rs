@@ -1,25 +1,24 @@
-//! The columns that come from the observation alone, in SQL.
+//! SQL for columns that come from the observation alone.
 
 use super::origin::{Origin, event_column};
 use crate::clickhouse::quoting;
 use crate::native::DataType;
 
-/// A column that comes from the observation alone, or for a root span from the
-/// trace and nothing else.
+/// A column that comes from the observation alone or, for a root span, from the trace alone.
 #[derive(Debug, Clone)]
 pub(super) struct OwnColumn {
     /// Its name in the target.
     pub name: String,
-    /// The type in which it is compared.
+    /// The type for the comparison.
     pub data_type: DataType,
-    /// What it is made of, over the observation.
+    /// The expression over the observation.
     pub expression: String,
-    /// The same for a root span, over the trace, if it is made of anything there.
+    /// The expression over the trace for a root span, if any.
     pub root_span: Option<String>,
 }
 
 impl OwnColumn {
-    /// What its hash is made of.
+    /// The arguments for its hash.
     pub(super) fn hashed(&self, origin: Origin) -> String {
         hash_arguments(&self.of(origin), &self.data_type)
     }
@@ -35,8 +34,7 @@ impl OwnColumn {
         format!("CAST({expression}, {data_type})")
     }
 
-    /// What the root span of a trace has. What a trace knows nothing of is left to
-    /// the default of its type.
+    /// A root span's value. What a trace does not have is the type's default.
     fn of_root_span(&self) -> String {
         let default = || {
             let data_type = quoting::string(self.data_type.to_string());
@@ -46,8 +44,8 @@ impl OwnColumn {
     }
 }
 
-/// The arguments of `cityHash64` for a value, such that different values have
-/// different ones: the function says nothing of what it makes of null.
+/// Arguments of `cityHash64` that differ for different values. The function's treatment of null is
+/// undocumented, so nulls are passed explicitly.
 fn hash_arguments(value: &str, data_type: &DataType) -> String {
     match data_type {
         DataType::Nullable(inner) if is_plain(inner) => format!(
@@ -55,12 +53,12 @@ fn hash_arguments(value: &str, data_type: &DataType) -> String {
             quoting::string(inner.to_string())
         ),
         _ if is_plain(data_type) => value.to_owned(),
-        // Its bytes tell everything apart, and take longer to make.
+        // Serialised bytes distinguish all values, but take longer.
         _ => format!("formatRow('RowBinary', {value})"),
     }
 }
 
-/// Whether `cityHash64` takes the whole value, and there can be no null in it.
+/// Whether `cityHash64` covers the whole value and the type has no nulls.
 fn is_plain(data_type: &DataType) -> bool {
     match data_type {
         DataType::Scalar { .. } => true,

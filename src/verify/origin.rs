@@ -1,4 +1,4 @@
-//! What rows are read from, and how statements call it.
+//! The tables rows come from, and their aliases.
 
 use std::borrow::Cow;
 
@@ -6,16 +6,16 @@ use crate::clickhouse::quoting;
 use crate::inspect::statements::TRACE;
 use crate::mapping::Source;
 
-/// How the observations are called inside statements.
+/// Alias of the observations.
 pub(super) const OBSERVATION: &str = Source::Observations.alias();
 
-/// How the events table is called in the statements.
+/// Alias of the events table.
 pub(super) const EVENT: &str = "e";
 
-/// What a row is read from.
+/// Where a row comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// An observation, which becomes an event with the help of its trace.
+    /// An observation, which its trace turns into an event.
     Observation,
     /// A trace, which becomes its root span.
     Trace,
@@ -23,7 +23,7 @@ pub(super) enum Origin {
     Event,
 }
 
-/// How the statements call what a row is read from.
+/// The alias of a row's table.
 pub(super) fn table_of(origin: Origin) -> &'static str {
     match origin {
         Origin::Observation => OBSERVATION,
@@ -32,8 +32,8 @@ pub(super) fn table_of(origin: Origin) -> &'static str {
     }
 }
 
-/// Names and values of a row's metadata. Of `Map(LowCardinality(String), …)` the
-/// keys have to be cast, or an empty one is not found.
+/// Names and values of a row's metadata. Keys of `Map(LowCardinality(String), …)` need the cast, or
+/// an empty one is not found.
 pub(super) fn metadata_of(table: &str) -> (String, String) {
     (
         format!("CAST(mapKeys({table}.metadata), 'Array(String)')"),
@@ -46,7 +46,7 @@ pub(super) fn event_column(name: &str) -> String {
     format!("{EVENT}.{}", quoting::identifier(name))
 }
 
-/// A text, whatever its type in the table.
+/// A text, whatever its column type.
 pub(super) fn text(column: &str) -> String {
     format!("CAST({column}, 'String')")
 }
@@ -56,10 +56,10 @@ pub(super) fn microseconds(moment: &str) -> String {
     format!("toUnixTimestamp64Micro(CAST({moment}, 'DateTime64(6)'))")
 }
 
-/// An item of a SELECT: its name, and what it is.
+/// A SELECT item: name and expression.
 pub(super) type Item = (Cow<'static, str>, String);
 
-/// Items of a SELECT, behind others.
+/// SELECT items to append to others.
 pub(super) fn listed(items: &[Item]) -> String {
     items
         .iter()

@@ -1,5 +1,5 @@
-//! The month in pieces. A piece is a project and a day; a batch is what one
-//! statement compares: many small pieces, or one large one, or a share of one.
+//! Divides a month. A piece is a project's day; a batch is what one statement compares: many small
+//! pieces, one large piece, or a share of one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -8,24 +8,22 @@ use serde_bytes::ByteBuf;
 
 use crate::partition::Day;
 
-/// Rows that are compared at once, unless a single piece has more. So many can
-/// be compared one by one in little memory.
+/// Maximum rows per comparison, unless a single piece has more. This many fit in little memory when
+/// compared individually.
 pub(super) const BATCH_ROWS: u64 = 250_000;
-/// Versions of traces that one statement holds in the server's memory, at a few
-/// hundred bytes each. Fewer would be too many readings of one day of a project
-/// that has very many.
+/// Maximum trace versions that one statement holds in the server's memory, at a few hundred bytes
+/// each. A lower limit would read a large project's day too often.
 const BATCH_TRACES: u64 = 1_000_000;
-/// Projects in one batch.
+/// Maximum projects per batch.
 const BATCH_PROJECTS: usize = 100;
-/// An observation's trace is looked for on the observation's own day and on so
-/// many days around it, unless these have very many, before it is looked for
-/// everywhere.
+/// Traces are first looked up on the observation's day and this many days around it, unless those
+/// hold very many; then everywhere.
 const MARGIN: Day = 1;
 
 /// A project and a day.
 pub(super) type Piece = (ByteBuf, Day);
 
-/// Rows of the pieces of a month.
+/// Row counts of a month's pieces.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
     rows: BTreeMap<ByteBuf, BTreeMap<Day, Rows>>,
@@ -53,46 +51,46 @@ pub(super) struct Batch {
     pub projects: Vec<ByteBuf>,
     /// The days.
     pub days: RangeInclusive<Day>,
-    /// The days on which the traces of these days are looked for first.
+    /// The days on which to look for traces first.
     pub trace_days: RangeInclusive<Day>,
-    /// About how many rows the larger side has.
+    /// Approximate rows on the larger side.
     pub rows: u64,
-    /// In how many shares to compare it, by the traces' ids.
+    /// Number of shares, by trace id, to compare it in.
     pub shares: u64,
-    /// Whether something live has written events on these days, or the days around them.
+    /// Whether there are live events on these days or the days around them.
     pub has_live: bool,
 }
 
-/// Some days, and the days around them.
+/// Some days, plus the days around them.
 pub(super) fn with_margin(days: &RangeInclusive<Day>) -> RangeInclusive<Day> {
     days.start().saturating_sub(MARGIN)..=days.end().saturating_add(MARGIN)
 }
 
 impl Pieces {
-    /// Adds rows that events are made of.
+    /// Adds rows that become events.
     pub(super) fn add_expected(&mut self, project: ByteBuf, day: Day, rows: u64) {
         self.piece(project, day).expected += rows;
     }
 
-    /// Adds rows of the events table, and how many of them something live wrote.
+    /// Adds rows of the events table, `live` of them live.
     pub(super) fn add_events(&mut self, project: ByteBuf, day: Day, rows: u64, live: u64) {
         let piece = self.piece(project, day);
         piece.events += rows;
         piece.live += live;
     }
 
-    /// Adds rows of the table that a view fills from the events.
+    /// Adds rows of the view's table.
     pub(super) fn add_core(&mut self, project: ByteBuf, day: Day, rows: u64) {
         self.piece(project, day).core += rows;
     }
 
-    /// Rows of the events table, or of the one that a view fills from it, whichever are more.
+    /// Rows of the events table or the view's table, whichever has more.
     pub(super) fn events(&self) -> u64 {
         let pieces = self.rows.values().flat_map(BTreeMap::values);
         pieces.map(|rows| rows.events.max(rows.core)).sum()
     }
 
-    /// Adds versions of traces that began on a day.
+    /// Adds trace versions that started on a day.
     pub(super) fn add_traces(&mut self, project: ByteBuf, day: Day, rows: u64) {
         *self
             .traces
@@ -115,7 +113,7 @@ impl Pieces {
         self.rows.values().map(|days| days.len() as u64).sum()
     }
 
-    /// Pieces of some projects and days.
+    /// Number of pieces in a batch.
     pub(super) fn count_in(&self, batch: &Batch) -> u64 {
         let days = batch
             .projects
@@ -125,7 +123,7 @@ impl Pieces {
             .sum()
     }
 
-    /// Divides a month into batches, in the order of projects and days.
+    /// Divides a month into batches, ordered by project and day.
     pub(super) fn batches(&self, month: &RangeInclusive<Day>) -> Vec<Batch> {
         let mut batches = Vec::new();
         let mut group = Group::default();
@@ -150,7 +148,7 @@ impl Pieces {
         batches
     }
 
-    /// The batches of a large project: some days each, or a share of one.
+    /// Batches of a large project: several days each, or a share of one.
     fn divide(&self, project: &ByteBuf, days: &BTreeMap<Day, Rows>) -> Vec<Batch> {
         let mut batches: Vec<Batch> = Vec::new();
         for (&day, rows) in days {
@@ -167,7 +165,7 @@ impl Pieces {
             }
             let mut trace_days = with_margin(&(day..=day));
             if self.traces_on(project, &trace_days) > BATCH_TRACES {
-                // What is on the days around it is found as what is far away.
+                // Traces on the days around it are found like distant ones.
                 trace_days = day..=day;
             }
             let traces = self.traces_on(project, &trace_days);
@@ -192,13 +190,13 @@ impl Pieces {
     }
 }
 
-/// Live rows on a day and on those around it.
+/// Live rows on a day and the days around it.
 fn live_around(days: &BTreeMap<Day, Rows>, day: Day) -> u64 {
     let around = days.range(with_margin(&(day..=day)));
     around.map(|(_, rows)| rows.live).sum()
 }
 
-/// Small projects that are compared together.
+/// Small projects compared together.
 #[derive(Default)]
 struct Group {
     projects: Vec<ByteBuf>,
@@ -234,22 +232,21 @@ impl Group {
     }
 }
 
-/// When the days of a month begin, in the time zone of the observations.
+/// Day boundaries of a month, in the observations' time zone.
 #[derive(Debug, Clone)]
 pub(super) struct Calendar {
     first: Day,
-    /// In milliseconds since 1970: the beginning of each day, and the end of the last.
+    /// Milliseconds since 1970: the start of each day, and the end of the last.
     starts: Vec<i64>,
 }
 
 impl Calendar {
-    /// A calendar from the beginnings of the days from `first` on, one more than
-    /// there are days.
+    /// Builds a calendar from the starts of the days from `first` on, plus the end of the last day.
     pub(super) fn new(first: Day, starts: Vec<i64>) -> Self {
         Self { first, starts }
     }
 
-    /// From when to when some days go, in milliseconds, the end not included.
+    /// The half-open range of some days, in milliseconds.
     pub(super) fn range(&self, days: &RangeInclusive<Day>) -> (i64, i64) {
         let at = |day: Day| {
             let index = usize::from(day.saturating_sub(self.first));
@@ -259,7 +256,7 @@ impl Calendar {
         (at(*days.start()), at(days.end().saturating_add(1)))
     }
 
-    /// The day of a moment in microseconds.
+    /// The day of a time in microseconds.
     pub(super) fn day_of(&self, moment: i64) -> Day {
         let milliseconds = moment.div_euclid(1_000);
         let begun = self.starts.partition_point(|&start| start <= milliseconds);
@@ -269,7 +266,7 @@ impl Calendar {
     }
 }
 
-/// Pieces in which something is different.
+/// Pieces with a difference.
 pub(super) type DifferentPieces = BTreeSet<Piece>;
 
 #[cfg(test)]

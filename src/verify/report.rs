@@ -1,4 +1,4 @@
-//! What the proof came to, as text and as JSON.
+//! The result of verifying, as text and JSON.
 
 use std::fmt;
 
@@ -10,115 +10,112 @@ use super::findings::Kind;
 use crate::error::Error;
 use crate::progress::words::{count, seconds, write_lines};
 
-/// Characters before a value in the text.
+/// Column width of the labels.
 const WIDTH: usize = 30;
 
-/// Rows that are shown.
+/// Maximum number of examples.
 pub(super) const EXAMPLES: usize = 10;
 
-/// What the proof came to.
+/// The result of verifying.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(crate) struct Report {
     /// The partition, `YYYYMM`.
     pub partition: String,
-    /// `database.table` that was compared.
+    /// Compared table, as `database.table`.
     pub target_table: String,
-    /// Whether everything was compared; not so after an error or a signal.
+    /// Whether everything was compared. False after an error or a signal.
     pub complete: bool,
     /// Whether everything was compared and nothing is wrong.
     pub equal: bool,
-    /// Pieces: days on which a project has observations or events.
+    /// Number of pieces: days on which a project has observations or events.
     pub pieces: u64,
-    /// Pieces that were compared.
+    /// Pieces compared.
     pub pieces_compared: u64,
-    /// Pieces in which something is wrong.
+    /// Pieces with a wrong row.
     pub pieces_different: u64,
-    /// Observations that were compared.
+    /// Observations compared.
     pub observations: u64,
-    /// Events that were compared.
+    /// Events compared.
     pub events: u64,
     /// Observations without an event.
     pub missing: u64,
     /// Events without an observation.
     pub extra: u64,
-    /// Events besides the one of their observation.
+    /// Additional events of an observation, elsewhere than where it belongs.
     pub doubled: u64,
-    /// Events of versions of their observations that do not count.
+    /// Events of outdated versions of their observations.
     pub superseded: u64,
-    /// Events that differ in something of the observation, and perhaps of the trace.
+    /// Events with a wrong value from the observation, and possibly from the trace.
     pub different: u64,
-    /// Events that differ only in something of the trace.
+    /// Events with a wrong value from the trace only.
     pub stale: u64,
-    /// Events that were written or deleted later than their observation: no error.
+    /// Events written or deleted after their observation: no error.
     pub newer: u64,
-    /// Events without an observation that something else wrote: no error.
+    /// Events without an observation, written by something else: no error.
     pub written_by_others: u64,
-    /// Observations that have versions of several types or days, of which one counts.
+    /// Observations with versions of several types or days, one of which wins.
     pub observations_superseded: u64,
-    /// Events of a backfill that say something else of experiments than the items do.
+    /// A backfill's events whose experiment columns do not match the items.
     pub different_experiments: u64,
-    /// Events of a backfill that belong to an item of a dataset run.
+    /// A backfill's events that belong to a dataset run item.
     pub spans_in_experiments: u64,
-    /// Rows besides the first of each key, where one is a backfill's: v4 reads without `FINAL`
-    /// and counts each.
+    /// Rows beyond the first per key, if one of them is a backfill's: v4 reads without `FINAL` and
+    /// counts each.
     pub doubled_in_full: u64,
-    /// The same in the table that the view fills.
+    /// The same in the view's table.
     pub doubled_in_core: u64,
-    /// Spans that have an event of a backfill and a live one at another time.
+    /// Spans with both a backfill's event and a live one that starts at another time.
     pub beside_live: u64,
-    /// Traces that have a root span of a backfill and a live one under another id.
+    /// Traces with both a backfill's root span and a live one with another id.
     pub second_roots: u64,
-    /// The table that a view fills from the target, which is compared with it.
+    /// The table that a view fills from the target, also compared.
     pub core_table: Option<String>,
-    /// Events that it lacks.
+    /// Events missing in the view's table.
     pub missing_in_core: u64,
-    /// Events that it has otherwise than the view makes them.
+    /// Events that differ in the view's table.
     pub different_in_core: u64,
-    /// Events that only it has.
+    /// Events only in the view's table.
     pub extra_in_core: u64,
-    /// Observations and traces whose events something live wrote: they are there, and not
-    /// compared.
+    /// Observations and traces with live events, which exist and are not compared.
     pub left_to_live_rows: u64,
     /// Traces that need no root span of a backfill, since they have a live one.
     pub root_spans_left_to_live_roots: u64,
-    /// Items of dataset runs that live spans carry, and that are expected on no others.
+    /// Dataset run items that live spans carry, and that no other spans should carry.
     pub items_left_to_live_spans: u64,
-    /// What a TTL of the target takes of the month.
+    /// What a TTL of the target removes from the month.
     pub expiry: Option<String>,
-    /// Which rows the user does not see.
+    /// Which rows the user cannot see.
     pub hidden: Option<String>,
-    /// Observations and traces that changed after `until`, and whose events are not there yet, or
-    /// not as they should be.
+    /// Observations and traces changed after `until` whose events are missing or outdated.
     pub left_to_live_path: u64,
-    /// What changed after this moment is left to Langfuse, if it writes to the target too.
+    /// Changes after this time are left to Langfuse if it also writes to the target.
     pub until: Option<String>,
-    /// The same in seconds since 1970, by this machine's clock.
+    /// `until` in seconds since 1970, by this machine's clock.
     #[serde(skip)]
     pub until_second: Option<u64>,
-    /// Root spans of traces: those that were compared, or those that were left aside.
+    /// Root spans of traces, compared or not.
     pub root_spans: u64,
-    /// Whether they were compared.
+    /// Whether root spans were compared.
     pub root_spans_compared: bool,
-    /// Rows of pieces that differ that were not looked at one by one, since so much
-    /// was wrong already.
+    /// Rows of differing pieces that were not checked individually, since too much was wrong
+    /// already.
     pub not_narrowed: u64,
-    /// Observations without a trace: no error, their events are expected without
-    /// its attributes.
+    /// Observations without a trace: no error, their events have no trace attributes.
     pub observations_without_trace: u64,
     /// Columns that could not be compared.
     pub not_compared: Vec<String>,
-    /// Some of the rows that are wrong.
+    /// Some of the wrong rows.
     pub examples: Vec<Example>,
-    /// How often a statement was divided because the server lacked memory for it.
+    /// How often a statement was divided because the server lacked memory.
     pub divided: u64,
-    /// Questions that were repeated after a passing error.
+    /// Retried statements.
     pub retries: u64,
-    /// Seconds by the clock.
+    /// Wall-clock seconds.
     pub seconds: f64,
 }
 
 impl Report {
-    /// Counts what was found.
+    /// Counts a finding.
     pub(crate) fn count(&mut self, kind: Kind) {
         *match kind {
             Kind::Missing => &mut self.missing,
@@ -139,7 +136,7 @@ impl Report {
         } += 1;
     }
 
-    /// What is wrong, with its number and what mends it.
+    /// Each kind of error with its count and remedy.
     fn kinds(&self) -> [(String, u64, Remedy); 14] {
         let full = table_name(&self.target_table);
         let core = self
@@ -152,7 +149,7 @@ impl Report {
             kind("different", self.different, Remedy::Repair),
             kind("stale", self.stale, Remedy::Repair),
             (
-                "with other experiment columns".to_owned(),
+                "with wrong experiment columns".to_owned(),
                 self.different_experiments,
                 Remedy::Repair,
             ),
@@ -167,23 +164,19 @@ impl Report {
                 Remedy::Repair,
             ),
             (
-                format!("too many in {full} until it is merged"),
+                format!("unmerged duplicates in {full}"),
                 self.doubled_in_full,
                 Remedy::Optimize,
             ),
             (
-                format!("too many in {core} until it is merged"),
+                format!("unmerged duplicates in {core}"),
                 self.doubled_in_core,
                 Remedy::Optimize,
             ),
             kind("doubled", self.doubled, Remedy::Delete),
-            (
-                "of versions that do not count".to_owned(),
-                self.superseded,
-                Remedy::Delete,
-            ),
+            ("superseded".to_owned(), self.superseded, Remedy::Delete),
             kind("extra", self.extra, Remedy::Delete),
-            kind("second roots", self.second_roots, Remedy::Delete),
+            kind("with a second root span", self.second_roots, Remedy::Delete),
             kind("beside live rows", self.beside_live, Remedy::Delete),
             (
                 format!("only in {core}"),
@@ -193,15 +186,15 @@ impl Report {
         ]
     }
 
-    /// Rows that are wrong.
+    /// Number of wrong rows.
     pub(crate) fn wrong(&self) -> u64 {
         self.kinds().iter().map(|(_, count, _)| count).sum()
     }
 
-    /// What it says about both sides, once all was compared.
+    /// The verdict, once everything was compared.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind::Failed) with what is wrong, and what to do about it.
+    /// [`Kind::Failed`](crate::error::Kind::Failed) with what is wrong and what to do.
     pub(super) fn verdict(&self) -> Result<(), Error> {
         if self.wrong() == 0 {
             return Ok(());
@@ -219,48 +212,45 @@ impl Report {
         };
         if !names_of(Remedy::Repair).is_empty() {
             advice.push(
-                "let `events-backfill repair` of this partition, with the options of the run, \
-                 write what is missing, different or stale"
+                "run `events-backfill repair` on this partition, with the options of the run, to \
+                 rewrite what is missing, different or stale"
                     .to_owned(),
             );
         }
         if !names_of(Remedy::Optimize).is_empty() {
             advice.push(
-                "let `events-backfill repair --optimize` of this partition merge what stands more \
-                 than once, which may take ClickHouse long"
+                "run `events-backfill repair --optimize` on this partition to merge duplicates, \
+                 which may take hours"
                     .to_owned(),
             );
         }
         let to_delete = names_of(Remedy::Delete);
         if !to_delete.is_empty() {
             advice.push(format!(
-                "delete by hand what is {to_delete}, since a backfill deletes nothing"
+                "delete rows by hand ({to_delete}), since a repair never deletes"
             ));
         }
-        // Whatever is written again, it takes again.
-        advice.extend(
-            self.expiry
-                .iter()
-                .map(|what| format!("first see to {what}")),
-        );
+        // The TTL would remove rewritten rows again.
+        advice.extend(self.expiry.iter().map(|what| format!("fix first: {what}")));
         if let Some(hidden) = &self.hidden {
-            // What is made of rows that are not seen is not wrong.
+            // Events of hidden rows are not wrong.
             advice = vec![format!(
-                "{hidden}: verify as one who sees all, before anything is deleted or repaired"
+                "{hidden}: verify as a user that sees all rows before deleting or repairing \
+                 anything"
             )];
         }
         let advice = advice.join("; ");
-        let (rows, are, them) = match self.wrong() {
-            1 => ("row", "is", "it"),
-            _ => ("rows", "are", "them"),
+        let (rows, do_not, their) = match self.wrong() {
+            1 => ("row", "does not", "its"),
+            _ => ("rows", "do not", "their"),
         };
         let at_least = match self.not_narrowed {
             0 => "",
             _ => "at least ",
         };
         Err(Error::failed(format!(
-            "{at_least}{} {rows} of {}, partition {}, {are} not what observations and traces make \
-             of {them} ({}): {advice}",
+            "{at_least}{} {rows} of {}, partition {}, {do_not} match {their} observation and trace \
+             ({}): {advice}",
             HumanCount(self.wrong()),
             self.target_table,
             self.partition,
@@ -269,18 +259,18 @@ impl Report {
     }
 }
 
-/// What mends something.
+/// How to fix an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remedy {
-    /// It is written again.
+    /// Rewrite the rows.
     Repair,
-    /// ClickHouse merges it.
+    /// Let ClickHouse merge them.
     Optimize,
-    /// The operator deletes it.
+    /// Delete them by hand.
     Delete,
 }
 
-/// The name of a table without its database.
+/// A table's name without its database.
 fn table_name(label: &str) -> &str {
     label.rsplit_once('.').map_or(label, |(_, name)| name)
 }
@@ -288,7 +278,7 @@ fn table_name(label: &str) -> &str {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let result = match (self.complete, self.equal) {
-            (false, _) => "not everything was compared",
+            (false, _) => "incomplete",
             (true, true) => "equal",
             (true, false) => "different",
         };
@@ -298,7 +288,7 @@ impl fmt::Display for Report {
         };
         let root_spans = match (self.root_spans_compared, self.root_spans) {
             (true, _) | (_, 0) => count(self.root_spans),
-            (false, _) => format!("{}, not compared: say --root-spans", count(self.root_spans)),
+            (false, _) => format!("{}, not compared: add --root-spans", count(self.root_spans)),
         };
         let rows: [(&str, String); 17] = [
             ("Partition", self.partition.clone()),
@@ -308,9 +298,12 @@ impl fmt::Display for Report {
                 "Pieces compared",
                 format!("{} of {}", count(self.pieces_compared), count(self.pieces)),
             ),
-            ("Pieces that differ", count(self.pieces_different)),
+            ("Differing pieces", count(self.pieces_different)),
             ("Observations", count(self.observations)),
-            ("  of several versions", count(self.observations_superseded)),
+            (
+                "  with several versions",
+                count(self.observations_superseded),
+            ),
             ("Events", count(self.events)),
             ("Missing", count(self.missing)),
             ("Different", count(self.different)),
@@ -326,16 +319,16 @@ impl fmt::Display for Report {
             ("Time", seconds(self.seconds)),
         ];
         write_lines(f, WIDTH, rows)?;
-        // What most months have nothing of.
+        // Zero in most months, so shown only if not.
         let rest = [
-            ("Of versions that do not count", self.superseded),
-            ("Other experiment columns", self.different_experiments),
-            ("Too many until it is merged", self.doubled_in_full),
+            ("Superseded", self.superseded),
+            ("Wrong experiment columns", self.different_experiments),
+            ("Unmerged duplicates", self.doubled_in_full),
             ("  in the view's table", self.doubled_in_core),
             ("Missing in the view's table", self.missing_in_core),
-            ("Different there", self.different_in_core),
-            ("Only there", self.extra_in_core),
-            ("Second roots", self.second_roots),
+            ("  different in that table", self.different_in_core),
+            ("  only in that table", self.extra_in_core),
+            ("Second root spans", self.second_roots),
             ("Beside live rows", self.beside_live),
             ("Newer (no error)", self.newer),
             ("Written by others (no error)", self.written_by_others),
@@ -345,21 +338,18 @@ impl fmt::Display for Report {
                 self.root_spans_left_to_live_roots,
             ),
             ("Items left to live spans", self.items_left_to_live_spans),
-            ("Left to Langfuse, since late", self.left_to_live_path),
+            ("Left to Langfuse (late)", self.left_to_live_path),
         ];
         let rest = rest.into_iter().filter(|(_, number)| *number > 0);
         write_lines(f, WIDTH, rest.map(|(name, number)| (name, count(number))))?;
         if self.not_narrowed > 0 {
-            let rows = format!(
-                "{} rows in pieces that differ too",
-                count(self.not_narrowed)
-            );
-            write_lines(f, WIDTH, [("Not looked at one by one", rows)])?;
+            let rows = format!("{} more rows in differing pieces", count(self.not_narrowed));
+            write_lines(f, WIDTH, [("Not checked individually", rows)])?;
         }
         if !self.examples.is_empty() {
             writeln!(
                 f,
-                "\n{} of {} rows that are wrong:",
+                "\n{} of {} wrong rows:",
                 self.examples.len(),
                 count(self.wrong())
             )?;

@@ -1,4 +1,4 @@
-//! What the statements of `statements.rs` yield.
+//! Result rows of the statements in `statements.rs`.
 
 use clickhouse::Row;
 use serde::Deserialize;
@@ -6,7 +6,7 @@ use serde_bytes::ByteBuf;
 
 use crate::partition::Day;
 
-/// A count of rows of one project and day.
+/// Row count of a piece.
 #[derive(Debug, Row, Deserialize)]
 pub(super) struct PieceRows {
     /// The project.
@@ -17,7 +17,7 @@ pub(super) struct PieceRows {
     pub row_count: u64,
 }
 
-/// A count of events of one project and day.
+/// Event count of a piece.
 #[derive(Debug, Row, Deserialize)]
 pub(super) struct EventRows {
     /// The project.
@@ -26,7 +26,7 @@ pub(super) struct EventRows {
     pub day: Day,
     /// The count.
     pub row_count: u64,
-    /// How many of them something live wrote.
+    /// How many of them are live.
     pub live: u64,
 }
 
@@ -35,11 +35,11 @@ pub(super) struct EventRows {
 pub(super) struct ProjectHash {
     /// The project.
     pub project: ByteBuf,
-    /// Of its id.
+    /// The hash of its id.
     pub hash: u64,
 }
 
-/// An observation whose versions are of several types or days.
+/// An observation with versions of several types or days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Row, Deserialize)]
 pub(super) struct Versions {
     /// The hash of its project's id.
@@ -48,20 +48,20 @@ pub(super) struct Versions {
     pub trace: u64,
     /// The hash of all its ids.
     pub observation: u64,
-    /// The hash of the version that counts.
+    /// The hash of the winning version.
     pub counting: u64,
-    /// The first day on which it has a version.
+    /// The first day it has a version on.
     pub first: Day,
-    /// The last one.
+    /// The last day it has a version on.
     pub last: Day,
 }
 
-/// A number of rows, and the hashes of some of them.
+/// A number of rows, with the hashes of some.
 #[derive(Debug, Clone, Default, Row, Deserialize)]
 pub(super) struct Counted {
     /// The number.
     pub row_count: u64,
-    /// Hashes of the keys of some of them.
+    /// Key hashes of some of them.
     pub some: Vec<u64>,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Number {
     pub number: u64,
 }
 
-/// What tells one event from another, of one that is shown.
+/// The key of an event to show.
 #[derive(Debug, Clone, Row, Deserialize)]
 pub(super) struct KeyRow {
     /// The project.
@@ -81,9 +81,9 @@ pub(super) struct KeyRow {
     pub trace_id: ByteBuf,
     /// The span.
     pub span_id: ByteBuf,
-    /// When it started, in microseconds.
+    /// Its start, in microseconds.
     pub start: i64,
-    /// How many rows there are of it.
+    /// How many rows have this key.
     pub row_count: u64,
 }
 
@@ -99,84 +99,82 @@ impl KeyRow {
     }
 }
 
-/// How wide the rows of a table are, and in how many parts they lie.
+/// A table's row width and number of parts.
 #[derive(Debug, Row, Deserialize)]
 pub(super) struct Widths {
-    /// The parts.
+    /// Number of parts.
     pub parts: u64,
-    /// Uncompressed bytes of a row, in the part where it has most on average.
+    /// Uncompressed bytes per row, in the part with the highest average.
     pub row_bytes: u64,
 }
 
-/// When a day begins.
+/// The start of a day.
 #[derive(Debug, Row, Deserialize)]
 pub(super) struct DayStart {
     /// Milliseconds since 1970.
     pub start: i64,
 }
 
-/// A trace that has versions on several days.
+/// A trace with versions on several days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Row, Deserialize)]
 pub(super) struct MovedTrace {
-    /// Of its id.
+    /// The hash of its id.
     pub hash: u64,
-    /// The first of these days.
+    /// The first of those days.
     pub first: Day,
-    /// The last of them.
+    /// The last of those days.
     pub last: Day,
-    /// The day of the version that counts.
+    /// The winning version's day.
     pub latest: Day,
 }
 
-/// A day on which a trace has a version.
+/// A day with a version of a trace.
 #[derive(Debug, Row, Deserialize)]
 pub(super) struct VersionDay {
-    /// Of its id.
+    /// The hash of its id.
     pub hash: u64,
     /// The day.
     pub day: Day,
 }
 
-/// An id, of whatever.
+/// Any id.
 #[derive(Debug, Row, Deserialize)]
 pub(super) struct Id {
     /// The id.
     pub id: ByteBuf,
 }
 
-/// Counts and sums of hashes over some rows of one piece. The sums do not depend
-/// on the order of the rows.
+/// Counts and sums of hashes over some rows of a piece, independent of row order.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
 pub(super) struct Sums {
     /// The project.
     pub project: ByteBuf,
     /// The day.
     pub day: Day,
-    /// What kind of rows these are: see [`Class`](super::scope::Class).
+    /// The rows' class; see [`Class`](super::scope::Class).
     pub class: u8,
-    /// Which slice of the piece it is.
+    /// The slice of the piece.
     pub slice: u64,
-    /// Rows.
+    /// Number of rows.
     pub row_count: u64,
-    /// Over what comes from the observation alone.
+    /// Sum over what comes from the observation alone.
     pub own_sum: u64,
-    /// The same, as an exclusive or.
+    /// The same, as exclusive or.
     pub own_xor: u64,
-    /// Over what the trace has a part in.
+    /// Sum over what depends on the trace.
     pub trace_sum: u64,
-    /// The same, as an exclusive or.
+    /// The same, as exclusive or.
     pub trace_xor: u64,
     /// Observations without a trace.
     pub without_trace: u64,
-    /// Root spans that are expected because of a trace.
+    /// Root spans expected from traces.
     pub of_traces: u64,
 }
 
-/// A row of one side: start and `event_ts` in microseconds, its two hashes, and a
-/// flag.
+/// A row of one side: start and `event_ts` in microseconds, two hashes, and a flag.
 pub(super) type SideRow = (i64, i64, u64, u64, u8);
 
-/// A span, of which the two sides are not the same.
+/// A span that differs between the two sides.
 #[derive(Debug, Clone, Row, Deserialize)]
 pub(super) struct SpanRow {
     /// The project.
@@ -185,15 +183,15 @@ pub(super) struct SpanRow {
     pub trace_id: ByteBuf,
     /// The span.
     pub span_id: ByteBuf,
-    /// What is expected of it, and whether because of a trace.
+    /// Expected rows, flagged if they come from a trace.
     pub expected: Vec<SideRow>,
-    /// What there is.
+    /// Actual rows.
     pub events: Vec<SideRow>,
-    /// `event_ts` of its latest deletion in the target; 0 where there is none.
+    /// `event_ts` of its latest deletion in the target, or 0.
     pub deleted_at: i64,
 }
 
-/// Where an observation with the id of a span is, of all its versions.
+/// An observation with a span's id, over all its versions.
 #[derive(Debug, Clone, Row, Deserialize)]
 pub(super) struct FoundObservation {
     /// The trace.
@@ -208,20 +206,20 @@ pub(super) struct FoundObservation {
     pub is_deleted: u8,
     /// The starts of all versions.
     pub starts: Vec<i64>,
-    /// On how many days, and of how many types, there are versions of it.
+    /// Number of distinct days and types among the versions.
     pub places: u64,
 }
 
-/// All compared columns of one row.
+/// All compared columns of a row.
 #[derive(Debug, Clone, Row, Deserialize)]
 pub(crate) struct Details {
-    /// The hash of each.
+    /// The columns' hashes.
     pub hashes: Vec<u64>,
-    /// What is shown of each.
+    /// The columns' texts, as shown.
     pub texts: Vec<Option<ByteBuf>>,
 }
 
-/// What tells one event from another.
+/// An event's key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct EventKey {
     /// The project.
@@ -230,6 +228,6 @@ pub(crate) struct EventKey {
     pub trace_id: ByteBuf,
     /// The span.
     pub span_id: ByteBuf,
-    /// When it started, in microseconds since 1970.
+    /// Its start, in microseconds since 1970.
     pub start: i64,
 }

@@ -1,4 +1,4 @@
-//! Which rows a statement is about, and the conditions that say so in SQL.
+//! The rows a statement covers, and the SQL conditions for them.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -11,49 +11,49 @@ use crate::clickhouse::quoting;
 use crate::inspect::statements::TRACE;
 use crate::partition::Day;
 
-/// Which rows a statement is about.
+/// The rows a statement covers.
 #[derive(Debug, Clone)]
 pub(super) struct Scope {
     /// The projects.
     pub projects: Vec<ByteBuf>,
-    /// The days on which observations and events start.
+    /// The days on which the observations and events start.
     pub days: RangeInclusive<Day>,
-    /// The same in milliseconds since 1970, the end not included.
+    /// Those days as a half-open range of milliseconds since 1970.
     pub moments: (i64, i64),
-    /// The days on which their traces are looked for.
+    /// The days on which to look for their traces.
     pub trace_days: RangeInclusive<Day>,
-    /// Only traces whose id has this hash, modulo the first number.
+    /// Only traces in this share, by the hash of their id.
     pub share: Share,
-    /// Traces that are, or may be, on other days than the batch's.
+    /// Traces that are, or may be, outside the batch's days.
     pub moved: Moved,
-    /// The days of the batch.
+    /// The batch's days.
     pub batch_days: RangeInclusive<Day>,
     /// Only rows of this class.
     pub only_class: Option<Class>,
-    /// Only spans whose hash is one of these, modulo the first number.
+    /// Only spans whose hash modulo the first number is among the others.
     pub slices: Option<(u64, Vec<u64>)>,
-    /// Whether something live has written events on its days, or the days around them.
+    /// Whether there are live events on its days or the days around them.
     pub has_live: bool,
-    /// Observations of which some rows do not count.
+    /// Observations with rows that do not win.
     pub superseded: Superseded,
 }
 
-/// What kind of span a row is.
+/// A row's class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub(super) enum Class {
-    /// One that is not called as the root span of a trace.
+    /// A span without a root span's id.
     Ordinary = 0,
-    /// One that is called as the root span of a trace, `t-<trace_id>`.
+    /// A span with a root span's id, `t-<trace_id>`.
     Root = 1,
-    /// A root span that is none of this comparison.
+    /// A root span that is not compared.
     Aside = 2,
-    /// An event that something live wrote, and what is expected in its place.
+    /// A live event, or the row expected in its place.
     Live = 3,
 }
 
 impl Class {
-    /// The class that has a number.
+    /// The class with that number.
     pub(super) fn of(number: u8) -> Self {
         match number {
             0 => Class::Ordinary,
@@ -64,18 +64,18 @@ impl Class {
     }
 }
 
-/// Observations that `FINAL` shows more than once, because their versions are of several types
-/// or days, as far as they matter to a scope.
+/// Observations that `FINAL` shows more than once because their versions have several types or
+/// days, as far as a scope contains them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Superseded {
     /// Hashes of their ids.
     pub observations: Vec<u64>,
-    /// Hashes of the version of each that counts.
+    /// Hashes of their winning versions.
     pub counting: Vec<u64>,
 }
 
 impl Superseded {
-    /// The condition that leaves out the rows that do not count; to follow another.
+    /// A condition, appended to another, that excludes the rows that do not win.
     pub(super) fn condition(&self) -> String {
         if self.observations.is_empty() {
             return String::new();
@@ -99,7 +99,7 @@ pub(super) fn observation_hash() -> String {
     )
 }
 
-/// The hash of what tells the version of an observation that counts from those that do not.
+/// A hash that identifies the winning version among an observation's rows.
 pub(super) fn version_hash() -> String {
     format!(
         "cityHash64({}, {OBSERVATION}.event_ts, toUInt16(toDate({OBSERVATION}.start_time)))",
@@ -107,45 +107,45 @@ pub(super) fn version_hash() -> String {
     )
 }
 
-/// Where to look for traces besides the days of a scope.
+/// Where to look for traces outside the scope's days.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Moved {
-    /// Hashes of their ids: shorter than ids, and who shares one does no harm.
+    /// Hashes of their ids. Shorter than ids, and a collision is harmless.
     pub hashes: BTreeSet<u64>,
-    /// The days on which their versions are.
+    /// The days of their versions.
     pub days: BTreeSet<Day>,
 }
 
 /// A share of all traces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Share {
-    /// How many there are.
+    /// The number of shares.
     pub of: u64,
-    /// Which it is, from 0.
+    /// The index of this share.
     pub number: u64,
 }
 
-/// Into so many shares a batch is divided at most.
+/// Maximum number of shares of a batch.
 const MOST_SHARES: u64 = 1_024;
 
 impl Share {
-    /// Whether it is worth dividing further.
+    /// Whether further division is useful.
     pub(super) fn is_divisible(self) -> bool {
         self.of < MOST_SHARES
     }
 
-    /// The two shares it consists of.
+    /// Splits the share in two.
     pub(super) fn halves(self) -> [Share; 2] {
         let of = self.of * 2;
         [self.number, self.number + self.of].map(|number| Share { of, number })
     }
 
-    /// Whether a trace is in it, by the hash of its id.
+    /// Whether it contains a trace, by the hash of its id.
     pub(super) fn contains(self, hash: u64) -> bool {
         hash % self.of == self.number
     }
 
-    /// The condition for the rows of its traces; to follow another.
+    /// A condition, appended to another, for the rows of its traces.
     pub(super) fn condition(self, trace_id: &str) -> String {
         match self.of {
             1 => String::new(),
@@ -154,7 +154,7 @@ impl Share {
     }
 }
 
-/// How a table calls what all of them have.
+/// Column names of one table for concepts that all share.
 pub(super) struct Names {
     /// Id of the project.
     pub project: String,
@@ -162,14 +162,14 @@ pub(super) struct Names {
     pub trace: String,
     /// Id of the span.
     pub span: String,
-    /// When it starts.
+    /// Its start.
     pub moment: String,
-    /// When it was written.
+    /// Its time of writing.
     pub event_ts: String,
 }
 
 impl Names {
-    /// The names in one of the tables.
+    /// The names for one table.
     pub(super) fn of(origin: Origin) -> Self {
         let (table, trace, moment) = match origin {
             Origin::Observation => (OBSERVATION, "trace_id", "start_time"),
@@ -190,14 +190,14 @@ impl Names {
         }
     }
 
-    /// Whether a row is called as the root span of its trace.
+    /// Whether a row has the id of its trace's root span.
     pub(super) fn is_root(&self) -> String {
         format!("{} = concat('t-', {})", self.span, self.trace)
     }
 }
 
 impl Scope {
-    /// One share of a batch, before it is known which traces lie far away.
+    /// One share of a batch, before distant traces are known.
     pub(super) fn new(batch: &Batch, moments: (i64, i64), share: Share) -> Self {
         Self {
             projects: batch.projects.clone(),
@@ -214,14 +214,14 @@ impl Scope {
         }
     }
 
-    /// Its moments and those two days before and after: the spans of a trace may begin on
-    /// another day than the trace.
+    /// Its time range plus two days before and after: a trace's spans may start on another day than
+    /// the trace.
     pub(super) fn moments_around(&self) -> (i64, i64) {
         const TWO_DAYS: i64 = 2 * 86_400_000;
         (self.moments.0 - TWO_DAYS, self.moments.1 + TWO_DAYS)
     }
 
-    /// The two scopes it consists of.
+    /// Splits the scope in two.
     pub(super) fn halves(&self) -> [Scope; 2] {
         self.share.halves().map(|share| Scope {
             share,
@@ -229,7 +229,7 @@ impl Scope {
         })
     }
 
-    /// Whether rows of a class belong to it.
+    /// Whether it covers rows of a class.
     pub(super) fn includes(&self, class: Class) -> bool {
         self.only_class.is_none_or(|only| only == class)
     }
@@ -245,8 +245,8 @@ impl Scope {
         )
     }
 
-    /// Which of the rows of its projects and days belong to it; to follow another
-    /// condition.
+    /// A condition, appended to another, that selects its rows among those of its projects and
+    /// days.
     pub(super) fn filter(&self, origin: Origin) -> String {
         let names = Names::of(origin);
         let mut condition = self.share.condition(&names.trace);
@@ -265,8 +265,7 @@ impl Scope {
         condition
     }
 
-    /// The conditions for the versions of the traces it needs: those on some days, and
-    /// those that are elsewhere.
+    /// The conditions for the trace versions it needs: those on some days, and those elsewhere.
     pub(super) fn trace_conditions(&self, days: &RangeInclusive<Day>) -> Vec<String> {
         let projects = one_of(&format!("{TRACE}.project_id"), &self.projects);
         let near = on_days(days);
@@ -288,12 +287,12 @@ pub(super) fn listed(values: impl Iterator<Item = String>) -> String {
     values.collect::<Vec<_>>().join(", ")
 }
 
-/// The hash of the id of a trace.
+/// The hash of a trace's id.
 pub(super) fn hash(trace_id: &str) -> String {
     format!("cityHash64(CAST({trace_id}, 'String'))")
 }
 
-/// Versions of traces, called `t`, that began on these days.
+/// Trace versions, aliased `t`, that started on these days.
 pub(super) fn on_days(days: &RangeInclusive<Day>) -> String {
     format!(
         "toDate({TRACE}.timestamp) BETWEEN toDate({}) AND toDate({})",
@@ -302,7 +301,7 @@ pub(super) fn on_days(days: &RangeInclusive<Day>) -> String {
     )
 }
 
-/// From one moment to another, in milliseconds, the second not included.
+/// A half-open range of times, in milliseconds.
 pub(super) fn between(column: &str, (from, to): (i64, i64)) -> String {
     format!(
         "{column} >= fromUnixTimestamp64Milli(toInt64({from})) \
@@ -310,8 +309,8 @@ pub(super) fn between(column: &str, (from, to): (i64, i64)) -> String {
     )
 }
 
-/// One of some values, which must not be none. Written so that the primary key
-/// and the indexes are used.
+/// Equality with any of `values`, which must not be empty. Written to use the primary key and the
+/// indexes.
 pub(super) fn one_of(column: &str, values: &[ByteBuf]) -> String {
     if let [value] = values {
         return format!("{column} = {}", quoting::string(value));

@@ -1,5 +1,4 @@
-//! The server, as it is asked here: again where that may help, and with smaller
-//! blocks where it lacks memory.
+//! Queries the server, with retries, and with smaller blocks if it lacks memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,22 +11,21 @@ use crate::clickhouse::Connection;
 use crate::clickhouse::retry::Retries;
 use crate::error::Error;
 
-/// How long a statement may take. It reads a batch on both sides, or the ids of
-/// all traces.
+/// Timeout of a statement, which reads a batch on both sides or the ids of all traces.
 const PATIENCE: Duration = Duration::from_secs(3_600);
 
-/// Most rows in one block. More gains little.
+/// Maximum rows per block. Larger blocks gain little.
 const MOST_BLOCK_ROWS: u64 = 4_096;
-/// Fewer rows in a block would take the server many times as long.
+/// Minimum rows per block. Smaller blocks slow the server down many times.
 const FEWEST_BLOCK_ROWS: u64 = 16;
-/// Bytes of the blocks of all parts of a partition together. `FINAL` holds one of
-/// each, two or three times over, and does not heed a limit of their bytes.
+/// Total size of the blocks of all parts of a partition, in bytes. `FINAL` holds one block per
+/// part, two or three times over, and ignores byte limits on blocks.
 const BLOCKS_BYTES: u64 = 100_000_000;
-/// Blocks of so many bytes are not what a server lacks memory for.
+/// Blocks up to this size, in bytes, are not why a server runs out of memory.
 const SMALL_BLOCKS_BYTES: u64 = 16_000_000;
-/// If a share is one of so many, it is small.
+/// From this many shares on, each is small.
 const MANY_SHARES: u64 = 16;
-/// By how much smaller blocks are tried where the server lacks memory.
+/// Factor for smaller blocks when the server lacks memory.
 const SMALLER: u64 = 4;
 
 /// The server.
@@ -35,14 +33,14 @@ pub(super) struct Server {
     connection: Connection,
     retries: Retries,
     settings: Vec<(&'static str, String)>,
-    /// Bytes of a row of each part together, in the table where they are most.
+    /// Bytes of one row from each part, for the table where that is most.
     row_bytes: u64,
     block_rows: AtomicU64,
 }
 
 impl Server {
-    /// The server at the end of a connection. `partitions_are_apart` says that no
-    /// two rows in different partitions are versions of each other.
+    /// `partitions_are_apart` says that rows in different partitions are never versions of each
+    /// other.
     pub(super) fn new(
         connection: Connection,
         retries: Retries,
@@ -62,23 +60,23 @@ impl Server {
         }
     }
 
-    /// Asks for blocks that suit the parts of the tables.
+    /// Sets the block size to suit the tables' parts.
     pub(super) fn suit(&mut self, widths: &[Widths]) {
         let widest = widths.iter().map(|table| table.parts * table.row_bytes);
         self.row_bytes = widest.max().unwrap_or_default();
         self.forget_small_blocks();
     }
 
-    /// Asks for blocks as large as at first: what comes may be narrower.
+    /// Restores the initial block size: later rows may be narrower.
     pub(super) fn forget_small_blocks(&self) {
         let rows = block_rows(self.row_bytes);
         self.block_rows.store(rows, Ordering::Relaxed);
     }
 
-    /// All rows of a result, which is small.
+    /// All rows of a small result.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) with `what` cannot be compared.
+    /// [`Kind::Failed`](crate::error::Kind) if reading `what` fails after retries.
     pub(super) async fn rows<T>(&self, what: &str, sql: &str) -> Result<Vec<T>, Error>
     where
         T: RowOwned + RowRead,
@@ -86,12 +84,11 @@ impl Server {
         Ok(self.ask(what, sql, None).await?)
     }
 
-    /// The same for a statement about a share of all traces. Where the server lacks
-    /// memory, and smaller blocks do not help, the caller divides the share, as long
-    /// as it can be divided.
+    /// Like `rows`, for a statement over a share of all traces. If the server lacks memory and
+    /// smaller blocks do not help, the caller divides the share while it can be divided.
     ///
     /// # Errors
-    /// [`QueryError`]
+    /// [`QueryError`] if reading `what` fails after retries, or the share should be divided.
     pub(super) async fn rows_of_share<T>(
         &self,
         what: &str,
@@ -137,13 +134,15 @@ impl Server {
             lacked_memory = lacks_memory;
             if is_to_be_divided || !tries.again(error.is_passing(), &error.kind(), &error).await {
                 let advice = match lacks_memory {
-                    true => ": verify when the server has less to do, or raise its memory limit",
+                    true => {
+                        "; verify again when the server is less busy, or raise its memory limit"
+                    }
                     false => "",
                 };
                 return Err(QueryError {
                     is_to_be_divided,
                     error: Error::failed(format!(
-                        "{what} cannot be compared{}: {error}{advice}",
+                        "reading {what} failed{}: {error}{advice}",
                         tries.in_words()
                     )),
                 });
@@ -151,8 +150,8 @@ impl Server {
         }
     }
 
-    /// Whether the blocks may be what the server lacks memory for: on average, or where
-    /// dividing has not helped, because some rows are far wider than others.
+    /// Whether block size may be why the server lacks memory: blocks are large on average, or
+    /// dividing did not help because some rows are far wider than others.
     fn blocks_may_be_large(&self, block_rows: u64, share: Share) -> bool {
         block_rows * self.row_bytes > SMALL_BLOCKS_BYTES || share.of >= MANY_SHARES
     }
@@ -161,7 +160,7 @@ impl Server {
 /// Why a statement has no result.
 #[derive(Debug)]
 pub(super) struct QueryError {
-    /// Whether the server lacks memory for it, and may have enough for its parts.
+    /// Whether the server lacked memory and dividing the scope may help.
     pub is_to_be_divided: bool,
     error: Error,
 }
@@ -181,30 +180,30 @@ impl From<QueryError> for Error {
     }
 }
 
-/// Settings that keep what a statement takes of the server small. Those that its meaning depends on
-/// are the connection's.
+/// Settings that limit a statement's use of the server. Those that affect its meaning belong to the
+/// connection.
 fn settings() -> Vec<(&'static str, String)> {
     [
         ("max_threads", "2"),
         ("preferred_block_size_bytes", "1000000"),
-        // What would grow with the rows goes to the server's disk from here on.
+        // From here on, whatever grows with the rows goes to the server's disk.
         ("max_bytes_before_external_group_by", "67108864"),
         ("max_bytes_before_external_sort", "67108864"),
         ("join_algorithm", "hash"),
         ("optimize_move_to_prewhere_if_final", "0"),
         ("split_intersecting_parts_ranges_into_layers_final", "0"),
         ("use_query_condition_cache", "0"),
-        // Ids of traces that lie far away are part of the statement.
+        // The statement contains the ids of distant traces.
         ("max_ast_elements", "10000000"),
         ("max_expanded_ast_elements", "10000000"),
-        // Who ends this program ends its statements with it.
+        // Ending this program ends its statements.
         ("cancel_http_readonly_queries_on_client_close", "1"),
     ]
     .map(|(name, value)| (name, value.to_owned()))
     .into()
 }
 
-/// Rows of a block, where a row of each part together has so many bytes.
+/// Rows per block, given the bytes of one row from each part.
 fn block_rows(row_bytes: u64) -> u64 {
     (BLOCKS_BYTES / row_bytes.max(1)).clamp(FEWEST_BLOCK_ROWS, MOST_BLOCK_ROWS)
 }

@@ -1,4 +1,4 @@
-//! The statements. All of them are SELECTs.
+//! Builds the statements. All are SELECTs.
 
 use std::ops::RangeInclusive;
 
@@ -15,9 +15,9 @@ use crate::inspect::Inspected;
 use crate::inspect::statements::TRACE;
 use crate::partition::Day;
 
-/// How the partitions of a table are made that never share a key.
+/// A partition key that keeps equal sort keys in one partition.
 const BY_MONTH: &str = "toYYYYMM(start_time)";
-/// One of the two things that are compared.
+/// One side of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     /// What observations and traces say.
@@ -26,48 +26,47 @@ pub(super) enum Side {
     Target,
 }
 
-/// Which two things are compared.
+/// What to compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pair {
-    /// What observations and traces say, and the events.
+    /// Observations and traces with events.
     SourceAndEvents,
-    /// What the view makes of the events, and the table that it writes to.
+    /// The view's output with its table.
     ViewAndCore,
 }
 
-/// The statements for one source and one target.
+/// The statements for one source and target.
 pub(super) struct Statements {
     pub(super) observations: String,
     pub(super) traces: String,
-    /// The target, called [`EVENT`], with `FINAL` where it has versions.
+    /// The target, aliased [`EVENT`], with `FINAL` if it keeps versions.
     pub(super) events: String,
-    /// The same with all versions.
+    /// The target with all versions.
     pub(super) event_versions: String,
-    /// The items of dataset runs, if their traces are left out.
+    /// The dataset run items, if their traces are excluded.
     pub(super) dataset_items: Option<String>,
-    /// The items of dataset runs, if events say to which they belong, and whether items have a
-    /// version.
+    /// The dataset run items, if events have experiment columns, and whether items have a version.
     pub(super) experiment_items: Option<(String, bool)>,
-    /// The table that a view fills from the target, if there is one.
+    /// The table that a view fills from the target, if any.
     pub(super) core: Option<Core>,
     pub(super) partition_id: String,
     /// The days whose traces are known, if not all are.
     pub(super) known_days: Option<RangeInclusive<Day>>,
-    /// Whether root spans are expected of traces.
+    /// Whether root spans are expected from traces.
     pub(super) root_spans: bool,
-    /// Which parts of the two tables are read, of those in `system.parts`.
+    /// Which `system.parts` rows the two tables' reads cover.
     parts: [String; 2],
-    /// Type of `observations.start_time`, by whose time zone days are told.
+    /// Type of `observations.start_time`, whose time zone defines days.
     pub(super) start_type: String,
     by_month: bool,
-    /// Whether the target keeps only the latest of several versions of a row.
+    /// Whether the target keeps only a row's latest version.
     pub(super) is_replacing: bool,
-    /// What is compared.
+    /// The columns to compare.
     pub columns: Columns,
 }
 
 impl Statements {
-    /// Statements for what was inspected.
+    /// Builds the statements for the inspected tables.
     pub(super) fn new(inspected: &Inspected, options: &Options) -> Self {
         let target = &inspected.target;
         let name = target.qualified_name();
@@ -128,25 +127,24 @@ impl Statements {
         }
     }
 
-    /// Whether two rows of the target in different partitions are never versions of
-    /// each other, because the partition follows from the key. Those of observations
-    /// never are.
+    /// Whether target rows in different partitions are never versions of each other, because the
+    /// key determines the partition. Rows of observations never are.
     pub(super) fn partitions_are_apart(&self) -> bool {
         self.by_month
     }
 
-    /// Of both tables, how wide their rows are: [`Widths`].
+    /// Row widths of both tables: [`Widths`].
     pub(super) fn widths(&self) -> String {
         let of_table = self.parts.each_ref().map(|condition| {
             format!(
-                "SELECT count() AS parts, toUInt64(max(intDiv(data_uncompressed_bytes, rows))) AS row_bytes \
-                 FROM system.parts WHERE active AND rows > 0 AND {condition}"
+                "SELECT count() AS parts, toUInt64(max(intDiv(data_uncompressed_bytes, rows))) AS \
+                 row_bytes FROM system.parts WHERE active AND rows > 0 AND {condition}"
             )
         });
         of_table.join(" UNION ALL ")
     }
 
-    /// When each of some days begins: [`DayStart`]s in their order.
+    /// The start of each day: [`DayStart`]s in order.
     pub(super) fn day_starts(&self, days: &RangeInclusive<Day>) -> String {
         let of_day = format!(
             "CAST(concat(toString(toDate(toUInt16(day))), ' 00:00:00'), {})",
@@ -160,7 +158,7 @@ impl Statements {
         )
     }
 
-    /// Rows of observations in each piece: [`PieceRows`].
+    /// Observation rows per piece: [`PieceRows`].
     pub(super) fn count_observations(&self) -> String {
         format!(
             "SELECT CAST({OBSERVATION}.project_id, 'String') AS project, \
@@ -171,7 +169,7 @@ impl Statements {
         )
     }
 
-    /// Rows of events in each piece, and how many of them something live wrote: [`EventRows`].
+    /// Event rows per piece, and how many are live: [`EventRows`].
     pub(super) fn count_events(&self, moments: (i64, i64)) -> String {
         format!(
             "SELECT CAST({EVENT}.project_id, 'String') AS project, {} AS day, \
@@ -183,7 +181,7 @@ impl Statements {
         )
     }
 
-    /// Versions of traces on some days: [`PieceRows`].
+    /// Trace versions on some days: [`PieceRows`].
     pub(super) fn count_traces(&self, days: &RangeInclusive<Day>) -> String {
         format!(
             "SELECT CAST({TRACE}.project_id, 'String') AS project, \
@@ -193,8 +191,8 @@ impl Statements {
         )
     }
 
-    /// The traces that have versions on several days, with one of some days among or
-    /// between them: [`MovedTrace`]s. Grouped by hashes, a fraction of the ids' memory.
+    /// Traces with versions on several days whose range includes one of `days`: [`MovedTrace`]s.
+    /// Groups by hashes, which take a fraction of the ids' memory.
     pub(super) fn moved_traces(&self, days: &RangeInclusive<Day>) -> String {
         let day = format!("toUInt16(toDate({TRACE}.timestamp))");
         format!(
@@ -209,15 +207,15 @@ impl Statements {
         )
     }
 
-    /// Ids of traces of observations that are on none of the days where they are
-    /// looked for first, or some of them: [`Id`]s.
+    /// Trace ids of observations, or up to `most`, found on none of the days searched first:
+    /// [`Id`]s.
     pub(super) fn unresolved_traces(&self, scope: &Scope, most: Option<usize>) -> String {
         let near = scope.trace_conditions(&scope.trace_days);
         let limit = most.map_or_else(String::new, |most| format!(" LIMIT {most}"));
         format!(
-            "SELECT DISTINCT CAST({OBSERVATION}.trace_id, 'String') AS id \
-             FROM {} AS {OBSERVATION} WHERE {} AND ({OBSERVATION}.project_id, {OBSERVATION}.trace_id) \
-             NOT IN (SELECT {TRACE}.project_id, {TRACE}.id {}){limit}",
+            "SELECT DISTINCT CAST({OBSERVATION}.trace_id, 'String') AS id FROM {} AS \
+             {OBSERVATION} WHERE {} AND ({OBSERVATION}.project_id, {OBSERVATION}.trace_id) NOT IN \
+             (SELECT {TRACE}.project_id, {TRACE}.id {}){limit}",
             self.observations,
             self.condition(Origin::Observation, scope),
             self.versions_where(&near[0]),
@@ -238,10 +236,10 @@ impl Statements {
         )
     }
 
-    /// Where observations with these ids are, in whatever month, and where their other versions
-    /// are: [`FoundObservation`]s.
+    /// Where observations with these ids are, in any month, and where their other versions are:
+    /// [`FoundObservation`]s.
     pub(super) fn find_observations(&self, project: &ByteBuf, ids: &[ByteBuf]) -> String {
-        /// Starts of versions of one observation that are told apart.
+        /// Maximum number of distinct starts kept per observation.
         const MOST_STARTS: usize = 1_000;
         let day = format!("toDate({OBSERVATION}.start_time)");
         let order = format!("({OBSERVATION}.event_ts, {day})");
@@ -264,7 +262,7 @@ impl Statements {
         )
     }
 
-    /// Counts and sums of one side, for each piece and `slices` slices of it: [`Sums`].
+    /// Counts and sums of one side per piece, each in `slices` slices: [`Sums`].
     pub(super) fn sums(&self, pair: Pair, side: Side, scope: &Scope, slices: u64) -> String {
         if pair == Pair::ViewAndCore {
             return self.sums_of_core(side, scope, slices);
@@ -275,16 +273,16 @@ impl Statements {
             _ => format!("toUInt64(cityHash64(key_trace, key_span) % {slices})"),
         };
         format!(
-            "SELECT key_project AS project, key_day AS day, class, {slice} AS slice, \
-             count() AS row_count, sum(own_hash) AS own_sum, groupBitXor(own_hash) AS own_xor, \
+            "SELECT key_project AS project, key_day AS day, class, {slice} AS slice, count() AS \
+             row_count, sum(own_hash) AS own_sum, groupBitXor(own_hash) AS own_xor, \
              sum(trace_hash) AS trace_sum, groupBitXor(trace_hash) AS trace_xor, \
-             countIf(has_trace = 0) AS without_trace, countIf(of_trace != 0) AS of_traces FROM ({}) \
-             GROUP BY project, day, class, slice",
+             countIf(has_trace = 0) AS without_trace, countIf(of_trace != 0) AS of_traces FROM \
+             ({}) GROUP BY project, day, class, slice",
             self.rows(side, scope)
         )
     }
 
-    /// The spans of which the two sides are not the same: [`SpanRow`]s.
+    /// The spans that differ: [`SpanRow`]s.
     pub(super) fn different_spans(&self, scope: &Scope) -> String {
         let side = |number: u8, rows: String| {
             format!(
@@ -319,7 +317,7 @@ impl Statements {
         )
     }
 
-    /// All compared columns of one row, as one side has it: at most one [`Details`].
+    /// All compared columns of one row on one side: at most one [`Details`].
     pub(super) fn details(&self, side: Side, scope: &Scope, key: &EventKey) -> String {
         if side == Side::Target {
             let (mut hashes, mut texts) = self.columns.own_details(Origin::Event);
@@ -355,8 +353,8 @@ impl Statements {
         )];
         let rows = |from: String| {
             format!(
-                "SELECT arrayConcat(own_hashes, {}) AS hashes, arrayConcat(own_texts, {}) AS texts, \
-                 key_event_ts FROM {from}",
+                "SELECT arrayConcat(own_hashes, {}) AS hashes, arrayConcat(own_texts, {}) AS \
+                 texts, key_event_ts FROM {from}",
                 hash_array(&trace_hashes),
                 text_array(&trace_texts),
             )

@@ -12,7 +12,7 @@ use crate::partition::Day;
 pub(super) type SumsKey = (ByteBuf, Day, Class, u64);
 /// The sums of one side.
 pub(super) type SumsByKey = BTreeMap<SumsKey, Sums>;
-/// What is expected, and what there is.
+/// Expected and actual sums.
 pub(super) type BothSums = (SumsByKey, SumsByKey);
 
 pub(super) fn key_of(sums: &Sums) -> SumsKey {
@@ -24,7 +24,7 @@ pub(super) fn key_of(sums: &Sums) -> SumsKey {
     )
 }
 
-/// Keys of which the two sides are not the same, and how many rows the larger has.
+/// The keys that differ, with the larger side's rows.
 pub(super) fn different_sums(expected: &SumsByKey, actual: &SumsByKey) -> BTreeMap<SumsKey, u64> {
     let mut different = BTreeMap::new();
     for (key, sums) in expected.iter().chain(actual) {

@@ -1,8 +1,7 @@
-//! Where the traces are that do not lie on the day of their observations.
+//! Locates traces outside their observations' day.
 //!
-//! A statement reads the traces of its days. What lies elsewhere is found beforehand
-//! and named to it: traces of which no version is on these days, and traces that
-//! have versions on several days, of which the one that counts is on another.
+//! A statement reads the traces of its days. Others are located beforehand and named in it: traces
+//! with no version on these days, and traces on several days whose winning version is on another.
 
 use serde_bytes::ByteBuf;
 
@@ -11,11 +10,11 @@ use super::scope::Scope;
 use super::server::{QueryError, Server};
 use super::statements::Statements;
 
-/// Ids in one statement: about two megabytes of them.
+/// Ids per statement: about two megabytes.
 pub(super) const IDS_PER_STATEMENT: usize = 50_000;
 
-/// Names to a scope the traces that its statements have to look for elsewhere, as
-/// far as they are not too many: then it is to be divided, and the answer is false.
+/// Adds to a scope the traces its statements have to look for elsewhere. Returns false if they are
+/// too many and the scope must be divided.
 pub(super) async fn find_far_traces(
     server: &Server,
     statements: &Statements,
@@ -33,7 +32,7 @@ pub(super) async fn find_far_traces(
             moved.days.insert(moved_trace.latest);
         }
     }
-    // One more than is taken, unless it has to be all.
+    // One more than allowed, to detect too many; all if the share cannot be divided.
     let most = scope.share.is_divisible().then_some(IDS_PER_STATEMENT + 1);
     let sql = statements.unresolved_traces(scope, most);
     let unresolved = server.rows_of_share::<Id>("the traces of observations", &sql, scope.share);
@@ -44,7 +43,7 @@ pub(super) async fn find_far_traces(
     }
     for ids in unresolved.chunks(IDS_PER_STATEMENT) {
         let sql = statements.places_of_traces(&scope.projects, ids);
-        let what = "traces that lie far from their observations";
+        let what = "traces distant from their observations";
         let places = server.rows_of_share::<VersionDay>(what, &sql, scope.share);
         for place in places.await? {
             scope.moved.hashes.insert(place.hash);

@@ -1,5 +1,5 @@
-//! What v4 counts twice, since it reads without `FINAL`: rows that stand more than once,
-//! events beside live ones of the same span, and root spans beside live ones.
+//! Finds what v4 counts twice because it reads without `FINAL`: duplicate rows, events of spans
+//! that also have a live event, and second root spans.
 
 use serde_bytes::ByteBuf;
 
@@ -14,14 +14,14 @@ use super::verification::Verification;
 use crate::clickhouse::quoting;
 use crate::error::Error;
 
-/// Rows whose keys are grouped with one statement. What does not fit in memory goes to the
-/// server's disk: a gigabyte or two.
+/// Rows whose keys one statement groups. What exceeds memory goes to the server's disk: a gigabyte
+/// or two.
 const ROWS_AT_ONCE: u64 = 50_000_000;
-/// Live root spans are looked for so long before and after the month.
+/// How far before and after the month to look for live root spans.
 const AROUND: i64 = 31 * 86_400_000;
 
 impl Verification<'_> {
-    /// Counts what stands more than once.
+    /// Counts what exists more than once.
     pub(super) async fn find_what_is_twice(&mut self) -> Result<(), Error> {
         let month = self.calendar.range(&self.month);
         let full = self.statements.event_versions.clone();
@@ -55,17 +55,14 @@ impl Verification<'_> {
         self.show(&full, &key, &counted, Kind::SecondRoot).await
     }
 
-    /// Counts share by share; a share is told by what follows the hash in its condition.
+    /// Counts share by share. The condition for a share ends with what `count` gets.
     async fn count_shares(&self, count: impl Fn(&str) -> String) -> Result<Counted, Error> {
         let shares = self.event_rows.div_ceil(ROWS_AT_ONCE).max(1);
         let mut total = Counted::default();
         for number in 0..shares {
             let share = format!("% {shares} = {number}");
             let sql = count(&share);
-            let rows = self
-                .server
-                .rows::<Counted>("rows that stand twice", &sql)
-                .await?;
+            let rows = self.server.rows::<Counted>("duplicate rows", &sql).await?;
             for counted in rows {
                 total.row_count += counted.row_count;
                 total.some.extend(counted.some);
@@ -75,7 +72,7 @@ impl Verification<'_> {
         Ok(total)
     }
 
-    /// Makes examples of what was counted, as long as there are few.
+    /// Keeps examples of what was counted, while there are few.
     async fn show(
         &mut self,
         table: &str,
@@ -89,10 +86,7 @@ impl Verification<'_> {
         }
         let month = self.calendar.range(&self.month);
         let sql = self.statements.some_keys(table, key, &counted.some, month);
-        let keys = self
-            .server
-            .rows::<KeyRow>("rows that stand twice", &sql)
-            .await?;
+        let keys = self.server.rows::<KeyRow>("duplicate rows", &sql).await?;
         for row in keys.into_iter().take(left) {
             let finding = Finding {
                 kind,
@@ -103,7 +97,7 @@ impl Verification<'_> {
             let mut example = Example::new(&row.key(), &finding);
             if kind == Kind::Doubled {
                 example.problem = format!(
-                    "it stands {} times in {}, which v4 counts one by one",
+                    "{} unmerged rows in {}, and v4 counts each",
                     row.row_count,
                     table
                         .trim_end_matches(&format!(" AS {EVENT}"))
@@ -149,7 +143,7 @@ fn trace() -> String {
     )
 }
 
-/// The same for root spans, and no number for other events.
+/// The hash of a root span's trace, or null for other events.
 fn root_of_trace() -> String {
     format!(
         "if({}, {}, NULL)",
@@ -159,7 +153,7 @@ fn root_of_trace() -> String {
 }
 
 impl Statements {
-    /// Rows besides the first one of each key, where one is a backfill's: [`Counted`].
+    /// Rows beyond the first per key, if one of them is a backfill's: [`Counted`].
     fn doubled(&self, table: &str, key: &str, share: &str, month: (i64, i64)) -> String {
         format!(
             "SELECT toUInt64(sum(rows_of_key - 1)) AS row_count, groupArray({EXAMPLES})(h) AS some \
@@ -171,7 +165,7 @@ impl Statements {
         )
     }
 
-    /// Spans that have an event of a backfill and a live one, at different times: [`Counted`].
+    /// Spans with both a backfill's event and a live one that starts at another time: [`Counted`].
     fn beside_live(&self, key: &str, share: &str, month: (i64, i64)) -> String {
         let by_others = self.columns.by_others();
         format!(
@@ -185,8 +179,8 @@ impl Statements {
         )
     }
 
-    /// Traces that have a backfill's root span and a live one under another id: [`Counted`].
-    /// An observation that is called as a root span is none.
+    /// Traces with both a backfill's root span and a live one with another id: [`Counted`]. An
+    /// observation with a root span's id does not count as one.
     fn second_roots(&self, share: &str, month: (i64, i64)) -> String {
         let event = Names::of(Origin::Event);
         let observation = Names::of(Origin::Observation);
@@ -230,8 +224,7 @@ impl Statements {
         )
     }
 
-    /// Whether something live has written to the target at all: a
-    /// [`Number`](super::rows::Number), or none.
+    /// Whether the target has any live row: a [`Number`](super::rows::Number), or nothing.
     pub(super) fn some_live_row(&self) -> String {
         format!(
             "SELECT toUInt64(1) AS number FROM {} WHERE {} != 0 LIMIT 1",
@@ -240,7 +233,7 @@ impl Statements {
         )
     }
 
-    /// Events whose keys have these hashes: [`KeyRow`]s.
+    /// Events whose key hashes are among these: [`KeyRow`]s.
     fn some_keys(&self, table: &str, key: &str, hashes: &[u64], month: (i64, i64)) -> String {
         let names = Names::of(Origin::Event);
         let hashes: Vec<String> = hashes.iter().map(u64::to_string).collect();

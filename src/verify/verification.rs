@@ -1,4 +1,4 @@
-//! What is known while a month is compared, and the order in which it is.
+//! State of a verification, and its sequence of steps.
 
 use std::ops::RangeInclusive;
 
@@ -24,7 +24,7 @@ use crate::inspect::{Inspected, LEFT_TO_LANGFUSE};
 use crate::partition::Day;
 use crate::progress::{Display, Phase};
 
-/// What is known while the month is compared.
+/// State of a verification.
 pub(super) struct Verification<'a> {
     pub(super) server: Server,
     pub(super) statements: Statements,
@@ -36,13 +36,13 @@ pub(super) struct Verification<'a> {
     pub(super) superseding: Superseding,
     pub(super) different: DifferentPieces,
     pub(super) missing: Missing,
-    /// How many events without an observation were looked for elsewhere.
+    /// Events without an observation looked up elsewhere so far.
     pub(super) looked_for: usize,
-    /// Rows of events in the month.
+    /// Event rows in the month.
     pub(super) event_rows: u64,
-    /// Whether something live has written to the target.
+    /// Whether the target has live rows.
     pub(super) has_live: bool,
-    /// What changed after this moment is left to Langfuse, if it writes to the target too.
+    /// Changes after this time are left to Langfuse if it also writes to the target.
     pub(super) until: Option<i64>,
     /// How far the server's clock is ahead, in microseconds.
     clock_ahead: i64,
@@ -106,9 +106,7 @@ impl<'a> Verification<'a> {
 
     pub(super) async fn work(&mut self, inspected: &Inspected) -> Result<(), Error> {
         let widths = self.statements.widths();
-        let widths = self
-            .server
-            .rows::<Widths>("the parts of the tables", &widths);
+        let widths = self.server.rows::<Widths>("the tables' parts", &widths);
         self.server.suit(&widths.await?);
         self.find_core(&inspected.target).await?;
         self.note_what_is_compared();
@@ -120,7 +118,7 @@ impl<'a> Verification<'a> {
         let moved_traces = self.statements.moved_traces(&with_margin(&self.month));
         let moved_traces = self
             .server
-            .rows("the traces with versions on several days", &moved_traces);
+            .rows("traces with versions on several days", &moved_traces);
         self.moved_traces = moved_traces.await?;
         let passes = self.find_superseding(None).await?;
         let batches = pieces.batches(&self.month);
@@ -136,7 +134,7 @@ impl<'a> Verification<'a> {
             for batch in &batches {
                 self.compare(Pair::SourceAndEvents, batch, pass).await?;
                 phase.advance(batch.rows);
-                // With the table that the view fills, it is compared once more.
+                // The view's table, if any, is compared once more after this.
                 if number + 1 == passes && !has_core {
                     self.report.pieces_compared += pieces.count_in(batch);
                 }
@@ -161,7 +159,7 @@ impl<'a> Verification<'a> {
         match &self.statements.core {
             Some(core) => self.report.core_table = Some(core.label.clone()),
             None => self.display.note(format_args!(
-                "no view fills another table from {}: it alone is compared",
+                "no view fills another table from {}: verifying only that table",
                 self.report.target_table
             )),
         }
@@ -173,8 +171,8 @@ impl<'a> Verification<'a> {
         }
     }
 
-    /// Whether Langfuse writes to the target too, and until when what changed is expected of a
-    /// backfill then.
+    /// Checks whether Langfuse also writes to the target, and up to when a backfill is then
+    /// responsible for changes.
     async fn find_out_what_is_live(&mut self) -> Result<(), Error> {
         let sql = self.statements.some_live_row();
         let live = self.server.rows::<Number>("live rows", &sql).await?;
@@ -190,18 +188,18 @@ impl<'a> Verification<'a> {
         self.report.until = examples::rfc3339(until);
         self.report.until_second = u64::try_from((until - self.clock_ahead) / 1_000_000).ok();
         self.display.note(format_args!(
-            "Langfuse writes to {} too: its rows are looked for and not compared, and what changed \
-             after {} is left to it",
+            "Langfuse also writes to {}: its rows are not compared, and changes after {} are left \
+             to it",
             self.report.target_table,
             examples::moment(until)
         ));
         Ok(())
     }
 
-    /// Finds the observations of several versions, all or some; in how many passes the month is
-    /// to be compared since there are so many.
+    /// Finds observations with several versions, all or those of one pass. Returns how many passes
+    /// the month needs.
     async fn find_superseding(&mut self, pass: Option<Share>) -> Result<u64, Error> {
-        let what = "the versions of observations";
+        let what = "observation versions";
         let most = pass.is_none().then_some(MOST_VERSIONS + 1);
         let share = pass.unwrap_or(Share { of: 1, number: 0 });
         let sql = self.statements.superseding(&self.month, share, most);
@@ -244,7 +242,7 @@ impl<'a> Verification<'a> {
     async fn count_pieces(&self) -> Result<Pieces, Error> {
         let mut pieces = Pieces::default();
         let count = async |sql: String| {
-            let rows = self.server.rows::<PieceRows>("the rows of each day", &sql);
+            let rows = self.server.rows::<PieceRows>("row counts per day", &sql);
             rows.await
         };
         for row in count(self.statements.count_observations()).await? {
@@ -252,9 +250,7 @@ impl<'a> Verification<'a> {
         }
         let month = self.calendar.range(&self.month);
         let events = self.statements.count_events(month);
-        let events = self
-            .server
-            .rows::<EventRows>("the rows of each day", &events);
+        let events = self.server.rows::<EventRows>("row counts per day", &events);
         for row in events.await? {
             pieces.add_events(row.project, row.day, row.row_count, row.live);
         }
@@ -273,8 +269,8 @@ impl<'a> Verification<'a> {
         Ok(pieces)
     }
 
-    /// Compares a batch, share by share. A share that takes too much of the server is
-    /// divided. Only the traces of a pass are looked at.
+    /// Compares a batch share by share, dividing shares that need too much of the server. Covers
+    /// only the pass's traces.
     async fn compare(&mut self, pair: Pair, batch: &Batch, pass: Share) -> Result<(), Error> {
         let moments = self.calendar.range(&batch.days);
         let shares_of_pass = match pair {
@@ -308,7 +304,7 @@ impl<'a> Verification<'a> {
         Ok(())
     }
 
-    /// The sums of a scope, unless too much of it lies far away, or has several versions.
+    /// The sums of a scope, or `None` if it has too many distant traces or versions.
     async fn look_at(&self, pair: Pair, scope: &mut Scope) -> Result<Option<BothSums>, QueryError> {
         if pair == Pair::ViewAndCore {
             return self.sums(pair, scope, 1).await.map(Some);
@@ -357,7 +353,7 @@ impl<'a> Verification<'a> {
         self.report.written_by_others += others.saturating_sub(live);
     }
 
-    /// The sums of both sides, at the same time.
+    /// The sums of both sides, computed concurrently.
     pub(super) async fn sums(
         &self,
         pair: Pair,
@@ -375,7 +371,7 @@ impl<'a> Verification<'a> {
             let rows = rows.await?.into_iter();
             Ok::<_, QueryError>(rows.map(|sums| (key_of(&sums), sums)).collect())
         };
-        // Waits for both even if one fails: the server would go on with the other.
+        // Wait for both even if one fails, since the server would keep running the other.
         let (expected, actual) = tokio::join!(ask(Side::Source), ask(Side::Target));
         Ok((expected?, actual?))
     }

@@ -1,5 +1,5 @@
-//! Observations whose versions are of several types or days. `FINAL` shows one row of each type
-//! and day, and only the latest of all counts, in whatever month it lies.
+//! Observations with versions of several types or days. `FINAL` shows one row per type and day, but
+//! only the latest of all wins, in whatever month.
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -14,20 +14,20 @@ use super::traces::IDS_PER_STATEMENT;
 use crate::clickhouse::quoting;
 use crate::partition::Day;
 
-/// Observations of several versions that are held at once, at forty bytes each. Where a month
-/// has more of them, it is compared share by share.
+/// Maximum observations with several versions in memory, at forty bytes each. A month with more is
+/// compared share by share.
 pub(super) const MOST_VERSIONS: usize = 2_000_000;
 
-/// The observations of several versions, as far as the month has a row of them.
+/// The observations with several versions that have a row in the month.
 #[derive(Debug, Default)]
 pub(super) struct Superseding {
     projects: HashMap<ByteBuf, u64>,
-    /// In the order of their projects.
+    /// Ordered by project.
     versions: Vec<Versions>,
 }
 
 impl Superseding {
-    /// Those of all projects.
+    /// Sorts the versions of all projects.
     pub(super) fn new(projects: Vec<ProjectHash>, mut versions: Vec<Versions>) -> Self {
         versions.sort_unstable();
         let projects = projects.into_iter().map(|row| (row.project, row.hash));
@@ -37,7 +37,7 @@ impl Superseding {
         }
     }
 
-    /// Those that matter to a scope, unless they are so many that it is to be divided.
+    /// Those relevant to a scope, or `None` if they are so many that it must be divided.
     pub(super) fn of(&self, scope: &Scope) -> Option<Superseded> {
         let mut of_scope = Superseded::default();
         let hashes = scope.projects.iter();
@@ -63,7 +63,7 @@ impl Superseding {
 }
 
 impl Statements {
-    /// The hashes of the projects that have observations in the month: [`ProjectHash`]es.
+    /// Hashes of the projects with observations in the month: [`ProjectHash`]es.
     pub(super) fn project_hashes(&self) -> String {
         let project = format!("CAST({OBSERVATION}.project_id, 'String')");
         format!(
@@ -74,7 +74,7 @@ impl Statements {
         )
     }
 
-    /// How many observations of the month have versions of several types or days: a
+    /// Number of the month's observations with versions of several types or days: a
     /// [`Number`](super::rows::Number).
     pub(super) fn count_superseding(&self, month: &RangeInclusive<Day>) -> String {
         let all = Share { of: 1, number: 0 };
@@ -82,8 +82,8 @@ impl Statements {
         format!("SELECT count() AS number FROM ({observations})")
     }
 
-    /// The observations of the month that have versions of several types or days, at most so
-    /// many: [`Versions`]. Grouped by hashes, a fraction of the ids' memory.
+    /// The month's observations with versions of several types or days, up to a limit:
+    /// [`Versions`]. Groups by hashes, which take a fraction of the ids' memory.
     pub(super) fn superseding(
         &self,
         month: &RangeInclusive<Day>,

@@ -209,7 +209,7 @@ fn a_disk_that_fills_up_while_traces_are_loaded_ends_the_run_until_there_is_room
     disk.make_room();
     tool.run()
         .assert_code(0)
-        .assert_stderr_contains(&format!("going on with the traces of {days} days loaded"));
+        .assert_stderr_contains(&format!("resuming with the traces of {days} days loaded"));
     assert_complete(month(), target);
 }
 
@@ -248,7 +248,7 @@ fn a_disk_that_fills_up_before_a_segment_is_done_ends_the_run_until_there_is_roo
     tool.arg("--resume")
         .run()
         .assert_code(0)
-        .assert_stderr_contains("going on with 0 of 1 segments done");
+        .assert_stderr_contains("resuming with 0 of 1 segments done");
     assert_complete(month(), target);
 }
 

@@ -140,7 +140,7 @@ fn resume(tool: Tool) -> Tool {
     let tool = tool.arg("--resume");
     tool.run()
         .assert_code(0)
-        .assert_stderr_contains("going on with");
+        .assert_stderr_contains("resuming with");
     let report = tool.report();
     assert_eq!(report["resumed"], true);
     assert_eq!(report["segments_done"], report["segments_total"]);

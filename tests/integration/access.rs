@@ -172,15 +172,15 @@ fn who_does_not_see_all_rows_is_not_told_to_delete_what_is_right() {
     ] {
         let verify = tool(&["verify"], user).env("STATE_DIR", "nowhere");
         let outcome = verify.run();
-        let told = outcome.assert_one_error(1, &["sees", "verify as one who sees all"]);
-        for advice in ["by hand", "let `events-backfill repair`"] {
+        let told = outcome.assert_one_error(1, &["sees", "verify as a user that sees all rows"]);
+        for advice in ["by hand", "run `events-backfill repair`"] {
             assert!(!told.contains(advice), "{told}");
         }
     }
     for user in ["some_observations", "some_traces"] {
         tool(&["repair"], user)
             .run()
-            .assert_one_error(2, &["sees", "taken for wrong"]);
+            .assert_one_error(2, &["sees", "treat events of hidden rows as wrong"]);
     }
 }
 
@@ -442,5 +442,5 @@ fn rows_that_a_ttl_takes_are_told() {
     verify
         .env("STATE_DIR", "nowhere")
         .run()
-        .assert_one_error(1, &["missing", "first see to the TTL"]);
+        .assert_one_error(1, &["missing", "fix first: the TTL"]);
 }

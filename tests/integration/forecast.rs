@@ -264,7 +264,7 @@ fn a_plan_agrees_with_the_tables_and_with_the_run_that_follows() {
     for (name, value) in [
         ("Partition", SAMPLE_PARTITION.to_owned()),
         ("Target table", target),
-        ("Events there already", "none of this month".to_owned()),
+        ("Existing events", "none in this month".to_owned()),
     ] {
         let line = line(&outcome, name);
         assert!(line.starts_with(&value), "{name} {line}");
@@ -311,8 +311,8 @@ fn the_disk_that_events_take_is_estimated_from_the_sources_or_from_the_events_th
     tool.run().assert_code(0);
     let after = tool.report();
     for (forecast, words, most) in [
-        (&before, "in the source", 3.0),
-        (&after, "rows that it has", 1.3),
+        (&before, "source columns", 3.0),
+        (&after, "existing rows", 1.3),
     ] {
         let tables = forecast["server_disk"]["tables"].as_array().unwrap();
         assert_eq!(tables.len(), sizes.len());
@@ -389,10 +389,10 @@ fn what_a_user_may_not_see_is_told_and_the_rest_is_planned() {
     assert_eq!(forecast["server_disk"]["free_bytes"], Value::Null);
     assert!(number(&forecast["server_disk"]["needed_bytes"]) > 0);
     assert_eq!(forecast["segments"], 1);
-    assert!(line(&outcome, "Disk on the server").contains("not known"));
+    assert!(line(&outcome, "Server disk").contains("unknown"));
     let notes = forecast["notes"].to_string();
     assert!(
-        notes.contains("cannot see the free disk (system.disks"),
+        notes.contains("may not read the free disk space (system.disks"),
         "{notes}"
     );
 }
@@ -430,7 +430,7 @@ fn a_partition_without_traces_is_planned_too() {
     let load = step(&forecast, "load traces");
     assert_eq!(load["seconds"], 0.0);
     assert!(load["basis"].as_str().unwrap().contains("before and after"));
-    assert!(line(&outcome, "Time (an estimate)").starts_with("about"));
+    assert!(line(&outcome, "Estimated time").starts_with("about"));
 }
 
 #[test]
@@ -478,9 +478,9 @@ fn time_is_estimated_from_a_sample_and_inserting_is_said_to_be_unmeasured() {
     assert!((told / total - 1.0).abs() < 0.001, "{told} {total}");
     assert_eq!(forecast["time"]["with_measured_inserts"], false);
 
-    assert!(line(&outcome, "Time (an estimate)").starts_with("about"));
+    assert!(line(&outcome, "Estimated time").starts_with("about"));
     assert!(line(&outcome, "  insert").contains("not measured"));
-    assert!(outcome.stdout.contains("the time leaves out"));
+    assert!(outcome.stdout.contains("the time does not include"));
 }
 
 #[test]
@@ -524,7 +524,7 @@ fn what_an_earlier_run_measured_counts_before_a_sample() {
     let rows = number(&forecast["observations"]["rows"]) as f64;
     assert!((seconds(&step["seconds"]) * 0.1 - rows).abs() < 0.001);
     let line = line(&outcome, "  read, enrich, insert");
-    assert!(line.contains("as the run of 202405 did"), "{line}");
+    assert!(line.contains("speed of the run of 202405"), "{line}");
 }
 
 #[test]

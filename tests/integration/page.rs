@@ -233,7 +233,7 @@ fn the_page_of_a_state_directory_says_how_to_go_on_and_what_verify_said() {
     outcome.assert_code(1);
     let differs = html();
     assert!(differs.contains("<td>not equal</td>"), "{differs}");
-    assert!(differs.contains("delete by hand"));
+    assert!(differs.contains("delete rows by hand"));
     assert!(differs.contains("&#60;img src=x"), "{differs}");
     assert!(!differs.contains("<img"));
 }
@@ -291,7 +291,7 @@ fn a_repair_that_has_not_ended_is_left_to_do_and_what_else_was_compared_says_not
     repairing.wait();
     let killed = html();
     assert!(!killed.contains("<td>equal</td>"), "{killed}");
-    assert!(killed.contains("repair: it was begun at 20"), "{killed}");
+    assert!(killed.contains("repair: started at 20"), "{killed}");
     assert!(killed.contains(&format!(
         "<code>events-backfill repair --partition {SAMPLE_PARTITION} --resume</code>"
     )));

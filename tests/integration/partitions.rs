@@ -307,7 +307,7 @@ fn end_and_resume(target: &str, signal: i32, code: Option<i32>) {
     outcome
         .assert_code(0)
         .assert_stderr_contains("was finished")
-        .assert_stderr_contains("going on with");
+        .assert_stderr_contains("resuming with");
     assert_eq!(begun(&outcome), ["202406", "202405"]);
     let report = tool.report();
     let expected = [

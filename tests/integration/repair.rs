@@ -55,7 +55,7 @@ fn what_is_written_again_and_waits_to_be_merged_is_no_success() {
     );
     let tool = repair(&database);
     tool.run()
-        .assert_one_error(1, &["too many until they are merged", "--optimize"]);
+        .assert_one_error(1, &["unmerged duplicates", "--optimize"]);
     let written = tool.report()["rows_written"].as_u64().unwrap();
     assert!(written > 0);
     assert_eq!(tool.report()["rows_to_merge"], written);
@@ -234,7 +234,7 @@ fn what_stands_more_than_once_is_merged_where_that_is_wanted() {
     ) > 1
     {
         tool.run()
-            .assert_one_error(1, &["too many until they are merged", "--optimize"]);
+            .assert_one_error(1, &["unmerged duplicates", "--optimize"]);
         assert_eq!(
             ask_number(&database, "SELECT count() FROM events_full"),
             found
@@ -278,7 +278,7 @@ fn a_second_root_is_said_and_left() {
     change(&database, "events_full", live, &one);
     repair(&database)
         .run()
-        .assert_one_error(1, &["1 second roots", "by hand"]);
+        .assert_one_error(1, &["1 with a second root span", "by hand"]);
 }
 
 #[test]

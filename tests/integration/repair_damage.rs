@@ -221,7 +221,7 @@ fn events_of_versions_that_do_not_count() {
         let found = [("superseded", 2), ("missing", missing)];
         let old = "(project_id, trace_id, span_id, start_time) IN \
              (SELECT project_id, trace_id, span_id, start_time FROM old)";
-        let words = ["2 of versions that do not count", "by hand"];
+        let words = ["2 superseded", "by hand"];
         assert_left(&database, &found, missing, &words, old);
     }
 }
@@ -232,7 +232,7 @@ fn events_of_observations_that_were_deleted_with_another_type() {
     let events = events_of_a_day(&database, 2);
     let deleted = "if(type = 'EVENT', 'SPAN', 'EVENT') AS type, 1 AS is_deleted";
     add_version(&database, deleted, &events);
-    let words = ["2 of versions that do not count", "by hand"];
+    let words = ["2 superseded", "by hand"];
     assert_left(&database, &[("superseded", 2)], 0, &words, &events);
 }
 
@@ -276,7 +276,7 @@ fn a_root_span_beside_a_live_one() {
     let events = some_events(&database, OF_TRACE, 2);
     let live = "concat('live-', span_id) AS span_id, 'otel' AS source, '' AS parent_span_id";
     change(&database, "events_full", live, &events);
-    let words = ["2 second roots", "by hand"];
+    let words = ["2 with a second root span", "by hand"];
     assert_left(&database, &[("second_roots", 2)], 0, &words, &events);
 }
 

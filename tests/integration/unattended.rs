@@ -51,7 +51,7 @@ fn one_command_line_starts_goes_on_and_says_when_it_is_finished() {
     let outcome = tool.run();
     outcome
         .assert_code(0)
-        .assert_stderr_contains("going on with");
+        .assert_stderr_contains("resuming with");
     assert_eq!(tool.report()["resumed"], true);
     assert_complete(&database, "events_full");
 
