@@ -1,4 +1,4 @@
-//! A statement's answer as blocks.
+//! Streams a statement's answer as blocks.
 
 use super::error::WorkError;
 use crate::clickhouse::{Connection, NativeStream, Statement, TableInfo};
@@ -6,11 +6,10 @@ use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, BlockReader};
 use crate::shutdown::Shutdown;
 
-/// Waits until the replica that is asked has all rows of a table that is about to be read. What it has not
-/// fetched yet would be missed.
+/// Waits until the queried replica has all rows of `table`; rows not yet fetched would be missed.
 ///
 /// # Errors
-/// [`WorkError::Request`] where it does not get there, or [`WorkError::Interrupted`].
+/// [`WorkError::Request`] if the replica does not catch up, [`WorkError::Interrupted`] on a signal.
 pub(crate) async fn catch_up(
     connection: &Connection,
     table: &TableInfo,
@@ -22,7 +21,7 @@ pub(crate) async fn catch_up(
     }
 }
 
-/// The blocks of an answer, in the order in which they arrive.
+/// The blocks of an answer, in order of arrival.
 pub(crate) struct BlockStream<'a> {
     stream: NativeStream,
     reader: BlockReader,
@@ -31,10 +30,10 @@ pub(crate) struct BlockStream<'a> {
 }
 
 impl<'a> BlockStream<'a> {
-    /// Sends a statement, of whose answer no block may take more than `max_block_bytes`.
+    /// Sends a statement. Blocks of the answer may take up to `max_block_bytes`.
     ///
     /// # Errors
-    /// [`WorkError::Request`] where it cannot be formed.
+    /// [`WorkError::Request`] if the request cannot be built.
     pub(crate) fn open(
         connection: &Connection,
         statement: &Statement,
@@ -50,10 +49,11 @@ impl<'a> BlockStream<'a> {
         })
     }
 
-    /// The next block, or `None` at the end of a complete answer.
+    /// The next block, or `None` after a complete answer.
     ///
     /// # Errors
-    /// [`WorkError`] of whatever kind; [`WorkError::Interrupted`] where the run is asked to end.
+    /// [`WorkError::Request`] if the server fails, [`WorkError::Native`] if the answer is damaged,
+    /// [`WorkError::Interrupted`] on a signal.
     pub(crate) async fn next(&mut self) -> Result<Option<Block>, WorkError> {
         loop {
             if let Some(block) = self.reader.next_block()? {

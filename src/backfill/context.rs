@@ -1,4 +1,4 @@
-//! What all phases of one month's work read, and none of them changes.
+//! What all phases of a month's work share and never change.
 
 use std::ops::RangeInclusive;
 use std::time::Instant;
@@ -20,7 +20,7 @@ use crate::state::directory::StateDir;
 use crate::telemetry::Telemetry;
 use crate::throttle::{Throttle, ThrottledSeconds, since};
 
-/// One month's work: what was asked for, what there is, and what it may use.
+/// A month's work: options, inspected tables and resources.
 pub(crate) struct Context {
     pub(super) options: Options,
     pub(super) connection: Connection,
@@ -31,19 +31,19 @@ pub(crate) struct Context {
     pub(super) retries: Retries,
     pub(super) throttle: Throttle,
     pub(super) telemetry: Telemetry,
-    /// How long the process had been throttled before.
+    /// Time the process was throttled before this work.
     throttled_before: ThrottledSeconds,
     pub(super) pool: BufferPool,
     pub(super) started: Instant,
-    /// Whether another process has begun it.
+    /// Whether another process started it.
     pub(super) resumed: bool,
-    /// Whether only some rows are wanted, which the store names.
+    /// Whether only the rows named in the store are written.
     pub(super) is_repair: bool,
 }
 
 impl Context {
-    /// The work for a month that is inspected, in a state directory that is this process's own. The
-    /// time in total is counted from `started`.
+    /// The work for an inspected month, in a state directory held by this process. Total time
+    /// counts from `started`.
     pub(crate) fn new(
         session: &Session,
         options: Options,
@@ -70,7 +70,7 @@ impl Context {
         }
     }
 
-    /// The same for a repair, which another process may have begun.
+    /// Makes it a repair, possibly started by another process.
     pub(crate) fn of_repair(self, resumed: bool) -> Self {
         Self {
             resumed,
@@ -79,12 +79,12 @@ impl Context {
         }
     }
 
-    /// Removes the state, of which nothing is left to go on with.
+    /// Deletes the state once nothing is left to continue.
     pub(crate) fn remove_state(&self) {
         let _ = std::fs::remove_dir_all(self.state.path());
     }
 
-    /// The days that are done of the month.
+    /// The days of the month to write.
     pub(super) fn days(&self) -> RangeInclusive<Day> {
         self.options.share().days()
     }
@@ -94,14 +94,13 @@ impl Context {
         self.options.days_of_traces()
     }
 
-    /// What the query ids of all statements begin with by which a run writes.
+    /// Query id prefix of a run's writing statements.
     pub(super) fn query_prefix(&self, run_id: &str) -> String {
         let of_share = leftover_inserts::prefix_of(self.options.share());
         format!("{of_share}{run_id}-")
     }
 
-    /// A moment of this machine's clock, in seconds since 1970, by the server's clock, in
-    /// microseconds.
+    /// Converts seconds since 1970 on this machine's clock to microseconds on the server's.
     pub(super) fn server_time(&self, seconds: u64) -> i64 {
         let microseconds = i64::try_from(seconds)
             .unwrap_or(0)
@@ -109,10 +108,10 @@ impl Context {
         microseconds.saturating_add(self.inspected.server.clock_ahead)
     }
 
-    /// Waits while nothing may be begun.
+    /// Waits until a segment may start.
     ///
     /// # Errors
-    /// [`Kind::Interrupted`](crate::error::Kind) where the run is asked to end meanwhile.
+    /// [`Kind::Interrupted`](crate::error::Kind) on a signal.
     pub(super) async fn may_begin(&self) -> Result<(), Error> {
         let waiting = async {
             self.throttle.may_begin().await;
@@ -121,12 +120,12 @@ impl Context {
         unless_interrupted(&self.shutdown, waiting).await
     }
 
-    /// How long this work has been throttled, by reason.
+    /// Time this work has been throttled, by reason.
     pub(super) fn throttled(&self) -> ThrottledSeconds {
         since(&self.throttle.seconds(), &self.throttled_before)
     }
 
-    /// What reads traces.
+    /// Reads traces.
     pub(super) fn trace_source(&self) -> TraceSource<'_> {
         TraceSource {
             connection: &self.connection,
@@ -138,7 +137,7 @@ impl Context {
         }
     }
 
-    /// What reads the month of the target, with the month's buffers.
+    /// Reads the month's target rows, sharing the month's buffers.
     pub(super) fn target_month(&self) -> TargetMonth {
         let connection = self.connection.clone();
         TargetMonth {
@@ -147,10 +146,10 @@ impl Context {
         }
     }
 
-    /// Does something that leaves nothing half done, until the run is asked to end.
+    /// Runs work that leaves nothing half done, until a signal.
     ///
     /// # Errors
-    /// Those of the work, or [`Kind::Interrupted`](crate::error::Kind).
+    /// The error of the work, or [`Kind::Interrupted`](crate::error::Kind) on a signal.
     pub(super) async fn unless_interrupted<T>(
         &self,
         work: impl Future<Output = Result<T, Error>>,
@@ -159,7 +158,7 @@ impl Context {
     }
 }
 
-/// What reads the month of the target, with buffers of its own.
+/// Reads the month's target rows, with its own buffers.
 pub(crate) fn target_month(
     connection: Connection,
     shutdown: &Shutdown,

@@ -1,4 +1,4 @@
-//! Why a piece of work did not come off, and whether there is use in trying again.
+//! Why work failed, and whether to retry it.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -12,56 +12,55 @@ use crate::native::NativeError;
 use crate::state::files::{advice_on_files, advice_on_words};
 use crate::trace_store::StoreError;
 
-/// Why reading, enriching or writing some rows did not work, before it is
-/// decided whether to try again.
+/// Why reading, enriching or writing rows failed, before deciding on a retry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WorkError {
-    /// The server or the way to it.
+    /// The server rejected a request or could not be reached.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// An insert failed, and a part of its rows may be there.
+    /// An insert failed; some of its rows may be in the target.
     #[error("an insert into {table} failed: {error}")]
     InsertFailed {
-        /// The target.
+        /// The target table.
         table: String,
-        /// What the server, or the way to it, said.
+        /// Why it failed.
         error: RequestError,
-        /// Whether what was refused was a single block, which the server does not divide.
+        /// Whether a single block was rejected, which the server does not split.
         is_single_block: bool,
     },
-    /// What the server sent.
+    /// The server's answer is damaged or too large.
     #[error(transparent)]
     Native(#[from] NativeError),
-    /// The trace store.
+    /// The trace store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A file in the state directory.
-    #[error("the file {} cannot be used: {message}", path.display())]
+    /// A file in the state directory failed.
+    #[error("cannot use file {}: {message}", path.display())]
     File {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// The system's words.
+        /// The operating system's message.
         message: String,
-        /// What to do about it, if there is something.
+        /// What to do, if known.
         advice: Option<Advice>,
     },
-    /// The spans of a trace do not fit into memory together.
-    #[error("trace {trace} of project {project} has spans of more than {} of ids", ByteSize(*limit as u64))]
+    /// A trace's spans do not fit in memory together.
+    #[error("the span ids of trace {trace} in project {project} exceed {}", ByteSize(*limit as u64))]
     LargeTrace {
         /// `project_id`
         project: String,
         /// `id`
         trace: String,
-        /// Bytes that all its ids may take.
+        /// Memory limit for its ids, in bytes.
         limit: usize,
     },
-    /// The run was asked to end.
+    /// The run received a signal.
     #[error("interrupted")]
     Interrupted,
 }
 
 impl WorkError {
-    /// A file that cannot be used.
+    /// An error for a file.
     pub(crate) fn file(path: &Path, error: &std::io::Error) -> Self {
         WorkError::File {
             path: path.to_owned(),
@@ -82,13 +81,13 @@ impl WorkError {
         }
     }
 
-    /// Whether there is use in trying again.
+    /// Whether a retry may help.
     pub(crate) fn hope(&self) -> Hope {
         match self {
             WorkError::Native(NativeError::Corrupt(_) | NativeError::Type { .. }) => {
                 Hope::UnlessRepeated
             }
-            // For the smallest that there is, where an insert was divided before.
+            // Even at the smallest size, since the insert was divided before.
             WorkError::Request(error)
             | WorkError::InsertFailed {
                 error,
@@ -109,8 +108,8 @@ impl WorkError {
                 is_single_block,
                 ..
             } => error.is_passing() || (error.is_too_large() && !is_single_block),
-            // A response that was cut or garbled on its way is sent again. A type that is
-            // not known is garbled too: every column was asked for in a type that is.
+            // A cut or garbled response is sent again. An unknown type is garbled too: every column
+            // was requested in a known type.
             WorkError::Native(
                 NativeError::Truncated { .. } | NativeError::Corrupt(_) | NativeError::Type { .. },
             ) => true,
@@ -123,12 +122,12 @@ impl WorkError {
     }
 }
 
-/// By how much fewer rows per block are asked for when a block was too large.
+/// Factor by which blocks get fewer rows after one was too large.
 const SMALLER_BLOCKS: usize = 8;
 
 impl WorkError {
-    /// How many rows to ask for in a block after one of up to `block_rows` was
-    /// too large; `None` where the error is another, or rows cannot be fewer.
+    /// The number of rows per block to request after a block of up to `block_rows` was too large.
+    /// `None` for other errors, or if one row is already the limit.
     pub(crate) fn smaller_blocks(&self, block_rows: usize) -> Option<usize> {
         let rows = match self {
             WorkError::Native(NativeError::TooLarge { rows, .. }) => *rows,
@@ -143,7 +142,7 @@ impl WorkError {
         (rows > 1).then(|| (rows / SMALLER_BLOCKS).max(1))
     }
 
-    /// What to do about it, if there is something.
+    /// What to do, if known.
     pub(crate) fn advice(&self) -> Option<Advice> {
         match self {
             WorkError::Native(NativeError::TooLarge { rows: 1, .. }) => {
@@ -160,7 +159,7 @@ impl WorkError {
     }
 }
 
-/// There is no use in trying again.
+/// For work that will not be retried.
 impl From<WorkError> for Error {
     fn from(error: WorkError) -> Self {
         Error::failed(error.to_string()).with(error.advice())

@@ -1,4 +1,4 @@
-//! The whole work for one partition, once it is inspected: segments, traces, rows, views.
+//! The whole job for one inspected partition: segments, traces, rows, views.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,23 +28,23 @@ use crate::telemetry::Job;
 use crate::throttle::{SpeedState, Told, Watched};
 use crate::trace_store::TraceStore;
 
-/// How a job ended.
+/// The result of a job.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// What it did; what it had done before, where it was finished already.
+    /// What it did, or had done if it was finished already.
     pub report: Report,
-    /// Whether it is done.
+    /// Whether it succeeded.
     pub outcome: Result<(), Error>,
-    /// Whether it was finished before, so that there was nothing to do.
+    /// Whether it was finished already, leaving nothing to do.
     pub was_finished: bool,
-    /// How it went over time.
+    /// Measurements over time.
     pub history: History,
 }
 
-/// Backfills one partition, and leaves the report in its state directory.
+/// Backfills one partition and stores the report in its state directory.
 ///
 /// # Errors
-/// [`Error`] with a sentence for the operator and the exit code, where the work was not begun.
+/// [`Error`] with a sentence for the operator and the exit code, if the job never started.
 pub(crate) async fn run(mut context: Context) -> Result<Ended, Error> {
     let (checkpoint, resumed) = begin(&context)?;
     context.resumed = resumed;
@@ -77,33 +77,32 @@ pub(crate) async fn run(mut context: Context) -> Result<Ended, Error> {
     }
     Ok(Ended {
         report,
-        // What went wrong first is what the operator must know.
+        // The operator needs the first error.
         outcome: outcome.and(kept),
         was_finished,
         history,
     })
 }
 
-/// Takes commands while it works. Where that cannot be, it works all the same.
+/// Accepts control commands, if possible; the job runs without them otherwise.
 pub(super) fn listen(context: &Context) -> Option<Listening> {
     let display = context.display.clone();
     let tell = move |state: &SpeedState| {
-        display.note(format_args!("as told: {state}"));
+        display.note(format_args!("changed by command: {state}"));
         state.show(&display);
     };
     let listening = control::listen(context.state.path(), context.throttle.clone(), tell);
     listening
         .map_err(|error| {
             context.display.note(format_args!(
-                "this run cannot be paused, nor its speed be changed: no socket can be made in {} \
-                 ({error})",
+                "this run cannot be paused or changed: cannot create a socket in {} ({error})",
                 context.state.path().display()
             ));
         })
         .ok()
 }
 
-/// Where to begin, and whether another process has.
+/// Where to start, and whether another process started the job.
 fn begin(context: &Context) -> Result<(Checkpoint, bool), Error> {
     let Context {
         options,
@@ -122,7 +121,7 @@ fn begin(context: &Context) -> Result<(Checkpoint, bool), Error> {
         Decision::Continue(checkpoint) => {
             describe(context);
             display.note(format_args!(
-                "going on with {}",
+                "resuming with {}",
                 resume::progress(&checkpoint)
             ));
             Ok((*checkpoint, true))
@@ -140,7 +139,7 @@ fn begin(context: &Context) -> Result<(Checkpoint, bool), Error> {
     }
 }
 
-/// What is about to be done, in a few lines.
+/// Tells the operator what is about to happen.
 fn describe(context: &Context) {
     let Context {
         options,
@@ -162,7 +161,8 @@ fn describe(context: &Context) {
         None => ("", options.partition.to_string()),
     };
     display.note(format_args!(
-        "ClickHouse {}: {}{} rows of {}.observations and {} of traces, partition {}, {verb} into {}.{}",
+        "ClickHouse {}: {}{} rows of {}.observations and {} of traces, partition {}, {verb} into \
+         {}.{}",
         inspected.server.version,
         about,
         HumanCount(inspected.observation_rows),
@@ -172,23 +172,23 @@ fn describe(context: &Context) {
         target.database,
         target.name,
     ));
-    // What one has no place for, the other has not either.
+    // Both sources lack the same columns.
     let first = options.subject.sources().into_iter().next();
     let mapping = inspected.mapping_of(first.unwrap_or(Source::Observations));
     if !mapping.without_place.is_empty() {
         display.note_once(format!(
-            "{} has no column for: {}{}",
+            "{} has no column for {}{}",
             target.name,
             mapping.without_place.join(", "),
             match mapping.tags_in_metadata {
-                true => " (tags go into the metadata, as trace_tags)",
+                true => " (tags are stored in the metadata, as trace_tags)",
                 false => "",
             }
         ));
     }
     if !mapping.left_to_default.is_empty() {
         display.note_once(format!(
-            "left to their defaults: {}",
+            "columns left at their defaults: {}",
             mapping.left_to_default.join(", ")
         ));
     }
@@ -210,7 +210,7 @@ async fn work(context: &Context, journal: &mut Journal, spent: &mut Spent) -> Re
     context.state.remove_work_files()
 }
 
-/// The segments, unless they are in the checkpoint.
+/// Makes the segments, unless the checkpoint has them.
 async fn plan(context: &Context, journal: &Journal) -> Result<Option<Vec<Segment>>, Error> {
     if journal.checkpoint().segments.is_some() {
         return Ok(None);
@@ -222,13 +222,12 @@ async fn plan(context: &Context, journal: &Journal) -> Result<Option<Vec<Segment
     let plan = async {
         let rows = context.options.segment_rows;
         let segments = segments::make(&context.connection, &partitions, rows).await;
-        segments
-            .map_err(|error| Error::caused("the partition cannot be divided into segments", error))
+        segments.map_err(|error| Error::caused("cannot divide the partition into segments", error))
     };
     context.unless_interrupted(plan).await.map(Some)
 }
 
-/// The store of an earlier process, or a new one, which the checkpoint speaks of from then on.
+/// Reopens an earlier process's store, or creates one and commits it to the checkpoint.
 fn open_store(
     context: &Context,
     journal: &mut Journal,
@@ -242,7 +241,7 @@ fn open_store(
         let store = TraceStore::reopen(&path, cache_bytes, &run_id, &days);
         return store.map_err(|error| match Error::from(error) {
             error if error.has_advice() => error,
-            // Nothing is wrong with a store that room would mend. With this one something is.
+            // Only a full disk leaves the store intact. After any other error it is damaged.
             error => error.with(Advice::Restart),
         });
     }
@@ -251,7 +250,7 @@ fn open_store(
     Ok(store)
 }
 
-/// All phases between the opening of the store and its end.
+/// All phases that need the store.
 async fn with_store(
     context: &Context,
     journal: &mut Journal,
@@ -284,7 +283,7 @@ async fn with_store(
     Ok(())
 }
 
-/// Everything that has to be known before rows are read.
+/// Collects everything needed before reading rows.
 async fn prepare(
     context: &Context,
     journal: &mut Journal,
@@ -305,7 +304,7 @@ async fn prepare(
 /// Writes the events of a source.
 ///
 /// # Errors
-/// [`Error`] where it does not work, or the run is asked to end.
+/// [`Error`] if reading, enriching or writing fails, or on a signal.
 pub(super) async fn write_source(
     context: &Context,
     journal: &mut Journal,
@@ -332,7 +331,7 @@ pub(super) async fn write_source(
     streamed
 }
 
-/// What the throttle looks at while events are written.
+/// What the throttle watches while events are written.
 fn watched(context: &Context) -> Watched {
     let (display, throttle) = (context.display.clone(), context.throttle.clone());
     Watched {
@@ -344,7 +343,7 @@ fn watched(context: &Context) -> Watched {
             match (told, state.why_slow()) {
                 (Told::Slower { is_news: true }, Some(why)) => display.note(why),
                 (Told::Slower { .. }, _) => {}
-                (Told::FullSpeed, _) => display.note("at full speed again"),
+                (Told::FullSpeed, _) => display.note("back at full speed"),
                 (Told::LeftOut(what), _) => display.note_once(what),
             }
             state.show(&display);
@@ -352,7 +351,7 @@ fn watched(context: &Context) -> Watched {
     }
 }
 
-/// Says how to go on after an error that left something to go on with.
+/// Adds how to continue to an error that left something to continue.
 pub(super) fn with_way_on(context: &Context, journal: &Journal, error: Error) -> Error {
     if context.options.dry_run || error.kind() == Kind::Configuration {
         return error;

@@ -1,4 +1,4 @@
-//! What of a month's work is done, here and on disk: the one is never ahead of the other.
+//! Progress of a month, in memory and on disk. Memory is never ahead of the disk.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use crate::state::checkpoint::Checkpoint;
 use crate::state::directory::StateDir;
 use crate::trace_store::TraceStore;
 
-/// The checkpoint, as it is on disk.
+/// The checkpoint, as last written.
 pub(super) struct Journal {
     checkpoint: Checkpoint,
-    /// Where it is kept; a dry run keeps none.
+    /// Its path, or `None` for a dry run.
     path: Option<PathBuf>,
     changes: Arc<ChangeCounts>,
 }
 
 impl Journal {
-    /// Goes on from a checkpoint. A dry run writes nothing down.
+    /// Continues from a checkpoint. A dry run writes nothing.
     pub(super) fn new(checkpoint: Checkpoint, state: &StateDir, dry_run: bool) -> Self {
         Self {
             path: (!dry_run).then(|| state.checkpoint()),
@@ -30,21 +30,21 @@ impl Journal {
         }
     }
 
-    /// What is done.
+    /// The current checkpoint.
     pub(super) fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
-    /// What becomes of the traces that change meanwhile; each commit writes it down.
+    /// Counts of trace changes; each commit saves them.
     pub(super) fn changes(&self) -> Arc<ChangeCounts> {
         Arc::clone(&self.changes)
     }
 
-    /// Writes a change down, and makes it. What cannot be written down is not made: it will be done
-    /// again.
+    /// Saves a change, then applies it. If saving fails, the change is not applied and the work
+    /// will be repeated.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) if the checkpoint cannot be written.
     pub(super) fn commit(&mut self, change: impl FnOnce(&mut Checkpoint)) -> Result<(), Error> {
         let mut next = self.checkpoint.clone();
         change(&mut next);
@@ -58,10 +58,10 @@ impl Journal {
         Ok(())
     }
 
-    /// The same, once what the checkpoint then says of the store outlasts a loss of power.
+    /// Like `commit`, after making durable what the checkpoint says of the store.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the store or the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) if the store or the checkpoint cannot be written.
     pub(super) fn commit_with(
         &mut self,
         store: &TraceStore,

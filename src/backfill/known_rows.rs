@@ -1,5 +1,5 @@
-//! What the store must know before rows are written: which rows the target has, which versions of
-//! observations count, and which traces have a root already.
+//! Collects what the store must know before rows are written: existing target rows, latest
+//! observation versions, and traces that have a root.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::state::checkpoint::Checkpoint;
 use crate::state::counts::OwnRows;
 use crate::trace_store::{Against, TraceStore};
 
-/// What finds out what an attempt has left in the target.
+/// Finds out what an attempt left in the target.
 pub(super) fn recovery(
     context: &Context,
     checkpoint: &Checkpoint,
@@ -35,11 +35,11 @@ pub(super) fn recovery(
     }
 }
 
-/// Finds out which rows the target has: those that stood there before the run, and those that
-/// an earlier process of the run may have written.
+/// Reads which rows the target has: those from before the run, and those an earlier process of the
+/// run may have written.
 ///
 /// # Errors
-/// [`Error`] where they cannot be read, or the run is asked to end.
+/// [`Error`] if the target cannot be read, or on a signal.
 pub(super) async fn read_target(
     context: &Context,
     journal: &mut Journal,
@@ -67,7 +67,7 @@ pub(super) async fn read_target(
         store.clear(Against::RowsBefore)?;
         read_rows(context, &recovery, target.rows, "days of the target read").await?;
     } else if context.resumed && target.has_live_rows {
-        // An earlier process has looked, and Langfuse went on.
+        // An earlier process read the target, but Langfuse has been writing since.
         read_live_rows(context, recovery).await?;
     }
     journal.commit_with(store, |checkpoint| {
@@ -77,9 +77,9 @@ pub(super) async fn read_target(
     })
 }
 
-/// How many rows of backfills the target has at least that neither stood there before the run nor are its
-/// own: an interrupted run must not write once more what another one has written since. Segments
-/// of which it is not known how far they came may have written all of their rows.
+/// Minimum number of a backfill's rows in the target that neither existed before the run nor are its
+/// own: a resumed run must not write again what another run has written since. Segments with unknown
+/// progress may have written all of their rows.
 async fn rows_of_others(
     context: &Context,
     checkpoint: &Checkpoint,
@@ -93,16 +93,16 @@ async fn rows_of_others(
     let explained = target.rows + inserted.iter().sum::<u64>() + in_doubt;
     let count = async {
         let rows = recovery.target.rows_of_backfills().await;
-        rows.map_err(|error| Error::caused("the rows of the target cannot be counted", error))
+        rows.map_err(|error| Error::caused("cannot count the rows of the target", error))
     };
     let rows = context.unless_interrupted(count).await?;
     Ok(rows.checked_sub(explained).filter(|&rows| rows > 0))
 }
 
-/// Finds out what an earlier process of the run has written that no checkpoint speaks of.
+/// Reads what an earlier process of the run wrote without recording it in the checkpoint.
 ///
 /// # Errors
-/// [`Error`] where it cannot be found out, or the run is asked to end.
+/// [`Error`] if the target cannot be read, or on a signal.
 pub(super) async fn read_what_is_in_doubt(
     context: &Context,
     journal: &mut Journal,
@@ -119,7 +119,7 @@ pub(super) async fn read_what_is_in_doubt(
     journal.commit(|checkpoint| checkpoint.repeated.extend(numbers))
 }
 
-/// Reads the keys of the rows that something live has written since the target was read.
+/// Reads the keys of live rows written since the target was read.
 async fn read_live_rows(context: &Context, recovery: Recovery) -> Result<(), Error> {
     let recovery = Recovery {
         own_rows: OwnRows::Rewrite,
@@ -146,10 +146,10 @@ async fn read_rows(
     Ok(())
 }
 
-/// Finds out which version of each observation counts.
+/// Finds the latest version of each observation.
 ///
 /// # Errors
-/// [`Error`] where it cannot be found out, or the run is asked to end.
+/// [`Error`] if the server or the store fails, or on a signal.
 pub(super) async fn scan_versions(
     context: &Context,
     journal: &Journal,
@@ -166,11 +166,11 @@ pub(super) async fn scan_versions(
         return Ok(());
     }
     let inspected = &context.inspected;
-    // A version that counts more may be on the days of another shard.
+    // A newer version may be on another shard's days.
     let compared = inspected.observation_partition.rows;
     let phase = Phase::begin(&context.display, "observations compared", compared, 0);
     let recovery = recovery(context, checkpoint, store);
-    let mut attempts = recovery.attempts("reading the versions of observations");
+    let mut attempts = recovery.attempts("reading observation versions");
     loop {
         let on_rows = |rows| phase.advance(rows);
         let scan = VersionScan {
@@ -195,10 +195,10 @@ pub(super) async fn scan_versions(
     Ok(())
 }
 
-/// Finds out which traces have a root already.
+/// Finds traces that already have a root.
 ///
 /// # Errors
-/// [`Error`] where it cannot be found out, or the run is asked to end.
+/// [`Error`] if the server or the store fails, or on a signal.
 pub(super) async fn read_roots(
     context: &Context,
     journal: &mut Journal,
@@ -213,7 +213,7 @@ pub(super) async fn read_roots(
     }
     let checkpoint = journal.checkpoint();
     let recovery = recovery(context, checkpoint, store);
-    // A root may be on the days of another shard than its trace.
+    // A root may be on another shard's days than its trace.
     let partition = context.options.partition;
     let margin = context.options.subject.trace_margin_days;
     let scan = RootScan {
@@ -224,7 +224,7 @@ pub(super) async fn read_roots(
             .has_live_rows()
             .then(|| ShareOfMonth::whole(partition).days_with_margin(margin)),
     };
-    let mut attempts = recovery.attempts("reading which traces have a root already");
+    let mut attempts = recovery.attempts("reading traces that already have a root");
     while let Err(error) = scan.run(store).await {
         attempts.failed(error).await?;
     }

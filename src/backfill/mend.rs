@@ -1,4 +1,4 @@
-//! A repair: just the rows that are wanted go the way of all others.
+//! Repair: sends only the wanted rows through the normal pipeline.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::state::checkpoint::Checkpoint;
 use crate::state::report::Report;
 use crate::trace_store::{Against, TraceStore, WantedDay};
 
-/// With more days of projects, all projects of a day are looked at together.
+/// With more extents than this, read all projects of a day together.
 const MOST_EXTENTS: usize = 100;
 
-/// Writes what the store says is wanted, and gives the view's table what only it lacks. What is done
-/// of it is in the checkpoint, and the segments are.
+/// Writes the rows wanted in the store, and copies rows that only the view's table lacks. Segments
+/// and progress are in the checkpoint.
 pub(crate) async fn mend(
     context: &Context,
     checkpoint: Checkpoint,
@@ -66,8 +66,8 @@ async fn prepare(
     store: &Arc<TraceStore>,
 ) -> Result<(), Error> {
     match context.options.subject.remote_lookup {
-        // The traces of the rows at hand are asked for by their ids, and once more after an
-        // interruption: they may have changed.
+        // Look up the rows' traces by id, and again after an interruption, since they may have
+        // changed.
         true => {
             if context.resumed {
                 store.forget_answers()?;
@@ -103,7 +103,7 @@ async fn prepare(
     journal.commit_with(store, |_| {})
 }
 
-/// These extents, or days of all projects where they are too many.
+/// These extents, or whole days of all projects if they are too many.
 fn few(context: &Context, extents: BTreeSet<Extent>, rows: u64) -> BTreeSet<Extent> {
     if extents.len() <= MOST_EXTENTS {
         return extents;
@@ -112,8 +112,7 @@ fn few(context: &Context, extents: BTreeSet<Extent>, rows: u64) -> BTreeSet<Exte
     days.map(Extent::of_days).collect()
 }
 
-/// Where the view's table may lack something: where it was found to, and where rows were
-/// written with trouble.
+/// Where the view's table may lack rows: where verify found gaps, and where writing had trouble.
 fn core_extents(
     context: &Context,
     checkpoint: &Checkpoint,

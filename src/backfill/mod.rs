@@ -1,5 +1,5 @@
-//! The backfill of one partition, once it is inspected: load traces, stream, report. And a repair, which
-//! sends some rows the same way.
+//! Backfills one inspected partition: load traces, stream rows, report. A repair sends only some
+//! rows the same way.
 
 pub(crate) mod block_stream;
 mod context;

@@ -1,4 +1,4 @@
-//! Measures, while it works, what the charts of a report show.
+//! Records measurements during the work, for the charts of a report.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,17 +15,18 @@ use crate::state::report;
 use crate::telemetry::Telemetry;
 use crate::throttle::{Throttle, ThrottledSeconds, since};
 
-/// How often it is measured and written down, at least. A process that is killed loses what came since.
+/// Maximum interval between measurements. A killed process loses what it measured since the last
+/// one.
 const KEEP_EVERY: Duration = Duration::from_secs(10);
 
-/// Measures until it is told to end.
+/// Measures until told to stop.
 pub(super) struct Recorder {
     end: oneshot::Sender<u64>,
     task: JoinHandle<History>,
 }
 
 impl Recorder {
-    /// Measures from now on, and adds to what processes before this one have measured.
+    /// Starts measuring, continuing the measurements of earlier processes.
     pub(super) fn begin(context: &Context) -> Self {
         let file = (!context.options.dry_run).then(|| context.state.history());
         let mut history = match context.resumed {
@@ -39,15 +40,16 @@ impl Recorder {
         Self { end, task }
     }
 
-    /// What was measured, to the end. The trace store, which is gone by now, had so many bytes.
+    /// Stops, and returns all measurements. `store_bytes` is the final size of the trace store,
+    /// which is gone by now.
     pub(super) async fn end(self, store_bytes: u64) -> History {
-        // It does not end before it is told to, unless something has gone wrong with it.
+        // It only stops early if it failed.
         let _ = self.end.send(store_bytes);
         self.task.await.unwrap_or_default()
     }
 }
 
-/// What is measured, since this process began to work on the month.
+/// What is measured, since this process started on the month.
 struct Meter {
     began: Instant,
     telemetry: Telemetry,
@@ -118,12 +120,12 @@ async fn record(
     }
 }
 
-/// How long it is until the next measurement.
+/// Time until the next measurement.
 fn until_next(history: &History) -> Duration {
     Duration::from_secs_f64(history.interval()).min(KEEP_EVERY)
 }
 
-/// Writes it down. Where that cannot be, the charts begin later: the work itself says what is wrong
+/// Saves the measurements. A failure only shortens the charts; the work itself reports problems
 /// with the disk.
 fn keep(history: &History, file: Option<&Path>) {
     if let Some(file) = file {

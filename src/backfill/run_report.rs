@@ -1,4 +1,4 @@
-//! What a run has done, put together for the summary.
+//! Assembles the report of a run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use crate::state::counts::SegmentCounts;
 use crate::state::report::{Report, Seconds, TraceId};
 use crate::throttle::ThrottledSeconds;
 
-/// Where the time of this process went, and what it met.
+/// Time and events of this process.
 #[derive(Debug, Default)]
 pub(super) struct Spent {
     pub(super) load: Duration,
-    /// On each source.
+    /// Time per source.
     pub(super) stream: [Duration; 2],
     pub(super) insert: Duration,
     pub(super) store_bytes: u64,
-    /// Rows of each source that were done before this process began.
+    /// Rows of each source done before this process started.
     pub(super) before: [u64; 2],
-    /// Rows that wait to be merged, where all were written again.
+    /// Unmerged duplicates, if everything was written again.
     pub(super) rows_to_merge: Option<u64>,
 }
 
 impl Spent {
-    /// Nothing yet, after what a checkpoint says.
+    /// Starts from a checkpoint.
     pub(super) fn after(checkpoint: &Checkpoint) -> Self {
         Self {
             before: Source::BOTH.map(|source| checkpoint.counts(source).observations),
@@ -36,7 +36,7 @@ impl Spent {
     }
 }
 
-/// What a run has done so far, this process and those before it.
+/// The run so far, over this process and earlier ones.
 pub(super) fn report(
     context: &Context,
     checkpoint: &Checkpoint,
@@ -93,7 +93,7 @@ pub(super) fn report(
             .iter()
             .map(|(project, trace)| TraceId::new(project, trace))
             .collect(),
-        // The caller says.
+        // Set by the caller.
         ended_with: None,
         errors: u64::from(failed),
         retries: context.retries.repeated(),
@@ -114,7 +114,7 @@ pub(super) fn report(
     }
 }
 
-/// The same, under names that can be read again.
+/// The same, with owned names that can be deserialised.
 pub(super) fn by_name(throttled: ThrottledSeconds) -> BTreeMap<String, f64> {
     let throttled = throttled.into_iter();
     throttled

@@ -1,4 +1,4 @@
-//! The second phase: observations become events, then traces root spans.
+//! Phase two: turns observations, then traces, into events.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,14 +23,14 @@ use crate::progress::Phase;
 use crate::state::checkpoint::Checkpoint;
 use crate::trace_store::TraceStore;
 
-/// When observations of so many bytes wait for their traces, these are looked for before
-/// more segments are begun.
+/// Once this many bytes of observations are deferred, look up their traces before starting more
+/// segments.
 const DEFERRED_BYTES: u64 = 1 << 30;
 
-/// Makes events of the rows of a source, while traces that change meanwhile are loaded again.
+/// Writes a source's events while reloading traces that change.
 ///
 /// # Errors
-/// [`Error`] where it does not work, or the run is asked to end.
+/// [`Error`] if reading, enriching or writing fails, or on a signal.
 pub(super) async fn stream(
     context: &Context,
     journal: &mut Journal,
@@ -85,7 +85,7 @@ fn is_streamed(checkpoint: &Checkpoint, source: Source) -> bool {
     checkpoint.remaining(source).is_empty() && checkpoint.deferred_of(source).next().is_none()
 }
 
-/// Works on the segments that are left, until too much waits for its traces.
+/// Works on the remaining segments, until too many rows are deferred.
 async fn stream_segments(
     journal: &mut Journal,
     source: Source,
@@ -99,7 +99,7 @@ async fn stream_segments(
     pipeline::run(pipeline, items, phase, &mut records).await
 }
 
-/// Looks for the traces of the observations that wait, and makes events of them.
+/// Looks up the traces of deferred rows and writes their events.
 async fn stream_deferred(
     context: &Context,
     journal: &mut Journal,
@@ -132,7 +132,7 @@ async fn stream_deferred(
     outcome
 }
 
-/// What a source is called in metrics.
+/// A source's name in metrics.
 pub(super) fn name_of(source: Source) -> &'static str {
     match source {
         Source::Observations => "observations",
@@ -140,7 +140,7 @@ pub(super) fn name_of(source: Source) -> &'static str {
     }
 }
 
-/// Where the events of a source go.
+/// Where a source's events go.
 pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> Destination {
     let (target, budget) = (&context.inspected.target, &context.options.budget);
     let server = &context.inspected.server;
@@ -211,28 +211,28 @@ fn pipeline(
         pool: context.pool.clone(),
         deferred: DeferredRows::new(context.state.deferred_rows()),
         unknown: match source {
-            // Nothing is left to ask that has not been asked.
+            // There is nowhere else to look.
             Source::Observations
                 if !options.subject.remote_lookup && store.caches_all_days()? =>
             {
                 Unknown::WithoutTrace
             }
-            // The trace of an observation may be on another day. That of a root span arrived after the
-            // traces were loaded.
+            // An observation's trace may be on another day. A root span's trace may have arrived
+            // after the traces were loaded.
             Source::Observations | Source::Traces => Unknown::Deferred,
         },
-        // The server does not divide a block, so it must not be larger than a part.
+        // The server does not split a block, so a block must not exceed a part.
         block_rows: options.block_rows.min(options.batch_rows),
     })
 }
 
-/// What of a source is begun and done. What is not written down will be done again.
+/// Records a source's progress. Unrecorded work is repeated.
 struct SegmentRecords<'a>(&'a mut Journal);
 
 impl Records for SegmentRecords<'_> {
     fn begin(&mut self, item: &WorkItem) -> Result<(), Error> {
         let number = item.segment().number;
-        // From now on what changes may have been written already.
+        // From here on, a change may affect events already written.
         let changes = self.0.changes();
         changes.has_written.store(true, Ordering::Relaxed);
         match self.0.checkpoint().begun.contains(&number) {
@@ -261,7 +261,7 @@ impl Records for SegmentRecords<'_> {
     }
 }
 
-/// The same of what segments have deferred.
+/// Records progress on deferred rows.
 struct DeferredRecords<'a> {
     journal: &'a mut Journal,
     deferred: DeferredRows,

@@ -1,5 +1,5 @@
-//! What the target is like before anything is written: whether it is ours alone, whether something
-//! live writes to it, and what is left to that.
+//! Inspects the target before writing: whether another run or Langfuse writes to it, and what is
+//! left to Langfuse.
 
 use indicatif::HumanCount;
 
@@ -14,13 +14,14 @@ use crate::progress::words::moment;
 use crate::session::Session;
 use crate::state::counts::TargetState;
 
-/// What could not be done where the target cannot be looked at.
-const NOT_TOLD: &str = "it cannot be told which rows the target has";
+/// What fails if the target cannot be inspected.
+const NOT_TOLD: &str = "cannot tell which rows the target already has";
 
-/// Makes sure that no other run writes to these days of the target: its rows would not be known.
+/// Makes sure that no other run writes to these days of the target, since its rows would be
+/// unknown.
 ///
 /// # Errors
-/// [`Error`] with what to do.
+/// [`Error`] if another run is active or the server fails.
 pub(crate) async fn require_alone(
     session: &Session,
     target: &TableInfo,
@@ -37,21 +38,21 @@ async fn alone(
     own: Option<&str>,
 ) -> Result<(), Error> {
     let others = leftover_inserts::others_are_at_work(connection, target, share, own).await;
-    let doing = "waiting for the inserts of another run to end failed";
+    let doing = "waiting for another run's inserts to end failed";
     match others.map_err(|error| Error::caused(doing, error))? {
         false => Ok(()),
         true => Err(Error::failed(format!(
-            "another events-backfill, with another state directory, is writing {share} into \
-             {}.{}: wait until it has ended, or stop it",
+            "another events-backfill with another state directory is writing {share} into {}.{}: \
+             stop it, or wait until it ends",
             target.database, target.name
         ))),
     }
 }
 
-/// Finds out what the target is like, if an earlier process of the run has not.
+/// Inspects the target, unless an earlier process of the run has.
 ///
 /// # Errors
-/// [`Error`] where it cannot be found out, another run is writing, or the run is asked to end.
+/// [`Error`] if the server fails, another run is writing, or on a signal.
 pub(super) async fn look(context: &Context, journal: &mut Journal) -> Result<(), Error> {
     let options = &context.options;
     if !options.dry_run {
@@ -69,7 +70,7 @@ pub(super) async fn look(context: &Context, journal: &mut Journal) -> Result<(),
     target.until = options.subject.until.or(target.until);
     if target.rows > 0 {
         context.display.note(format_args!(
-            "{} has {} rows of {} already",
+            "{} already has {} rows of {}",
             context.inspected.target.name,
             HumanCount(target.rows),
             options.share()
@@ -81,10 +82,10 @@ pub(super) async fn look(context: &Context, journal: &mut Journal) -> Result<(),
     Ok(())
 }
 
-/// The same for a repair: what is left to Langfuse was not found wrong.
+/// Inspects the target for a repair, leaving nothing to Langfuse: verify has already excluded that.
 ///
 /// # Errors
-/// [`Error`] where it cannot be found out, or the run is asked to end.
+/// [`Error`] if the server fails, or on a signal.
 pub(super) async fn look_for_repair(context: &Context, journal: &mut Journal) -> Result<(), Error> {
     if journal.checkpoint().target.is_some() {
         return Ok(());
@@ -107,11 +108,11 @@ async fn state_of_target(
     context.unless_interrupted(look).await
 }
 
-/// Finds out whether something live has begun to write to the target since the run was begun.
-/// What changed in the hour before this is left to it from now on.
+/// Checks whether Langfuse has started writing to the target since the run began. If so, changes
+/// from the last hour on are left to it.
 ///
 /// # Errors
-/// [`Error`] where it cannot be found out, or the run is asked to end.
+/// [`Error`] if the server fails, or on a signal.
 pub(super) async fn look_for_live_rows(
     context: &Context,
     journal: &mut Journal,
@@ -148,11 +149,11 @@ pub(super) async fn look_for_live_rows(
 fn tell_until(context: &Context, target: &TargetState) {
     if let Some(until) = target.until {
         let why = match target.has_live_rows {
-            true => ", which has written to the target already",
+            true => ", which already writes to the target",
             false => "",
         };
         context.display.note(format_args!(
-            "rows that changed after {} are left to Langfuse{why} (--until sets another time)",
+            "rows changed after {} are left to Langfuse{why} (use --until to set another time)",
             moment(until)
         ));
     }

@@ -1,5 +1,4 @@
-//! Once rows are written: the tables that the target's views fill have what the target has, and what
-//! stands twice is counted.
+//! After writing: completes the tables that the target's views fill, and counts duplicates.
 
 use std::collections::BTreeSet;
 use std::iter;
@@ -16,11 +15,10 @@ use crate::state::checkpoint::Checkpoint;
 use crate::state::counts::OwnRows;
 use crate::trace_store::TraceStore;
 
-/// Makes sure that the tables that the target's views fill have what the target has, where
-/// that is in doubt.
+/// Completes the tables that the target's views fill, where they may lack rows.
 ///
 /// # Errors
-/// [`Error`] where it does not work, or the run is asked to end.
+/// [`Error`] if the server fails, or on a signal.
 pub(super) async fn level(
     context: &Context,
     checkpoint: &Checkpoint,
@@ -38,7 +36,7 @@ pub(super) async fn level(
         0 => repeated_extents(context, checkpoint),
         rows => days(rows),
     };
-    // With more extents than days, days may be read again and again.
+    // More extents than days would read days repeatedly.
     let extents = match extents.len() > context.days().len() {
         true => days(context.inspected.observation_rows),
         false => extents,
@@ -46,11 +44,10 @@ pub(super) async fn level(
     level_extents(context, checkpoint, store, &extents).await
 }
 
-/// Makes sure that the tables that the target's views fill have what the target has in some
-/// extents.
+/// Completes the tables that the target's views fill, in some extents.
 ///
 /// # Errors
-/// [`Error`] where it does not work, or the run is asked to end.
+/// [`Error`] if the server fails, or on a signal.
 pub(super) async fn level_extents(
     context: &Context,
     checkpoint: &Checkpoint,
@@ -62,7 +59,7 @@ pub(super) async fn level_extents(
     }
     let recovery = recovery(context, checkpoint, store);
     let prefix = format!("{}level", context.query_prefix(&checkpoint.run_id));
-    let mut attempts = recovery.attempts("giving the table of the view what it lacks");
+    let mut attempts = recovery.attempts("completing the view's table");
     loop {
         let level =
             async { Ok(level_once(context, checkpoint, &recovery.target, extents, &prefix).await) };
@@ -83,7 +80,7 @@ async fn level_once(
 ) -> Result<(), WorkError> {
     let (connection, target_table) = (&context.connection, &context.inspected.target);
     let views = CoreView::all(connection, target_table).await?;
-    // What another replica has written would be given to them again.
+    // Rows written through another replica would be copied again.
     for table in iter::once(target_table).chain(views.iter().map(|view| &view.table)) {
         connection.catch_up(table).await?;
     }
@@ -106,8 +103,8 @@ async fn level_once(
             continue;
         };
         let of_table = view_blocks.get(&view.table.qualified_name()).copied();
-        // What was written again has the same keys as before: it cannot be told whether the
-        // view has copied it, where an insert has failed.
+        // Rewritten rows have the same keys as before, so after a failed insert their keys do not
+        // show whether the view copied them.
         for extent in repeated_extents(context, checkpoint) {
             view.copy_again(target, &extent, (block, of_table), prefix)
                 .await?;
@@ -116,7 +113,7 @@ async fn level_once(
     Ok(())
 }
 
-/// Where segments lie of which an attempt failed that may have written something.
+/// Extents of segments with a failed attempt that may have written something.
 fn repeated_extents(context: &Context, checkpoint: &Checkpoint) -> BTreeSet<Extent> {
     let days = context.days();
     let repeated = checkpoint.repeated_segments();
@@ -125,10 +122,10 @@ fn repeated_extents(context: &Context, checkpoint: &Checkpoint) -> BTreeSet<Exte
         .collect()
 }
 
-/// Counts the rows that wait to be merged, where all were written again.
+/// Counts unmerged duplicates, if everything was written again.
 ///
 /// # Errors
-/// [`Error`] where they cannot be counted, or the run is asked to end.
+/// [`Error`] if the server fails, or on a signal.
 pub(super) async fn count_rows_to_merge(
     context: &Context,
     checkpoint: &Checkpoint,
@@ -144,9 +141,8 @@ pub(super) async fn count_rows_to_merge(
     let target_month = context.target_month();
     let count = async {
         let rows = target_month.rows_to_merge().await;
-        rows.map(Some).map_err(|error| {
-            Error::caused("the rows that wait to be merged cannot be counted", error)
-        })
+        rows.map(Some)
+            .map_err(|error| Error::caused("cannot count the unmerged duplicates", error))
     };
     context.unless_interrupted(count).await
 }

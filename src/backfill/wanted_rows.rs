@@ -1,4 +1,4 @@
-//! How just the rows that are wanted are read, and nothing of their days besides their ids.
+//! Reads only the wanted rows; of the rest of their days, only ids.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use crate::mapping::Source;
 use crate::partition::Day;
 use crate::trace_store::{TraceStore, WantedRow};
 
-/// The rows that are wanted of each segment.
+/// The wanted rows of each segment.
 pub(crate) struct WantedRows {
-    /// Where they stand.
+    /// Where they are stored.
     pub store: Arc<TraceStore>,
-    /// The table of the source, quoted.
+    /// The source table, quoted.
     pub table: String,
     /// Its partition.
     pub partition_id: String,
 }
 
 impl WantedRows {
-    /// The statement that reads them: the latest version of each observation, whatever its type.
+    /// The statement that reads them: the latest version of each observation, of any type.
     ///
     /// # Errors
-    /// [`WorkError::Store`] where the store fails.
+    /// [`WorkError::Store`] if the store fails.
     pub(crate) fn sql(&self, query: &SegmentQuery, segment: &Segment) -> Result<String, WorkError> {
         let (rows, versions) = match self.store.rows_of_piece(segment.number)? {
             Some(rows) => (
@@ -34,8 +34,8 @@ impl WantedRows {
             ),
             None => (whole_days(segment), String::new()),
         };
-        // Columns of the sorting key only: the versions of a row share them, so that FINAL sees
-        // all or none. What else the rows have is read of these alone.
+        // Only sort key columns: versions of a row share them, so FINAL sees all or none. Other
+        // columns are read for matching rows only.
         Ok(format!(
             "{} PREWHERE {rows} WHERE {}{versions}{}",
             query.select,
@@ -74,7 +74,7 @@ impl WantedRows {
     }
 }
 
-/// The condition for the ids of rows on their days.
+/// The condition for rows by id, on their days.
 fn in_days(source: Source, alias: &str, rows: &[WantedRow]) -> String {
     let mut days: BTreeMap<(&[u8], Day), Vec<String>> = BTreeMap::new();
     for row in rows {

@@ -1,11 +1,11 @@
-//! Work that is tried again: after a pause where what stopped it may pass, and at once in smaller blocks
-//! where one was too large.
+//! Retries work: after a pause for temporary errors, and at once with smaller blocks if one was too
+//! large.
 
 use super::error::WorkError;
 use crate::clickhouse::retry::{Attempts, Retries};
 use crate::error::Error;
 
-/// The attempts at one piece of work.
+/// Retry handling for one piece of work.
 pub(crate) struct WorkAttempts<'a> {
     doing: String,
     failed: String,
@@ -14,7 +14,7 @@ pub(crate) struct WorkAttempts<'a> {
 }
 
 impl<'a> WorkAttempts<'a> {
-    /// The attempts at what is called `doing` while it goes on, and `failed` once it is given up.
+    /// `doing` names the work while it is retried, `failed` once it is given up.
     pub(crate) fn new(
         retries: &'a Retries,
         doing: impl Into<String>,
@@ -28,20 +28,20 @@ impl<'a> WorkAttempts<'a> {
         }
     }
 
-    /// The same in blocks of at most so many rows, to begin with.
+    /// Starts with blocks of at most `block_rows`.
     pub(crate) fn in_blocks_of(self, block_rows: usize) -> Self {
         Self { block_rows, ..self }
     }
 
-    /// Most rows of a block in the next attempt.
+    /// Maximum rows per block in the next attempt.
     pub(crate) fn block_rows(&self) -> usize {
         self.block_rows
     }
 
-    /// After an attempt that did not come off: returns when there is to be another one.
+    /// Call after a failed attempt; returns when to try again.
     ///
     /// # Errors
-    /// [`Error`] where there is no use in another one, or the run is asked to end.
+    /// [`Error`] if retrying is pointless or exhausted, or on a signal.
     pub(crate) async fn failed(&mut self, error: WorkError) -> Result<(), Error> {
         self.unless_interrupted()?;
         if let Some(fewer) = error.smaller_blocks(self.block_rows) {

@@ -516,7 +516,7 @@ fn a_response_that_ends_in_an_exception_after_status_200_is_asked_for_again() {
         let (backfill, outcome) = run_and_kill_its_queries("killed", "lz4");
         backfill.assert_survived(&outcome, 2);
         for killed in [
-            "loading the traces of 2024-06-01 to 2024-06-08: ",
+            "loading traces of 2024-06-01 to 2024-06-08: ",
             "segment 0: ",
         ] {
             outcome.assert_stderr_contains(&format!("{killed}ClickHouse answered with error 394"));

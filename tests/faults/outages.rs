@@ -298,7 +298,7 @@ fn assert_resumed(target: &str, moment: Moment, words: &str) {
 
 #[test]
 fn a_run_outlasts_a_server_that_dies_while_it_sends_traces() {
-    let words = "loading the traces of 2024-06-09";
+    let words = "loading traces of 2024-06-09";
     assert_outlasted("loading_outlasted", Moment::Loading, words);
 }
 
@@ -315,21 +315,21 @@ fn a_run_outlasts_a_server_that_dies_before_it_acknowledges_what_it_wrote() {
 
 #[test]
 fn a_run_that_a_server_ended_while_it_sent_traces_can_be_resumed() {
-    let words = "the traces of 2024-06-09 to 2024-06-16 could not be loaded";
+    let words = "cannot load the traces of 2024-06-09 to 2024-06-16";
     assert_resumed("loading_resumed", Moment::Loading, words);
 }
 
 #[test]
 fn a_run_that_a_server_ended_while_it_sent_observations_can_be_resumed() {
     // It may be the insert that is met first.
-    let words = "could not be done";
+    let words = " failed";
     assert_resumed("reading_resumed", Moment::Reading, words);
 }
 
 #[test]
 fn a_run_that_a_server_ended_before_it_acknowledged_what_it_wrote_can_be_resumed() {
     // It cannot be told what of it is there.
-    let words = "segment 0 could not be done";
+    let words = "segment 0 failed";
     assert_resumed("inserting_resumed", Moment::Inserting, words);
 }
 

@@ -198,7 +198,7 @@ fn what_a_killed_server_may_have_written_is_not_sent_to_the_other() {
     });
     let outcome = run.wait();
     let words = [
-        "waiting for the inserts of before to end",
+        "waiting for earlier inserts to end",
         "continue with --resume",
     ];
     outcome.assert_one_error(1, &words);

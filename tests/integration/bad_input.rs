@@ -499,7 +499,7 @@ fn a_table_that_holds_no_events_is_no_target() {
         refuses(
             untouched(),
             &tool,
-            &[table, "no column", "which every event has"],
+            &[table, "no column", "which every event needs"],
         );
     }
 }

@@ -122,7 +122,7 @@ fn a_run_is_paused_and_goes_on_and_goes_faster_while_it_is_at_work() {
     let outcome = running.wait();
     outcome
         .assert_code(0)
-        .assert_stderr_contains("as told: paused; ");
+        .assert_stderr_contains("changed by command: paused; ");
     let paused = run.report()["throttled_seconds"]["paused"].as_f64();
     assert!(paused > Some(5.0));
     // It stood still for that time but for the segments that were under way then, which wrote a

@@ -193,7 +193,7 @@ fn all_partitions_become_what_the_specification_says_the_newest_first() {
     assert!(last.contains("of all: "), "{last}");
     assert!(last.contains("(100 %)"), "{last}");
     // What is the same for all is said once.
-    assert_eq!(outcome.stderr.matches("left to their defaults").count(), 1);
+    assert_eq!(outcome.stderr.matches("left at their defaults").count(), 1);
 
     // What is finished stays finished, with and without --resume.
     let outcome = tool.run();

@@ -1,10 +1,8 @@
-//! Which spans belong to an item of a dataset run, over all partitions: an item points at a
-//! span of a trace, or at the trace as a whole, and what hangs below that span belongs to
-//! the item too.
+//! Finds the spans of dataset run items, across all partitions. An item points at a span or at a
+//! whole trace, and everything below that span belongs to the item too.
 //!
-//! The traces are taken some thousands at a time, in the order of their ids: those that have
-//! an item and a row in the partition, then their items, then the ids and parents of
-//! all their spans, in whatever month these are.
+//! Traces are processed several thousand at a time, in id order: first the traces with an item and
+//! a row in the partition, then their items, then ids and parents of all their spans in any month.
 
 use std::collections::BTreeMap;
 
@@ -35,9 +33,8 @@ use crate::partition::ShareOfMonth;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{ExperimentWriter, TraceStore};
 
-/// Traces that are worked on at a time: the ids of the partition, all items of their projects and
-/// the ids of all observations are read for each lot. The ids make a statement of 3 MiB, and what
-/// is kept of the items takes about 20 MiB.
+/// Traces per batch. Each batch reads the partition's ids, all items of its projects and the ids of
+/// all observations. Its ids make a statement of 3 MiB, and its items take about 20 MiB of memory.
 pub(crate) const TRACES_AT_ONCE: usize = 40_000;
 
 /// Where to read from.
@@ -46,29 +43,29 @@ pub(crate) struct ExperimentSource<'a> {
     pub connection: &'a Connection,
     /// `dataset_run_items_rmt`
     pub items: &'a TableInfo,
-    /// The tables whose rows become events, `observations` first.
+    /// The source tables, `observations` first.
     pub sources: Vec<(Source, &'a TableInfo)>,
     /// `observations`
     pub observations: &'a TableInfo,
-    /// The target, if live spans there may carry items.
+    /// The target, if live spans in it may carry items.
     pub live_target: Option<&'a TableInfo>,
-    /// What is done of the month.
+    /// The share of the month to process.
     pub share: ShareOfMonth,
-    /// The largest block that may arrive, in bytes. The ids of one trace's spans may take as much.
+    /// Maximum block size in bytes, and the limit for the span ids of one trace.
     pub max_block_bytes: usize,
-    /// The size of block the server is asked for.
+    /// The block size requested from the server.
     pub preferred_block_bytes: usize,
-    /// Buffers of blocks.
+    /// Block buffers.
     pub pool: BufferPool,
-    /// Whether to end.
+    /// Signals a request to stop.
     pub shutdown: &'a Shutdown,
 }
 
 impl<'a> ExperimentSource<'a> {
-    /// For a month that is inspected, without a look at live spans, and with buffers of its own.
+    /// For an inspected month, ignoring live spans, with its own buffers.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the table of items was not looked at.
+    /// [`Kind::Failed`](crate::error::Kind) if the items table was not inspected.
     pub(crate) fn new(
         inspected: &'a Inspected,
         options: &Options,
@@ -78,7 +75,7 @@ impl<'a> ExperimentSource<'a> {
         let items = inspected
             .dataset_items
             .as_ref()
-            .ok_or_else(|| Error::failed("the table of dataset run items was not looked at"))?;
+            .ok_or_else(|| Error::failed("the table of dataset run items was not inspected"))?;
         let sources = options.subject.sources().into_iter();
         let budget = options.budget;
         Ok(Self {
@@ -100,10 +97,10 @@ impl<'a> ExperimentSource<'a> {
         })
     }
 
-    /// How many traces have an item and a row in the share.
+    /// Counts traces with an item and a row in the share.
     ///
     /// # Errors
-    /// [`WorkError::Request`]
+    /// [`WorkError::Request`] if the server rejects the query or cannot be reached.
     pub(crate) async fn count_traces(&self) -> Result<u64, WorkError> {
         let query = format!(
             "SELECT uniq(project_id, trace_id) FROM ({})",
@@ -113,11 +110,11 @@ impl<'a> ExperimentSource<'a> {
         Ok(counts.first().copied().unwrap_or(0))
     }
 
-    /// Some traces that have an item and a row in the share, in the order of their ids, from
-    /// the one after `last` on. Without any, there are no more.
+    /// The next traces after `last` with an item and a row in the share, in id order. Empty at the
+    /// end.
     ///
     /// # Errors
-    /// [`WorkError::Request`]
+    /// [`WorkError::Request`] if the server rejects the query or cannot be reached.
     pub(crate) async fn traces(&self, last: Option<&Trace>) -> Result<Vec<Trace>, WorkError> {
         let query = format!(
             "SELECT project_id, trace_id FROM ({}) GROUP BY project_id, trace_id \
@@ -128,7 +125,7 @@ impl<'a> ExperimentSource<'a> {
         self.rows(&query).await
     }
 
-    /// The rows of a small result, unless the run is asked to end.
+    /// The rows of a small result, or an error on a signal.
     async fn rows<T: RowOwned + RowRead>(&self, query: &str) -> Result<Vec<T>, WorkError> {
         let rows = self.connection.rows_within(query, TABLE_TIMEOUT);
         tokio::select! {
@@ -137,8 +134,7 @@ impl<'a> ExperimentSource<'a> {
         }
     }
 
-    /// The project and trace of each row in the share whose trace has an item, from the one after
-    /// `last` on.
+    /// Project and trace of each row in the share, after `last`, whose trace has an item.
     fn ids_with_items(&self, last: Option<&Trace>) -> String {
         let of_source = self.sources.iter().map(|(source, table)| {
             let project = format!("{}.project_id", source.alias());
@@ -152,9 +148,9 @@ impl<'a> ExperimentSource<'a> {
                 )
             });
             format!(
-                "SELECT CAST({project}, 'String') AS project_id, CAST({trace}, 'String') AS trace_id \
-                 FROM {} AS {alias} WHERE {} AND {trace} != ''{after} \
-                 AND ({project}, {trace}) IN (SELECT i.project_id, i.trace_id FROM {} AS i FINAL)",
+                "SELECT CAST({project}, 'String') AS project_id, CAST({trace}, 'String') AS \
+                 trace_id FROM {} AS {alias} WHERE {} AND {trace} != ''{after} AND ({project}, \
+                 {trace}) IN (SELECT i.project_id, i.trace_id FROM {} AS i FINAL)",
                 table.qualified_name(),
                 is_of_share(*source, self.share),
                 self.items.qualified_name(),
@@ -165,11 +161,11 @@ impl<'a> ExperimentSource<'a> {
         of_sources.join(" UNION ALL ")
     }
 
-    /// Finds the items of some traces and the spans that belong to each, and puts them into the
-    /// store. The same traces can be done again.
+    /// Finds the items of some traces and the spans of each, and stores them. May be repeated for
+    /// the same traces.
     ///
     /// # Errors
-    /// [`WorkError`] of whatever kind.
+    /// [`WorkError`] if the server or the trace store fails, a trace is too large, or on a signal.
     pub(crate) async fn keep(
         &self,
         traces: &[Trace],
@@ -213,7 +209,7 @@ impl<'a> ExperimentSource<'a> {
         })
         .await?;
         counts += spans.finish(&mut pointers, &mut writer)?;
-        // What is left has no observations: only its root span can belong to an item.
+        // The remaining traces have no observations: only their root spans can belong to an item.
         for trace in traces {
             spans.begin(&trace.project_id, &trace.trace_id, &pointers);
             counts += spans.finish(&mut pointers, &mut writer)?;
@@ -222,7 +218,7 @@ impl<'a> ExperimentSource<'a> {
         Ok(counts)
     }
 
-    /// The items that live spans of some traces carry.
+    /// The items that live spans of these traces carry.
     async fn live_items(
         &self,
         traces: &[Trace],
@@ -237,10 +233,10 @@ impl<'a> ExperimentSource<'a> {
         Ok(live)
     }
 
-    /// The latest version of each span of some traces: project, trace, id, parent and whether it is
-    /// deleted, the spans of each trace together.
+    /// The latest version of each span: project, trace, id, parent and whether it is deleted,
+    /// grouped by trace.
     fn spans_query(&self, traces: &[Trace]) -> String {
-        // Of several that changed at once, the one of the latest day counts.
+        // Of versions written at the same time, the latest day's wins.
         let version = "(o.event_ts, toDate(o.start_time))";
         format!(
             "SELECT project, trace, span, parent, deleted FROM (\

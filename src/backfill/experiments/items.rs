@@ -1,4 +1,4 @@
-//! Items of dataset runs, from ClickHouse into the store.
+//! Copies dataset run items from ClickHouse to the store.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +12,8 @@ use crate::memory::numbers::short;
 use crate::native::{ArrayCursor, Block, FixedCursor, NativeError, StringCursor};
 use crate::trace_store::{ExperimentWriter, ItemRecord, key};
 
-/// Puts the items of a block into the store, unless live spans carry them, and among the pointers of
-/// their traces. Gives their number.
+/// Stores a block's items, except those that live spans carry, and adds them to their traces'
+/// pointers. Returns the number stored.
 pub(super) fn take(
     block: &Block,
     pointers: &mut BTreeMap<Vec<u8>, Pointers>,
@@ -22,7 +22,7 @@ pub(super) fn take(
 ) -> Result<u64, WorkError> {
     if block.columns.len() != ITEM_COLUMNS {
         return Err(NativeError::corrupt(format!(
-            "{} columns arrived where {ITEM_COLUMNS} were asked for",
+            "{} columns arrived instead of the {ITEM_COLUMNS} requested",
             block.columns.len()
         ))
         .into());
@@ -63,7 +63,7 @@ pub(super) fn take(
         ] = row;
         encoded.clear();
         key::encode(&mut encoded, project, trace);
-        // The trace may be one of another project than the one that was asked for.
+        // The condition also matches an equal trace id in another project.
         let Some(pointers) = pointers.get_mut(&encoded) else {
             continue;
         };
@@ -114,7 +114,7 @@ fn next_arrays<'a>(
     Ok(row)
 }
 
-/// The table's sort key as one byte string; no two items have the same.
+/// The table's sort key as one byte string, unique per item.
 fn item_key(columns: [&Text; 4]) -> Vec<u8> {
     let mut key = Vec::new();
     for column in columns {

@@ -1,5 +1,5 @@
-//! The items whose columns live spans carry: Langfuse has told them to spans of its own, and under
-//! another root they would be counted twice.
+//! Finds the items that live spans carry. Langfuse already assigned them to its own spans, and
+//! assigning them again under another root would count them twice.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,12 +16,12 @@ type RunItem = (Vec<u8>, Vec<u8>);
 /// The items that live spans of some traces carry.
 #[derive(Debug, Default)]
 pub(super) struct LiveItems {
-    /// `dataset_run_id` and `dataset_item_id`, by the key of the trace.
+    /// `dataset_run_id` and `dataset_item_id`, by trace key.
     items: HashMap<Vec<u8>, HashSet<RunItem>>,
 }
 
 impl LiveItems {
-    /// Adds what the answer to [`query`] says.
+    /// Adds a block of the answer to [`query`].
     pub(super) fn add(&mut self, block: &Block) -> Result<(), WorkError> {
         let mut columns = [0, 1, 2, 3].map(|index| StringCursor::new(block.values(index)));
         for _ in 0..block.rows {
@@ -38,14 +38,15 @@ impl LiveItems {
         Ok(())
     }
 
-    /// Whether they carry an item; `trace` is the trace's key.
+    /// Whether live spans of the trace with key `trace` carry the item.
     pub(super) fn carry(&self, trace: &[u8], run: &[u8], item: &[u8]) -> bool {
         let of_trace = self.items.get(trace);
         of_trace.is_some_and(|items| items.contains(&(run.to_vec(), item.to_vec())))
     }
 }
 
-/// Project, trace, run and item of the items that live spans of some traces carry in the target.
+/// Selects project, trace, run and item of the items that live spans of these traces carry in the
+/// target.
 pub(super) fn query(target: &TableInfo, traces: &[Trace]) -> String {
     let last_versions = match target.is_replacing() {
         true => " FINAL",

@@ -1,4 +1,4 @@
-//! Between the phases: which spans belong to an item of a dataset run.
+//! Between the phases: finds the spans of dataset run items.
 
 pub(crate) mod find;
 pub(crate) mod items;
@@ -19,10 +19,10 @@ use crate::error::Error;
 use crate::state::counts::ExperimentCounts;
 use crate::trace_store::TraceStore;
 
-/// Finds the spans that belong to the items of dataset runs, if that is wanted and not known yet.
+/// Finds the spans of dataset run items, if wanted and not done yet.
 ///
 /// # Errors
-/// [`Error`] where it does not work, or the run is asked to end.
+/// [`Error`] if the server or the trace store fails, or on a signal.
 pub(super) async fn find_experiments(
     context: &Context,
     journal: &mut Journal,
@@ -31,7 +31,7 @@ pub(super) async fn find_experiments(
     if !context.options.subject.experiments || journal.checkpoint().experiments.is_some() {
         return Ok(());
     }
-    // What an earlier process began.
+    // Discard what an earlier process started.
     store.clear_experiments()?;
     let source = source(context, journal.checkpoint().has_live_rows())?;
     let mut counts = ExperimentCounts::default();
@@ -47,7 +47,7 @@ pub(super) async fn find_experiments(
         }
         counts += keep(context, &source, &traces, store).await?;
         last = traces.last().cloned();
-        // Nobody knows beforehand how many there are.
+        // The number of items is not known beforehand, so there is no progress bar.
         context.display.note(format_args!(
             "dataset runs: {} items, {} traces, {} spans",
             HumanCount(counts.items),
@@ -57,7 +57,7 @@ pub(super) async fn find_experiments(
     }
     if counts.items_left_to_live_spans > 0 {
         context.display.note(format_args!(
-            "{} items are left to Langfuse's own spans, which carry them already",
+            "{} items are left to Langfuse's own spans, which already carry them",
             HumanCount(counts.items_left_to_live_spans)
         ));
     }
@@ -78,16 +78,15 @@ fn source(context: &Context, has_live_rows: bool) -> Result<ExperimentSource<'_>
     })
 }
 
-/// Finds what belongs to the items of some traces, again and again while what stops it may
-/// pass.
+/// Finds the spans of some traces' items, with retries.
 async fn keep(
     context: &Context,
     source: &ExperimentSource<'_>,
     traces: &[Trace],
     store: &TraceStore,
 ) -> Result<ExperimentCounts, Error> {
-    let doing = "finding the spans of dataset run items";
-    let failed = "the spans of dataset run items could not be found";
+    let doing = "finding spans of dataset run items";
+    let failed = "cannot find the spans of dataset run items";
     let mut attempts =
         WorkAttempts::new(&context.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
     loop {

@@ -1,4 +1,4 @@
-//! Traces that have an item, some at a time.
+//! Traces with an item, in batches.
 
 use clickhouse::Row;
 use serde::Deserialize;
@@ -7,7 +7,7 @@ use serde_bytes::ByteBuf;
 use crate::clickhouse::quoting;
 use crate::trace_store::key;
 
-/// A trace that has an item.
+/// A trace with an item.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Row)]
 pub(crate) struct Trace {
     /// `project_id`
@@ -23,14 +23,14 @@ pub(super) fn key_of(trace: &Trace) -> Vec<u8> {
     encoded
 }
 
-/// A condition on a table's columns of project and trace. It may let a trace through that has
-/// the id of one of them, and is in the project of another.
+/// A condition on a table's project and trace columns. It may also match an equal id in another
+/// listed project.
 pub(super) fn condition(alias: &str, trace_column: &str, traces: &[Trace]) -> String {
     let list = |values: Vec<&ByteBuf>| {
         let values: Vec<String> = values.into_iter().map(quoting::string).collect();
         values.join(", ")
     };
-    // They come in the order of their projects.
+    // Sorted by project.
     let mut projects: Vec<&ByteBuf> = traces.iter().map(|trace| &trace.project_id).collect();
     projects.dedup();
     let ids = traces.iter().map(|trace| &trace.trace_id).collect();

@@ -1,4 +1,4 @@
-//! The spans of one trace as a tree, and which of them belong to an item.
+//! Builds the span tree of one trace and assigns spans to items.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -7,31 +7,30 @@ use crate::backfill::error::WorkError;
 use crate::state::counts::ExperimentCounts;
 use crate::trace_store::{ExperimentWriter, key};
 
-/// Bytes that a span takes besides its ids, about.
+/// Approximate memory per span, besides its ids.
 const BYTES_PER_SPAN: usize = 96;
 
-/// The id of the root span of a trace.
+/// The id of a trace's root span.
 pub(super) fn root_span_id(trace: &[u8]) -> Vec<u8> {
     [b"t-", trace].concat()
 }
 
-/// The spans of the trace that is arriving.
+/// The spans of the current trace.
 pub(super) struct Spans {
     project: Vec<u8>,
     trace: Vec<u8>,
     /// Whether an item points into the trace.
     is_wanted: bool,
-    /// Id and parent.
+    /// Ids and parents.
     spans: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Ids of those that are deleted. They are no events, but what lies below them still lies below
-    /// what is above them.
+    /// Ids of deleted spans. They are no events, but connect the spans below them to those above.
     deleted: HashSet<Vec<u8>>,
     bytes: usize,
     max_bytes: usize,
 }
 
 impl Spans {
-    /// Of no trace yet; they may take `max_bytes` of memory.
+    /// Starts without a trace, with up to `max_bytes` of memory.
     pub(super) fn new(max_bytes: usize) -> Self {
         Self {
             project: Vec::new(),
@@ -48,7 +47,7 @@ impl Spans {
         self.project == project && self.trace == trace
     }
 
-    /// Begins another trace, which need not be one that was asked for.
+    /// Starts the next trace, which may be one that was not requested.
     pub(super) fn begin(
         &mut self,
         project: &[u8],
@@ -70,7 +69,7 @@ impl Spans {
         encoded
     }
 
-    /// Adds a span of the trace; without a parent, it hangs below the trace's root span.
+    /// Adds a span. Without a parent it belongs below the trace's root span.
     pub(super) fn add(
         &mut self,
         id: &[u8],
@@ -81,7 +80,7 @@ impl Spans {
             return Ok(());
         }
         let root = root_span_id(&self.trace);
-        // The trace has a root span of that id all the same.
+        // The trace has a root span with that id anyway.
         let is_deleted = is_deleted && id != root;
         let parent = match (id == root, parent.is_empty()) {
             (true, _) => Vec::new(),
@@ -105,7 +104,7 @@ impl Spans {
         Ok(())
     }
 
-    /// Writes to which item each span of the trace belongs, if it was not done already.
+    /// Stores the item of each span of the trace, unless done already.
     pub(super) fn finish(
         &mut self,
         pointers: &mut BTreeMap<Vec<u8>, Pointers>,
@@ -133,8 +132,8 @@ impl Spans {
     }
 }
 
-/// The spans that items point at and those below them, each with the nearest span above it, or
-/// itself, that an item points at. `spans` are ids and parents.
+/// The spans that items point at and all below them, each with the nearest span at or above it that
+/// an item points at. `spans` are ids and parents.
 fn owners<'a>(
     spans: &'a [(Vec<u8>, Vec<u8>)],
     pointers: &'a Pointers,
@@ -150,8 +149,8 @@ fn owners<'a>(
         let mut next = first;
         while let Some(&(span, _)) = owned.get(next) {
             next += 1;
-            // Each span has one parent, so it is reached once. One that another item points
-            // at begins a part of its own, which also ends a cycle.
+            // Each span has one parent, so it is reached once. A span with its own item starts a
+            // new part, which also breaks cycles.
             let below = children.get(span).into_iter().flatten();
             let below = below.filter(|&&child| !pointers.contains_key(child));
             owned.extend(below.map(|&child| (child, root)));
@@ -180,7 +179,7 @@ mod tests {
     }
 
     proptest! {
-        /// Parents may be missing, and may make cycles.
+        /// Parents may be missing or form cycles.
         #[test]
         fn a_span_belongs_to_the_nearest_item_above_it(
             parents in proptest::collection::vec(0_u8..14, 0..12),
@@ -196,7 +195,7 @@ mod tests {
             let found_times = owners(&spans, &pointers).len();
             prop_assert_eq!(found_times, found.len());
             for id in 0..14_u8 {
-                // Up to the root, but not in circles.
+                // Up to the root, but not around a cycle.
                 let mut at = id;
                 let mut expected = None;
                 for _ in 0..20 {

@@ -1,8 +1,8 @@
-//! The table that the target's materialized view fills: `events_core`.
+//! Fills gaps in `events_core`, the table that the target's materialized view fills.
 //!
-//! A part of `events_full` is committed before the view's copy of it. A server that dies in
-//! between, or whose view fails, leaves rows in the one that the other lacks, and v4's lists read the
-//! other. What it lacks is made by the view's own SELECT.
+//! ClickHouse commits a part of `events_full` before the view's copy of it. If the server dies in
+//! between, or the view fails, `events_core` lacks rows that `events_full` has, and v4's lists read
+//! `events_core`. The view's own SELECT fills the gap.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::target::{BACKFILL_SOURCES, COLUMNS, Extent, TargetMonth};
 use crate::clickhouse::{Connection, RequestError, TABLE_TIMEOUT, TableInfo, quoting};
 
-/// Columns without which a row could not be told from others.
+/// Columns needed to tell rows apart.
 const KEYS: [&str; 6] = [
     "project_id",
     "trace_id",
@@ -22,19 +22,19 @@ const KEYS: [&str; 6] = [
     "source",
 ];
 /// Keys of the view's table that one statement holds in the server's memory: 16 bytes each, in a
-/// hash table that is at most half empty.
+/// hash table up to half empty.
 const KEYS_PER_STATEMENT: u64 = 4_000_000;
-/// How long one statement may take.
+/// Timeout of one statement.
 const PATIENCE: Duration = Duration::from_secs(3_600);
 
-/// A materialized view that writes to a table of its own.
+/// A materialized view that writes to a separate table.
 #[derive(Debug, Clone)]
 pub(crate) struct CoreView {
     /// The table it writes to.
     pub table: TableInfo,
-    /// What it selects from the target.
+    /// Its SELECT over the target.
     select: String,
-    /// The columns that it fills.
+    /// The columns it fills.
     columns: Vec<String>,
 }
 
@@ -51,12 +51,12 @@ struct Name {
     name: String,
 }
 
-/// Whose rows are copied.
+/// Whose rows to copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whose {
-    /// Those of backfills.
+    /// Those written by backfills.
     Backfills,
-    /// Also those of Langfuse, unless they are so new that the view may be about to copy them.
+    /// Langfuse's too, except rows so new that the view may still be copying them.
     Everybodys,
 }
 
@@ -71,15 +71,15 @@ impl Whose {
     }
 }
 
-/// Which rows of the target are copied.
+/// Which target rows to copy.
 enum Lacking {
-    /// Those of which the table has no row with the same key and `event_ts`.
+    /// Those whose key and `event_ts` the table lacks.
     Keys,
-    /// Those that were written after a block of the target, and not after one of the table.
+    /// Those written after one block of the target and not after another of the table.
     Since(u64, Option<u64>),
 }
 
-/// The rows of a part of a table, as two numbers.
+/// A count and a sum over the rows of part of a table.
 #[derive(Row, Deserialize, PartialEq, Eq)]
 struct Sums {
     rows: u64,
@@ -87,10 +87,10 @@ struct Sums {
 }
 
 impl CoreView {
-    /// The views that copy the rows of `target` into tables with the same target.
+    /// The views that copy `target`'s rows into compatible tables.
     ///
     /// # Errors
-    /// [`RequestError`] where the server does not answer.
+    /// [`RequestError`] if the server rejects a query or cannot be reached.
     pub(crate) async fn all(
         connection: &Connection,
         target: &TableInfo,
@@ -124,7 +124,7 @@ impl CoreView {
             let fills = |name: &str| table.column(name).is_some_and(|c| c.is_insertable());
             let columns: Vec<String> = columns.into_iter().map(|column| column.name).collect();
             if !KEYS.iter().all(|key| columns.iter().any(|c| c == key)) {
-                // It sums up, or says something else than the rows themselves.
+                // It aggregates, or does not copy the rows themselves.
                 continue;
             }
             copies.push(Self {
@@ -136,11 +136,11 @@ impl CoreView {
         Ok(copies)
     }
 
-    /// Whether the table has the same rows as the target in an extent, as far as a count and a sum
-    /// tell. Rows that are there twice until they are merged make a difference, too.
+    /// Whether the table matches the target in an extent, by a count and a sum. Unmerged duplicates
+    /// also count as a difference.
     ///
     /// # Errors
-    /// [`RequestError`] where the server does not answer.
+    /// [`RequestError`] if the server rejects a query or cannot be reached.
     pub(crate) async fn is_level(
         &self,
         target: &TargetMonth,
@@ -159,11 +159,11 @@ impl CoreView {
         Ok(of(&target.table).await? == of(&self.table).await?)
     }
 
-    /// Gives the table what it lacks of some rows that the target has. `name` is the
-    /// beginning of the statements' query ids.
+    /// Copies the target rows that the table lacks. `name` starts the statements' query ids.
     ///
     /// # Errors
-    /// [`RequestError`] where the server does not answer; the same can be done again.
+    /// [`RequestError`] if the server rejects a statement or cannot be reached. Repeating it is
+    /// safe.
     pub(crate) async fn level(
         &self,
         target: &TargetMonth,
@@ -174,12 +174,13 @@ impl CoreView {
         self.copy(target, extent, &Lacking::Keys, whose, name).await
     }
 
-    /// Gives the table what a backfill has written into the target after one block, and the table
-    /// has not got since another, be it that it has an older row with the same key. Where it does not
-    /// keep the numbers of blocks, that is all of it.
+    /// Copies what a backfill wrote to the target after one block unless the table received it
+    /// after another, even if the table has an older row with the same key. If the tables do not
+    /// keep block numbers, copies everything.
     ///
     /// # Errors
-    /// [`RequestError`] where the server does not answer; the same can be done again.
+    /// [`RequestError`] if the server rejects a statement or cannot be reached. Repeating it is
+    /// safe.
     pub(crate) async fn copy_again(
         &self,
         target: &TargetMonth,
@@ -250,8 +251,8 @@ impl CoreView {
             let id = format!("{name}-{share}-{:x}", fastrand::u64(..));
             let settings = [
                 ("query_id", id),
-                // Of rows with one key the last one: others may be merged away in the table, and
-                // still be in the target.
+                // The last row per key: earlier ones may be merged away in the table but still
+                // exist in the target.
                 ("final", "1".to_owned()),
             ];
             target
@@ -263,8 +264,8 @@ impl CoreView {
     }
 }
 
-/// The table that a view writes to, from the statement that made it:
-/// `CREATE MATERIALIZED VIEW db.view [UUID …] TO db.table [(columns)] AS …`.
+/// Parses the destination table from `CREATE MATERIALIZED VIEW db.view [UUID …] TO db.table
+/// [(columns)] AS …`.
 fn destination(view: &ViewRow) -> Option<(String, String)> {
     let (_, rest) = view.create_table_query.split_once(" TO ")?;
     let (database, rest) = name_at_start(rest)?;
@@ -272,7 +273,7 @@ fn destination(view: &ViewRow) -> Option<(String, String)> {
     Some((database, table))
 }
 
-/// An identifier at the beginning of a text, quoted or not, and what follows.
+/// Splits off a leading identifier, quoted or not.
 fn name_at_start(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('`') else {
         let end = text

@@ -1,5 +1,5 @@
-//! Inserts that outlive their client. After a kill or a lost answer the server may still be
-//! committing what it has received; before anybody looks at what is there, these must be gone.
+//! Ends inserts that outlive their client. After a kill or a lost answer the server may still be
+//! committing what it received; wait for that before reading the target.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use serde::Deserialize;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::partition::ShareOfMonth;
 
-/// How long the server may take to end an insert: it finishes the part that it is writing.
+/// Maximum time for the server to end an insert; it finishes the current part first.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// How long to wait before looking again, where the user may not end queries.
+/// Polling interval if the user may not kill queries.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// How long a run that is at work may take from one insert to the next: the one that waits for rows is
-/// ended after ten seconds.
+/// Longest gap between two inserts of an active run: an insert without new rows is ended after ten
+/// seconds.
 const PAUSE: Duration = Duration::from_secs(15);
 
 #[derive(Row, Deserialize)]
@@ -28,15 +28,15 @@ struct QueryId {
     query_id: String,
 }
 
-/// What the ids of all queries begin with.
+/// Prefix of all our query ids.
 const OURS: &str = "events-backfill-";
 
-/// What the ids of all inserts of a share begin with, whoever's run it is.
+/// Query id prefix of all inserts to a share, from any run.
 pub(crate) fn prefix_of(share: ShareOfMonth) -> String {
     format!("{OURS}{}-", share.name())
 }
 
-/// Which share a query with this id writes. The rest of the id is a run's own.
+/// The share that a query id's insert writes to. The rest of the id is specific to its run.
 fn share_of(query_id: &str) -> Option<ShareOfMonth> {
     let name = query_id.strip_prefix(OURS)?;
     let mut words = name.split('-');
@@ -45,12 +45,12 @@ fn share_of(query_id: &str) -> Option<ShareOfMonth> {
     of_shard.or_else(|| ShareOfMonth::of_name(month))
 }
 
-/// Waits until the inserts have ended that an earlier run, or one with another state directory, has
-/// left under way on these days of the target. Tells whether others have begun meanwhile: then that
-/// run is at work. Inserts whose ids begin with `own` are this run's.
+/// Waits until inserts into these days of the target, left by an earlier run or one with another
+/// state directory, have ended. Returns whether new ones started meanwhile: then another run is
+/// active. Inserts whose ids start with `own` belong to this run.
 ///
 /// # Errors
-/// [`RequestError`] where the server does not answer, or they do not end.
+/// [`RequestError`] if the server cannot be reached or the inserts do not end.
 pub(crate) async fn others_are_at_work(
     connection: &Connection,
     target: &TableInfo,
@@ -63,7 +63,7 @@ pub(crate) async fn others_are_at_work(
         quoting::string(prefix_of(ShareOfMonth::whole(share.partition))),
         quoting::string(format!("{} ", target.qualified_name())),
     );
-    // Other shards of the same run have other days.
+    // Other shards of the same run cover other days.
     let is_in_the_way = |id: &String| {
         let is_own = own.is_some_and(|own| id.starts_with(own));
         !is_own && share_of(id).is_some_and(|other| other.overlaps(share))
@@ -79,7 +79,7 @@ pub(crate) async fn others_are_at_work(
                     let ids = rows.into_iter().map(|row| row.query_id);
                     under_way.extend(ids.filter(is_in_the_way));
                 }
-                // ACCESS_DENIED: whoever may not see them cannot be told.
+                // ACCESS_DENIED: a user who may not see queries cannot check.
                 Err(error) if error.code() == Some(497) => {}
                 Err(error) => return Err(error),
             }
@@ -96,7 +96,7 @@ pub(crate) async fn others_are_at_work(
         }
         if started.elapsed() > PATIENCE {
             return Err(RequestError::TimedOut {
-                doing: "end an insert of another run",
+                doing: "end another run's insert",
                 limit: PATIENCE,
             });
         }
@@ -104,21 +104,21 @@ pub(crate) async fn others_are_at_work(
     }
 }
 
-/// A server of which it is not known whether it still writes.
+/// A server that may still be writing.
 #[derive(Debug)]
 pub(crate) struct Unsettled {
-    /// What it met.
+    /// Why that is unknown.
     pub error: RequestError,
-    /// Its address, where there are several.
+    /// Its address, if there are several.
     pub address: Option<String>,
 }
 
-/// Waits until no query is under way, on any server, whose id begins with `prefix`, and ends those that
-/// are.
+/// Kills all queries, on any server, whose id starts with `prefix`, and waits until they have
+/// ended.
 ///
 /// # Errors
-/// [`Unsettled`] where one of the servers does not answer, or they do not end: what it still writes would
-/// stand there twice.
+/// [`Unsettled`] if a server cannot be reached or a query does not end: whatever it still writes
+/// would be duplicated.
 pub(crate) async fn end(connection: &Connection, prefix: &str) -> Result<(), Unsettled> {
     let servers = connection.to_each_server();
     for server in &servers {
@@ -149,7 +149,7 @@ async fn end_on_one(connection: &Connection, prefix: &str) -> Result<(), Request
         let kill = format!("KILL QUERY WHERE {is_one} SYNC");
         match connection.check_within(&kill, PATIENCE).await {
             Ok(()) => {}
-            // ACCESS_DENIED, or a user who may only read: they end by themselves.
+            // ACCESS_DENIED or READONLY: the user may not kill them, so wait for them to end.
             Err(error) if matches!(error.code(), Some(497 | 164)) => {}
             Err(error) => return Err(error),
         }

@@ -1,5 +1,5 @@
-//! Which rows of a block are to be written: not those of which another version counts, not
-//! those that the target has already, and not those that Langfuse itself is about to write.
+//! Decides which rows of a block to write: not outdated versions, not rows the target already has,
+//! and not rows that Langfuse itself is about to write.
 
 pub(crate) mod core_view;
 pub(crate) mod leftover_inserts;
@@ -23,7 +23,7 @@ use crate::partition::Day;
 use crate::state::counts::LeftOut;
 use crate::trace_store::{Against, HashKey, Root, RowKey, TargetRow, TraceStore, Version, key};
 
-/// Where the columns are that tell a row from all others, and which version it is.
+/// Positions of the columns that form a row's key and version.
 #[derive(Debug, Clone)]
 struct ColumnPlaces {
     project: usize,
@@ -39,7 +39,7 @@ struct ColumnPlaces {
 #[derive(Debug, Clone, Copy)]
 struct TimeColumn {
     index: usize,
-    /// Microseconds of a tick, or ticks of a microsecond.
+    /// Microseconds per tick, or ticks per microsecond.
     scale: Scale,
 }
 
@@ -50,10 +50,10 @@ enum Scale {
 }
 
 impl TimeColumn {
-    /// The column of that name among those that a mapping selects.
+    /// Finds a column among those that a mapping selects.
     fn find(mapping: &Mapping, name: &str) -> Result<Self, String> {
         let index = mapping.column_index(name).ok_or_else(|| {
-            format!("the target has no column {name} that can be written, which every event has")
+            format!("the target has no writable column {name}, which every event needs")
         })?;
         let data_type = &mapping.pass_through[index].data_type;
         let digits = match DataType::parse(data_type) {
@@ -66,8 +66,8 @@ impl TimeColumn {
             Some(digits @ 7..=9) => Scale::Through(10_i64.pow(digits - 6)),
             _ => {
                 return Err(format!(
-                    "column {name} of the target is {data_type}, not a DateTime64 as in \
-                     Langfuse's events tables"
+                    "column {name} of the target is {data_type}, not DateTime64 as in Langfuse's \
+                     events tables"
                 ));
             }
         };
@@ -83,7 +83,7 @@ impl TimeColumn {
     }
 }
 
-/// Holds rows against what the store knows of the target. Shared by all segments.
+/// Checks rows against what the store knows of the target. All segments share one.
 pub(crate) struct Guard {
     source: Source,
     columns: ColumnPlaces,
@@ -91,11 +91,11 @@ pub(crate) struct Guard {
     until: Option<i64>,
 }
 
-/// What becomes of a row.
+/// What to do with a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Write,
-    /// It is written, and an older version is there.
+    /// Write it; the target has an older version.
     WriteBesideOlder,
     Superseded,
     Live,
@@ -112,7 +112,7 @@ impl Verdict {
     }
 }
 
-/// A row, as far as it is looked at.
+/// The parts of a row that the guard reads.
 struct SeenRow {
     key: RowKey,
     observation: HashKey,
@@ -122,11 +122,11 @@ struct SeenRow {
 }
 
 impl Guard {
-    /// A guard for the rows that a mapping selects. Rows that changed after `until`, in
-    /// microseconds since 1970, are left to Langfuse.
+    /// A guard for rows selected by a mapping. Rows changed after `until`, in microseconds since
+    /// 1970, are left to Langfuse.
     ///
     /// # Errors
-    /// A sentence where the target lacks a column that this needs, or it has another type.
+    /// A sentence for the operator if the target lacks a required column or it has the wrong type.
     pub(crate) fn new(
         mapping: &Mapping,
         store: Arc<TraceStore>,
@@ -148,7 +148,7 @@ impl Guard {
                 event_ts: TimeColumn::find(mapping, "event_ts")?,
                 observation_type: mapping
                     .column_index("type")
-                    .ok_or("the target has no column type that can be written")?,
+                    .ok_or("the target has no writable column type")?,
                 day: helper(Helper::Day)?,
             },
             store,
@@ -156,10 +156,10 @@ impl Guard {
         })
     }
 
-    /// The rows of a block that are to be written, if there are any.
+    /// The rows of a block to write, if any.
     ///
     /// # Errors
-    /// [`WorkError`] where the block is damaged, or the store fails.
+    /// [`WorkError`] if the block is damaged or the store fails.
     pub(crate) fn take(&self, block: Block) -> Result<(Option<Block>, LeftOut), WorkError> {
         let mut left_out = LeftOut::default();
         if self.lets_all_through() {
@@ -188,7 +188,7 @@ impl Guard {
         let block = match &written[..] {
             [] => None,
             [all] if all.len() == block.rows => Some(block),
-            // A buffer of its own size: the pool's are larger, and would hold more memory.
+            // Use an exact-size buffer: the pool's are larger and would waste memory.
             _ => Some(block.take_rows(&written, BufferPool::new(0, 0).take())?),
         };
         Ok((block, left_out))
@@ -261,7 +261,7 @@ impl Guard {
         let latest = self.store.versions_of(&keys)?;
         for ((row, latest), verdict) in rows.iter().zip(latest).zip(verdicts) {
             let Some(latest) = latest else { continue };
-            // A row that was written after all versions were read is later than any of them.
+            // A row written after the versions were read is newer than any of them.
             if row.version < latest {
                 *verdict = Verdict::Superseded;
             }
@@ -283,8 +283,8 @@ impl Guard {
         Ok(())
     }
 
-    /// Versions of traces that do not count are not left to anybody. The others are told when they
-    /// are enriched.
+    /// Marks outdated trace versions, which nobody else needs to write. Other rows are sorted out
+    /// when enriched.
     fn find_superseded_traces(
         &self,
         block: &Block,
@@ -333,8 +333,8 @@ impl Guard {
                 if let Some(found) = found
                     && verdict.is_write()
                 {
-                    // Bookmarking and publishing make a new version of a trace, and change the
-                    // events that are there in place, without a new version of these.
+                    // Bookmarking or publishing creates a new trace version but updates existing
+                    // events in place, without a new version of theirs.
                     let is_live_root = found.is_live && self.source == Source::Traces;
                     *verdict = match found.event_ts >= row.event_ts || is_live_root {
                         true => verdict_of(against, found),
@@ -347,7 +347,7 @@ impl Guard {
     }
 }
 
-/// What becomes of a row that the target has in a version that is as new.
+/// What to do with a row that the target has in an equally new version.
 fn verdict_of(against: Against, found: TargetRow) -> Verdict {
     match (found.is_live, against) {
         (true, _) => Verdict::Live,

@@ -1,16 +1,15 @@
-//! Which version counts of the observations that have several.
+//! Finds the latest version of observations that have several.
 //!
-//! The sort key of `observations` holds type and day, so `FINAL` leaves one row for each of them:
-//! an observation whose type or start time changed is there twice, and one that was deleted after
-//! such a change is still there. The latest of all versions counts, wherever it lies.
+//! The sort key of `observations` includes type and day, so `FINAL` leaves one row for each: an
+//! observation whose type or start time changed appears twice, and one deleted after such a change
+//! is still there. The latest of all versions wins, wherever it is.
 //!
-//! To find these few among all, every row is read as 28 bytes (two hashes of its ids, its
-//! `event_ts`, its day and type) and appended to one of many files by its hash, so that the
-//! versions of an observation meet in one file, which is small enough to be sorted in memory. Of other
-//! months only rows are kept that may be versions of the month's: those that were written later
-//! than the month's earliest, and that a Bloom filter of the month's ids lets through. For a shard the
-//! days of other shards are like other months. No row is sorted on the server, none is held by it, and
-//! time and disk grow with the rows alone.
+//! To find these few, every row is read as 28 bytes (two hashes of its ids, its `event_ts`, its day
+//! and type) and appended to one of many files chosen by its hash. Versions of an observation thus
+//! meet in one file, small enough to sort in memory. Rows of other months are kept only if they may
+//! be versions of the month's: written later than the month's earliest row, and passed by a Bloom
+//! filter of the month's ids. A shard treats other shards' days like other months. The server
+//! neither sorts nor holds rows; time and disk space grow linearly with them.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, Write};
@@ -32,54 +31,54 @@ use crate::partition::ShareOfMonth;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{Against, HashKey, SortedWriter, TraceStore, Version};
 
-/// How `observations` is called in the statements.
+/// Alias of `observations`.
 const OBSERVATION: &str = Source::Observations.alias();
-/// Bytes of a row in a file.
+/// Size of a row in a file.
 const ROW_BYTES: usize = 8 + 4 + 8 + 8 + 1;
-/// Bytes of a file that is sorted in memory, about.
+/// Approximate size of a file sorted in memory.
 const FILE_BYTES: u64 = 4 << 20;
-/// Most files at once; each has a buffer of [`BUFFER_BYTES`].
+/// Maximum open files, each with a buffer of [`BUFFER_BYTES`].
 const MOST_FILES: u64 = 256;
-/// A file that is larger is divided once more before it is sorted.
+/// Larger files are divided again before sorting.
 const LARGEST_FILE: u64 = 4 * FILE_BYTES;
 const BUFFER_BYTES: usize = 8 * 1024;
-/// Bits of the Bloom filter for each row of the month: 1 % of what it lets through is wrong.
+/// Bloom filter bits per row of the month: 1 % false positives.
 const BITS_PER_ROW: u64 = 10;
-/// Most rows in one block that is read.
+/// Maximum rows per block read.
 const BLOCK_ROWS: usize = 65_536;
 
-/// What is read, and where it is put.
+/// What to read, and where to put it.
 pub(crate) struct VersionScan<'a> {
     /// The server.
     pub connection: &'a Connection,
     /// `observations`
     pub observations: &'a TableInfo,
-    /// What is done of the month.
+    /// The share of the month to process.
     pub share: ShareOfMonth,
-    /// About how many rows that are.
+    /// Approximate number of rows in it.
     pub rows: u64,
-    /// Whether the table has others.
+    /// Whether the table has rows outside it.
     pub has_others: bool,
-    /// Bytes that the Bloom filter may take.
+    /// Memory for the Bloom filter, in bytes.
     pub filter_bytes: usize,
-    /// Most bytes of a block.
+    /// Maximum block size, in bytes.
     pub max_block_bytes: usize,
-    /// Buffers of blocks.
+    /// Block buffers.
     pub pool: BufferPool,
-    /// Directory of the files, which are removed at once.
+    /// Directory for the files, which are unlinked as soon as they are created.
     pub directory: &'a Path,
-    /// Whether to end.
+    /// Signals a request to stop.
     pub shutdown: &'a Shutdown,
-    /// Is told of rows that were read.
+    /// Called with the number of rows read.
     pub on_rows: &'a (dyn Fn(u64) + Sync),
 }
 
 impl VersionScan<'_> {
-    /// Finds the observations with several versions, one of them in the month, and puts the
-    /// latest of each into the store, in place of what it knows. Gives their number.
+    /// Finds observations with several versions, at least one in the month, and replaces the stored
+    /// versions with the latest of each. Returns their number.
     ///
     /// # Errors
-    /// [`WorkError`] of whatever kind; it can be done again.
+    /// [`WorkError`] if the server, the store or a file fails, or on a signal. May be repeated.
     pub(crate) async fn run(&self, store: &TraceStore) -> Result<u64, WorkError> {
         block_in_place(|| store.clear(Against::Versions))?;
         let mut files = block_in_place(|| Files::new(self.directory, self.rows))?;
@@ -131,8 +130,9 @@ impl VersionScan<'_> {
         };
         let [hash, check] = columns.observation_key();
         let query = format!(
-            "SELECT CAST({hash}, 'UInt64') AS c0, CAST({check}, 'UInt32') AS c1, \
-             CAST({}, 'Int64') AS c2, CAST({}, 'UInt64') AS c3, CAST({OBSERVATION}.is_deleted, 'UInt8') AS c4 FROM {} AS {OBSERVATION} WHERE {condition}",
+            "SELECT CAST({hash}, 'UInt64') AS c0, CAST({check}, 'UInt32') AS c1, CAST({}, \
+             'Int64') AS c2, CAST({}, 'UInt64') AS c3, CAST({OBSERVATION}.is_deleted, 'UInt8') AS \
+             c4 FROM {} AS {OBSERVATION} WHERE {condition}",
             microseconds("o.event_ts"),
             version_place("o.start_time", "o.type"),
             self.observations.qualified_name(),
@@ -182,14 +182,14 @@ fn for_each_row(
     Ok(())
 }
 
-/// A row as bytes, which sort as rows do.
+/// A row as bytes that sort like rows.
 type Encoded = [u8; ROW_BYTES];
 
 impl Row {
     fn encode(&self) -> Encoded {
         let mut bytes = [0; ROW_BYTES];
         bytes[..12].copy_from_slice(&self.key);
-        // Without the sign a negative number would be greater than a positive one.
+        // Flip the sign bit, or negative numbers would sort after positive ones.
         let event_ts = self.version.event_ts.cast_unsigned() ^ SIGN;
         bytes[12..20].copy_from_slice(&event_ts.to_be_bytes());
         bytes[20..28].copy_from_slice(&self.version.place.to_be_bytes());
@@ -218,12 +218,12 @@ impl Row {
 
 const SIGN: u64 = 1 << 63;
 
-/// Beginnings of keys, the end not included.
+/// A half-open range of key prefixes.
 type Beginnings = Range<u64>;
 
 const ALL_BEGINNINGS: Beginnings = 0..1 << 32;
 
-/// Rows in files by the beginning of their key.
+/// Rows in files, by key prefix.
 struct Files {
     directory: std::path::PathBuf,
     files: Vec<BufWriter<File>>,
@@ -231,7 +231,7 @@ struct Files {
 }
 
 impl Files {
-    /// Files without a name, for so many rows of the month.
+    /// Creates unnamed files, sized for `rows` rows of the month.
     fn new(directory: &Path, rows: u64) -> Result<Self, WorkError> {
         let bytes = rows.saturating_mul(ROW_BYTES as u64);
         Self::of(directory, bytes, ALL_BEGINNINGS)
@@ -258,7 +258,7 @@ impl Files {
 
     fn push_encoded(&mut self, row: &Encoded) -> std::io::Result<()> {
         let first = u64::from(u32::from_be_bytes([row[0], row[1], row[2], row[3]]));
-        // The files in their order have the keys in their order.
+        // Key order across files follows file order.
         let Range { start, end } = self.beginnings;
         let index = (first.saturating_sub(start) * self.files.len() as u64) / (end - start).max(1);
         match usize::try_from(index)
@@ -270,7 +270,7 @@ impl Files {
         }
     }
 
-    /// Puts the latest version of each observation that has several into the store.
+    /// Stores the latest version of each observation that has several.
     fn settle(self, store: &TraceStore, stop: &dyn Fn() -> bool) -> Result<u64, WorkError> {
         let mut writer = SortedWriter::new(store, Against::Versions, "versions");
         self.settle_into(&mut writer, stop)?;
@@ -285,7 +285,7 @@ impl Files {
         let failed = |error| WorkError::file(&self.directory, &error);
         let count = self.files.len() as u64;
         let Range { start, end } = self.beginnings;
-        // The least beginning that belongs to a file; see `push_encoded`.
+        // The lowest prefix of a file; see `push_encoded`.
         let begins = |index: u64| start + (index * (end - start)).div_ceil(count.max(1));
         for (index, file) in (0_u64..).zip(self.files) {
             if stop() {
@@ -315,7 +315,7 @@ impl Files {
     }
 }
 
-/// What was written, to be read from its beginning, and its bytes.
+/// Rewinds a written file. Returns it with its length.
 fn rewound(file: BufWriter<File>) -> std::io::Result<(File, u64)> {
     let mut file = file
         .into_inner()
@@ -325,7 +325,7 @@ fn rewound(file: BufWriter<File>) -> std::io::Result<(File, u64)> {
     Ok((file, length))
 }
 
-/// Puts the rows of a file into several.
+/// Distributes a file's rows over several files.
 fn divide(file: &mut File, into: &mut Files) -> std::io::Result<()> {
     let mut rows = BufReader::new(file);
     let mut row: Encoded = [0; ROW_BYTES];
@@ -338,8 +338,8 @@ fn divide(file: &mut File, into: &mut Files) -> std::io::Result<()> {
     }
 }
 
-/// The latest of the versions of one observation, in ascending order, unless all of them have
-/// the same type and day: then `FINAL` knows it.
+/// The latest of an observation's versions, given in ascending order. `None` if all share a type
+/// and day, since `FINAL` handles those.
 fn latest_of_several(versions: &[Encoded]) -> Option<Row> {
     let place = |row: &Encoded| row[20..28] == versions[0][20..28];
     match versions.iter().all(place) {

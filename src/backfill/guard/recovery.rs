@@ -1,5 +1,5 @@
-//! What must be known before rows are sent again that may be there: nothing of the attempt before
-//! is under way any more, and what it has written is in the store.
+//! Before resending rows that may already exist: makes sure that nothing of the previous attempt is
+//! still running, and stores what it wrote.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -15,24 +15,24 @@ use crate::partition::Day;
 use crate::state::counts::OwnRows;
 use crate::trace_store::{Against, TraceStore};
 
-/// Finds out what an attempt has left in the target. Shared by all segments.
+/// Finds out what an attempt left in the target. All segments share one.
 pub(crate) struct Recovery {
-    /// Reads what the target has.
+    /// Reads the target.
     pub target: Arc<TargetMonth>,
-    /// Where that is kept.
+    /// Where the result is stored.
     pub store: Arc<TraceStore>,
-    /// Which of a backfill's rows count as there.
+    /// Which of a backfill's rows count as existing.
     pub own_rows: OwnRows,
-    /// When to try again.
+    /// When to retry.
     pub retries: Retries,
 }
 
 impl Recovery {
-    /// After an attempt at a segment. Inserts of it may still be under way whose query ids begin with
-    /// `in_doubt`.
+    /// Call after a failed attempt at a segment. Inserts whose query ids start with `in_doubt` may
+    /// still be running.
     ///
     /// # Errors
-    /// [`Error`] where it cannot be found out.
+    /// [`Error`] if the inserts do not end, the target cannot be read, or on a signal.
     pub(crate) async fn after_attempt(
         &self,
         segment: &Segment,
@@ -44,11 +44,11 @@ impl Recovery {
         self.load(&Extent::of_segment(segment, &self.days())).await
     }
 
-    /// After a process has ended that had begun these segments; all queries of the run have ids
-    /// that begin with `prefix`.
+    /// Call after a process died while writing these segments. `prefix` starts all of the run's
+    /// query ids.
     ///
     /// # Errors
-    /// [`Error`] where it cannot be found out.
+    /// [`Error`] if the inserts do not end, the target cannot be read, or on a signal.
     pub(crate) async fn after_process(
         &self,
         segments: impl Iterator<Item = &Segment>,
@@ -56,7 +56,7 @@ impl Recovery {
     ) -> Result<(), Error> {
         self.end_inserts(prefix).await?;
         let days = self.days();
-        // Segments of several types on the same days lie in one extent.
+        // Segments of several types on the same days share an extent.
         let extents: BTreeSet<Extent> = segments
             .map(|segment| Extent::of_segment(segment, &days))
             .collect();
@@ -66,12 +66,12 @@ impl Recovery {
         Ok(())
     }
 
-    /// Waits until no insert of these is under way.
+    /// Waits until inserts whose query ids start with `prefix` have ended.
     ///
     /// # Errors
-    /// [`Error`] where they do not end.
+    /// [`Error`] if they do not end, or on a signal.
     pub(crate) async fn end_inserts(&self, prefix: &str) -> Result<(), Error> {
-        let mut attempts = self.attempts("waiting for the inserts of before to end");
+        let mut attempts = self.attempts("waiting for earlier inserts to end");
         loop {
             let ended = tokio::select! {
                 ended = leftover_inserts::end(&self.target.connection, prefix) => ended,
@@ -83,9 +83,9 @@ impl Recovery {
             let failed = attempts.failed(error.into()).await;
             failed.map_err(|error| match address {
                 Some(address) if error.signal().is_none() => error.and(format!(
-                    "{address} may still be writing what was sent to it, so nothing is sent again until it \
-                     answers: if it never will, leave its address out of CLICKHOUSE_URL, and verify the month \
-                     in the end"
+                    "{address} may still be writing what it received, so nothing is sent again \
+                     until it answers; if it is gone for good, remove its address from \
+                     CLICKHOUSE_URL, and verify the month at the end"
                 )),
                 _ => error,
             })?;
@@ -96,12 +96,12 @@ impl Recovery {
         self.load_into(Against::RowsSince, extent).await
     }
 
-    /// Reads which rows an extent of the target has.
+    /// Stores the keys of the rows in an extent of the target.
     ///
     /// # Errors
-    /// [`Error`] where they cannot be read.
+    /// [`Error`] if the target cannot be read, or on a signal.
     pub(crate) async fn load_into(&self, against: Against, extent: &Extent) -> Result<(), Error> {
-        let mut attempts = self.attempts("reading which rows the target has");
+        let mut attempts = self.attempts("reading existing rows of the target");
         loop {
             let load = self
                 .target
@@ -113,7 +113,7 @@ impl Recovery {
         }
     }
 
-    /// The attempts at what the recovery does, or needs.
+    /// Retry handling for a step of the recovery or its callers.
     pub(crate) fn attempts(&self, doing: &str) -> WorkAttempts<'_> {
         WorkAttempts::new(&self.retries, doing, format!("{doing} failed"))
     }

@@ -1,8 +1,8 @@
-//! Traces that have a root already, so that they need none of ours: a span that something live
-//! wrote under an id of its own, or an observation that is called as the root span would be.
+//! Finds traces that already have a root span and need none of ours: a live span with its own id,
+//! or an observation with the root span's id.
 //!
-//! v4 groups by span, and the sort key of the target holds the start too: a root span beside an
-//! observation of the same id is one span with two rows, both of which are counted.
+//! v4 groups by span id, while the target's sort key includes the start time. A root span next to
+//! an observation with the same id would be one span with two rows, both counted.
 
 use std::ops::RangeInclusive;
 
@@ -16,36 +16,36 @@ use crate::native::{Block, FixedCursor};
 use crate::partition::Day;
 use crate::trace_store::{Against, HashKey, Root, SortedWriter, TraceStore};
 
-/// What is read.
+/// What to read.
 pub(crate) struct RootScan<'a> {
-    /// The way to the target, and to everything else on that server.
+    /// Access to the target and the rest of its server.
     pub target: &'a TargetMonth,
     /// `observations`
     pub observations: &'a TableInfo,
     /// The month, `YYYYMM`.
     pub partition_id: &'a str,
-    /// Days on which live roots are looked for, if anything live has written to the target.
+    /// Days to search for live roots, if the target has live rows.
     pub live_days: Option<RangeInclusive<Day>>,
 }
 
 impl RootScan<'_> {
-    /// Puts the traces that have a root into the store, in place of what it knows of them.
+    /// Replaces the stored roots with those found.
     ///
     /// # Errors
-    /// [`WorkError`] of whatever kind; it can be done again.
+    /// [`WorkError`] if the server or the store fails, or on a signal. May be repeated.
     pub(crate) async fn run(&self, store: &TraceStore) -> Result<(), WorkError> {
         block_in_place(|| store.clear(Against::Roots))?;
         self.load(&self.of_observations(), Root::Observation, store)
             .await?;
         if let Some(days) = &self.live_days {
-            // Over what the others have put there: a live root is the better reason.
+            // Overwrites the others: a live root is the better reason.
             self.load(&self.live(days), Root::Live, store).await?;
         }
         Ok(())
     }
 
-    /// Observations that are called as the root span of their trace, unless they are deleted.
-    /// Few ids begin like that, so that little besides the ids is read.
+    /// Observations with their trace's root span id, unless deleted. Few ids have that prefix, so
+    /// the query reads little besides the ids.
     fn of_observations(&self) -> String {
         let [hash, check] = RowColumns {
             project: "o.project_id",
@@ -64,7 +64,7 @@ impl RootScan<'_> {
         )
     }
 
-    /// Live spans without a parent that are called otherwise.
+    /// Live spans without a parent and with another id.
     fn live(&self, days: &RangeInclusive<Day>) -> String {
         let [hash, check] = COLUMNS.trace_key();
         format!(

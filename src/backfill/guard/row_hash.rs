@@ -1,24 +1,23 @@
-//! Hashes of rows, as ClickHouse computes them and as this program does.
+//! Row hashes, computed both by ClickHouse and by this program.
 //!
-//! Each is here twice, as SQL and as Rust, and a test holds them together on the real server
-//! (`tests/faults/live.rs` would double rows if they differed). xxHash64 and xxHash32 with seed 0 are the
-//! same in ClickHouse and everywhere else.
+//! Each is defined twice, in SQL and in Rust; a test on a real server keeps them equal
+//! (`tests/faults/live.rs` would see duplicate rows if they differed). xxHash64 and xxHash32 with
+//! seed 0 are the same in ClickHouse and everywhere else.
 
 use twox_hash::{XxHash32, XxHash64};
 
 use crate::trace_store::{HASH_BYTES, HashKey, ROW_KEY_BYTES, RowKey, Version};
 
-/// Odd numbers by which the parts of a hash are multiplied before they are added, so that no two
-/// parts can change places.
+/// Odd factors for the parts of a hash before they are added, so that swapping parts changes it.
 const PROJECT: u64 = 0x9e37_79b9_7f4a_7c15;
 const TRACE: u64 = 0xc2b2_ae3d_27d4_eb4f;
 const SPAN: u64 = 0x1656_67b1_9e37_79f9;
 const START: u64 = 0x27d4_eb2f_1656_67c5;
-/// Bytes of a span's id that say where its row stands among others.
+/// Leading span id bytes that determine a row's position.
 const PREFIX: usize = 6;
 const MICROSECONDS_PER_DAY: i64 = 86_400_000_000;
 
-/// What tells an event from all others.
+/// An event's identity.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowParts<'a> {
     /// `project_id`
@@ -38,8 +37,8 @@ impl RowParts<'_> {
             .wrapping_add(hash(self.span).wrapping_mul(SPAN))
     }
 
-    /// The key of the row that starts at `start`, in microseconds since 1970. Rows of a project and
-    /// day whose spans have ids that follow each other are neighbours.
+    /// The key of the row that starts at `start`, in microseconds since 1970. Rows of one project
+    /// and day with consecutive span ids are neighbours.
     pub(crate) fn row_key(&self, start: i64) -> RowKey {
         let day = u16::try_from(start.div_euclid(MICROSECONDS_PER_DAY)).unwrap_or(u16::MAX);
         let project = XxHash64::oneshot(0, self.project) << 48;
@@ -59,34 +58,34 @@ impl RowParts<'_> {
         parts.row_key()
     }
 
-    /// The key of the observation, whatever its type and time.
+    /// The observation's key, independent of its type and time.
     pub(crate) fn observation_key(&self) -> HashKey {
         hash_key(self.sum(), XxHash32::oneshot(0, self.span))
     }
 
-    /// The key of the trace; the span plays no part.
+    /// The trace's key, independent of the span.
     pub(crate) fn trace_key(&self) -> HashKey {
         let trace = RowParts { span: b"", ..*self };
         hash_key(trace.sum(), XxHash32::oneshot(0, self.trace))
     }
 }
 
-/// A key, as its parts arrive from ClickHouse.
+/// A key, in the parts that ClickHouse sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KeyParts {
-    /// Days since 1970, by UTC.
+    /// Days since 1970, in UTC.
     pub day: u16,
-    /// Project and beginning of the span's id.
+    /// Project and leading bytes of the span id.
     pub place: u64,
-    /// Hash of everything.
+    /// Hash of all parts.
     pub hash: u64,
-    /// Another hash, of the span's id: two rows of a month of 500 million share both hashes with a
-    /// probability of 10⁻¹².
+    /// A second hash, of the span id: the probability that two rows in a month of 500 million share
+    /// both is 10⁻¹².
     pub check: u32,
 }
 
 impl KeyParts {
-    /// Put together, so that it sorts as the parts do.
+    /// Joins the parts such that keys sort like parts.
     pub(crate) fn row_key(self) -> RowKey {
         let mut key = [0; ROW_KEY_BYTES];
         key[..2].copy_from_slice(&self.day.to_be_bytes());
@@ -97,7 +96,7 @@ impl KeyParts {
     }
 }
 
-/// Two hashes as one key, which sorts as they do.
+/// Joins two hashes into one key with the same order.
 pub(crate) fn hash_key(hash: u64, check: u32) -> HashKey {
     let mut key = [0; HASH_BYTES];
     key[..8].copy_from_slice(&hash.to_be_bytes());
@@ -120,11 +119,11 @@ pub(crate) fn version(
     }
 }
 
-/// Bits of the hash of an observation's type that tell it from others on the same day.
+/// Bits of the type's hash that distinguish an observation's types on one day.
 const TYPE_BITS: u32 = 48;
 const TYPE_MASK: u64 = (1 << TYPE_BITS) - 1;
 
-/// Names of columns, or expressions, in SQL.
+/// SQL columns or expressions for an event's identity.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowColumns<'a> {
     /// `project_id`
@@ -145,7 +144,7 @@ impl RowColumns<'_> {
         )
     }
 
-    /// The parts of [`KeyParts`] in their order, for rows that start at `start`.
+    /// SQL for the parts of [`KeyParts`], in order, for rows that start at `start`.
     pub(crate) fn row_key(&self, start: &str) -> [String; 4] {
         let start = microseconds(start);
         let span = text(self.span);
@@ -165,17 +164,17 @@ impl RowColumns<'_> {
         format!("{} + toUInt64({microseconds}) * {START}", self.sum())
     }
 
-    /// One number for a row that starts at `start`.
+    /// SQL for one number per row that starts at `start`.
     pub(crate) fn hash(&self, start: &str) -> String {
         self.row_hash(&microseconds(start))
     }
 
-    /// The hashes of [`RowParts::observation_key`].
+    /// SQL for the hashes of [`RowParts::observation_key`].
     pub(crate) fn observation_key(&self) -> [String; 2] {
         [self.sum(), format!("xxHash32({})", text(self.span))]
     }
 
-    /// The hashes of [`RowParts::trace_key`].
+    /// SQL for the hashes of [`RowParts::trace_key`].
     pub(crate) fn trace_key(&self) -> [String; 2] {
         let trace = RowColumns {
             span: "''",
@@ -185,7 +184,7 @@ impl RowColumns<'_> {
     }
 }
 
-/// [`Version::place`] in SQL.
+/// SQL for [`Version::place`].
 pub(crate) fn version_place(start: &str, observation_type: &str) -> String {
     format!(
         "bitOr(bitShiftLeft(toUInt64(toUInt16(toDate({start}))), {TYPE_BITS}), \
@@ -194,7 +193,7 @@ pub(crate) fn version_place(start: &str, observation_type: &str) -> String {
     )
 }
 
-/// A moment in microseconds since 1970, in SQL.
+/// SQL for a time in microseconds since 1970.
 pub(crate) fn microseconds(moment: &str) -> String {
     format!("toUnixTimestamp64Micro(CAST({moment}, 'DateTime64(6)'))")
 }

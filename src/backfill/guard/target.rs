@@ -1,4 +1,4 @@
-//! The table that is written to, and conditions for the parts of it.
+//! The target table, and conditions for parts of it.
 
 use std::ops::RangeInclusive;
 
@@ -12,28 +12,28 @@ use crate::memory::buffer_pool::BufferPool;
 use crate::partition::{Day, ShareOfMonth};
 use crate::shutdown::Shutdown;
 
-/// How the target is called in statements.
+/// Alias of the target in statements.
 pub(super) const EVENT: &str = "e";
-/// Values of `source` of the rows that backfills write; all others are live.
+/// Values of `source` in rows written by backfills. All other rows are live.
 pub(crate) const BACKFILL_SOURCES: &str = "'ingestion-api-backfill', 'otel-backfill'";
-/// The partition key of a target whose partitions are months.
+/// Partition key of a target partitioned by month.
 pub(super) const BY_MONTH: &str = "toYYYYMM(start_time)";
 
-/// The columns of a table or subquery of events that is called `e`.
+/// Columns of a table or subquery of events with alias `e`.
 pub(super) const COLUMNS: RowColumns<'static> = RowColumns {
     project: "e.project_id",
     trace: "e.trace_id",
     span: "e.span_id",
 };
 
-/// A part of the target: days of some projects.
+/// A region of the target: days of some projects.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Extent {
-    /// The first and the last project, if there are such.
+    /// The first and last project, if limited.
     projects: (Option<ByteBuf>, Option<ByteBuf>),
-    /// The days.
+    /// The first and last day.
     days: (Day, Day),
-    /// The first span and the one behind the last, if it is a part of one day.
+    /// The first span and the end of the spans, if it is part of one day.
     spans: (Option<ByteBuf>, Option<ByteBuf>),
 }
 
@@ -47,7 +47,7 @@ impl Extent {
         }
     }
 
-    /// A project on some days.
+    /// One project on some days.
     pub(crate) fn of_project(project: &[u8], days: RangeInclusive<Day>) -> Self {
         let project = Some(ByteBuf::from(project));
         Self {
@@ -56,7 +56,7 @@ impl Extent {
         }
     }
 
-    /// All spans of its days: what tells apart parts of a day is not in the target's sort key.
+    /// Extends it to all spans of its days: the target's sort key does not separate parts of a day.
     pub(crate) fn of_whole_days(self) -> Self {
         Self {
             spans: (None, None),
@@ -64,7 +64,7 @@ impl Extent {
         }
     }
 
-    /// Where the events of a segment are, in a month of these days.
+    /// The extent of a segment's events, in a month of these days.
     pub(crate) fn of_segment(segment: &Segment, month: &RangeInclusive<Day>) -> Self {
         let (from, to) = (segment.from.as_ref(), segment.to.as_ref());
         let mut extent = Self {
@@ -77,7 +77,7 @@ impl Extent {
         if let (Some(from), Some(to)) = (from, to)
             && (&from.project_id, &from.observation_type) == (&to.project_id, &to.observation_type)
         {
-            // Without an id the end lies before its day.
+            // Without an id, the end lies before its day.
             let last = match to.id {
                 Some(_) => to.day,
                 None => to.day.saturating_sub(1),
@@ -91,21 +91,21 @@ impl Extent {
     }
 }
 
-/// The table that is written to. Everything is its own, so that segments can share it.
+/// Access to the target. Owns everything, so that segments can share it.
 pub(crate) struct TargetMonth {
     /// The server.
     pub connection: Connection,
-    /// The table.
+    /// The target table.
     pub table: TableInfo,
-    /// Type of `observations.start_time`, by whose time zone days are told.
+    /// Type of `observations.start_time`, whose time zone defines days.
     pub start_type: String,
-    /// What is done of the month.
+    /// The share of the month to process.
     pub share: ShareOfMonth,
-    /// Most bytes of a block.
+    /// Maximum block size, in bytes.
     pub max_block_bytes: usize,
-    /// Buffers of blocks.
+    /// Block buffers.
     pub pool: BufferPool,
-    /// Whether to end.
+    /// Signals a request to stop.
     pub shutdown: Shutdown,
 }
 
@@ -114,7 +114,7 @@ impl TargetMonth {
         self.table.partition_key == BY_MONTH
     }
 
-    /// The condition for the rows that something else than a backfill wrote.
+    /// The condition for live rows.
     pub(super) fn is_live(&self) -> String {
         match self.table.column("source") {
             Some(_) => format!("{EVENT}.source NOT IN ({BACKFILL_SOURCES})"),
@@ -122,7 +122,7 @@ impl TargetMonth {
         }
     }
 
-    /// The condition for the rows that the run could have written.
+    /// The condition for rows this run could have written.
     pub(super) fn share_condition(&self) -> String {
         match (self.is_by_month(), self.share.shard) {
             (true, None) => self.partition_condition(),
@@ -154,7 +154,7 @@ impl TargetMonth {
         )
     }
 
-    /// The condition for the rows of an extent of the target.
+    /// The condition for an extent's rows.
     pub(super) fn condition(&self, extent: &Extent) -> String {
         let of_columns = self.column_condition(extent);
         match self.is_by_month() {
@@ -163,7 +163,7 @@ impl TargetMonth {
         }
     }
 
-    /// The same without virtual columns, for a table or subquery that is called `e`.
+    /// The same without virtual columns, for a table or subquery with alias `e`.
     pub(crate) fn column_condition(&self, extent: &Extent) -> String {
         let mut conditions = vec![self.days_condition(&(extent.days.0..=extent.days.1))];
         let bounds = [

@@ -1,8 +1,8 @@
-//! The rows that the target has already, read as hashes into the local store.
+//! Reads existing target rows as hashes into the local store.
 //!
-//! The target is sorted by minute and trace, and a segment by type and id: a segment's rows lie
-//! all over the days of its project. So keys are read by days, each of them once, in the order in
-//! which segments need them, and not for each segment.
+//! The target is sorted by minute and trace, a segment by type and id, so a segment's rows are
+//! scattered over its project's days. Keys are therefore read by day, each day once and in the
+//! order segments need them, rather than per segment.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -24,12 +24,12 @@ use crate::partition::Day;
 use crate::state::counts::{OwnRows, TargetState};
 use crate::trace_store::{Against, RowKey, SortedWriter, TargetRow, TraceStore};
 
-/// Rows of the target whose keys one statement sorts, about.
+/// Approximate number of target rows whose keys one statement sorts.
 const ROWS_PER_QUERY: u64 = 4_000_000;
-/// Most rows in one block of keys, of 31 bytes each.
+/// Maximum keys per block, at 31 bytes each.
 const BLOCK_ROWS: usize = 32_768;
 
-/// The condition for the rows of a backfill that count as there.
+/// The condition for a backfill's rows that count as existing.
 fn counts_as_there(own_rows: OwnRows) -> Option<String> {
     match own_rows {
         OwnRows::Keep => None,
@@ -44,11 +44,11 @@ struct Count {
 }
 
 impl TargetMonth {
-    /// What the target is like. `until` is for the rows that change while there are live ones, and
-    /// `rewrite` says whether a backfill's rows are to be written again.
+    /// Inspects the target. `until` applies to changed rows while there are live ones; `rewrite`
+    /// means a backfill's rows are written again.
     ///
     /// # Errors
-    /// [`RequestError`] where the server does not answer.
+    /// [`RequestError`] if the server rejects a query or cannot be reached.
     pub(crate) async fn look(
         &self,
         until: i64,
@@ -101,10 +101,10 @@ impl TargetMonth {
         Ok(rows.await?.iter().map(|row| row.count).sum())
     }
 
-    /// Whether something else than a backfill has written to the target at all.
+    /// Whether the target has any live rows.
     ///
     /// # Errors
-    /// [`RequestError`] where the server does not answer.
+    /// [`RequestError`] if the server rejects a query or cannot be reached.
     pub(crate) async fn has_live_rows(&self) -> Result<bool, RequestError> {
         if self.table.column("source").is_none() {
             return Ok(false);
@@ -118,8 +118,8 @@ impl TargetMonth {
         Ok(rows.await?.iter().any(|row| row.count > 0))
     }
 
-    /// The last block of the month: what comes later this run has written. Nothing where the table
-    /// does not tell.
+    /// The month's last block number: this run wrote everything after it. `None` if the table does
+    /// not keep block numbers.
     async fn last_block(&self, table: &TableInfo) -> Result<Option<u64>, RequestError> {
         if !table.keeps_block_numbers || table.partition_key != BY_MONTH {
             return Ok(None);
@@ -135,11 +135,11 @@ impl TargetMonth {
         Ok(Some(last.unwrap_or(0)))
     }
 
-    /// Rows of the month that are more than once under one key, besides the first, where one of them
-    /// is a backfill's: in the target, or in a table that a view fills from it, if there are more.
+    /// Rows of the month beyond the first per key, if one of them is a backfill's: the larger count
+    /// of the target and the tables that views fill from it.
     ///
     /// # Errors
-    /// [`RequestError`] where the server does not answer.
+    /// [`RequestError`] if the server rejects a query or cannot be reached.
     pub(crate) async fn rows_to_merge(&self) -> Result<u64, RequestError> {
         let mut most = self.rows_to_merge_in(&self.table).await?;
         for view in CoreView::all(&self.connection, &self.table).await? {
@@ -151,9 +151,9 @@ impl TargetMonth {
     async fn rows_to_merge_in(&self, table: &TableInfo) -> Result<u64, RequestError> {
         let [_, _, hash, check] = COLUMNS.row_key("e.start_time");
         let query = format!(
-            "SELECT toUInt64(sum(rows - 1)) AS count FROM (SELECT count() AS rows FROM {} AS {EVENT} WHERE {} \
-             GROUP BY {hash}, {check} HAVING rows > 1 AND min({}) = 0) \
-             SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
+            "SELECT toUInt64(sum(rows - 1)) AS count FROM (SELECT count() AS rows FROM {} AS \
+             {EVENT} WHERE {} GROUP BY {hash}, {check} HAVING rows > 1 AND min({}) = 0) SETTINGS \
+             max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
             table.qualified_name(),
             self.days_condition(&self.share.days()),
             self.is_live(),
@@ -162,8 +162,7 @@ impl TargetMonth {
         Ok(rows.await?.iter().map(|row| row.count).sum())
     }
 
-    /// The days that are done of the month, as many together as one statement should sort, where they
-    /// have so many rows.
+    /// The days to write, grouped so that one statement sorts a suitable number of `rows`.
     pub(crate) fn days_to_read(&self, rows: u64) -> Vec<RangeInclusive<Day>> {
         let days: Vec<Day> = self.share.days().collect();
         let per_day = (rows / days.len().max(1) as u64).max(1);
@@ -173,11 +172,11 @@ impl TargetMonth {
             .collect()
     }
 
-    /// Reads the keys of an extent into the store, of the rows that count as there. Gives their
-    /// number.
+    /// Stores the keys of an extent's rows that count as existing. Returns their number.
     ///
     /// # Errors
-    /// [`WorkError`] of whatever kind; the same extent can be read again.
+    /// [`WorkError`] if the server or the store fails, or on a signal. May be repeated for the same
+    /// extent.
     pub(crate) async fn load(
         &self,
         extent: &Extent,
@@ -185,7 +184,7 @@ impl TargetMonth {
         against: Against,
         store: &TraceStore,
     ) -> Result<u64, WorkError> {
-        // A row that was written through another replica counts as there.
+        // Rows written through another replica count as existing.
         self.connection.catch_up(&self.table).await?;
         let also = counts_as_there(own_rows).map_or_else(String::new, |condition| {
             format!(" AND ({} OR {condition})", self.is_live())
@@ -194,9 +193,9 @@ impl TargetMonth {
         let [day, place, hash, check] = &key;
         let query = format!(
             "SELECT c0, c1, c2, c3, c4, c5 FROM (SELECT CAST({day}, 'UInt16') AS c0, \
-             CAST({place}, 'UInt64') AS c1, CAST({hash}, 'UInt64') AS c2, \
-             CAST({check}, 'UInt32') AS c3, CAST({}, 'Int64') AS c4, CAST({}, 'UInt8') AS c5 FROM {} AS {EVENT} WHERE {}{also}) \
-             ORDER BY c0, c1, c2, c3",
+             CAST({place}, 'UInt64') AS c1, CAST({hash}, 'UInt64') AS c2, CAST({check}, 'UInt32') \
+             AS c3, CAST({}, 'Int64') AS c4, CAST({}, 'UInt8') AS c5 FROM {} AS {EVENT} WHERE \
+             {}{also}) ORDER BY c0, c1, c2, c3",
             microseconds("e.event_ts"),
             self.is_live(),
             self.table.qualified_name(),
@@ -211,7 +210,7 @@ impl TargetMonth {
         block_in_place(|| keys.finish())
     }
 
-    /// Reads hashes in small blocks, sorted on the server's disk where they are many.
+    /// Reads hashes in small blocks. The server sorts large results on its disk.
     pub(super) async fn for_each_block(
         &self,
         query: &str,
@@ -228,7 +227,7 @@ impl TargetMonth {
     }
 }
 
-/// Keys that arrive in their order. Of several rows with one key the latest counts.
+/// Keys arriving in order. Of several rows per key, the latest wins.
 struct Keys<'a> {
     writer: SortedWriter<'a>,
     pending: Option<(RowKey, TargetRow)>,

@@ -1,4 +1,4 @@
-//! The first phase: traces into the store.
+//! Phase one: loads traces into the store.
 
 pub(crate) mod trace_changes;
 pub(crate) mod versions;
@@ -22,10 +22,10 @@ use crate::partition::Partition;
 use crate::progress::Phase;
 use crate::trace_store::{SeenTraces, TraceStore};
 
-/// Loads the traces of the days that are not loaded yet, and settles which versions count.
+/// Loads the remaining days' traces and settles which versions win.
 ///
 /// # Errors
-/// [`Error`] where it does not work, or the run is asked to end.
+/// [`Error`] if the server or the store fails, or on a signal.
 pub(super) async fn load_traces(
     context: &Context,
     journal: &mut Journal,
@@ -62,14 +62,13 @@ pub(super) async fn load_traces(
     Ok(())
 }
 
-/// The days that are not loaded yet, a few together where the partition is
-/// small, given its rows.
+/// The days still to load; in a partition with few rows, several days form one group.
 fn days_to_load(context: &Context, journal: &Journal, rows: u64) -> Vec<RangeInclusive<Day>> {
     let days = context.days_of_traces();
     let together = versions::days_per_query(rows, days.len());
     let missing = |day: &Day| !journal.checkpoint().days.contains_key(day);
     let missing: Vec<Day> = days.filter(missing).collect();
-    // A query reads one partition.
+    // A query reads a single partition.
     let are_neighbours = |day: &Day, next: &Day| {
         day + 1 == *next && Partition::id_of(*day) == Partition::id_of(*next)
     };
@@ -80,7 +79,7 @@ fn days_to_load(context: &Context, journal: &Journal, rows: u64) -> Vec<RangeInc
         .collect()
 }
 
-/// Loads some days, again and again while what stops it may pass.
+/// Loads some days, with retries.
 async fn load_days(
     context: &Context,
     store: &TraceStore,
@@ -90,8 +89,8 @@ async fn load_days(
     phase: &Phase,
 ) -> Result<BTreeMap<Day, LoadedDay>, Error> {
     let source = context.trace_source();
-    let doing = format!("loading the traces of {}", dates(days));
-    let failed = format!("the traces of {} could not be loaded", dates(days));
+    let doing = format!("loading traces of {}", dates(days));
+    let failed = format!("cannot load the traces of {}", dates(days));
     let mut attempts = WorkAttempts::new(&context.retries, doing, failed).in_blocks_of(*block_rows);
     loop {
         let shown = AtomicU64::new(0);
@@ -110,7 +109,7 @@ async fn load_days(
         );
         match load.await {
             Ok(loaded) => {
-                // Where rows are larger than expected, the other days' are alike.
+                // If these rows are larger than expected, so are the other days'.
                 *block_rows = attempts.block_rows();
                 return Ok(loaded);
             }
@@ -122,7 +121,7 @@ async fn load_days(
     }
 }
 
-/// What loads traces again that change while the run goes on.
+/// Reloads traces that change during the run.
 pub(super) fn trace_changes(
     context: &Context,
     journal: &Journal,
@@ -152,7 +151,7 @@ fn date(day: Day) -> String {
         .map_or_else(|_| format!("day {day}"), |date| date.to_string())
 }
 
-/// Some days as `YYYY-MM-DD`, or `YYYY-MM-DD to YYYY-MM-DD`.
+/// A day or range of days, as `YYYY-MM-DD` or `YYYY-MM-DD to YYYY-MM-DD`.
 pub(super) fn dates(days: &RangeInclusive<Day>) -> String {
     match days.len() {
         1 => date(*days.start()),

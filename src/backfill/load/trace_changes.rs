@@ -1,5 +1,5 @@
-//! Traces that changed since they were loaded, so that what was un-published or deleted
-//! meanwhile is not written as it was.
+//! Reloads traces that changed since they were loaded, so that a trace unpublished or deleted
+//! during the run is not written in its old form.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -28,26 +28,26 @@ use crate::shutdown::Shutdown;
 use crate::state::checkpoint::Checkpoint;
 use crate::trace_store::{About, Reach, RemoteWriter, TraceRecord, TraceStore, key};
 
-/// Versions are read from so long before the last time on, in microseconds: they carry the time
-/// at which Langfuse made them, and reach ClickHouse minutes later.
+/// How far before the last read to start reading, in microseconds: versions carry the time Langfuse
+/// made them, but reach ClickHouse minutes later.
 const OVERLAP: i64 = 3_600_000_000;
 
-/// The key of a trace, and the version of it that has come, with its day.
+/// A trace's key and its newest version, with its day.
 type Arrived<'a> = (Vec<u8>, (Day, TraceRecord<'a>));
 
-/// What changed while a run went on.
+/// Counts of changes during a run.
 #[derive(Debug, Default)]
 pub(crate) struct ChangeCounts {
-    /// Traces that were loaded again.
+    /// Traces reloaded.
     pub reloaded: AtomicU64,
-    /// Those of them that changed in what events take from them, after events had been written.
+    /// Reloaded traces whose event attributes changed after events had been written.
     pub after_writing: AtomicU64,
     /// Whether any events have been written.
     pub has_written: AtomicBool,
 }
 
 impl ChangeCounts {
-    /// Those of a run that goes on.
+    /// The counts of a resumed run.
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
         let has_begun = !checkpoint.done.is_empty() || !checkpoint.begun.is_empty();
         Self {
@@ -58,44 +58,43 @@ impl ChangeCounts {
     }
 }
 
-/// Loads traces again that changed. Everything is its own, so that it can work beside the
-/// segments.
+/// Reloads changed traces. Owns everything, so that it can run beside the segments.
 pub(crate) struct TraceChanges {
     /// The server.
     pub connection: Connection,
     /// The table `traces`.
     pub traces: TableInfo,
-    /// Which attributes events take from traces.
+    /// The trace attributes that events take.
     pub mapping: Mapping,
-    /// How much memory a block may take.
+    /// Memory limits for blocks.
     pub budget: Budget,
-    /// Buffers of blocks.
+    /// Block buffers.
     pub pool: BufferPool,
-    /// When to try again.
+    /// When to retry.
     pub retries: Retries,
-    /// Whether to end.
+    /// Signals a request to stop.
     pub shutdown: Shutdown,
-    /// Where they go.
+    /// The store to update.
     pub store: Arc<TraceStore>,
-    /// The days whose traces were loaded.
+    /// The days whose traces are loaded.
     pub days: RangeInclusive<Day>,
-    /// How often to look.
+    /// Polling interval.
     pub every: Duration,
     /// How far the server's clock is ahead, in microseconds.
     pub clock_ahead: i64,
-    /// What was read before, in microseconds since 1970 by that clock.
+    /// Changes are read up to this time, in microseconds since 1970 on the server's clock.
     pub read_until: AtomicI64,
     /// What was found.
     pub counts: Arc<ChangeCounts>,
 }
 
 impl TraceChanges {
-    /// Looks again and again, until it is dropped or fails for good.
+    /// Polls until dropped or until a permanent error.
     pub(crate) async fn watch(&self) -> Error {
         loop {
             tokio::time::sleep(self.every).await;
             match self.reload().await {
-                // Whoever writes meanwhile ends by itself, once its inserts are settled.
+                // On a signal the writers end by themselves, once their inserts are settled.
                 Err(error) if error.signal().is_some() => std::future::pending().await,
                 Err(error) => return error,
                 Ok(()) => {}
@@ -103,14 +102,14 @@ impl TraceChanges {
         }
     }
 
-    /// Loads what changed since the last time, again and again while what stops it may pass.
+    /// Loads changes since the last read, with retries.
     ///
     /// # Errors
-    /// [`Error`] where it does not pass.
+    /// [`Error`] if the retries are exhausted or on a signal.
     pub(crate) async fn reload(&self) -> Result<(), Error> {
         let now = now_in_microseconds() + self.clock_ahead;
-        let doing = "loading the traces that changed";
-        let failed = "the traces that changed could not be loaded";
+        let doing = "loading changed traces";
+        let failed = "cannot load the changed traces";
         let mut attempts =
             WorkAttempts::new(&self.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
         while let Err(error) = self.reload_once(attempts.block_rows()).await {
@@ -123,9 +122,9 @@ impl TraceChanges {
     async fn reload_once(&self, block_rows: usize) -> Result<(), WorkError> {
         let since = self.read_until.load(Ordering::Relaxed) - OVERLAP;
         let query = format!(
-            "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {} >= {since} \
-             ORDER BY {TRACE}.project_id, {TRACE}.id, {TRACE}.event_ts, toDate({TRACE}.timestamp)) AS {TRACE} \
-             ARRAY JOIN [1] AS one",
+            "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {} >= {since} ORDER BY \
+             {TRACE}.project_id, {TRACE}.id, {TRACE}.event_ts, toDate({TRACE}.timestamp)) AS \
+             {TRACE} ARRAY JOIN [1] AS one",
             SelectItem::list(&trace_items(&self.mapping)),
             self.traces.qualified_name(),
             microseconds("t.event_ts"),
@@ -133,7 +132,7 @@ impl TraceChanges {
         let statement = Statement::new(query, block_rows)
             .in_bytes(self.budget.preferred_block_bytes)
             .of_a_table();
-        // The segments hold their own shares meanwhile.
+        // The segments use their own shares meanwhile.
         let most = self.budget.max_block_bytes / 2;
         let (connection, shutdown) = (&self.connection, &self.shutdown);
         catch_up(connection, &self.traces, shutdown).await?;
@@ -144,7 +143,7 @@ impl TraceChanges {
         Ok(())
     }
 
-    /// Keeps those versions of a block that are newer than what the store knows.
+    /// Stores a block's versions that are newer than the stored ones.
     fn take(&self, block: &Block) -> Result<(), WorkError> {
         let mut latest: BTreeMap<Vec<u8>, (Day, TraceRecord<'_>)> = BTreeMap::new();
         let mut rows = TraceRows::new(block)?;
@@ -152,7 +151,7 @@ impl TraceChanges {
             let row = rows.next_row()?;
             let mut encoded = Vec::new();
             key::encode(&mut encoded, row.project_id, row.trace_id);
-            // Those of one trace come in the order of their time.
+            // A trace's versions arrive in chronological order.
             latest.insert(encoded, (row.day, row.record));
         }
         let latest: Vec<Arrived<'_>> = latest.into_iter().collect();
@@ -164,15 +163,15 @@ impl TraceChanges {
             if self.keep_newer(these, &mut writer)? {
                 rest = others;
             } else {
-                // What the store knows of so many takes too much memory.
+                // The stored records of this many exceed the memory limit.
                 at_once = these.len() / 2;
             }
         }
         Ok(writer.finish()?)
     }
 
-    /// Keeps those of some versions that are newer than what the store knows. False if they are too
-    /// many at once, and nothing was done.
+    /// Stores the versions that are newer than the stored ones. Returns false, having done nothing,
+    /// if they are too many at once.
     fn keep_newer(
         &self,
         versions: &[Arrived<'_>],
@@ -203,7 +202,7 @@ impl TraceChanges {
             let before = known.record(index)?;
             let is_same = match &before {
                 Some(before) => !record.is_deleted && has_same_attributes(before, record),
-                // Events of a trace that was not there have nothing of it.
+                // Events written without the trace have none of its attributes.
                 None => record.is_deleted || known_ts.is_none(),
             };
             if !is_same && self.counts.has_written.load(Ordering::Relaxed) {

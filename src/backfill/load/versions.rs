@@ -1,9 +1,8 @@
-//! Traces from ClickHouse into the trace store, a day at a time, or a few.
+//! Reads traces from ClickHouse into the store, one or more days at a time.
 //!
-//! A day is read in the order of its keys, all versions of every trace; the
-//! latest of the day is kept. `FINAL` is of no use here: it hides a deleted trace,
-//! and the store has to know of it, because an older version may stand on another
-//! day.
+//! A day is read in key order, with all versions of every trace, and the day's latest version is
+//! kept. `FINAL` does not help: it hides deleted traces, which the store must know because an older
+//! version may be on another day.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -23,52 +22,52 @@ use crate::partition::Partition;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{DayWriter, SeenTraces, StoreError, TEXTS, TraceRecord, TraceStore, key};
 
-/// Most rows in one block of traces, unless they turn out to be large.
+/// Maximum rows per block of traces, unless they turn out to be large.
 pub(crate) const BLOCK_ROWS: usize = 8_192;
 
-/// Rows that are read with one query, if the days are small. Each query reads a
-/// granule or two more of every project and part than belong to it.
+/// Rows per query for small days. Each query reads a granule or two too many per project and part.
 const ROWS_PER_QUERY: u64 = 500_000;
-/// Most days that are read with one query: each has a file that is open.
+/// Maximum days per query, each with an open file.
 const DAYS_PER_QUERY: u64 = 8;
 
-/// How many days are to be read with one query, where `days` have `rows`.
+/// How many days to read per query, if `days` have `rows`.
 pub(crate) fn days_per_query(rows: u64, days: usize) -> usize {
     let rows_per_day = (rows / days.max(1) as u64).max(1);
     (ROWS_PER_QUERY / rows_per_day).clamp(1, DAYS_PER_QUERY) as usize
 }
 
-/// What loading a few days needs to know.
+/// What loading some days needs.
 pub(crate) struct TraceSource<'a> {
     /// The server.
     pub connection: &'a Connection,
     /// The table `traces`.
     pub table: &'a TableInfo,
-    /// Which attributes events take from traces.
+    /// The trace attributes that events take.
     pub mapping: &'a Mapping,
-    /// How much memory a block may take.
+    /// Memory limits for blocks.
     pub budget: Budget,
-    /// Buffers of blocks.
+    /// Block buffers.
     pub pool: BufferPool,
-    /// Most rows that are read with one query: all of them, but for a sample.
+    /// Maximum rows per query, for a sample. `None` reads all.
     pub most_rows: Option<u64>,
 }
 
-/// What came of loading a day.
+/// The result of loading a day.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LoadedDay {
-    /// Rows read, several versions of a trace included.
+    /// Rows read, including all versions.
     pub rows_read: u64,
-    /// Traces in the store that are not deleted.
+    /// Traces stored that are not deleted.
     pub traces: u64,
 }
 
 impl TraceSource<'_> {
-    /// Loads some days of one month that follow each other into the store; gives what
-    /// came of each. Reads at most `block_rows` rows at a time.
+    /// Loads consecutive days of one month into the store. Requests up to `block_rows` rows per
+    /// block. Returns each day's result.
     ///
     /// # Errors
-    /// [`WorkError`] of whatever kind; the same days can be loaded again.
+    /// [`WorkError`] if the server or the store fails, or on a signal. May be repeated for the same
+    /// days.
     pub(crate) async fn load_days(
         &self,
         store: &TraceStore,
@@ -80,7 +79,7 @@ impl TraceSource<'_> {
     ) -> Result<BTreeMap<Day, LoadedDay>, WorkError> {
         let statement = Statement::new(self.query(&days), block_rows)
             .in_bytes(self.budget.preferred_block_bytes)
-            // Parts are sorted by this key: merge them, do not sort.
+            // Parts are sorted by this key, so merge them instead of sorting.
             .with("optimize_read_in_order", 1);
         let most = self.budget.load_block_bytes;
         catch_up(self.connection, self.table, shutdown).await?;
@@ -98,8 +97,8 @@ impl TraceSource<'_> {
         let limit = self
             .most_rows
             .map_or_else(String::new, |rows| format!(" LIMIT {rows}"));
-        // The ARRAY JOIN changes no row. It divides blocks to max_block_size: the
-        // reading below it yields granules of up to 10 MiB.
+        // The ARRAY JOIN leaves the rows unchanged. It splits blocks to max_block_size: the read
+        // below it yields granules of up to 10 MiB.
         format!(
             "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {TRACE}._partition_id = {} \
              AND toDate({TRACE}.timestamp) BETWEEN toDate({}) AND toDate({}) \
@@ -114,22 +113,22 @@ impl TraceSource<'_> {
     }
 }
 
-/// Keeps the latest version of each trace on each day. Versions of one trace come
-/// one after the other, perhaps in different blocks.
+/// Keeps each trace's latest version per day. A trace's versions arrive consecutively, possibly
+/// across blocks.
 struct LatestVersions<'a> {
     first_day: Day,
     days: Vec<DayInWork<'a>>,
     pending: Option<Pending>,
 }
 
-/// A day that is being loaded.
+/// A day being loaded.
 struct DayInWork<'a> {
     writer: DayWriter<'a>,
     loaded: LoadedDay,
 }
 
 struct Pending {
-    /// Which of the days in work it is on.
+    /// Index of its day among those being loaded.
     day: usize,
     key: Vec<u8>,
     record: Vec<u8>,
@@ -153,13 +152,13 @@ impl<'a> LatestVersions<'a> {
         })
     }
 
-    /// Which of the days in work it is.
+    /// Index of a day among those being loaded.
     fn index_of(&self, day: Day) -> Result<usize, NativeError> {
         let index = usize::from(day.wrapping_sub(self.first_day));
         match index < self.days.len() {
             true => Ok(index),
             false => Err(NativeError::corrupt(format!(
-                "a trace of day {day} arrived, which was not asked for"
+                "a trace of day {day} arrived, which was not requested"
             ))),
         }
     }
@@ -180,8 +179,7 @@ impl<'a> LatestVersions<'a> {
             key::encode(&mut key, project_id, trace_id);
             match &mut self.pending {
                 Some(pending) if pending.key == key && pending.day == day => {
-                    // Of two versions with the same time the one that comes
-                    // later was written later.
+                    // Of versions with equal times, the one that arrives later was written later.
                     if record.event_ts >= pending.event_ts {
                         pending.replace(&record)?;
                     }
@@ -195,7 +193,7 @@ impl<'a> LatestVersions<'a> {
         Ok(())
     }
 
-    /// Writes the trace whose last version has come, and gives its buffers back.
+    /// Writes the finished trace and returns its buffers for reuse.
     fn write_pending(&mut self, seen: &mut SeenTraces) -> Result<Pending, WorkError> {
         let Some(pending) = self.pending.take() else {
             return Ok(Pending {
@@ -245,15 +243,15 @@ impl Pending {
     }
 }
 
-/// One version of a trace.
+/// A version of a trace.
 pub(crate) struct TraceRow<'a> {
-    /// The day on which it began.
+    /// The day it started on.
     pub(crate) day: Day,
     /// `project_id`
     pub(crate) project_id: &'a [u8],
     /// `id`
     pub(crate) trace_id: &'a [u8],
-    /// What is kept of it.
+    /// The attributes to store.
     pub(crate) record: TraceRecord<'a>,
 }
 
@@ -269,11 +267,11 @@ pub(crate) struct TraceRows<'a> {
 }
 
 impl<'a> TraceRows<'a> {
-    /// The rows of a block of the columns of [`trace_items`].
+    /// Reads a block with the columns of [`trace_items`].
     pub(crate) fn new(block: &'a Block) -> Result<Self, NativeError> {
         if block.columns.len() != TRACE_COLUMNS {
             return Err(NativeError::corrupt(format!(
-                "{} columns arrived where {} were asked for",
+                "{} columns arrived instead of the {} requested",
                 block.columns.len(),
                 TRACE_COLUMNS
             )));
@@ -299,7 +297,7 @@ impl<'a> TraceRows<'a> {
         })
     }
 
-    /// The next of as many rows as the block has.
+    /// The next row. Call it once per row of the block.
     pub(crate) fn next_row(&mut self) -> Result<TraceRow<'a>, NativeError> {
         let day = Day::from_le_bytes(self.days.next_value()?);
         let project_id = self.project_ids.next_value()?;

@@ -1,4 +1,4 @@
-//! One attempt at an item: read → leave out → enrich → send, within the segment's share of the memory.
+//! One attempt at an item: read → filter → enrich → send, within the segment's share of memory.
 
 use std::collections::VecDeque;
 
@@ -18,20 +18,20 @@ use crate::native::{Block, BlockReader, NativeError, held_bytes};
 use crate::progress::Phase;
 use crate::state::counts::LeftOut;
 
-/// How far an attempt got: for the progress bar, and for what is done about its end.
+/// How far an attempt got.
 #[derive(Default)]
 pub(super) struct Reached {
-    /// Rows that the progress bar has been told of.
+    /// Rows already counted by the progress bar.
     pub shown_rows: u64,
     /// Whether it has sent anything.
     pub has_sent: bool,
-    /// What the query ids of its inserts begin with, if a server may still be working on one.
+    /// Query id prefix of its inserts, if a server may still be running one.
     pub in_doubt: Option<String>,
-    /// Rows that the server has acknowledged, or had from an attempt before.
+    /// Rows acknowledged by the server, in this or an earlier attempt.
     pub written: u64,
 }
 
-/// Where the blocks of an item come from.
+/// The source of an item's blocks.
 enum Rows {
     Server(Box<NativeStream>),
     File(DeferredReader),
@@ -46,7 +46,7 @@ impl KeepAlive for Rows {
     }
 }
 
-/// One attempt at an item: what it holds, which is never more than its share.
+/// An attempt at an item, holding at most its share of memory.
 pub(super) struct Attempt<'a> {
     pipeline: &'a Pipeline,
     phase: &'a Phase,
@@ -55,29 +55,29 @@ pub(super) struct Attempt<'a> {
     rows: Rows,
     unknown: Unknown,
     deferred: DeferredWriter,
-    /// What has come while something else was waited for; it comes before what is read next.
+    /// Bytes read ahead while waiting; consumed before the next read.
     sipped: VecDeque<Bytes>,
-    /// When something came last.
+    /// Time of the last read.
     last_read: Instant,
     reader: BlockReader,
-    /// Blocks that have come and are not enriched yet.
+    /// Blocks waiting to be enriched.
     waiting: Vec<Block>,
-    /// Bytes of memory that blocks hold that are not enriched yet.
+    /// Memory held by blocks waiting to be enriched, in bytes.
     waiting_bytes: usize,
-    /// Bytes of memory that blocks hold that are enriched, and not given to the sender yet.
+    /// Memory held by enriched blocks not yet given to the sender, in bytes.
     enriched_bytes: usize,
-    /// Rows that became nothing.
+    /// Rows dropped as superseded.
     superseded: u64,
-    /// Rows that the guard has left out.
+    /// Rows excluded by the guard.
     left_out: LeftOut,
     sender: Sender,
 }
 
 impl<'a> Attempt<'a> {
-    /// Asks for the rows of an item, in blocks of so many rows.
+    /// Requests an item's rows in blocks of `block_rows`.
     ///
     /// # Errors
-    /// [`WorkError`] where they cannot be had.
+    /// [`WorkError`] if the rows cannot be requested.
     pub(super) fn begin(
         pipeline: &'a Pipeline,
         phase: &'a Phase,
@@ -99,7 +99,7 @@ impl<'a> Attempt<'a> {
                 let stream = connection.send(&of_segment(sql, block_rows, preferred_bytes))?;
                 (Rows::Server(Box::new(stream)), pipeline.unknown, "")
             }
-            // By now there is nobody else to ask.
+            // There is nowhere else to look.
             WorkItem::Deferred { segment, counts } => {
                 let file = pipeline.deferred.reader(segment.number, counts.bytes)?;
                 (Rows::File(file), Unknown::WithoutTrace, "deferred-")
@@ -128,10 +128,11 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Makes events of all rows, and writes them.
+    /// Turns all rows into events and writes them.
     ///
     /// # Errors
-    /// [`WorkError`] of whatever kind. A part of the rows may be in the target then.
+    /// [`WorkError`] if reading, enriching or writing fails, or on a signal. Some of the rows may
+    /// then be in the target.
     pub(super) async fn run(mut self, reached: &mut Reached) -> Result<Done, WorkError> {
         let outcome = self.read_and_send(reached).await;
         if let Err(error) = &outcome {
@@ -197,7 +198,7 @@ impl<'a> Attempt<'a> {
         self.finish_insert().await
     }
 
-    /// Gives the insert that waits for rows the ones that there are, or ends it.
+    /// Sends what is ready to an insert that waits for rows, or ends it.
     async fn end_silence(&mut self) -> Result<(), WorkError> {
         match self.waiting.is_empty() {
             false => self.enrich_waiting().await,
@@ -210,7 +211,7 @@ impl<'a> Attempt<'a> {
             .await
     }
 
-    /// Lets the sender do something that takes long, with what may be sipped from meanwhile.
+    /// Runs a slow operation of the sender, reading ahead meanwhile.
     async fn with_sender(
         &mut self,
         work: impl AsyncFnOnce(&mut Sender, Arriving<'_, Rows>) -> Result<(), WorkError>,
@@ -225,12 +226,12 @@ impl<'a> Attempt<'a> {
         work(&mut self.sender, source).await
     }
 
-    /// Bytes of the segment's share that nothing takes, were the reader to hold so many.
+    /// Free bytes of the segment's share, if the reader held `reader_bytes`.
     fn room(&self, reader_bytes: usize) -> usize {
         usize::try_from(self.balance(reader_bytes)).unwrap_or(0)
     }
 
-    /// The same, less than none where more is held than that.
+    /// The same, negative if more than the share is held.
     fn balance(&self, reader_bytes: usize) -> isize {
         let sipped: usize = self.sipped.iter().map(Bytes::len).sum();
         let blocks = self.sender.held_bytes() + self.enriched_bytes + self.waiting_bytes;
@@ -238,7 +239,7 @@ impl<'a> Attempt<'a> {
         share.saturating_sub_unsigned(blocks + sipped + reader_bytes)
     }
 
-    /// Waits until nothing is held that can be sent. False if nothing was.
+    /// Waits until everything sendable is sent. Returns false if there was nothing.
     async fn make_room(&mut self) -> Result<bool, WorkError> {
         if self.sender.held_bytes() == 0 {
             return Ok(false);
@@ -262,8 +263,7 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    /// Enriches the blocks that wait: all at once, or fewer where the room that there
-    /// can be is not enough.
+    /// Enriches the waiting blocks, all at once or as many as fit.
     async fn enrich_waiting(&mut self) -> Result<(), WorkError> {
         let mut groups = vec![std::mem::take(&mut self.waiting)];
         while let Some(mut group) = groups.pop() {
@@ -308,7 +308,7 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    /// A block as two: what its rows get from their traces is too much for it as a whole.
+    /// Halves a block whose trace attributes do not fit in memory at once.
     fn halve(&self, block: &Block) -> Result<Vec<Block>, WorkError> {
         let middle = block.rows / 2;
         [0..middle, middle..block.rows]
@@ -329,7 +329,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// Waits until then, or for ever.
+/// Waits until `then`, or forever.
 async fn until(then: Option<Instant>) {
     match then {
         Some(then) => tokio::time::sleep_until(then).await,

@@ -1,4 +1,4 @@
-//! Enriched blocks as they are sent.
+//! Prepares enriched blocks for sending.
 
 use std::io::Write;
 
@@ -9,36 +9,36 @@ use crate::clickhouse::Compression;
 use crate::enrich::EnrichedBlock;
 use crate::memory::buffer_pool::{BufferPool, PooledBuffer};
 
-/// Compresses blocks, where they are to be.
+/// Compresses blocks, if enabled.
 #[derive(Debug, Clone)]
 pub(crate) struct Compressor {
-    /// Whether they are.
+    /// The compression to use.
     pub compression: Compression,
-    /// Buffers of compressed blocks.
+    /// Buffers for compressed blocks.
     pub pool: BufferPool,
 }
 
-/// A block as it is sent.
+/// A block ready to send.
 #[derive(Debug)]
 pub(crate) struct SealedBlock {
     /// Its bytes.
     pub pieces: Vec<Bytes>,
-    /// Bytes of memory that it holds.
+    /// Memory it holds, in bytes.
     pub held_bytes: usize,
 }
 
 impl SealedBlock {
-    /// Bytes that travel.
+    /// Bytes to send.
     pub(crate) fn bytes(&self) -> usize {
         self.pieces.iter().map(Bytes::len).sum()
     }
 }
 
 impl Compressor {
-    /// A block as it is sent.
+    /// Prepares a block for sending.
     ///
     /// # Errors
-    /// Does not happen: compression goes into memory.
+    /// [`std::io::Error`] if compression fails, which it does not in memory.
     pub(crate) fn seal(&self, block: EnrichedBlock) -> std::io::Result<SealedBlock> {
         match self.compression {
             Compression::None => Ok(SealedBlock {
@@ -56,9 +56,9 @@ impl Compressor {
     }
 }
 
-/// One LZ4 frame. Each block has one of its own: frames that follow each other are one body.
+/// Compresses to one LZ4 frame. Each block gets its own; consecutive frames form one body.
 fn compress(pieces: &[Bytes], buffer: PooledBuffer) -> std::io::Result<PooledBuffer> {
-    // The checksums let the server notice bytes that changed on their way.
+    // Checksums let the server detect bytes corrupted in transit.
     let frame = FrameInfo::new().block_checksums(true);
     let mut encoder = FrameEncoder::with_frame_info(frame, buffer);
     for piece in pieces {

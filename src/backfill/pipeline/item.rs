@@ -1,4 +1,4 @@
-//! One item of work, attempted until it is done or there is no use in trying again.
+//! Works on one item with retries.
 
 use std::sync::Arc;
 
@@ -8,15 +8,16 @@ use crate::backfill::error::WorkError;
 use crate::error::{Error, Kind};
 use crate::progress::Phase;
 
-/// How often in a row parts or inserts may be made smaller without counting as a try: from the largest
-/// to a few kilobytes. Other segments may make the limit larger meanwhile, so it must have an end.
+/// Maximum consecutive reductions of part or insert size that do not count as tries: from the
+/// largest size to a few kilobytes. Other segments may raise the limit again, so there must be an
+/// end.
 const MOST_DIVISIONS: u32 = 16;
 
-/// One item on its way.
+/// An item in progress.
 pub(super) struct ItemWork {
-    /// What all items share.
+    /// Shared by all items.
     pub pipeline: Arc<Pipeline>,
-    /// Where its progress is shown.
+    /// Shows its progress.
     pub phase: Arc<Phase>,
     /// The item.
     pub item: WorkItem,
@@ -26,7 +27,8 @@ impl ItemWork {
     /// Works on the item until it is done.
     ///
     /// # Errors
-    /// [`Kind::Failed`] with the item and the server's words, or [`Kind::Interrupted`].
+    /// [`Kind::Failed`] with the item and the server's message, or [`Kind::Interrupted`] on a
+    /// signal.
     pub(super) async fn run(self) -> Result<Done, Error> {
         let name = self.item.name();
         let mut attempts = self.pipeline.destination.retries.attempts();
@@ -71,17 +73,18 @@ impl ItemWork {
             };
             let sends_less = is_smaller_next && divisions <= MOST_DIVISIONS;
             if got_further || sends_less {
-                // What is met now is something else. It must be further than any attempt before:
-                // where a backfill's rows are written again, each begins with the same ones.
+                // Progress means a new problem, so retries start over. It must be beyond any
+                // earlier attempt: when a backfill's rows are written again, every attempt starts
+                // with the same ones.
                 attempts = self.pipeline.destination.retries.attempts();
             }
             if let Some(fewer) = error.smaller_blocks(block_rows) {
-                // Rows are larger than expected here, and usual elsewhere.
+                // Rows here are larger than expected; elsewhere they may not be.
                 block_rows = fewer;
             } else {
                 let what = format!("{name}: {error}");
                 if !attempts.again(error.hope(), &error.kind(), what).await {
-                    let failed = format!("{name} could not be done{}", attempts.in_words());
+                    let failed = format!("{name} failed{}", attempts.in_words());
                     return Err(Error::caused(failed, &error).with(error.advice()));
                 }
             }
@@ -90,16 +93,16 @@ impl ItemWork {
                 self.find_written(reached.in_doubt.as_deref()).await?;
             }
         }
-        Err(Error::failed(format!("{name} was never begun")))
+        Err(Error::failed(format!("{name} was never started")))
     }
 
-    /// Finds out what an attempt has written. Inserts with such query ids may still be under way.
+    /// Finds out what an attempt wrote. Inserts with the query ids `in_doubt` may still be running.
     async fn find_written(&self, in_doubt: Option<&str>) -> Result<(), Error> {
         let recovery = &self.pipeline.recovery;
         let segment = self.item.segment();
         let found = recovery.after_attempt(segment, in_doubt).await;
         found.map_err(|error| match error.kind() {
-            Kind::Failed => error.during(format_args!("{} could not be done", self.item.name())),
+            Kind::Failed => error.during(format_args!("{} failed", self.item.name())),
             _ => error,
         })
     }

@@ -1,4 +1,4 @@
-//! Reading a little from a stream while its rows cannot be sent on.
+//! Keeps a response alive by reading a little while its rows cannot be sent on.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,53 +8,52 @@ use tokio::time::Instant;
 
 use crate::backfill::error::WorkError;
 
-/// ClickHouse closes a response that nobody reads for 30 s (`http_send_timeout`;
-/// giving another value with the query is not honoured: measured on 26.7). So
-/// while an insert takes long, a little is read at least this often.
+/// ClickHouse closes a response that nobody reads for 30 s (`http_send_timeout`; setting it with
+/// the query has no effect: measured on 26.7). During a long insert, read a little at least this
+/// often.
 const SIP_EVERY: Duration = Duration::from_secs(8);
-/// Bytes of a sip. The kernels on both sides hold megabytes of a response that
-/// nobody reads; ClickHouse only sees that something was read when a third of
-/// what its own holds has gone.
+/// Bytes per read. Kernel buffers on both sides hold megabytes of an unread response; ClickHouse
+/// only notices a read when a third of its own buffer has drained.
 const SIP_BYTES: usize = 1024 * 1024;
-/// How long a sip waits for bytes.
+/// Maximum wait for one such read.
 const SIP_FOR: Duration = Duration::from_millis(500);
 
-/// Something that gives bytes, a little at a time.
+/// A source of bytes that can be read a little at a time.
 pub(crate) trait KeepAlive {
     /// The next bytes, or `None` at the end.
     ///
     /// # Errors
-    /// Whatever ends it before.
+    /// [`WorkError`] if the source fails.
     fn next_chunk(&mut self) -> impl Future<Output = Result<Option<Bytes>, WorkError>> + Send;
 }
 
-/// What the rows of a segment arrive in, to be sipped from while an insert takes long.
+/// A segment's incoming rows, read a little at a time during a long insert.
 pub(crate) struct Arriving<'a, S> {
-    /// Where they come from.
+    /// Their source.
     pub rows: &'a mut S,
-    /// What has come of them and is not looked at yet, in its order.
+    /// Bytes read but not yet processed, in order.
     pub sipped: &'a mut VecDeque<Bytes>,
-    /// Most bytes that may come besides; less than none where more is held than should be.
+    /// Bytes that may still be read; negative if too many are held.
     pub room: isize,
-    /// When something came last, or this began.
+    /// Time of the last read, or of the start.
     pub last_read: &'a mut Instant,
 }
 
 impl<S: KeepAlive> Arriving<'_, S> {
-    /// Waits for something, sipping meanwhile.
+    /// Waits for `waiting`, reading a little meanwhile.
     ///
     /// # Errors
-    /// What is waited for, or the source.
+    /// [`WorkError`] if `waiting` or the source fails.
     pub(crate) async fn meanwhile<T>(
         &mut self,
         waiting: impl Future<Output = Result<T, WorkError>>,
     ) -> Result<T, WorkError> {
-        // Outside the loop, so that it is not begun anew after a sip.
+        // Pinned outside the loop, so that it continues after each read.
         let mut waiting = std::pin::pin!(waiting);
         loop {
             tokio::select! {
                 waited = &mut waiting => return waited,
-                // Also where each wait is short, and nothing is read between them.
+                // Also covers many short waits without a read between them.
                 () = tokio::time::sleep_until(*self.last_read + SIP_EVERY) => {}
             }
             self.sip().await?;
@@ -62,14 +61,13 @@ impl<S: KeepAlive> Arriving<'_, S> {
         }
     }
 
-    /// So many bytes are not held any more.
+    /// Releases `bytes` of held memory.
     pub(crate) fn gives_back(&mut self, bytes: usize) {
         self.room = self.room.saturating_add_unsigned(bytes);
     }
 
-    /// Reads a little, if there is room for it: rather let the read break, and
-    /// the segment be done again, than go over budget. The wait is short, so
-    /// that the end of the insert is not missed.
+    /// Reads a little, if there is room. If not, better let the response break and repeat the
+    /// segment than exceed the budget. The wait is short, so as not to miss the end of the insert.
     async fn sip(&mut self) -> Result<(), WorkError> {
         let ends = Instant::now() + SIP_FOR;
         let mut left = usize::try_from(self.room).unwrap_or(0).min(SIP_BYTES);
@@ -148,7 +146,7 @@ mod tests {
             };
             source.meanwhile(waiting).await.unwrap();
         }
-        // 50 s: every eight of them.
+        // 50 s, one read every eight.
         assert!((5..=6).contains(&sipped.len()), "{}", sipped.len());
     }
 }

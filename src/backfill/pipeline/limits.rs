@@ -1,16 +1,16 @@
-//! How large parts and inserts may be, which is learned from what the server, or a proxy before it,
-//! does not take. Shared by all segments.
+//! Part and insert size limits, lowered when the server or a proxy rejects them. All segments share
+//! them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// All segments together may have parts of this share of the server's memory: it holds the rows of a
-/// part three times over and 2 MiB for each column of it, and merges take as much again.
+/// Share of the server's memory for all segments' parts together: the server holds a part's rows
+/// three times over plus 2 MiB per column, and merges take as much again.
 const SHARE_OF_SERVER: u64 = 16;
-/// The same of what one statement may take.
+/// Share of one statement's memory limit, for the same reasons.
 const SHARE_OF_STATEMENT: u64 = 16;
 
-/// The largest part to begin with, for so many segments at once: what was asked for, and less where the
-/// server, or one statement, has less memory than that takes. All are bytes.
+/// The initial part limit for `segments` concurrent segments: the requested size, or less if the
+/// server's or a statement's memory is too small. All in bytes.
 pub(crate) fn first_part_bytes(
     wanted: u64,
     server_memory: Option<u64>,
@@ -24,17 +24,17 @@ pub(crate) fn first_part_bytes(
     limits.fold(wanted, u64::min).max(1)
 }
 
-/// The limits of one target.
+/// Limits for one target.
 #[derive(Debug)]
 pub(crate) struct InsertLimits {
-    /// Of what the server gathers for a part.
+    /// Size of a part.
     pub part: PartLimit,
-    /// Most bytes in the body of an insert.
+    /// Maximum bytes in an insert's body.
     body: AtomicUsize,
 }
 
 impl InsertLimits {
-    /// Parts of no more than `part_bytes`, and bodies of any length.
+    /// Parts up to `part_bytes`, and bodies of any length.
     pub(crate) fn new(part_bytes: usize) -> Self {
         Self {
             part: PartLimit::new(part_bytes),
@@ -42,40 +42,40 @@ impl InsertLimits {
         }
     }
 
-    /// The most bytes in a body.
+    /// Maximum bytes in a body.
     pub(crate) fn body_bytes(&self) -> usize {
         self.body.load(Ordering::Relaxed)
     }
 
-    /// A proxy did not take a body of so many bytes. Its limit stays as it is, so this does not grow.
+    /// Lowers the limit after a proxy rejected a body of `bytes`. It never grows again, since a
+    /// proxy's limit is fixed.
     pub(crate) fn body_was_too_large(&self, bytes: usize) {
         self.body.fetch_min((bytes / 2).max(1), Ordering::Relaxed);
     }
 }
 
-/// Bytes at which the server ends a part: what was asked for, and less for a while after it had too
-/// little memory for one.
+/// Bytes at which the server ends a part: the requested size, or temporarily less after it ran out
+/// of memory.
 #[derive(Debug)]
 pub(crate) struct PartLimit {
     allowed: usize,
     now: AtomicUsize,
-    /// How far it grows for now: not to what was refused.
+    /// Current upper bound for growth, below sizes that were rejected.
     ceiling: AtomicUsize,
-    /// Parts that were taken since one was refused.
+    /// Parts accepted since the last rejection.
     taken: AtomicUsize,
 }
 
-/// A limit that was lowered grows by this share of what is allowed with each part that the server
-/// takes.
+/// A lowered limit grows by this share of the allowed size with each accepted part.
 const RECOVERY: usize = 32;
-/// So many parts have to be taken before one may be larger than three quarters of one that was
-/// refused: after each refusal the segment is read once more from its beginning.
+/// Parts that must be accepted before exceeding three quarters of a rejected size: each rejection
+/// means reading the segment from the start again.
 const PATIENCE: usize = 64;
-/// Smaller parts are of no use to anybody.
+/// Smaller parts help nobody.
 pub(crate) const SMALLEST_PART: usize = 1024 * 1024;
 
 impl PartLimit {
-    /// The server ends a part with the block with which it has `allowed` bytes.
+    /// The server ends a part with the block that reaches `allowed` bytes.
     fn new(allowed: usize) -> Self {
         Self {
             allowed,
@@ -85,12 +85,12 @@ impl PartLimit {
         }
     }
 
-    /// The bytes at the moment.
+    /// The current limit.
     pub(crate) fn bytes(&self) -> usize {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// The server had too little memory for a part of so many bytes.
+    /// Lowers the limit after the server ran out of memory for a part of `bytes`.
     pub(crate) fn was_too_large(&self, bytes: usize) {
         self.now
             .fetch_min((bytes / 2).max(SMALLEST_PART), Ordering::Relaxed);
@@ -99,7 +99,7 @@ impl PartLimit {
         self.taken.store(0, Ordering::Relaxed);
     }
 
-    /// The server took an insert of so many bytes.
+    /// Records that the server accepted an insert of `bytes`.
     pub(crate) fn was_taken(&self, bytes: usize) {
         let parts = bytes / self.bytes().max(1);
         for _ in 0..parts.clamp(1, PATIENCE) {
@@ -113,7 +113,7 @@ impl PartLimit {
 
     fn grow(&self, limit: &AtomicUsize, most: usize) {
         let grown = |now: usize| (now < most).then(|| most.min(now + self.allowed / RECOVERY));
-        // An error says that there was nothing to change.
+        // An error means there was nothing to change.
         let _ = limit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
     }
 }
@@ -132,10 +132,10 @@ mod tests {
         assert_eq!(limit.bytes(), 20 * MIB);
         limit.was_taken(10);
         assert_eq!(limit.bytes(), 22 * MIB);
-        // Five parts of the size that they have by then.
+        // Five parts of the current size.
         limit.was_taken(110 * MIB);
         assert_eq!(limit.bytes(), 30 * MIB);
-        // What was refused is not tried again soon.
+        // A rejected size is not retried soon.
         for _ in 0..30 {
             limit.was_taken(MIB);
         }

@@ -1,11 +1,9 @@
-//! Segments, several at once: read → enrich → insert, bounded.
+//! Runs segments concurrently: read → enrich → insert, in bounded memory.
 //!
-//! Each segment holds a block that is arriving, blocks that wait for their traces and
-//! blocks that wait to be sent, and all of them together at most its
-//! share of the memory: a block of unusual size waits until the others are sent. A
-//! segment is done when its insert is acknowledged; if anything
-//! of it fails in a way that may pass, it is read again, and what the target has of it by then
-//! is not sent again.
+//! Each segment holds an arriving block, blocks waiting for traces and blocks waiting to be sent,
+//! all within its share of memory: an unusually large block waits until the others are sent. A
+//! segment is done when its insert is acknowledged. After a temporary failure it is read again, and
+//! rows that have reached the target are not sent again.
 
 mod attempt;
 pub(crate) mod compress;
@@ -26,28 +24,27 @@ use crate::progress::Phase;
 
 pub(crate) use self::work::{Done, Pipeline, WorkItem};
 
-/// Writes down what is begun and what is done, one at a time.
+/// Records the start and end of items, one at a time.
 pub(crate) trait Records {
-    /// Before anything of an item is sent.
+    /// Records that an item is about to be sent.
     ///
     /// # Errors
-    /// [`Error`] where it cannot be written down; then the item is not begun.
+    /// [`Error`] if it cannot be recorded; the item is then not started.
     fn begin(&mut self, item: &WorkItem) -> Result<(), Error>;
 
-    /// When all of an item is acknowledged. Says whether to begin another one.
+    /// Records that an item is fully acknowledged. Returns whether to start another one.
     ///
     /// # Errors
-    /// [`Error`] where it cannot be written down; then the item counts as begun.
+    /// [`Error`] if it cannot be recorded; the item then counts as started only.
     fn done(&mut self, done: Done) -> Result<bool, Error>;
 }
 
-/// Works through all items, day by day, so that what is read of the trace store for one is in the page cache
-/// for the next; of a day the largest first, so that none holds the rest up.
+/// Works through all items day by day, so that the trace store's pages read for one are still
+/// cached for the next. Within a day it takes the largest first, so that none finishes late.
 ///
 /// # Errors
-/// [`Kind::Failed`](crate::error::Kind) with the item and the server's words;
-/// [`Kind::Interrupted`](crate::error::Kind) where the run was asked to end. Pieces that were
-/// done before stay done.
+/// [`Kind::Failed`](crate::error::Kind) with the item and the server's message, or
+/// [`Kind::Interrupted`](crate::error::Kind) on a signal. Finished items stay finished.
 pub(crate) async fn run(
     pipeline: Arc<Pipeline>,
     mut items: Vec<WorkItem>,
@@ -84,7 +81,7 @@ pub(crate) async fn run(
         if running.is_empty() && is_over {
             break;
         }
-        // What is not over, and has nothing under way, may begin nothing.
+        // Items remain but none is running, so starting is not allowed right now.
         let _still = running.is_empty().then(|| throttle.stand_still());
         let outcome = tokio::select! {
             Some(outcome) = running.join_next() => outcome,
@@ -101,14 +98,14 @@ pub(crate) async fn run(
         match outcome {
             Ok(another) => is_enough |= !another,
             Err(error) => {
-                // The others are not waited for: they may take long, or fail alike.
+                // Do not wait for the others: they may take long or fail alike.
                 running.abort_all();
                 first_error.get_or_insert(error);
             }
         }
     }
     match (first_error, shutdown.signal()) {
-        // What went wrong is what the operator must know, also where a signal came then.
+        // Report the failure, even if a signal came at the same time.
         (Some(error), _) => Err(error),
         (None, Some(signal)) => Err(Error::interrupted(signal)),
         (None, None) => Ok(()),

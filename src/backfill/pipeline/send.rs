@@ -1,5 +1,5 @@
-//! The rows of one attempt at an item on their way into the target: one insert, whose parts the server
-//! cuts. There are several one after the other only where one may not last, or not be so large.
+//! Sends the rows of one attempt as one insert, which the server divides into parts. Uses several
+//! consecutive inserts only if time or body size is limited.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,56 +19,56 @@ use crate::state::counts::SegmentCounts;
 use crate::telemetry::Telemetry;
 use crate::throttle::{Pause, Throttle};
 
-/// ClickHouse gives an insert up of which nothing comes for 30 s (`http_receive_timeout`). One that has
-/// waited for rows so long is ended, and the next rows go into another one.
+/// ClickHouse abandons an insert that receives nothing for 30 s (`http_receive_timeout`). After
+/// this long without rows an insert is ended, and the next rows start another.
 const LONGEST_SILENCE: Duration = Duration::from_secs(10);
-/// How long the server may take until there is room for a block, or until it answers at the end.
+/// How long the server may take to accept a block, or to answer at the end.
 const LONGEST_STALL: Duration = Duration::from_secs(900);
-/// How long an insert may still take once the run is asked to end.
+/// How long an insert may still take after a signal.
 const LAST_INSERT: Duration = Duration::from_secs(10);
-/// How long the insert of an attempt that has failed may still take: what it has written by then need
-/// not be sent again.
+/// How long an insert may still take after its attempt failed: what it finishes writing need not be
+/// sent again.
 const FAILED_INSERT: Duration = Duration::from_secs(60);
 
-/// Where events go. Shared by all segments.
+/// Where events go. All segments share one.
 pub(crate) struct Destination {
     /// The server.
     pub connection: Connection,
-    /// The table, for messages.
+    /// The table name, for messages.
     pub table: String,
     /// `INSERT INTO … FORMAT Native`
     pub insert_sql: String,
-    /// Whether views count in the rows that are written.
+    /// Whether the number of written rows includes those of views.
     pub has_views: bool,
-    /// What the query ids of all inserts of this process begin with.
+    /// Query id prefix of all inserts of this process.
     pub query_prefix: String,
-    /// Insert nothing.
+    /// Whether to insert nothing.
     pub dry_run: bool,
-    /// Rows that the server gathers for a part, unless their bytes are enough.
+    /// Rows per part, unless the byte limit comes first.
     pub part_rows: usize,
-    /// How large parts and inserts may be.
+    /// Limits on parts and inserts.
     pub limits: InsertLimits,
-    /// How long an insert may last before another one is begun, where the user's profile limits it.
+    /// Maximum duration of one insert, if the user's profile limits it.
     pub longest_insert: Option<Duration>,
-    /// Bytes of memory that may wait to be sent, for each segment.
+    /// Bytes that may wait to be sent, per segment.
     pub backlog_bytes: usize,
-    /// Makes what is sent.
+    /// Prepares blocks for sending.
     pub compressor: Compressor,
-    /// When to try again.
+    /// When to retry.
     pub retries: Retries,
-    /// Whether to end.
+    /// Signals a request to stop.
     pub shutdown: Shutdown,
-    /// How fast to go.
+    /// Limits the speed.
     pub throttle: Throttle,
-    /// What is counted for those who watch it.
+    /// Counters for metrics.
     pub telemetry: Telemetry,
-    /// What the rows are made of, for that.
+    /// The source's name in the metrics.
     pub source: &'static str,
 }
 
 impl Destination {
-    /// The connection for a segment: segments take turns with the servers, and all questions of one go to
-    /// the same, as long as it answers.
+    /// The connection for a segment. Segments alternate between servers, and all of one segment's
+    /// queries go to the same server while it answers.
     pub(super) fn connection_of(&self, segment: u32) -> Connection {
         self.connection.at(segment as usize)
     }
@@ -78,40 +78,40 @@ impl Destination {
 pub(crate) struct Sender {
     destination: Arc<Destination>,
     connection: Connection,
-    /// No other attempt has this name.
+    /// The attempt's unique name.
     name: String,
     inserts: u32,
-    /// Of these, those that did not reach a server.
+    /// Inserts that did not reach a server.
     unreached: u32,
-    /// Of these, those that the server has acknowledged.
+    /// Inserts acknowledged by the server.
     answered: u32,
     open: Option<Open>,
     counts: SegmentCounts,
-    /// Rows that the server has acknowledged.
+    /// Rows acknowledged by the server.
     acknowledged: u64,
-    /// When the last block was sent, or this was made.
+    /// Time of the last send, or of creation.
     sent: Instant,
 }
 
-/// The insert that is under way.
+/// The current insert.
 struct Open {
     insert: OpenInsert,
     begun: Instant,
-    /// When it was given something last.
+    /// When it last received a block.
     fed: Instant,
     blocks: u32,
     /// Bytes of its body.
     body_bytes: usize,
-    /// Bytes of its blocks, uncompressed.
+    /// Uncompressed bytes of its blocks.
     bytes: usize,
-    /// Of the largest of them.
+    /// Uncompressed bytes of its largest block.
     largest_block: usize,
-    /// Bytes that the server gathers for a part.
+    /// Bytes the server collects for a part.
     part_bytes: usize,
 }
 
 impl Open {
-    /// Whether it is of use to make parts smaller, or inserts: what was refused was more than a block.
+    /// Whether smaller parts or inserts may help: more than one block was rejected.
     fn is_divisible(&self, error: &RequestError) -> bool {
         self.blocks > 1
             && (!error.is_lack_of_memory()
@@ -120,8 +120,8 @@ impl Open {
 }
 
 impl Sender {
-    /// A sender for one attempt at a segment of that number. Another attempt must have another `name`, so
-    /// that its inserts can be told from those before.
+    /// A sender for one attempt at a segment. Each attempt needs its own `name`, which keeps its
+    /// inserts apart from earlier ones.
     pub(crate) fn new(destination: &Arc<Destination>, segment: u32, name: String) -> Self {
         Self {
             connection: destination.connection_of(segment),
@@ -137,35 +137,35 @@ impl Sender {
         }
     }
 
-    /// What the query ids of its inserts begin with, if a server may still be working on one.
+    /// Query id prefix of its inserts, if a server may still be running one.
     pub(crate) fn in_doubt(&self) -> Option<String> {
         let is_in_doubt = self.inserts > self.unreached + self.answered;
         is_in_doubt.then(|| format!("{}-{}-", self.destination.query_prefix, self.name))
     }
 
-    /// Whether anything was sent, so that rows of it may be in the target.
+    /// Whether anything was sent, so rows may be in the target.
     pub(crate) fn has_sent(&self) -> bool {
         self.inserts > self.unreached
     }
 
-    /// Rows that the server has acknowledged.
+    /// Rows acknowledged by the server.
     pub(crate) fn acknowledged(&self) -> u64 {
         self.acknowledged
     }
 
-    /// Bytes of memory of the blocks that are not sent yet.
+    /// Memory held by unsent blocks, in bytes.
     pub(crate) fn held_bytes(&self) -> usize {
         let open = self.open.as_ref();
         open.map_or(0, |open| open.insert.held_bytes())
     }
 
-    /// What all blocks came to, once the last insert is acknowledged.
+    /// The counts over all blocks, valid once the last insert is acknowledged.
     pub(crate) fn counts(&self) -> SegmentCounts {
         self.counts
     }
 
-    /// When the insert that is under way, if one is, will have waited too long for rows, or will have
-    /// lasted as long as it may.
+    /// When the current insert, if any, will have waited too long for rows or reached its maximum
+    /// duration.
     pub(crate) fn silent_until(&self) -> Option<Instant> {
         let open = self.open.as_ref()?;
         let silent = open.fed + LONGEST_SILENCE;
@@ -173,10 +173,10 @@ impl Sender {
         Some(longest.map_or(silent, |longest| silent.min(open.begun + longest)))
     }
 
-    /// Sends a block, once there is room for it among those that wait.
+    /// Queues a block for sending, once there is room.
     ///
     /// # Errors
-    /// What has become of the insert; [`WorkError::Interrupted`] where the run is asked to end.
+    /// [`WorkError`] if the insert failed, or [`WorkError::Interrupted`] on a signal.
     pub(crate) async fn send<S: KeepAlive>(
         &mut self,
         block: EnrichedBlock,
@@ -193,7 +193,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Waits as long as the throttle wants it, sipping from the source meanwhile.
+    /// Pauses as the throttle requires, reading ahead meanwhile.
     async fn pause<S: KeepAlive>(
         &mut self,
         pause: Pause,
@@ -205,7 +205,7 @@ impl Sender {
             .silent_until()
             .is_some_and(|silent| silent < pause.until)
         {
-            // The server would take the insert for dead.
+            // The server would abandon the insert.
             let held_bytes = self.held_bytes();
             self.finish(source).await?;
             source.gives_back(held_bytes);
@@ -214,7 +214,7 @@ impl Sender {
         let waiting = async {
             tokio::select! {
                 () = tokio::time::sleep_until(pause.until) => Ok(()),
-                // It was asked for at another speed.
+                // The pause was computed for another speed.
                 () = changes.next() => Ok(()),
                 _ = destination.shutdown.requested() => Err(WorkError::Interrupted),
             }
@@ -276,8 +276,7 @@ impl Sender {
         })
     }
 
-    /// Waits until the blocks that are not sent hold no more than that, sipping from the source
-    /// meanwhile.
+    /// Waits until unsent blocks hold at most `held_bytes`, reading ahead meanwhile.
     ///
     /// # Errors
     /// As for [`Sender::send`].
@@ -302,8 +301,8 @@ impl Sender {
         waited?.map_err(|error| self.failed(error))
     }
 
-    /// Ends the insert that is under way, if there is one, and waits for its answer, sipping from the
-    /// source meanwhile; not for long, once the run is asked to end.
+    /// Ends the current insert, if any, and waits for its answer, reading ahead meanwhile. After a
+    /// signal it waits only briefly.
     ///
     /// # Errors
     /// As for [`Sender::send`].
@@ -346,14 +345,13 @@ impl Sender {
         }
     }
 
-    /// Ends what is under way after the attempt has failed. What was sent before may still be
-    /// acknowledged, for a while.
+    /// Ends the current insert after the attempt failed, allowing some time for its answer.
     pub(crate) async fn abandon(&mut self, error: &WorkError) {
         let Some(mut open) = self.open.take() else {
             return;
         };
         let shutdown = &self.destination.shutdown;
-        // Of an answer that is damaged the blocks before may be wrong too.
+        // If the response was damaged, earlier blocks may be wrong too.
         if !matches!(error, WorkError::Native(_)) {
             tokio::select! {
                 answer = tokio::time::timeout(FAILED_INSERT, open.insert.finish()) => {
@@ -369,11 +367,11 @@ impl Sender {
                 () = asked_to_end(shutdown) => {}
             }
         }
-        // Whatever comes of it, the item is not done.
+        // Ignore the result: the item is not done either way.
         open.insert.abort().await;
     }
 
-    /// What it means that the insert has failed.
+    /// Classifies a failed insert.
     fn failed(&mut self, error: RequestError) -> WorkError {
         let Some(open) = self.open.take() else {
             return error.into();
@@ -396,7 +394,7 @@ impl Sender {
 }
 
 impl Destination {
-    /// Counts an item that is done.
+    /// Counts a finished item.
     pub(super) fn count(&self, counts: SegmentCounts, is_segment: bool) {
         let left_out =
             counts.left_out.live + counts.left_out.already_there + counts.left_out.live_path;
@@ -446,7 +444,7 @@ fn begin(
     })
 }
 
-/// Waits until the run is asked to end, and as long as an insert may still take then.
+/// Waits for a signal, and then for the time an insert may still take.
 async fn asked_to_end(shutdown: &Shutdown) {
     shutdown.requested().await;
     tokio::time::sleep(LAST_INSERT).await;
@@ -457,7 +455,7 @@ async fn within(
     work: impl Future<Output = Result<(), RequestError>>,
 ) -> Result<(), RequestError> {
     let timed_out = |_| {
-        let doing = "accept the rows of an insert";
+        let doing = "accept an insert's rows";
         Err(RequestError::TimedOut { doing, limit })
     };
     tokio::time::timeout(limit, work)
@@ -466,5 +464,5 @@ async fn within(
 }
 
 fn compression_failed(error: std::io::Error) -> WorkError {
-    RequestError::Unexpected(format!("a block cannot be compressed: {error}")).into()
+    RequestError::Unexpected(format!("cannot compress a block: {error}")).into()
 }

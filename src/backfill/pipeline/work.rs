@@ -1,4 +1,4 @@
-//! What is worked on, and what with.
+//! Items of work, and what all of them share.
 
 use std::sync::Arc;
 
@@ -20,37 +20,37 @@ use crate::state::counts::{DeferredCounts, SegmentCounts};
 
 /// What all segments share.
 pub(crate) struct Pipeline {
-    /// Leaves out rows that are not to be written.
+    /// Excludes rows that must not be written.
     pub guard: Guard,
-    /// Finds out what an attempt has written that failed.
+    /// Finds out what a failed attempt wrote.
     pub recovery: Recovery,
-    /// Makes events of observations.
+    /// Turns rows into events.
     pub enricher: Enricher,
-    /// The table of the source.
+    /// The source table.
     pub source: TableInfo,
-    /// The query of one segment.
+    /// The query of a segment.
     pub query: SegmentQuery,
-    /// Which rows of a segment are read, if not all.
+    /// The rows to read in each segment, if not all.
     pub wanted: Option<WantedRows>,
-    /// Where the events go.
+    /// Where events go.
     pub destination: Arc<Destination>,
-    /// How much memory everything may take.
+    /// Memory limits.
     pub budget: Budget,
-    /// Buffers of blocks that arrive.
+    /// Buffers for arriving blocks.
     pub pool: BufferPool,
-    /// Where observations wait whose trace is not known.
+    /// Stores rows whose trace is unknown.
     pub deferred: DeferredRows,
-    /// Whether they do, when they come from the server.
+    /// How to treat such rows when they come from the server.
     pub unknown: Unknown,
-    /// Most rows in one block that is read.
+    /// Maximum rows per block to read.
     pub block_rows: usize,
 }
 
 impl Pipeline {
-    /// Waits until the replica from which an item is read has all of its rows.
+    /// Waits until the replica that serves an item has all of its rows.
     ///
     /// # Errors
-    /// [`WorkError`] where it does not get there.
+    /// [`WorkError`] if it does not catch up, or on a signal.
     pub(super) async fn catch_up(&self, item: &WorkItem) -> Result<(), WorkError> {
         let WorkItem::Segment(segment) = item else {
             return Ok(());
@@ -63,19 +63,19 @@ impl Pipeline {
 /// An item of work.
 #[derive(Debug, Clone)]
 pub(crate) enum WorkItem {
-    /// The observations of a segment.
+    /// The rows of a segment.
     Segment(Segment),
-    /// What a segment has left for later.
+    /// Rows that a segment deferred.
     Deferred {
         /// The segment.
         segment: Segment,
-        /// How much that is.
+        /// Their counts.
         counts: DeferredCounts,
     },
 }
 
 impl WorkItem {
-    /// The segment that it is, or is a part of.
+    /// The segment it is, or belongs to.
     pub(crate) fn segment(&self) -> &Segment {
         match self {
             WorkItem::Segment(segment) | WorkItem::Deferred { segment, .. } => segment,
@@ -87,12 +87,12 @@ impl WorkItem {
         self.segment().number
     }
 
-    /// The day on which it begins, where that is known.
+    /// The day it starts on, if known.
     pub(super) fn first_day(&self) -> Option<Day> {
         self.segment().from.as_ref().map(|from| from.day)
     }
 
-    /// How many rows it has.
+    /// Number of rows.
     pub(super) fn rows(&self) -> u64 {
         match self {
             WorkItem::Segment(segment) => segment.rows,
@@ -100,27 +100,27 @@ impl WorkItem {
         }
     }
 
-    /// What it is, for people.
+    /// Its name in messages.
     pub(super) fn name(&self) -> String {
         let number = self.number();
         match self {
             WorkItem::Segment(_) => format!("segment {number}"),
-            WorkItem::Deferred { .. } => format!("what segment {number} left for later"),
+            WorkItem::Deferred { .. } => format!("the deferred rows of segment {number}"),
         }
     }
 }
 
-/// An item of work that is done.
+/// A finished item.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Done {
     /// Number of its segment.
     pub number: u32,
     /// What became events.
     pub counts: SegmentCounts,
-    /// What is left for later.
+    /// What was deferred.
     pub deferred: DeferredCounts,
-    /// Whether an attempt failed that had sent something.
+    /// Whether an attempt failed after sending something.
     pub was_repeated: bool,
-    /// Whether it is a segment, and not what one left for later.
+    /// Whether it is a segment rather than its deferred rows.
     pub is_segment: bool,
 }

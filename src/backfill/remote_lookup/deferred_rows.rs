@@ -1,10 +1,8 @@
-//! Observations whose trace is on none of the days that were loaded. They wait in
-//! files, as the blocks they came in, until their traces were looked for in all of
-//! ClickHouse; so they are read from ClickHouse once, and their traces are asked
-//! for many at a time.
+//! Stores observations whose trace is on none of the loaded days. They wait in files, as the blocks
+//! they arrived in, until their traces have been looked up in all of ClickHouse. That way each is
+//! read from ClickHouse once, and traces are looked up many at a time.
 //!
-//! A segment's file gets its name once it is complete and on disk, before the
-//! segment counts as done.
+//! A segment's file gets its name once complete and on disk, before the segment counts as done.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,14 +13,14 @@ use crate::error::Advice;
 use crate::native::Block;
 use crate::state::counts::DeferredCounts;
 
-/// The directory of all such files.
+/// The directory of these files.
 #[derive(Debug, Clone)]
 pub(crate) struct DeferredRows {
     directory: PathBuf,
 }
 
 impl DeferredRows {
-    /// The files in `directory`, which need not be there.
+    /// Uses `directory`, which need not exist.
     pub(crate) fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
@@ -31,7 +29,7 @@ impl DeferredRows {
         self.directory.join(format!("segment-{segment}.native"))
     }
 
-    /// A writer of the file of a segment, which it replaces.
+    /// Writes a segment's file, replacing any existing one.
     pub(crate) fn writer(&self, segment: u32) -> DeferredWriter {
         DeferredWriter {
             directory: self.directory.clone(),
@@ -41,10 +39,10 @@ impl DeferredRows {
         }
     }
 
-    /// A reader of the file of a segment, which must have so many bytes.
+    /// Reads a segment's file, which must have `bytes` bytes.
     ///
     /// # Errors
-    /// [`WorkError::File`] where it cannot be read, or is not what was written.
+    /// [`WorkError::File`] if it cannot be read or has another size.
     pub(crate) fn reader(&self, segment: u32, bytes: u64) -> Result<DeferredReader, WorkError> {
         let path = self.path(segment);
         let open = || {
@@ -52,7 +50,7 @@ impl DeferredRows {
             match file.metadata()?.len() {
                 length if length == bytes => Ok(file),
                 length => Err(std::io::Error::other(format!(
-                    "it has {length} bytes where {bytes} were written"
+                    "it has {length} bytes instead of {bytes}"
                 ))),
             }
         };
@@ -64,14 +62,14 @@ impl DeferredRows {
         Ok(DeferredReader { path, file })
     }
 
-    /// Removes the file of a segment.
+    /// Deletes a segment's file.
     pub(crate) fn remove(&self, segment: u32) {
-        // What cannot be removed now is removed with the whole directory.
+        // Leftovers are deleted with the whole directory.
         let _ = std::fs::remove_file(self.path(segment));
     }
 }
 
-/// Writes the file of a segment. If there are no such rows there is no file.
+/// Writes a segment's file. Creates none if there are no rows.
 pub(crate) struct DeferredWriter {
     directory: PathBuf,
     path: PathBuf,
@@ -83,7 +81,7 @@ impl DeferredWriter {
     /// Adds a block.
     ///
     /// # Errors
-    /// [`WorkError::File`] where the disk is full.
+    /// [`WorkError::File`] if the file cannot be written, for example on a full disk.
     pub(crate) fn push(&mut self, block: &Block) -> Result<(), WorkError> {
         self.write(block)
             .map_err(|error| WorkError::file(&self.path, &error))?;
@@ -103,10 +101,10 @@ impl DeferredWriter {
         }
     }
 
-    /// Gives the file its name, once all of it is on disk.
+    /// Syncs the file to disk, then gives it its name.
     ///
     /// # Errors
-    /// [`WorkError::File`] where the disk is full.
+    /// [`WorkError::File`] if the file cannot be written, for example on a full disk.
     pub(crate) fn finish(self) -> Result<DeferredCounts, WorkError> {
         let Some(file) = self.file else {
             return Ok(self.counts);
@@ -123,20 +121,20 @@ fn keep(file: tempfile::NamedTempFile, path: &Path, directory: &Path) -> std::io
     File::open(directory)?.sync_all()
 }
 
-/// Reads the file of a segment.
+/// Reads a segment's file.
 pub(crate) struct DeferredReader {
     path: PathBuf,
     file: File,
 }
 
-/// Bytes that are read at once.
+/// Bytes per read.
 const CHUNK_BYTES: usize = 256 * 1024;
 
 impl DeferredReader {
     /// The next bytes, or `None` at the end.
     ///
     /// # Errors
-    /// [`WorkError::File`] where it cannot be read.
+    /// [`WorkError::File`] if the file cannot be read.
     pub(crate) fn next_chunk(&mut self) -> Result<Option<bytes::Bytes>, WorkError> {
         let mut chunk = vec![0; CHUNK_BYTES];
         let length = self

@@ -1,5 +1,5 @@
-//! Traces that are not where a look-up expects them, on their row's day or beside it: on other days that
-//! are loaded, or not loaded at all. They are asked for thousands at a time, wherever they are.
+//! Finds traces outside their row's day and the days beside it: on other loaded days, or in other
+//! months. They are looked up thousands at a time.
 
 pub(crate) mod deferred_rows;
 pub(crate) mod query;
@@ -18,13 +18,13 @@ use crate::mapping::Source;
 use crate::native::BlockReader;
 use crate::trace_store::{About, TraceStore};
 
-/// Most traces not found that the report lists.
+/// Maximum number of missing traces listed in the report.
 const NOT_FOUND_LISTED: usize = 100;
 
-/// Looks for the traces of all rows that wait: on the days that are loaded, then in ClickHouse.
+/// Looks up the traces of all deferred rows: on the loaded days, then in ClickHouse.
 ///
 /// # Errors
-/// [`Error`] where it does not work, or the run is asked to end.
+/// [`Error`] if the server, the store or a file fails, or on a signal.
 pub(super) async fn look_up_deferred(
     context: &Context,
     journal: &mut Journal,
@@ -33,7 +33,7 @@ pub(super) async fn look_up_deferred(
     store: &TraceStore,
 ) -> Result<(), Error> {
     let key_columns = context.inspected.mapping_of(source).key_columns;
-    // A trace that waits itself may be known in an older version, which must not count.
+    // A deferred trace's older version may be stored already, and must not win.
     let about = match source {
         Source::Observations => About::Missing,
         Source::Traces => About::Moved,
@@ -91,14 +91,13 @@ async fn ask_and_count(
     })
 }
 
-/// Finds the traces that are on a day that is loaded and on days that are not, and which of
-/// their versions counts.
+/// Finds traces on both loaded and other days, and settles which version wins.
 ///
 /// # Errors
-/// [`Error`] where it does not work, or the run is asked to end.
+/// [`Error`] if the server or the store fails, or on a signal.
 pub(super) async fn settle_far_moved(context: &Context, store: &TraceStore) -> Result<(), Error> {
-    // A root span is written by the month in which its trace's latest version lies, so that
-    // one must be known.
+    // A root span is written with the month of its trace's latest version, so that version must be
+    // known.
     let is_wanted = context.options.subject.remote_lookup || context.options.subject.root_spans;
     if !is_wanted || !context.inspected.has_more_traces {
         return Ok(());
@@ -121,7 +120,7 @@ pub(super) async fn settle_far_moved(context: &Context, store: &TraceStore) -> R
     }
 }
 
-/// Asks a question, again and again while what stops it may pass.
+/// Looks up a batch, with retries.
 async fn ask(
     context: &Context,
     question: &Question,
@@ -130,7 +129,7 @@ async fn ask(
 ) -> Result<Answer, Error> {
     let count = question.len();
     let doing = format!("looking for {count} traces in other months");
-    let failed = format!("{count} traces could not be looked for in other months");
+    let failed = format!("cannot look for {count} traces in other months");
     let mut attempts =
         WorkAttempts::new(&context.retries, doing, failed).in_blocks_of(versions::BLOCK_ROWS);
     let source = context.trace_source();

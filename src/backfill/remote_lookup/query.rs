@@ -1,14 +1,12 @@
-//! Asks ClickHouse for traces that are on none of the days that were loaded: in
-//! whatever month they lie, many at a time, each of them once.
+//! Asks ClickHouse for traces that are on none of the loaded days, in any month, each once and many
+//! at a time.
 //!
-//! Besides, there are traces that are on one of these days and on others too, perhaps
-//! years away. ClickHouse finds them by a GROUP BY over the ids of the table, in which it
-//! may use its disk.
+//! It also finds traces that are on a loaded day and on others too, possibly years away: ClickHouse
+//! groups all ids of the table, and may use its disk for that.
 //!
-//! The Bloom filter index of `traces` lets one granule in a thousand pass for each id
-//! that is asked for. So a question for one trace reads little, and many such questions
-//! would read the table again and again; a question for thousands reads the ids
-//! of the whole table, once.
+//! The Bloom filter index of `traces` passes one granule in a thousand for each id. A query for one
+//! trace reads little, but many such queries would read the table again and again; a query for
+//! thousands reads all ids once.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -29,27 +27,27 @@ use crate::partition::Day;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{About, RemoteWriter, TraceRecord, TraceStore, key};
 
-/// Bytes of ids that one question asks for. ClickHouse takes about three times as much for
-/// the text of the query and the set it makes of it.
+/// Bytes of ids per query. ClickHouse takes about three times as much for the query text and the
+/// set built from it.
 const QUESTION_BYTES: usize = 4 * 1024 * 1024;
-/// Traces with versions far apart that one query gives.
+/// Traces per query when searching for versions far apart.
 pub(super) const MOVED_AT_ONCE: usize = 20_000;
 
-/// The traces to ask for: project and id, by key.
+/// A batch of traces to look up: project and id, by key.
 #[derive(Debug, Default)]
 pub(crate) struct Question {
     traces: BTreeMap<Vec<u8>, (Vec<u8>, Vec<u8>)>,
     bytes: usize,
-    /// The days on which they are looked for, if not on all.
+    /// The days to search, if not all.
     days: Option<RangeInclusive<Day>>,
 }
 
 impl Question {
-    /// Adds the traces of a block of rows that wait, unless they are missing and it is known that
-    /// they are. The columns are those of the project's and of the trace's id.
+    /// Adds the traces of a block's deferred rows, except those known to be missing. The columns
+    /// hold project and trace id.
     ///
     /// # Errors
-    /// [`WorkError`] where the block is damaged, or the store fails.
+    /// [`WorkError`] if the block is damaged or the store fails.
     pub(crate) fn add(
         &mut self,
         block: &Block,
@@ -76,7 +74,7 @@ impl Question {
         Ok(())
     }
 
-    /// A question for these traces.
+    /// A batch of these traces.
     pub(crate) fn of(traces: Vec<Moved>) -> Self {
         let mut question = Self::default();
         for Moved { project_id, id } in traces {
@@ -87,7 +85,7 @@ impl Question {
         question
     }
 
-    /// The same question about some days only, which the primary key of `traces` finds.
+    /// Limits the search to some days, which `traces` finds by its primary key.
     pub(crate) fn on_days(self, days: RangeInclusive<Day>) -> Self {
         Self {
             days: Some(days),
@@ -100,11 +98,11 @@ impl Question {
         self.traces.insert(key, (project, id));
     }
 
-    /// Takes those out that are on a day that is loaded, and keeps where a look-up finds them at once.
-    /// The records that are held meanwhile take at most `max_bytes`, but for a single one.
+    /// Removes traces found on loaded days, and stores them where a look-up finds them directly.
+    /// Holds at most `max_bytes` of records, or a single larger one.
     ///
     /// # Errors
-    /// [`WorkError::Store`] where the store fails.
+    /// [`WorkError::Store`] if the store fails.
     pub(crate) fn settle_on_loaded_days(
         &mut self,
         store: &TraceStore,
@@ -117,17 +115,17 @@ impl Question {
         Ok(())
     }
 
-    /// Whether it should be asked before more is added.
+    /// Whether to run the query before adding more.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes >= QUESTION_BYTES
     }
 
-    /// Whether there is nothing to ask.
+    /// Whether the batch is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.traces.is_empty()
     }
 
-    /// How many traces it asks for.
+    /// Number of traces.
     pub(crate) fn len(&self) -> usize {
         self.traces.len()
     }
@@ -155,7 +153,7 @@ impl Question {
     }
 }
 
-/// A trace with versions on days that are loaded, and on others.
+/// A trace with versions on loaded and on other days.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Row)]
 pub(crate) struct Moved {
     /// `project_id`
@@ -164,21 +162,21 @@ pub(crate) struct Moved {
     pub id: ByteBuf,
 }
 
-/// What came of a question.
+/// The result of a look-up.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
-    /// Traces that were found, and are not deleted.
+    /// Traces found that are not deleted.
     pub found: u64,
-    /// Project and id of those that were not found.
+    /// Project and id of traces not found.
     pub not_found: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl TraceSource<'_> {
-    /// Some traces that are on one of `days` and on other days too, in the order of their keys,
-    /// from the one after `last` on. Without any, there are no more.
+    /// The next traces after `last` that are on one of `days` and on other days too, in key order.
+    /// Empty at the end.
     ///
     /// # Errors
-    /// [`WorkError::Request`]
+    /// [`WorkError::Request`] if the server rejects the query or cannot be reached.
     pub(crate) async fn moved_far(
         &self,
         days: &RangeInclusive<Day>,
@@ -197,21 +195,20 @@ impl TraceSource<'_> {
             days.end()
         );
         let query = format!(
-            "SELECT CAST({TRACE}.project_id, 'String') AS project_id, \
-             CAST({TRACE}.id, 'String') AS id FROM {} AS {TRACE}{after} \
-             GROUP BY project_id, id HAVING countIf({is_loaded}) > 0 AND countIf(NOT {is_loaded}) > 0 \
-             ORDER BY project_id, id LIMIT {MOVED_AT_ONCE} \
+            "SELECT CAST({TRACE}.project_id, 'String') AS project_id, CAST({TRACE}.id, 'String') \
+             AS id FROM {} AS {TRACE}{after} GROUP BY project_id, id HAVING countIf({is_loaded}) \
+             > 0 AND countIf(NOT {is_loaded}) > 0 ORDER BY project_id, id LIMIT {MOVED_AT_ONCE} \
              SETTINGS max_bytes_before_external_group_by = {ON_DISK_FROM_BYTES}",
             self.table.qualified_name(),
         );
         Ok(self.connection.rows_within(&query, TABLE_TIMEOUT).await?)
     }
 
-    /// Asks for all versions of the traces in a question and keeps the latest of each in the
-    /// store, or that there is none.
+    /// Looks up all versions of a batch's traces and stores the latest of each, or that there is
+    /// none.
     ///
     /// # Errors
-    /// [`WorkError`] of whatever kind; the same can be asked again.
+    /// [`WorkError`] if the server or the store fails, or on a signal. May be repeated.
     pub(crate) async fn ask(
         &self,
         question: &Question,
@@ -221,9 +218,9 @@ impl TraceSource<'_> {
         shutdown: &Shutdown,
     ) -> Result<Answer, WorkError> {
         let query = format!(
-            "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {} \
-             ORDER BY {TRACE}.project_id, {TRACE}.id, {TRACE}.event_ts, toDate({TRACE}.timestamp)) AS {TRACE} \
-             ARRAY JOIN [1] AS one",
+            "SELECT {} FROM (SELECT * FROM {} AS {TRACE} WHERE {} ORDER BY {TRACE}.project_id, \
+             {TRACE}.id, {TRACE}.event_ts, toDate({TRACE}.timestamp)) AS {TRACE} ARRAY JOIN [1] \
+             AS one",
             SelectItem::list(&trace_items(self.mapping)),
             self.table.qualified_name(),
             question.condition(),
@@ -243,11 +240,11 @@ impl TraceSource<'_> {
     }
 }
 
-/// Puts the versions of traces that arrive, the latest last, into the store.
+/// Stores arriving trace versions, the latest last.
 struct Answers<'a> {
     question: &'a Question,
     writer: RemoteWriter<'a>,
-    /// Whether the latest version of each trace that came is not deleted.
+    /// Whether the latest version of each trace is not deleted.
     is_live: BTreeMap<&'a [u8], bool>,
 }
 
@@ -267,7 +264,7 @@ impl<'a> Answers<'a> {
             let row = rows.next_row()?;
             key.clear();
             key::encode(&mut key, row.project_id, row.trace_id);
-            // The same id may stand in another project that was asked for.
+            // The same id may occur in another listed project.
             if let Some((key, _)) = self.question.traces.get_key_value(&key) {
                 row.record.encode(&mut encoded)?;
                 self.writer.put(key, &encoded)?;
