@@ -96,7 +96,7 @@ impl fmt::Display for Reason {
             Reason::ServerMemory => "percent of server memory in use",
             Reason::Queries => "queries by others",
             Reason::SlowQueries => "queries by others running for 10 s or more",
-            Reason::InsertTime => "times the initial insert duration",
+            Reason::InsertTime => "insert time as a multiple of the initial one",
             Reason::RowsPerSecond => "rows per second",
             Reason::BytesPerSecond => "bytes per second",
             Reason::Paused => "paused",

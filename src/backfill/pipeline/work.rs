@@ -105,7 +105,7 @@ impl WorkItem {
         let number = self.number();
         match self {
             WorkItem::Segment(_) => format!("segment {number}"),
-            WorkItem::Deferred { .. } => format!("the deferred rows of segment {number}"),
+            WorkItem::Deferred { .. } => format!("segment {number} (deferred rows)"),
         }
     }
 }
