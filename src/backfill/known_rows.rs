@@ -54,8 +54,8 @@ pub(super) async fn read_target(
     let others_rows = rows_of_others(context, journal.checkpoint(), &recovery).await?;
     if let Some(rows) = others_rows {
         context.display.note(format_args!(
-            "{} has {} more rows of {} than this run can have written: another run has worked on it \
-             meanwhile, so what is there is read again",
+            "{} has {} more rows of {} than this run can have written: another run has written \
+             meanwhile, so existing rows are read again",
             context.inspected.target.name,
             HumanCount(rows),
             context.options.share()

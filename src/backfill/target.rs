@@ -57,7 +57,7 @@ pub(super) async fn look(context: &Context, journal: &mut Journal) -> Result<(),
     let options = &context.options;
     if !options.dry_run {
         let target = &context.inspected.target;
-        // What an earlier process of the run still writes is ended later.
+        // Inserts of an earlier process of this run are ended later.
         let own = context.query_prefix(&journal.checkpoint().run_id);
         let alone = alone(&context.connection, target, options.share(), Some(&own));
         context.unless_interrupted(alone).await?;

@@ -82,10 +82,10 @@ impl TargetMonth {
         })
     }
 
-    /// Rows of the share that backfills have written, versions that are not merged yet included.
+    /// Number of rows of the share written by backfills, including unmerged versions.
     ///
     /// # Errors
-    /// [`RequestError`] where the server does not answer.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub(crate) async fn rows_of_backfills(&self) -> Result<u64, RequestError> {
         self.connection.catch_up(&self.table).await?;
         let (of_share, is_live) = (self.share_condition(), self.is_live());
