@@ -331,7 +331,7 @@ impl Statements {
         items.map_or(("", false), |(name, has_version)| (name, *has_version))
     }
 
-    /// Whether an event carries no item: a [`Number`].
+    /// The hash of empty experiment columns: a [`Number`].
     fn says_nothing(&self) -> String {
         let nothing = says(
             std::array::from_fn(|_| "''".to_owned()),
@@ -466,7 +466,7 @@ impl Statements {
         )
     }
 
-    /// Selects `what` from a backfill's events that carry an item although their trace has none.
+    /// Selects `items` from a backfill's events that carry an item although their trace has none.
     fn without_item(&self, month: (i64, i64), items: &str, limit: &str) -> String {
         let names = Names::of(Origin::Event);
         format!(

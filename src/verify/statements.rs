@@ -191,7 +191,7 @@ impl Statements {
         )
     }
 
-    /// Traces with versions on several days whose range includes one of `days`: [`MovedTrace`]s.
+    /// Traces with versions on several days that span or overlap `days`: [`MovedTrace`]s.
     /// Groups by hashes, which take a fraction of the ids' memory.
     pub(super) fn moved_traces(&self, days: &RangeInclusive<Day>) -> String {
         let day = format!("toUInt16(toDate({TRACE}.timestamp))");
@@ -207,8 +207,7 @@ impl Statements {
         )
     }
 
-    /// Trace ids of observations, or up to `most`, found on none of the days searched first:
-    /// [`Id`]s.
+    /// Trace ids of observations, at most `most`, found on none of the days searched first: [`Id`]s.
     pub(super) fn unresolved_traces(&self, scope: &Scope, most: Option<usize>) -> String {
         let near = scope.trace_conditions(&scope.trace_days);
         let limit = most.map_or_else(String::new, |most| format!(" LIMIT {most}"));

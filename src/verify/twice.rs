@@ -55,7 +55,7 @@ impl Verification<'_> {
         self.show(&full, &key, &counted, Kind::SecondRoot).await
     }
 
-    /// Counts share by share. The condition for a share ends with what `count` gets.
+    /// Counts share by share. `count` gets the end of the condition for a share, after the hash.
     async fn count_shares(&self, count: impl Fn(&str) -> String) -> Result<Counted, Error> {
         let shares = self.event_rows.div_ceil(ROWS_AT_ONCE).max(1);
         let mut total = Counted::default();
