@@ -216,7 +216,7 @@ mod tests {
         for step in cut {
             assert!(step.basis.starts_with("at least"), "{}", step.basis);
             assert!(
-                step.basis.contains("cut short after 15 s"),
+                step.basis.contains("stopped after 15 s"),
                 "{}",
                 step.basis
             );

@@ -624,7 +624,7 @@ fn a_plan_does_not_wait_for_ever_for_the_spans_of_dataset_runs() {
     let step = step(&report, "find dataset runs");
     let basis = step["basis"].as_str().unwrap();
     assert!(
-        basis.starts_with("at least") && basis.contains("cut short after 15 s"),
+        basis.starts_with("at least") && basis.contains("stopped after 15 s"),
         "{basis}"
     );
     assert!(seconds(&step["seconds"]) >= 15.0);
