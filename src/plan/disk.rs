@@ -210,7 +210,7 @@ mod tests {
     fn a_table_with_rows_grows_as_it_has() {
         let growth = table(TELLING_ROWS, &[], false).growth(&sources());
         assert_eq!(growth.bytes, 321_000_000);
-        assert!(growth.estimated_from.contains("10,000 rows"));
+        assert!(growth.estimated_from.contains("10,000 existing rows"));
         let growth = table(TELLING_ROWS - 1, &[], false).growth(&sources());
         assert!(growth.estimated_from.contains("source"));
     }
