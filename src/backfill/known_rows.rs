@@ -20,6 +20,9 @@ use crate::state::checkpoint::Checkpoint;
 use crate::state::counts::OwnRows;
 use crate::trace_store::{Against, TraceStore};
 
+/// Rows whose keys are read within seconds.
+const READ_ANYWAY: u64 = 10_000_000;
+
 /// Finds out what an attempt left in the target.
 pub(super) fn recovery(
     context: &Context,
@@ -51,21 +54,20 @@ pub(super) async fn read_target(
         return Ok(());
     };
     let counts_none = target.own_rows != OwnRows::Keep && !target.has_live_rows;
-    let others_rows = rows_of_others(context, journal.checkpoint(), &recovery).await?;
-    if let Some(rows) = others_rows {
-        context.display.note(format_args!(
-            "{} has {} more rows of {} than this run can have written: another run has written \
-             meanwhile, so existing rows are read again",
-            context.inspected.target.name,
-            HumanCount(rows),
-            context.options.share()
-        ));
-        store.clear(Against::RowsBefore)?;
-        let rows = target.rows.saturating_add(rows);
-        read_rows(context, &recovery, rows, "days of the target read").await?;
+    if let Some(rows) = rows_to_read_again(context, journal.checkpoint(), &recovery).await? {
+        // Beside those of before: of the run's own rows it is known then that they are its own.
+        let name = "days of the target read";
+        read_rows(context, &recovery, Against::RowsSince, rows, name).await?;
     } else if !target.keys_loaded && target.rows > 0 && !counts_none {
         store.clear(Against::RowsBefore)?;
-        read_rows(context, &recovery, target.rows, "days of the target read").await?;
+        read_rows(
+            context,
+            &recovery,
+            Against::RowsBefore,
+            target.rows,
+            "days of the target read",
+        )
+        .await?;
     } else if context.resumed && target.has_live_rows {
         // An earlier process read the target, but Langfuse has been writing since.
         read_live_rows(context, recovery).await?;
@@ -77,10 +79,10 @@ pub(super) async fn read_target(
     })
 }
 
-/// Minimum number of a backfill's rows in the target that neither existed before the run nor are its
-/// own: a resumed run must not write again what another run has written since. Segments with unknown
-/// progress may have written all of their rows.
-async fn rows_of_others(
+/// Number of rows in the target, if more than the checkpoint explains: a resumed run must not write again
+/// what another run has written since. Segments with unknown progress may have written all of their rows;
+/// up to [`READ_ANYWAY`] rows are read again all the same.
+async fn rows_to_read_again(
     context: &Context,
     checkpoint: &Checkpoint,
     recovery: &Recovery,
@@ -88,15 +90,26 @@ async fn rows_of_others(
     let Some(target) = checkpoint.target.as_ref().filter(|_| context.resumed) else {
         return Ok(None);
     };
-    let in_doubt: u64 = checkpoint.in_doubt().map(|segment| segment.rows).sum();
     let inserted = Source::BOTH.map(|source| checkpoint.counts(source).inserted);
-    let explained = target.rows + inserted.iter().sum::<u64>() + in_doubt;
+    let explained = target.rows + inserted.iter().sum::<u64>();
+    let in_doubt: u64 = checkpoint.in_doubt().map(|segment| segment.rows).sum();
     let count = async {
-        let rows = recovery.target.rows_of_backfills().await;
+        let rows = recovery.target.rows_of_share().await;
         rows.map_err(|error| Error::caused("cannot count the rows of the target", error))
     };
     let rows = context.unless_interrupted(count).await?;
-    Ok(rows.checked_sub(explained).filter(|&rows| rows > 0))
+    let unexplained = rows.saturating_sub(explained);
+    if unexplained > in_doubt {
+        context.display.note(format_args!(
+            "{} has {} more rows of {} than this run can have written: something else has written \
+             meanwhile, so existing rows are read again",
+            context.inspected.target.name,
+            HumanCount(unexplained - in_doubt),
+            context.options.share()
+        ));
+    }
+    let is_wanted = unexplained > in_doubt || (unexplained > 0 && rows <= READ_ANYWAY);
+    Ok(is_wanted.then_some(rows))
 }
 
 /// Reads what an earlier process of the run wrote without recording it in the checkpoint.
@@ -126,12 +139,20 @@ async fn read_live_rows(context: &Context, recovery: Recovery) -> Result<(), Err
         ..recovery
     };
     let rows = context.inspected.observation_rows;
-    read_rows(context, &recovery, rows, "days of live rows read").await
+    read_rows(
+        context,
+        &recovery,
+        Against::RowsBefore,
+        rows,
+        "days of live rows read",
+    )
+    .await
 }
 
 async fn read_rows(
     context: &Context,
     recovery: &Recovery,
+    against: Against,
     rows: u64,
     name: &'static str,
 ) -> Result<(), Error> {
@@ -139,7 +160,7 @@ async fn read_rows(
     let phase = Phase::begin(&context.display, name, days.len() as u64, 0);
     for days in days {
         let extent = Extent::of_days(days);
-        recovery.load_into(Against::RowsBefore, &extent).await?;
+        recovery.load_into(against, &extent).await?;
         phase.advance(1);
     }
     phase.finish();

@@ -12,11 +12,15 @@ pub fn is_of_share(source: Source, share: ShareOfMonth) -> String {
     if share.shard.is_none() {
         return of_partition;
     }
-    let days = share.days();
-    format!(
-        "{of_partition} AND toDate({alias}.{}) BETWEEN toDate({}) AND toDate({})",
-        source.time_column(),
-        days.start(),
-        days.end()
-    )
+    let (days, month) = (share.days(), ShareOfMonth::whole(share.partition).days());
+    let day = format!("toDate({alias}.{})", source.time_column());
+    let mut conditions = vec![of_partition];
+    // The first and the last shard are open, so that whatever the partition holds has a shard.
+    if days.start() != month.start() {
+        conditions.push(format!("{day} >= toDate({})", days.start()));
+    }
+    if days.end() != month.end() {
+        conditions.push(format!("{day} <= toDate({})", days.end()));
+    }
+    conditions.join(" AND ")
 }

@@ -215,11 +215,7 @@ mod tests {
         let cut = [step(40, 80, true), step(0, 0, true)];
         for step in cut {
             assert!(step.basis.starts_with("at least"), "{}", step.basis);
-            assert!(
-                step.basis.contains("stopped after 15 s"),
-                "{}",
-                step.basis
-            );
+            assert!(step.basis.contains("stopped after 15 s"), "{}", step.basis);
         }
     }
 }

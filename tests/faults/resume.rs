@@ -195,7 +195,7 @@ fn a_run_that_goes_on_leaves_alone_what_another_one_has_written_meanwhile() {
     let (_, outcome) = resume(before);
     outcome
         .assert_code(0)
-        .assert_stderr_contains("another run has written meanwhile");
+        .assert_stderr_contains("than this run can have written");
     assert_equal(month(), "expected", target);
 }
 

@@ -116,6 +116,10 @@ impl<'a> ExperimentSource<'a> {
     /// # Errors
     /// [`WorkError::Request`] if the server rejects the query or cannot be reached.
     pub(crate) async fn traces(&self, last: Option<&Trace>) -> Result<Vec<Trace>, WorkError> {
+        let sources = self.sources.iter().map(|(_, table)| *table);
+        for table in sources.chain([self.items]) {
+            catch_up(self.connection, table, self.shutdown).await?;
+        }
         let query = format!(
             "SELECT project_id, trace_id FROM ({}) GROUP BY project_id, trace_id \
              ORDER BY project_id, trace_id LIMIT {TRACES_AT_ONCE} \

@@ -10,6 +10,7 @@ use tokio::task::block_in_place;
 
 use super::row_hash::{RowColumns, hash_key};
 use super::target::{COLUMNS, TargetMonth};
+use crate::backfill::block_stream::catch_up;
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{ON_DISK_FROM_BYTES, TableInfo, quoting};
 use crate::native::{Block, FixedCursor};
@@ -35,6 +36,10 @@ impl RootScan<'_> {
     /// [`WorkError`] if the server or the store fails, or on a signal. May be repeated.
     pub(crate) async fn run(&self, store: &TraceStore) -> Result<(), WorkError> {
         block_in_place(|| store.clear(Against::Roots))?;
+        let (connection, shutdown) = (&self.target.connection, &self.target.shutdown);
+        for table in [self.observations, &self.target.table] {
+            catch_up(connection, table, shutdown).await?;
+        }
         self.load(&self.of_observations(), Root::Observation, store)
             .await?;
         if let Some(days) = &self.live_days {

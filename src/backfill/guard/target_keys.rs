@@ -82,14 +82,13 @@ impl TargetMonth {
         })
     }
 
-    /// Number of rows of the share written by backfills, including unmerged versions.
+    /// Number of rows of the share, including unmerged versions and live rows.
     ///
     /// # Errors
     /// [`RequestError`] if the server rejects the query or cannot be reached.
-    pub(crate) async fn rows_of_backfills(&self) -> Result<u64, RequestError> {
+    pub(crate) async fn rows_of_share(&self) -> Result<u64, RequestError> {
         self.connection.catch_up(&self.table).await?;
-        let (of_share, is_live) = (self.share_condition(), self.is_live());
-        self.count(&format!("{of_share} AND NOT ({is_live})")).await
+        self.count(&self.share_condition()).await
     }
 
     async fn count(&self, condition: &str) -> Result<u64, RequestError> {

@@ -182,6 +182,7 @@ impl TraceSource<'_> {
         days: &RangeInclusive<Day>,
         last: Option<&Moved>,
     ) -> Result<Vec<Moved>, WorkError> {
+        self.connection.catch_up(self.table).await?;
         let after = last.map_or_else(String::new, |last| {
             let (project, id) = (quoting::string(&last.project_id), quoting::string(&last.id));
             format!(
