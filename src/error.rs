@@ -8,18 +8,18 @@ use crate::partition::Partition;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     kind: Kind,
-    /// The month that it is about, where there are several.
+    /// The month it concerns, where there are several.
     partition: Option<Partition>,
     what: String,
     advice: Vec<Advice>,
-    /// What else is to be known, behind all that.
+    /// Further sentences that follow the advice.
     more: Vec<String>,
 }
 
-/// Whose turn it is.
+/// What kind of failure it is; it decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The command line, the environment, or what they point at is wrong;
+    /// The command line, the environment, or something they point to is wrong;
     /// nothing was done. Exit code 2.
     Configuration,
     /// The work could not be finished. Exit code 1.
@@ -31,27 +31,27 @@ pub(crate) enum Kind {
     },
 }
 
-/// What to do about an error, where that depends on what is behind it.
+/// What to do about an error, chosen by its cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Advice {
     /// The disk of the state directory is full.
     MakeRoom,
-    /// More files or connections are open than the process may have.
+    /// The process has reached its limit of open files and connections.
     RaiseOpenFiles,
-    /// What must be in memory at once does not fit.
+    /// The data that must be in memory at once does not fit.
     RaiseMemoryLimit,
-    /// The same of a single row.
+    /// A single row does not fit into memory.
     MakeRoomForRow,
-    /// The server, or a proxy before it, does not take even a single row.
+    /// Even a single row is too large for the server, or for a proxy in front of it.
     RaiseServerLimit,
-    /// What is kept on disk cannot be used.
+    /// The saved state cannot be used.
     Restart,
-    /// The work is done in part, and can be continued.
+    /// Part of the work is done; --resume continues it.
     Resume {
         /// How far it is.
         so_far: Option<String>,
     },
-    /// The same, where the command line continues a run by itself.
+    /// Part of the work is done; the same command line (--resume-or-start) continues it.
     RunAgain {
         /// How far it is.
         so_far: Option<String>,
@@ -59,7 +59,7 @@ pub(crate) enum Advice {
 }
 
 impl Error {
-    /// The command line, the environment, or what they point at is wrong.
+    /// The command line, the environment, or something they point to is wrong.
     pub(crate) fn configuration(what: impl Into<String>) -> Self {
         Self::new(Kind::Configuration, what)
     }
@@ -69,7 +69,7 @@ impl Error {
         Self::new(Kind::Failed, what)
     }
 
-    /// The same, because of what happened while `doing` something.
+    /// `doing` something failed because of `cause`.
     pub(crate) fn caused(doing: impl fmt::Display, cause: impl fmt::Display) -> Self {
         Self::failed(format!("{doing}: {cause}"))
     }
@@ -79,9 +79,9 @@ impl Error {
         Self::new(Kind::Interrupted { signal }, "interrupted")
     }
 
-    /// The same before something was begun.
+    /// Interrupted before `what` started.
     pub(crate) fn interrupted_before(signal: u8, what: impl fmt::Display) -> Self {
-        let what = format!("interrupted before {what} was begun");
+        let what = format!("interrupted before {what} started");
         Self::new(Kind::Interrupted { signal }, what)
     }
 
@@ -95,14 +95,14 @@ impl Error {
         }
     }
 
-    /// The same with what to do about it.
+    /// Adds what to do about it.
     #[must_use]
     pub(crate) fn with(mut self, advice: impl Into<Option<Advice>>) -> Self {
         self.advice.extend(advice.into());
         self
     }
 
-    /// The same error, with the partition that it is about.
+    /// Names the partition it concerns.
     #[must_use]
     pub(crate) fn in_partition(self, partition: Partition) -> Self {
         Self {
@@ -111,7 +111,7 @@ impl Error {
         }
     }
 
-    /// The same, told as part of something larger.
+    /// Puts the larger task that failed before the sentence.
     #[must_use]
     pub(crate) fn during(self, doing: impl fmt::Display) -> Self {
         Self {
@@ -120,14 +120,14 @@ impl Error {
         }
     }
 
-    /// The same, with something else that is to be known.
+    /// Appends another sentence.
     #[must_use]
     pub(crate) fn and(mut self, more: String) -> Self {
         self.more.push(more);
         self
     }
 
-    /// The same after something was done, which a wrong configuration cannot be found before.
+    /// Turns a configuration error into a failure: exit code 2 promises that nothing was done.
     #[must_use]
     pub(crate) fn after_work(self) -> Self {
         Self {
@@ -139,12 +139,12 @@ impl Error {
         }
     }
 
-    /// Whether it is known what to do about it.
+    /// Whether it says what to do.
     pub(crate) fn has_advice(&self) -> bool {
         !self.advice.is_empty()
     }
 
-    /// Whose turn it is.
+    /// What kind of failure it is.
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }
@@ -192,15 +192,15 @@ impl fmt::Display for Advice {
                 "the disk is full; make room, or name a larger one with --state-dir"
             }
             Advice::RaiseOpenFiles => {
-                "raise the limit of open files, for example with `ulimit -n 1024`"
+                "raise the limit on open files, for example with `ulimit -n 1024`"
             }
             Advice::RaiseMemoryLimit => "raise --memory-limit",
             Advice::MakeRoomForRow => {
                 "a single row is larger than that; raise --memory-limit or lower --concurrency"
             }
             Advice::RaiseServerLimit => {
-                "even a single row is too large for the server, or for a proxy before it; raise its \
-                 limit"
+                "even a single row is too large for the server, or for a proxy in front of it; raise \
+                its limit"
             }
             Advice::Restart => "--restart discards it and starts over",
             Advice::Resume { so_far: None } => "continue with --resume",
@@ -229,13 +229,13 @@ mod tests {
         .with(Advice::Resume {
             so_far: Some("3 of 9 segments done".to_owned()),
         })
-        .and("2 partitions were not begun".to_owned())
+        .and("2 partitions were not started".to_owned())
         .in_partition("202406".parse().unwrap());
         assert_eq!(
             error.to_string(),
             "partition 202406: the checkpoint cannot be written: No space left on device; the disk is \
              full; make room, or name a larger one with --state-dir; 3 of 9 segments done so far: \
-             continue with --resume; 2 partitions were not begun"
+             continue with --resume; 2 partitions were not started"
         );
         assert_eq!(error.exit_code(), 1);
         assert_eq!(Error::interrupted(15).exit_code(), 143);

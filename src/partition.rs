@@ -1,4 +1,4 @@
-//! A month, which is a partition of every table, its days, and what one run does of it.
+//! Months (each is a partition of every table), their days, and the share of a month that one run does.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Days since 1970-01-01, as ClickHouse's `Date` counts them.
 pub type Day = u16;
 
-/// The range of ClickHouse's Date type, in which days are counted.
+/// The years of ClickHouse's `Date` type.
 const YEARS: std::ops::RangeInclusive<i32> = 1970..=2148;
 
 /// A month, as ClickHouse names its partition: `202406`.
@@ -19,7 +19,7 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// The first one that there can be.
+    /// The earliest month.
     pub const FIRST: Self = Self {
         year: *YEARS.start(),
         month: time::Month::January,
@@ -34,7 +34,7 @@ impl Partition {
         (first..first + length).filter_map(move |day| u16::try_from(day - epoch).ok())
     }
 
-    /// The days of the month, and so many before and after it.
+    /// The days of the month, and `margin` days before and after it.
     pub fn days_with_margin(self, margin: u16) -> RangeInclusive<Day> {
         let (mut days, fallback) = (self.days(), 0);
         let first = days.next().unwrap_or(fallback);
@@ -42,19 +42,19 @@ impl Partition {
         with_margin(&(first..=last), margin)
     }
 
-    /// The month after this one, if there is one that can be written.
+    /// The month after this one, or `None` past the last year.
     pub fn next(self) -> Option<Self> {
         let month = self.month.next();
         let year = self.year + i32::from(month == time::Month::January);
         YEARS.contains(&year).then_some(Self { year, month })
     }
 
-    /// The months from this one to `last`, both included.
+    /// The months from this one through `last`.
     pub fn months_to(self, last: Self) -> impl Iterator<Item = Self> {
         std::iter::successors(Some(self), |month| month.next()).take_while(move |&m| m <= last)
     }
 
-    /// The partition in which a day lies, as ClickHouse names it.
+    /// The partition of a day, as ClickHouse names it.
     pub fn id_of(day: Day) -> String {
         let epoch = time::Date::from_ordinal_date(1970, 1).map_or(0, time::Date::to_julian_day);
         match time::Date::from_julian_day(epoch + i32::from(day)) {
@@ -99,9 +99,9 @@ fn with_margin(days: &RangeInclusive<Day>, margin: u16) -> RangeInclusive<Day> {
     days.start().saturating_sub(margin)..=days.end().saturating_add(margin)
 }
 
-/// One of several processes among which the days of every month are shared out: `3/8` is the third
-/// of eight. The calendar alone says which days these are, whatever the tables hold and however
-/// their parts are merged meanwhile, so the processes need not know of each other.
+/// One of several processes that divide the days of every month among them: `3/8` is the third of
+/// eight. The calendar alone decides which days a shard gets, not the tables or their merges, so the
+/// processes need not know of each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shard {
     /// From 1.
@@ -111,29 +111,29 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// As many as the shortest month has days: one without a day would have nothing to do.
+    /// The days of the shortest month: a shard without a day would have nothing to do.
     pub const MOST: u16 = 28;
 
-    /// Shard `number`, counted from 1, of so many.
+    /// Shard `number`, counted from 1, of `of`.
     ///
     /// # Errors
-    /// A sentence, where there is no such shard.
+    /// A sentence if there is no such shard.
     pub fn new(number: u16, of: u16) -> Result<Self, String> {
         if !(1..=Self::MOST).contains(&of) {
             return Err(format!(
-                "there can be 1 to {} shards, since each takes whole days of a month, not {of}",
+                "use 1 to {} shards, not {of}: each takes whole days of a month",
                 Self::MOST
             ));
         }
         match (1..=of).contains(&number) {
             true => Ok(Self { number, of }),
             false => Err(format!(
-                "shards count from 1 to {of}, so there is no shard {number}"
+                "there is no shard {number}: shards are numbered from 1 to {of}"
             )),
         }
     }
 
-    /// All shards, where there are so many.
+    /// All of `of` shards.
     pub fn all(of: u16) -> impl Iterator<Item = Self> {
         (1..=of).map(move |number| Self { number, of })
     }
@@ -143,7 +143,7 @@ impl Shard {
         self.of
     }
 
-    /// Its days of these: together the shards have all of them, and each day has one shard.
+    /// The shard's part of `days`: each day belongs to exactly one shard.
     fn days(self, days: &RangeInclusive<Day>) -> RangeInclusive<Day> {
         let (first, count) = (
             u32::from(*days.start()),
@@ -169,20 +169,19 @@ impl FromStr for Shard {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("'{text}' is no shard: write its number and how many there are, as 3/8");
+        let wrong = || format!("'{text}' is not a shard: write NUMBER/OF, for example 3/8");
         let (number, of) = text.split_once('/').ok_or_else(wrong)?;
         let parse = |text: &str| text.trim().parse().map_err(|_| wrong());
         Self::new(parse(number)?, parse(of)?)
     }
 }
 
-/// What one run does of a month: all of it, or the days of one shard.
+/// The part of a month that one run does: all of it, or the days of one shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ShareOfMonth {
     /// The month.
     pub partition: Partition,
-    /// The shard, if it is not all of the month.
+    /// The shard; `None` is the whole month.
     pub shard: Option<Shard>,
 }
 
@@ -201,18 +200,18 @@ impl ShareOfMonth {
         self.shard.map_or(month.clone(), |shard| shard.days(&month))
     }
 
-    /// Its days, and so many before and after them.
+    /// Its days, and `margin` days before and after them.
     pub fn days_with_margin(self, margin: u16) -> RangeInclusive<Day> {
         with_margin(&self.days(), margin)
     }
 
-    /// Whether some days are in both.
+    /// Whether the two have days in common.
     pub fn overlaps(self, other: Self) -> bool {
         let (own, others) = (self.days(), other.days());
         own.start() <= others.end() && others.start() <= own.end()
     }
 
-    /// How its directory and its queries are called: `202406`, or `202406-3of8`.
+    /// The name of its directory and its queries: `202406`, or `202406-3of8`.
     pub fn name(self) -> String {
         match self.shard {
             Some(Shard { number, of }) => format!("{}-{number}of{of}", self.partition),
@@ -220,7 +219,7 @@ impl ShareOfMonth {
         }
     }
 
-    /// What is called so, if anything is.
+    /// The share with this name, if it is one.
     pub fn of_name(name: &str) -> Option<Self> {
         let Some((partition, shard)) = name.split_once('-') else {
             return name.parse().ok().map(Self::whole);
@@ -230,7 +229,7 @@ impl ShareOfMonth {
             partition: partition.parse().ok()?,
             shard: Some(Shard::new(number.parse().ok()?, of.parse().ok()?).ok()?),
         };
-        // Nothing else is read as a shard: not 3of08, for example.
+        // Only the exact spelling counts: not 3of08, for example.
         (share.name() == name).then_some(share)
     }
 }
@@ -245,7 +244,7 @@ impl fmt::Display for ShareOfMonth {
     }
 }
 
-/// Whether a directory of that name holds the state of a month's run, repair or dry run.
+/// Whether a directory with this name holds the state of a month's run, repair or dry run.
 pub(crate) fn is_of_month(name: &str) -> bool {
     name.get(..6)
         .is_some_and(|month| month.parse::<u32>().is_ok())

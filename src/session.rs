@@ -1,4 +1,4 @@
-//! The connection, the display and the signals: one of each for a process.
+//! What a process has one of: connection, display, signal handling, throttle and metrics.
 
 use crate::cli::options::Options;
 use crate::clickhouse::Connection;
@@ -10,26 +10,25 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::{Serving, Telemetry, serve};
 use crate::throttle::{KeepingWindow, Throttle};
 
-/// What all jobs of a process share.
+/// Shared by all jobs of a process.
 pub struct Session {
-    /// The way to ClickHouse; what it asks is asked once.
+    /// The connection to ClickHouse. It does not retry.
     pub(crate) connection: Connection,
-    /// Where progress is shown.
+    /// Shows progress.
     pub(crate) display: Display,
-    /// Whether the process has been asked to end.
+    /// Tells whether the process has been asked to stop.
     pub(crate) shutdown: Shutdown,
-    /// How fast it may go.
+    /// Decides how fast the work may go.
     pub(crate) throttle: Throttle,
-    /// What is counted for those who watch it.
+    /// The counters behind the metrics.
     pub(crate) telemetry: Telemetry,
 }
 
 impl Session {
-    /// Listens to signals from now on, and makes the connection ready. Of the options, the
-    /// partition plays no part.
+    /// Starts listening for signals and prepares the connection. Ignores the partition in `options`.
     ///
     /// # Errors
-    /// [`Error`] where the operating system does not let it, or TLS is not set up as it should be.
+    /// [`Error`] if the operating system does not allow signal handlers, or if TLS is set up wrongly.
     pub(crate) fn begin(options: &Options) -> Result<Self, Error> {
         let throttle = Throttle::new(&options.throttle, options.concurrency);
         let display = Display::detect(options.quiet, throttle.clock());
@@ -37,8 +36,7 @@ impl Session {
             let display = display.clone();
             move |why| {
                 display.note(format_args!(
-                    "{why}: ending when the requests under way are done; a second signal ends it at \
-                     once"
+                    "{why}: stopping once the requests under way are done; a second signal stops at once"
                 ));
             }
         };
@@ -47,13 +45,13 @@ impl Session {
             throttle,
             telemetry: Telemetry::default(),
             shutdown: Shutdown::listen(tell)
-                .map_err(|error| Error::caused("the program cannot listen to signals", error))?,
+                .map_err(|error| Error::caused("cannot listen for signals", error))?,
             connection: Connection::new(options.connection.clone())
                 .map_err(Error::configuration)?,
         })
     }
 
-    /// Works in its window only from now on, where the options name one.
+    /// From now on works only within the time window of the options, if they name one.
     pub(crate) fn keep_window(&self, options: &Options) -> Option<KeepingWindow> {
         let window = options.throttle.window.clone()?;
         let display = self.display.clone();
@@ -65,10 +63,10 @@ impl Session {
         Some(self.throttle.keep_window(window, tell))
     }
 
-    /// Serves metrics, where the options say where.
+    /// Serves metrics at the address of the options, if they name one.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind) where that address cannot be had.
+    /// [`Kind::Configuration`](crate::error::Kind) if it cannot listen on that address.
     pub(crate) async fn serve_metrics(&self, options: &Options) -> Result<Option<Serving>, Error> {
         let Some(address) = options.metrics_listen else {
             return Ok(None);
@@ -76,22 +74,21 @@ impl Session {
         let serving = serve(address, self.telemetry.clone(), self.throttle.clone()).await;
         let serving = serving.map_err(|error| {
             Error::configuration(format!(
-                "--metrics-listen: {address} cannot be had ({error}): name another one, for example \
-                 127.0.0.1:9464"
+                "--metrics-listen: cannot listen on {address} ({error}): name another address, for \
+                example 127.0.0.1:9464"
             ))
         })?;
         let whose = match serving.address.ip().is_loopback() {
             true => "",
-            false => ", which others can reach: they see how far it is, and no rows",
+            false => "; other machines can reach it and see the progress, but no rows",
         };
         let address = serving.address;
-        self.display.note(format_args!(
-            "metrics are at http://{address}/metrics{whose}"
-        ));
+        self.display
+            .note(format_args!("metrics: http://{address}/metrics{whose}"));
         Ok(Some(serving))
     }
 
-    /// The tries of one job.
+    /// The retries of one job.
     pub(crate) fn retries(&self, options: &Options) -> Retries {
         let display = self.display.clone();
         let telemetry = self.telemetry.clone();
@@ -102,11 +99,12 @@ impl Session {
         Retries::new(options.max_retries, self.shutdown.clone(), tell)
     }
 
-    /// Looks at server, tables and partition, and settles what the options leave to them; an
-    /// address that is wrong is told at once.
+    /// Checks server, tables and partition, and fills in the options that depend on them. Does not
+    /// retry, so that a wrong address is reported at once.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind) with what is wrong, or [`Kind::Interrupted`](crate::error::Kind).
+    /// [`Kind::Configuration`](crate::error::Kind) if something is wrong, or
+    /// [`Kind::Interrupted`](crate::error::Kind).
     pub(crate) async fn inspect(
         &self,
         options: &mut Options,
@@ -115,7 +113,8 @@ impl Session {
         self.inspect_by(&self.connection, options, retries).await
     }
 
-    /// Looks at them when the server has answered before: it may be away for a moment.
+    /// Like [`Session::inspect`], for a server that has answered before: retries, since it may be
+    /// away for a moment.
     ///
     /// # Errors
     /// See [`Session::inspect`].
@@ -146,10 +145,10 @@ impl Session {
         Ok(inspected)
     }
 
-    /// Does something that leaves nothing half done, until it is asked to end.
+    /// Runs `work` and drops it when a signal arrives. Only for work that can be dropped at any point.
     ///
     /// # Errors
-    /// Those of the work, or [`Kind::Interrupted`](crate::error::Kind).
+    /// The error of `work`, or [`Kind::Interrupted`](crate::error::Kind).
     pub(crate) async fn unless_interrupted<T>(
         &self,
         work: impl Future<Output = Result<T, Error>>,
@@ -158,10 +157,10 @@ impl Session {
     }
 }
 
-/// Does something that leaves nothing half done, until the process is asked to end.
+/// Runs `work` and drops it when a signal arrives. Only for work that can be dropped at any point.
 ///
 /// # Errors
-/// Those of the work, or [`Kind::Interrupted`](crate::error::Kind).
+/// The error of `work`, or [`Kind::Interrupted`](crate::error::Kind).
 pub(crate) async fn unless_interrupted<T>(
     shutdown: &Shutdown,
     work: impl Future<Output = Result<T, Error>>,

@@ -77,7 +77,7 @@ fn metrics_of_a_run_agree_with_its_report() {
     let outcome = running.wait();
     outcome
         .assert_code(0)
-        .assert_stderr_contains(&format!("metrics are at http://{address}/metrics"));
+        .assert_stderr_contains(&format!("metrics: http://{address}/metrics"));
     assert!(has_been_ready && scrapes.len() > 10);
     let report = run.report();
     let number = |name: &str| report[name].as_f64().unwrap();

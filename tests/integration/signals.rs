@@ -48,7 +48,7 @@ fn assert_goes_on(database: &Database, tool: Tool) {
 fn whatever_signal_ends_a_run_it_says_so_at_once_and_keeps_what_is_done() {
     for (signal, code, words) in [
         (libc::SIGINT, 130, "interrupted (SIGINT)"),
-        (libc::SIGTERM, 143, "told to end (SIGTERM)"),
+        (libc::SIGTERM, 143, "asked to stop (SIGTERM)"),
         (libc::SIGHUP, 129, "the terminal is gone (SIGHUP)"),
     ] {
         let database = month(&format!("signal_{signal}"));
