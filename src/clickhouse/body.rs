@@ -1,4 +1,4 @@
-//! The body of an insert, which is sent while it is made.
+//! The body of an insert, sent while it is still being made.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -10,10 +10,10 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 use tokio::sync::{Notify, mpsc};
 
-/// Bytes handed to the HTTP client at once.
+/// Bytes handed to the HTTP client at a time.
 const FRAME_BYTES: usize = 256 * 1024;
 
-/// A body and what feeds it.
+/// A body and the feed that fills it.
 pub(super) fn body() -> (Feed, StreamedBody) {
     let (sender, fed) = mpsc::unbounded_channel();
     let feed = Feed {
@@ -28,8 +28,8 @@ pub(super) fn body() -> (Feed, StreamedBody) {
     (feed, body)
 }
 
-/// Gives a body its blocks. Where it is dropped before [`Feed::end`], the body breaks off, so that
-/// the server does not take what came for the whole.
+/// Supplies a body with blocks. Dropped before [`Feed::end`], it makes the body fail, so that the server
+/// does not mistake an incomplete body for a complete one.
 pub(super) struct Feed {
     sender: mpsc::UnboundedSender<Fed>,
     backlog: Arc<Backlog>,
@@ -40,7 +40,7 @@ enum Fed {
     End,
 }
 
-/// The last piece of a block: with it, all memory of the block is given back.
+/// The last piece of a block. Dropping it releases the block's memory from the backlog.
 struct LastPiece {
     bytes: Bytes,
     #[expect(dead_code, reason = "it counts when it is dropped")]
@@ -54,7 +54,7 @@ impl AsRef<[u8]> for LastPiece {
 }
 
 impl Feed {
-    /// Adds a block that holds so many bytes of memory. It does not wait: see [`Backlog::at_most`].
+    /// Adds a block that occupies `held_bytes` of memory. Does not wait: see [`Backlog::at_most`].
     pub(super) fn push(&self, pieces: Vec<Bytes>, held_bytes: usize) {
         self.backlog.bytes.fetch_add(held_bytes, Ordering::Relaxed);
         let held = Held {
@@ -65,16 +65,16 @@ impl Feed {
         if let Some(last) = pieces.pop_back() {
             pieces.push_back(Bytes::from_owner(LastPiece { bytes: last, held }));
         }
-        // Where the request has ended, its answer says why.
+        // Fails only if the request has ended; its answer then says why.
         let _ = self.sender.send(Fed::Block(pieces));
     }
 
-    /// There are no more blocks.
+    /// Marks the end: no more blocks follow.
     pub(super) fn end(&self) {
         let _ = self.sender.send(Fed::End);
     }
 
-    /// What is not sent yet.
+    /// The blocks that are not sent yet.
     pub(super) fn backlog(&self) -> &Backlog {
         &self.backlog
     }
@@ -88,12 +88,12 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    /// Bytes of memory that they hold.
+    /// Bytes of memory that they occupy.
     pub(super) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Waits until they hold no more than that.
+    /// Waits until they occupy at most `bytes`.
     pub(super) async fn at_most(&self, bytes: usize) {
         while self.bytes() > bytes {
             self.freed.notified().await;
@@ -101,7 +101,7 @@ impl Backlog {
     }
 }
 
-/// Memory of a block, given back when the HTTP client has sent its last bytes.
+/// Memory of a block, released once the HTTP client has sent the last bytes.
 struct Held {
     bytes: usize,
     backlog: Arc<Backlog>,
@@ -114,17 +114,17 @@ impl Drop for Held {
     }
 }
 
-/// The blocks that a [`Feed`] gives, as an HTTP body.
+/// The blocks of a [`Feed`] as an HTTP body.
 pub(super) struct StreamedBody {
     fed: mpsc::UnboundedReceiver<Fed>,
-    /// What is left of the block that is being sent.
+    /// The unsent rest of the current block.
     block: VecDeque<Bytes>,
     is_ended: bool,
 }
 
-/// The feed is gone before the end.
+/// The feed was dropped before the end.
 #[derive(Debug, thiserror::Error)]
-#[error("the insert was given up")]
+#[error("the insert was abandoned")]
 pub(super) struct GivenUp;
 
 impl Body for StreamedBody {

@@ -1,5 +1,5 @@
-//! The connection to ClickHouse, to one server or to replicas: reads go through the official
-//! client, inserts through the same HTTP stack (see `insert.rs` for why).
+//! The connection to ClickHouse, to one server or to replicas. Reads use the official client,
+//! inserts its HTTP stack directly (`insert.rs` says why).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,23 +22,23 @@ use super::settings::Settings;
 use super::tls;
 use url::Url;
 
-/// Bytes of a response that the kernel may hold.
+/// Bytes of a response that the kernel may buffer.
 const RECEIVE_BUFFER: usize = 2 * 1024 * 1024;
-/// How long a connection may take to be made.
+/// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// ClickHouse closes idle connections after 3 s unless told otherwise; staying
 /// below that avoids sending a request into a connection that is being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the server may take to answer what it knows without reading data.
+/// How long the server may take to answer a query that reads no data.
 const ASK_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the server may be silent while it reads for us.
+/// How long the server may be silent while it reads data.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Connects to ClickHouse. Cheap to clone; connections are pooled.
 #[derive(Clone)]
 pub struct Connection {
     servers: Servers,
-    /// Which of them is asked, as long as it answers.
+    /// The index of the preferred server.
     place: usize,
     /// Whether all addresses are known to lead to one server.
     pub(super) is_one_server: Arc<AtomicBool>,
@@ -48,11 +48,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Prepares a connection. Names are resolved, to tell the servers behind one apart; nothing is sent
-    /// yet.
+    /// Prepares a connection: resolves names, to find the servers behind each, but sends nothing yet.
     ///
     /// # Errors
-    /// A sentence where TLS cannot be set up.
+    /// A sentence if TLS cannot be set up.
     pub fn new(options: ConnectionOptions) -> Result<Self, String> {
         let mut servers = Vec::new();
         for url in &options.urls {
@@ -75,8 +74,7 @@ impl Connection {
         })
     }
 
-    /// The same connection, which asks another server first: the one at this place, counted round and
-    /// round.
+    /// The same connection, but it prefers the server at this index (modulo their number).
     pub(crate) fn at(&self, place: usize) -> Self {
         Self {
             place,
@@ -84,8 +82,8 @@ impl Connection {
         }
     }
 
-    /// Connections to each server, of which none asks another one in its place: what a server still does
-    /// for us, only that one knows. To one, where all addresses lead to it.
+    /// One connection per server, without failover: only the server itself knows which of our statements it
+    /// is still running. A single connection if all addresses lead to one server.
     pub(crate) fn to_each_server(&self) -> Vec<Self> {
         if self.is_one_server.load(Ordering::Relaxed) {
             return vec![self.clone()];
@@ -94,7 +92,7 @@ impl Connection {
         places.map(|place| self.only(place)).collect()
     }
 
-    /// The same connection to the server at this place alone.
+    /// The same connection, but only to the server at this index.
     pub(super) fn only(&self, place: usize) -> Self {
         Self {
             servers: self.servers.only(place),
@@ -107,13 +105,13 @@ impl Connection {
         self.servers.count()
     }
 
-    /// The server that is asked now.
+    /// The server for the next request.
     pub(super) fn server(&self) -> Arc<Server> {
         self.servers.choose(self.place)
     }
 
-    /// The same connection, but questions with small answers are asked again
-    /// where that may help. What streams or inserts is not affected.
+    /// The same connection, but it retries queries with small results. Streams and inserts are not
+    /// retried here.
     pub fn with_retries(&self, retries: &Retries) -> Self {
         Self {
             retries: Some(retries.clone()),
@@ -121,7 +119,7 @@ impl Connection {
         }
     }
 
-    /// The same connection, of which nothing is asked again.
+    /// The same connection, without retries.
     pub(crate) fn without_retries(&self) -> Self {
         Self {
             retries: None,
@@ -129,8 +127,8 @@ impl Connection {
         }
     }
 
-    /// Asks until there is an answer, or an error for which there is no use in asking again. What a server
-    /// does not answer, another one is asked at once.
+    /// Asks until there is an answer, or an error that a retry would not help. If a server does not
+    /// answer, asks another one at once.
     async fn ask<T, A>(&self, question: impl Fn(Arc<Server>) -> A) -> Result<T, RequestError>
     where
         A: Future<Output = Result<T, RequestError>>,
@@ -167,20 +165,20 @@ impl Connection {
         self.options.addresses()
     }
 
-    /// The address that is asked now, without credentials, for messages.
+    /// The address for the next request, without credentials, for messages.
     pub(crate) fn address_in_use(&self) -> String {
         self.server().url.to_string()
     }
 
-    /// Whether what travels is compressed.
+    /// Whether transfers are compressed.
     pub fn compression(&self) -> Compression {
         self.options.compression
     }
 
-    /// All rows of a small result of a query that the server answers at once.
+    /// All rows of a query with a small result that the server answers at once.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn rows<T>(&self, sql: &str) -> Result<Vec<T>, RequestError>
     where
         T: RowOwned + RowRead,
@@ -188,10 +186,10 @@ impl Connection {
         self.rows_within(sql, ASK_TIMEOUT).await
     }
 
-    /// All rows of a small result of a query that may take up to `limit`.
+    /// All rows of a query with a small result that may take up to `limit`.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn rows_within<T>(&self, sql: &str, limit: Duration) -> Result<Vec<T>, RequestError>
     where
         T: RowOwned + RowRead,
@@ -199,11 +197,10 @@ impl Connection {
         self.rows_with(sql, &[], limit).await
     }
 
-    /// All rows of a small result of a query that has settings of its own and may
-    /// take up to `limit`.
+    /// All rows of a query with a small result, its own settings, and up to `limit` to answer.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn rows_with<T>(
         &self,
         sql: &str,
@@ -239,8 +236,7 @@ impl Connection {
         })
     }
 
-    /// The text of a small answer, its columns separated by tabs, of a statement with just these
-    /// settings.
+    /// The result of a small statement as tab-separated text. Sends these settings and no others.
     pub(super) async fn text(
         &self,
         sql: &str,
@@ -272,18 +268,18 @@ impl Connection {
         self.ask(question).await
     }
 
-    /// Runs a query and ignores what it yields.
+    /// Runs a query and ignores its result.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn check(&self, sql: &str) -> Result<(), RequestError> {
         self.check_within(sql, READ_TIMEOUT).await
     }
 
-    /// Runs a statement that may be silent for up to `silence`, and ignores what it yields.
+    /// Runs a statement during which the server may be silent for up to `silence`; ignores the result.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn check_within(&self, sql: &str, silence: Duration) -> Result<(), RequestError> {
         self.ask(|server| {
             let stream = self.stream_from(server, sql, &[]);
@@ -296,11 +292,12 @@ impl Connection {
         .await
     }
 
-    /// Runs a statement that changes something, once, with settings of its own; the server may be
-    /// silent for up to `silence`.
+    /// Runs a statement that changes something, with its own settings and without retries; the server
+    /// may be silent for up to `silence`.
     ///
     /// # Errors
-    /// Whatever the request met; the statement may have been carried out all the same.
+    /// [`RequestError`] if the server rejects the statement or the connection fails; the server may have
+    /// carried it out all the same.
     pub async fn execute(
         &self,
         sql: &str,
@@ -315,7 +312,7 @@ impl Connection {
     /// Starts a query whose result is streamed in `Native` format.
     ///
     /// # Errors
-    /// [`RequestError::Unexpected`] where the request cannot even be formed.
+    /// [`RequestError::Unexpected`] if the request cannot be built.
     pub(super) fn stream(
         &self,
         sql: &str,
@@ -338,18 +335,18 @@ impl Connection {
     }
 }
 
-/// The bytes of a result, as they arrive.
+/// The bytes of a result as they arrive.
 pub struct NativeStream {
     cursor: BytesCursor,
     /// How long the server may be silent.
     silence: Duration,
-    /// The one that was asked.
+    /// The server that sends it.
     server: Arc<Server>,
 }
 
 impl NativeStream {
-    /// Lets the server be silent for so long: it may have to read a whole table before
-    /// it has the first row.
+    /// Allows the server to be silent for this long, since it may have to read a whole table before
+    /// the first row.
     #[must_use]
     pub fn with_silence(self, silence: Duration) -> Self {
         Self { silence, ..self }
@@ -358,13 +355,12 @@ impl NativeStream {
     /// The next bytes, or `None` at the end of a complete response.
     ///
     /// # Errors
-    /// Whatever ended the response before its end, an exception after a
-    /// status of 200 included.
+    /// [`RequestError`] if the response breaks off, including an exception after status 200.
     pub async fn next_chunk(&mut self) -> Result<Option<bytes::Bytes>, RequestError> {
         let chunk = match tokio::time::timeout(self.silence, self.cursor.next()).await {
             Ok(chunk) => chunk.map_err(RequestError::from),
             Err(_) => Err(RequestError::TimedOut {
-                doing: "send the rows that were asked for",
+                doing: "send the requested rows",
                 limit: self.silence,
             }),
         };
@@ -372,14 +368,14 @@ impl NativeStream {
     }
 }
 
-/// One server: the one of an address, or, of a name that stands for several, the one whose turn it is.
+/// The server of an address; of a name with several servers, the one with this turn.
 fn server(url: &Url, options: &ConnectionOptions, turn: Option<usize>) -> Result<Server, String> {
     let mut tcp = HttpConnector::new_with_resolver(InTurn::new(turn));
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    // By default the kernel takes tens of megabytes of a response that nobody reads,
-    // and says nothing to the server for a long time when little of it is read.
+    // By default the kernel buffers tens of megabytes of a response that nobody reads, and is slow to
+    // tell the server to go on when we read slowly.
     tcp.set_recv_buffer_size(Some(RECEIVE_BUFFER));
     tcp.set_keepalive(Some(Duration::from_secs(60)));
     let tls = tls::client_config(url.scheme() == "https", &options.trust)?;
@@ -392,8 +388,8 @@ fn server(url: &Url, options: &ConnectionOptions, turn: Option<usize>) -> Result
     builder
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_timer(hyper_util::rt::TokioTimer::new());
-    // Each insert has a connection of its own: where an older one turns out to be closed, nobody
-    // knows what has arrived, and a segment would be read again.
+    // Each insert gets a new connection. If a reused one turned out to be closed, nobody would know
+    // what had arrived, and the segment would have to be read again.
     let mut insert_builder = builder.clone();
     insert_builder.pool_max_idle_per_host(0);
     let client = Client::with_http_client(builder.build(connector.clone()))

@@ -1,14 +1,14 @@
-//! Tables that are `Distributed`: they hold nothing, and stand for a table on each shard of a cluster.
+//! `Distributed` tables: they hold no rows themselves but stand for a table on each shard of a cluster.
 
 use super::schema::TableInfo;
 
 impl TableInfo {
-    /// Whether its rows lie in another table on each shard.
+    /// Whether the rows are in another table, on each shard.
     pub(crate) fn is_distributed(&self) -> bool {
         self.engine == "Distributed"
     }
 
-    /// Database and name of the table that it stands for on each shard.
+    /// Database and name of the table behind it on each shard.
     pub(crate) fn behind(&self) -> Option<(String, String)> {
         behind(&self.engine_full)
     }
@@ -20,7 +20,7 @@ fn behind(engine_full: &str) -> Option<(String, String)> {
     Some((arguments.next()?, arguments.next()?))
 }
 
-/// The names at the beginning of an engine's arguments, in quotes or without.
+/// The names that an engine's arguments begin with, quoted or not.
 struct Arguments<'a>(&'a str);
 
 impl Iterator for Arguments<'_> {

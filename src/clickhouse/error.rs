@@ -1,7 +1,7 @@
-//! What can go wrong between this program and a ClickHouse server, and which of it passes by itself.
+//! What can go wrong between this program and a ClickHouse server, and which errors are temporary.
 //!
-//! What is done about it is decided where it is met: `backfill/pipeline/item.rs` reads a segment again,
-//! and `backfill/work_attempts.rs` tries all other work again.
+//! Retries are decided elsewhere: `backfill/pipeline/item.rs` reads a segment again, and
+//! `backfill/work_attempts.rs` retries all other work.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -21,61 +21,60 @@ pub enum RequestError {
         /// The server's own words, without code and version.
         message: String,
     },
-    /// Something answered, but not with a ClickHouse exception: a proxy, or not ClickHouse at all.
-    #[error("the answer{} is not ClickHouse's: {message}", describe_status(*status))]
+    /// The error is not a ClickHouse exception: a proxy answered, or something else entirely.
+    #[error("the answer{} does not come from ClickHouse: {message}", describe_status(*status))]
     Http {
-        /// The HTTP status, where it is known.
+        /// The HTTP status, if known.
         status: Option<u16>,
         /// The beginning of the body, or the status in words.
         message: String,
     },
-    /// The connection could not be made, or broke.
+    /// Connecting failed, or the connection broke.
     #[error("the connection to ClickHouse failed: {0}")]
     Network(String),
-    /// The connection for an insert could not be made, so that nothing of it was sent.
+    /// Connecting for an insert failed, so nothing of it was sent.
     #[error("the connection to ClickHouse failed: {0}")]
     NotConnected(String),
-    /// Nothing came for too long.
+    /// The server was silent for too long.
     #[error("ClickHouse did not {doing} within {} seconds", limit.as_secs())]
     TimedOut {
-        /// What was waited for.
+        /// What it should have done.
         doing: &'static str,
-        /// How long.
+        /// How long we waited.
         limit: Duration,
     },
-    /// A setting that the meaning of all statements depends on, which the user's profile holds at
-    /// another value.
+    /// The user's profile pins a setting that the meaning of statements depends on to another value.
     #[error(
-        "the user's settings profile holds {name} = {value}, with which this would fail, or read and \
-         write what is wrong: let the profile allow to change it{}",
-        wanted.map(|wanted| format!(", or set it to '{wanted}' there")).unwrap_or_default()
+        "the user's settings profile pins {name} = {value}, which would make statements fail, or read \
+        and write wrong data: remove the constraint{}",
+        wanted.map(|wanted| format!(", or set it to '{wanted}' in the profile")).unwrap_or_default()
     )]
     Held {
         /// Its name.
         name: &'static str,
-        /// What it is.
+        /// Its value.
         value: String,
-        /// What it must be, where that is always the same.
+        /// The required value, if there is only one.
         wanted: Option<&'static str>,
     },
-    /// A proxy has packed the answer. Which kind of packing it is, the client does not tell.
+    /// A proxy has compressed the answer. The client does not tell with what.
     #[error(
-        "a proxy before ClickHouse compresses its answers (with gzip, for example), which was not asked \
-         for: turn that off for this address"
+        "a proxy in front of ClickHouse compresses the answers (with gzip, for example) although nobody \
+        asked for it: turn compression off for this address"
     )]
     Compressed,
     /// The server's certificate is not accepted.
     #[error("the server's certificate is not accepted: {0}")]
     Certificate(String),
-    /// An answer that does not mean what it must.
+    /// An answer that makes no sense here.
     #[error("{0}")]
     Unexpected(String),
 }
 
-/// Longest part of a server's message that is shown, in characters.
+/// How much of a server's message is shown, in characters.
 const MAX_MESSAGE: usize = 600;
 
-/// Exceptions after which the same request may succeed later.
+/// Temporary exceptions: the same request may succeed later.
 /// Numbers and names from <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
 const PASSING: &[u32] = &[
     3,    // UNEXPECTED_END_OF_FILE: the connection broke while the server read an insert
@@ -111,7 +110,7 @@ const PASSING: &[u32] = &[
     1000, // POCO_EXCEPTION: a broken socket
 ];
 
-/// Exceptions that say that another replica may do what this one cannot now.
+/// Exceptions after which another replica may succeed.
 const OF_REPLICA: &[u32] = &[
     225, // NO_ZOOKEEPER: it has not reached Keeper since it was started
     236, // ABORTED: the server is shutting down
@@ -122,14 +121,14 @@ const OF_REPLICA: &[u32] = &[
     999, // KEEPER_EXCEPTION
 ];
 
-/// Exceptions that say that the server lacks memory for what was sent.
+/// Exceptions that mean the server lacks memory for the request.
 const LACK_OF_MEMORY: &[u32] = &[
     173, // CANNOT_ALLOCATE_MEMORY
     241, // MEMORY_LIMIT_EXCEEDED
 ];
 
-/// Part of the message of an exception that has the code of a cut connection,
-/// and comes from a type that does not fit.
+/// Part of the message when a type does not fit, which ClickHouse reports with the code of a broken
+/// connection.
 const CONVERSION_FAILED: &str = "while converting column";
 
 /// TIMEOUT_EXCEEDED
@@ -139,8 +138,8 @@ const READ_ONLY: &[u32] = &[225, 242, 667];
 /// MEMORY_LIMIT_EXCEEDED
 const MEMORY: u32 = 241;
 
-/// Limits of the user's settings profile, by the exception that says that one is met. All of them are
-/// lifted where the profile lets us.
+/// Limits of the user's settings profile, by the exception raised when one is exceeded. We lift them all
+/// if the profile allows it.
 const LIMITS: &[(u32, &str)] = &[
     (
         158,
@@ -156,38 +155,35 @@ const LIMITS: &[(u32, &str)] = &[
     (565, "max_partitions_to_read"),          // TOO_MANY_PARTITIONS
 ];
 
-/// Whether it is a limit of time that the profile holds, so that it will be met again: where it may be
-/// lifted, it is.
+/// Whether the statement exceeded a time limit that the profile pins, so that a retry would exceed it
+/// again. (We lift the limit if the profile allows it.)
 fn is_limit_of_time(code: u32, message: &str) -> bool {
     code == TIMEOUT && message.contains("maximum")
 }
 
-/// What a limit of the user's settings profile is called, and what to do.
+/// Names the limit that was exceeded, and what to do.
 fn limit_named(code: u32, message: &str) -> Cow<'static, str> {
     if let Some((_, name)) = LIMITS.iter().find(|limit| limit.0 == code) {
-        return format!(
-            "; it is a limit of the user's settings profile ({name}): let the profile allow more"
-        )
-        .into();
+        return format!("; this is a limit of the user's settings profile ({name}): raise it")
+            .into();
     }
     let advice = match code {
         TIMEOUT if is_limit_of_time(code, message) => {
-            "; max_execution_time of the user's settings profile ends what takes longer, and may not be \
-             lifted: let the profile allow it, or begin anew with a smaller --segment-rows, if reading took so \
-             long, or --part-bytes, if an insert did"
+            "; the user's settings profile pins max_execution_time: raise it, or start over (--restart) with a \
+            smaller --segment-rows if a read took too long, or a smaller --part-bytes if an insert did"
         }
         code if READ_ONLY.contains(&code) => {
-            "; without ClickHouse Keeper (or ZooKeeper) a replica only reads: \
-             SELECT database, table, zookeeper_exception FROM system.replicas WHERE is_readonly says of which \
-             tables that is so, and why"
+            "; a replica that has lost ClickHouse Keeper (or ZooKeeper) is read-only: \
+            SELECT database, table, zookeeper_exception FROM system.replicas WHERE is_readonly shows which \
+            tables are, and why"
         }
-        // That of the server, "(total)", is for all that it does.
+        // The server's own limit, "(total)", covers all its work and needs no advice here.
         MEMORY if message.contains("Query memory limit") => {
-            "; max_memory_usage of the user's settings profile gives a statement no more memory: raise it"
+            "; the statement needs more memory than max_memory_usage of the user's settings profile allows: raise it"
         }
         MEMORY if message.contains("User memory limit") => {
-            "; max_memory_usage_for_user of the user's settings profile gives the user no more memory: \
-             raise it"
+            "; the user needs more memory than max_memory_usage_for_user of the settings profile allows: \
+            raise it"
         }
         _ => "",
     };
@@ -221,8 +217,8 @@ impl RequestError {
                     && !message.contains(CONVERSION_FAILED)
                     && !is_limit_of_time(*code, message)
             }
-            // Without a status (the official client does not tell it) it is most
-            // likely a proxy's page that says that the server is away.
+            // Without a status (the official client does not pass it on) it is most likely a proxy's page
+            // that says the server is down.
             RequestError::Http { status, .. } => {
                 status.is_none_or(|status| matches!(status, 408 | 429 | 500 | 502..=504))
             }
@@ -236,7 +232,7 @@ impl RequestError {
         }
     }
 
-    /// Whether it is about the server that was asked, so that a replica of it may answer.
+    /// Whether only this server is affected, so that another replica may answer.
     pub(crate) fn is_of_server(&self) -> bool {
         match self {
             RequestError::Network(_)
@@ -249,19 +245,19 @@ impl RequestError {
         }
     }
 
-    /// Whether a limit of the user's settings profile is met, whatever was asked.
+    /// Whether a limit of the user's settings profile was exceeded.
     pub(crate) fn is_held_limit(&self) -> bool {
         let code = self.code();
         LIMITS.iter().any(|limit| Some(limit.0) == code)
     }
 
-    /// Whether it is likely to be met again in the same way: a limit for one statement.
+    /// Whether the same statement would probably fail again: it exceeded a memory limit per statement.
     pub(crate) fn is_of_statement(&self) -> bool {
         matches!(self, RequestError::Exception { code: MEMORY, message }
             if message.contains("Query memory limit"))
     }
 
-    /// Whether the server, or a proxy before it, would take less at once.
+    /// Whether the server, or a proxy in front of it, would accept a smaller request.
     pub fn is_too_large(&self) -> bool {
         match self {
             RequestError::Http { status, .. } => *status == Some(413),
@@ -269,13 +265,13 @@ impl RequestError {
         }
     }
 
-    /// Whether the server lacks memory for what was sent.
+    /// Whether the server lacks memory for the request.
     pub fn is_lack_of_memory(&self) -> bool {
         self.code()
             .is_some_and(|code| LACK_OF_MEMORY.contains(&code))
     }
 
-    /// The number of the ClickHouse exception, if it was one.
+    /// The code of the ClickHouse exception, if it is one.
     pub fn code(&self) -> Option<u32> {
         match self {
             RequestError::Exception { code, .. } => Some(*code),
@@ -283,8 +279,7 @@ impl RequestError {
         }
     }
 
-    /// What a body says that came with a status other than 200, or an exception
-    /// code in a header.
+    /// The error in a response with a status other than 200, or with an exception code in a header.
     pub(crate) fn from_response(status: Option<u16>, header_code: Option<u32>, body: &str) -> Self {
         let (body_code, message) = split_exception(body);
         match header_code.or(body_code) {
@@ -293,7 +288,7 @@ impl RequestError {
         }
     }
 
-    /// A transport error with all its causes: the first one alone says next to nothing.
+    /// A transport error with all its causes: the outermost alone says next to nothing.
     pub(crate) fn network(error: &(dyn StdError + 'static)) -> Self {
         let mut words = error.to_string();
         let mut cause = error.source();
@@ -315,25 +310,25 @@ impl RequestError {
     }
 }
 
-/// What rustls says where it does not accept a certificate.
+/// What rustls says when it rejects a certificate.
 const CERTIFICATE: &str = "invalid peer certificate";
 
-/// What is wrong with a certificate, where rustls has only a word for it.
+/// Explains rustls's one-word reasons for rejecting a certificate.
 fn explained(why: &str) -> String {
     let meaning = [
         (
             "UnknownIssuer",
-            "nobody whom this machine trusts has signed it",
+            "no authority that this machine trusts has signed it",
         ),
         (
             "CaUsedAsEndEntity",
-            "it is an authority's own certificate, and not one of a server",
+            "it is an authority's own certificate, not a server's",
         ),
         (
             "UnsupportedCertVersion",
-            "it is of version 1, and not of version 3",
+            "it has version 1 instead of version 3",
         ),
-        ("BadEncoding", "it is damaged, or of version 1"),
+        ("BadEncoding", "it is damaged or has version 1"),
     ];
     let meaning = meaning.iter().find(|meaning| why.contains(meaning.0));
     meaning.map_or_else(|| why.to_owned(), |meaning| meaning.1.to_owned())
@@ -355,8 +350,7 @@ impl From<clickhouse::error::Error> for RequestError {
                 RequestError::Compressed
             }
             Error::Network(cause) => RequestError::network(cause.as_ref()),
-            // A response that was cut in the middle of a compressed frame, or an
-            // exception that came in two chunks.
+            // A response cut off within a compressed frame, or an exception split over two chunks.
             Error::Decompression(cause) | Error::Other(cause) => {
                 RequestError::network(cause.as_ref())
             }
@@ -382,7 +376,7 @@ fn split_exception(body: &str) -> (Option<u32>, String) {
     };
     text = text.strip_prefix("DB::Exception: ").unwrap_or(text);
     if code.is_some() {
-        // The server repeats the statement and its version, at any length.
+        // The server appends the statement and its version, at any length.
         for end in [" (version ", ": In scope ", ": while executing"] {
             text = text.split_once(end).map_or(text, |(before, _)| before);
         }
@@ -399,7 +393,7 @@ mod tests {
     #[test]
     fn what_took_too_long_names_both_ways_to_do_less_at_once() {
         let advice = limit_named(TIMEOUT, "Timeout exceeded: elapsed 5 s, maximum: 4 s");
-        for flag in ["begin anew", "--segment-rows", "--part-bytes"] {
+        for flag in ["--restart", "--segment-rows", "--part-bytes"] {
             assert!(advice.contains(flag), "{advice}");
         }
     }

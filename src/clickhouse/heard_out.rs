@@ -1,7 +1,7 @@
-//! A connection on which the answer counts, also where the rest of the request cannot be sent any more.
+//! A connection that still reads the answer when the rest of the request can no longer be sent.
 //!
-//! A server that gives an insert up answers at once and closes the connection, while more of the body is
-//! on its way. The HTTP client would drop the answer for the broken pipe that it meets then.
+//! A server that rejects an insert answers at once and closes the connection while we are still sending.
+//! The HTTP client would then report the broken pipe and drop the answer, which says what went wrong.
 
 use std::io;
 use std::pin::Pin;
@@ -35,10 +35,10 @@ where
     }
 }
 
-/// A connection that takes what can no longer be sent without a word: reading tells how it ended.
+/// A connection that swallows writes once the other side has closed; reading then yields the answer.
 pub(super) struct HeardOut<T>(T);
 
-/// Says that so much was written where the other side does not take anything any more.
+/// Reports a full write if the other side has closed the connection.
 fn heard_out<N>(written: Poll<io::Result<N>>, all: N) -> Poll<io::Result<N>> {
     match written {
         Poll::Ready(Err(error))

@@ -1,9 +1,8 @@
-//! An insert whose rows are sent while they are made.
+//! An insert whose rows are sent while they are being made.
 //!
-//! The official client's inserts do not tell how many rows the server wrote (it
-//! drops the `X-ClickHouse-Summary` header of an insert), and "rows written
-//! equal rows sent" is what guards against a row being lost silently. So an
-//! insert is posted with the HTTP client underneath.
+//! The official client does not say how many rows an insert wrote (it drops the
+//! `X-ClickHouse-Summary` header). But "rows written equal rows sent" is our guard
+//! against silently lost rows, so inserts use the HTTP client underneath.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
@@ -19,25 +18,24 @@ use super::options::Compression;
 use super::servers::Server;
 use super::settings::{MAX_QUERY_SIZE, QUERY_SIZE_OF_INSERTS};
 
-/// Bytes of an answer that are read; an exception text is far shorter.
+/// Bytes of an answer to read at most; an exception is far shorter.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// What an insert is about, but for its rows.
+/// An insert without its rows.
 #[derive(Debug, Clone)]
 pub struct InsertRequest {
     /// `INSERT INTO … FORMAT Native`
     pub sql: String,
-    /// Settings of its own, those of `OF_INSERTS` in `settings.rs`.
+    /// Its own settings, from `OF_INSERTS` in `settings.rs`.
     pub settings: Vec<(&'static str, String)>,
-    /// Name of the insert in `system.processes`, by which it can be found once its client is gone.
+    /// Query id in `system.processes`, to find the insert after its client is gone.
     pub query_id: String,
-    /// Whether the target has materialized views; the rows they write are
-    /// counted with the target's own.
+    /// Whether the target has materialized views; the server counts the rows they write too.
     pub has_views: bool,
 }
 
-/// An insert that is under way. Dropped before it is answered, it breaks off: the server keeps what it
-/// has written by then.
+/// An insert under way. Dropping it before the answer aborts it; the server keeps the rows it has
+/// written by then.
 pub struct OpenInsert {
     feed: Feed,
     /// Until it is taken.
@@ -47,10 +45,10 @@ pub struct OpenInsert {
 }
 
 impl Connection {
-    /// Begins an insert.
+    /// Starts an insert.
     ///
     /// # Errors
-    /// [`RequestError::Unexpected`] where the request cannot even be formed.
+    /// [`RequestError::Unexpected`] if the request cannot be built.
     pub fn begin_insert(&self, insert: &InsertRequest) -> Result<OpenInsert, RequestError> {
         let (feed, body) = body();
         let server = self.server();
@@ -93,7 +91,7 @@ impl Connection {
         let settings = insert.settings.iter();
         pairs.extend_pairs(settings.filter(|setting| self.settings.may_insert_with(setting.0)));
         pairs.append_pair("query_id", &insert.query_id);
-        // The number of written rows is in a header, so it must be known by then.
+        // The number of written rows is in a header, so the server must finish before it sends headers.
         pairs.append_pair("wait_end_of_query", "1");
         drop(pairs);
         let mut request = Request::post(url.as_str())
@@ -102,27 +100,27 @@ impl Connection {
                 concat!("events-backfill/", env!("CARGO_PKG_VERSION")),
             )
             .header(AUTHORIZATION, self.options.authorization())
-            // Otherwise the server reads a body to its end before it says that the insert has
-            // failed (measured on 26.7), which may take a whole segment.
+            // Otherwise the server reads the whole body before it reports that the insert has failed
+            // (measured on 26.7), which may take as long as a segment.
             .header(CONNECTION, "close");
         if self.options.compression == Compression::Lz4 {
             request = request.header(CONTENT_ENCODING, "lz4");
         }
         request.body(body).map_err(|error| {
-            RequestError::Unexpected(format!("the insert cannot be formed: {error}"))
+            RequestError::Unexpected(format!("the insert's request cannot be built: {error}"))
         })
     }
 }
 
 impl OpenInsert {
     /// Adds a block: its bytes in `Native` format, compressed as the connection's options say, the
-    /// memory that they hold, and its rows. It does not wait.
+    /// memory that they occupy, and its rows. Does not wait.
     pub fn push(&mut self, pieces: Vec<Bytes>, held_bytes: usize, rows: u64) {
         self.rows += rows;
         self.feed.push(pieces, held_bytes);
     }
 
-    /// Bytes of memory of the blocks that are not sent yet.
+    /// Bytes of memory that unsent blocks occupy.
     pub fn held_bytes(&self) -> usize {
         self.feed.backlog().bytes()
     }
@@ -132,16 +130,16 @@ impl OpenInsert {
         self.rows
     }
 
-    /// Waits until no more bytes than that are held. It may be called again where it was given up.
+    /// Waits until unsent blocks occupy at most `bytes`. Cancel-safe: it may be called again.
     ///
     /// # Errors
-    /// What the server has answered, which it should not have yet.
+    /// The server's answer if it comes now, which is too early.
     pub async fn at_most(&mut self, held_bytes: usize) -> Result<(), RequestError> {
         let Some(answer) = &mut self.answer else {
             return Err(already_answered());
         };
         let answered = tokio::select! {
-            // That the insert has failed counts also where there is room.
+            // Check for a failed insert first, even if there is room.
             biased;
             answered = answer => answered,
             () = self.feed.backlog().at_most(held_bytes) => return Ok(()),
@@ -149,15 +147,15 @@ impl OpenInsert {
         self.answer = None;
         joined(answered)?;
         Err(RequestError::Unexpected(
-            "ClickHouse has answered an insert before it had all rows".to_owned(),
+            "ClickHouse answered an insert before it had received all rows".to_owned(),
         ))
     }
 
-    /// Says that there are no more blocks, and waits for the answer. It may be called again where it
-    /// was given up.
+    /// Ends the body and waits for the answer. Cancel-safe: it may be called again.
     ///
     /// # Errors
-    /// What the request met, or [`RequestError::Unexpected`] where fewer rows were written than sent.
+    /// [`RequestError`] if the server rejects the insert or the connection fails;
+    /// [`RequestError::Unexpected`] if the server wrote fewer rows than we sent.
     pub async fn finish(&mut self) -> Result<(), RequestError> {
         self.feed.end();
         let Some(answer) = &mut self.answer else {
@@ -168,7 +166,7 @@ impl OpenInsert {
         self.check_written_rows(&joined(answered)?)
     }
 
-    /// Breaks the insert off, and waits until its memory is given back.
+    /// Aborts the insert and waits until its memory is released.
     pub async fn abort(mut self) {
         if let Some(answer) = self.answer.take() {
             answer.abort();
@@ -182,11 +180,11 @@ impl OpenInsert {
             Some(written) if written == sent => Ok(()),
             Some(written) if self.has_views && written > sent => Ok(()),
             Some(written) => Err(RequestError::Unexpected(format!(
-                "ClickHouse reports {written} rows written where {sent} were sent"
+                "ClickHouse reports {written} rows written, but {sent} were sent"
             ))),
             None => Err(RequestError::Unexpected(
                 "the answer to an insert does not say how many rows were written (no \
-                 X-ClickHouse-Summary header): is there a proxy that removes headers?"
+                X-ClickHouse-Summary header): does a proxy remove headers?"
                     .to_owned(),
             )),
         }
@@ -206,14 +204,14 @@ fn joined(
 ) -> Result<HeaderMap, RequestError> {
     let ended = |error| {
         Err(RequestError::Unexpected(format!(
-            "an insert ended: {error}"
+            "the task of an insert failed: {error}"
         )))
     };
     answered.unwrap_or_else(ended)
 }
 
 fn already_answered() -> RequestError {
-    RequestError::Unexpected("an insert is used that was answered".to_owned())
+    RequestError::Unexpected("an insert was used after its answer".to_owned())
 }
 
 fn written_rows(headers: &HeaderMap) -> Option<u64> {
@@ -233,7 +231,7 @@ async fn read_answer(response: Response<Incoming>) -> Result<HeaderMap, RequestE
     }
     let body = Limited::new(body, MAX_ANSWER).collect().await;
     if head.status.is_success() && code.is_none() {
-        // Rows are only safe once the whole answer, however short, has come.
+        // Rows are only safe once the whole answer has arrived, however short it is.
         return match body {
             Ok(body) => {
                 let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();

@@ -1,5 +1,5 @@
-//! Everything that talks to ClickHouse: the connection, its errors and which of
-//! them may be retried, inserts, and what the server says about its tables.
+//! Everything that talks to ClickHouse: the connection, its errors and which of them to retry,
+//! inserts, and the server's information about its tables.
 
 mod body;
 mod connection;

@@ -1,4 +1,4 @@
-//! Where ClickHouse is, who asks, and how it travels.
+//! Address, user, compression and TLS of the connection to ClickHouse.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -16,7 +16,7 @@ impl Password {
         Self(password.into())
     }
 
-    /// The password itself, for the header of a request and nothing else.
+    /// The password itself. Only for the header of a request.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
@@ -28,16 +28,16 @@ impl std::fmt::Debug for Password {
     }
 }
 
-/// Whether what travels is compressed with LZ4.
+/// Whether transfers are compressed with LZ4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Bytes as they are: half the processor time, five times the bytes.
+    /// Uncompressed: half the processor time, five times the bytes.
     None,
     /// LZ4 in both directions.
     Lz4,
 }
 
-/// Where ClickHouse is, and who asks.
+/// How to connect to ClickHouse.
 #[derive(Debug, Clone)]
 pub struct ConnectionOptions {
     /// HTTP or HTTPS addresses of one server, or of its replicas; at least one.
@@ -48,9 +48,9 @@ pub struct ConnectionOptions {
     pub password: Password,
     /// Whether to compress.
     pub compression: Compression,
-    /// Whose certificate a server may have.
+    /// Which server certificates to accept.
     pub trust: Trust,
-    /// Whether the server's threads for our statements give way to those for others.
+    /// Whether the server runs our statements at a lower priority than others.
     pub gives_way: bool,
 }
 
@@ -61,8 +61,7 @@ impl ConnectionOptions {
         urls.join(", ")
     }
 
-    /// The `Authorization` header. ClickHouse's own headers would do for most
-    /// passwords, but cannot hold one that is not ASCII.
+    /// The `Authorization` header. ClickHouse's own headers cannot hold a password that is not ASCII.
     pub(super) fn authorization(&self) -> String {
         let credentials = format!("{}:{}", self.user, self.password.reveal());
         format!("Basic {}", BASE64_STANDARD.encode(credentials))

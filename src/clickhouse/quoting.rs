@@ -1,4 +1,4 @@
-//! Writing identifiers and literals into SQL text.
+//! Quotes identifiers and literals for SQL.
 
 /// An identifier in back-quotes.
 pub fn identifier(name: &str) -> String {
@@ -19,8 +19,7 @@ pub fn qualified(database: &str, table: &str) -> String {
     format!("{}.{}", identifier(database), identifier(table))
 }
 
-/// A string literal. Bytes that are not plain text are written as `\xHH`, so
-/// ids of any form survive.
+/// A string literal. Bytes that are not printable ASCII become `\xHH`, so ids of any bytes survive.
 pub fn string(value: impl AsRef<[u8]>) -> String {
     let value = value.as_ref();
     let mut quoted = String::with_capacity(value.len() + 2);

@@ -1,5 +1,5 @@
-//! Tables that several servers share: whether the addresses lead to the same ones, and whether a replica has
-//! what was written through another.
+//! Tables that several servers share: checks that all addresses lead to the same tables, and waits until a
+//! replica has the rows written through another.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -16,11 +16,11 @@ use super::schema::TableInfo;
 
 /// How long a replica may take to catch up.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// How long to wait before looking again, where the user may not wait on the server.
+/// Pause between two polls, if the user may not run SYSTEM SYNC REPLICA.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// What tells a server from others.
+/// Identifies a server.
 const SERVER: &str = "concat(toString(serverUUID()), ' ', hostName())";
-/// The same where servers of one machine have no UUIDs, as the embedded one has none.
+/// Identifies a server without a UUID, such as the embedded one, by its disk.
 const SERVER_AND_DISK: &str = "concat(toString(serverUUID()), ' ', hostName(), ' ', \
      ifNull((SELECT max(path) FROM system.disks), ''))";
 /// ACCESS_DENIED
@@ -35,33 +35,33 @@ struct Identity {
 #[derive(Row, Deserialize)]
 struct Replica {
     is_readonly: u8,
-    /// Entries of the common log that this replica has not taken over yet.
+    /// Entries of the shared log that this replica has not fetched yet.
     behind: u64,
-    /// Parts that it has not got yet.
+    /// Parts that it does not have yet.
     parts: u64,
 }
 
-/// The UUID of a table in a database that gives none.
+/// The UUID of tables in a database engine without UUIDs.
 const NO_UUID: &str = "00000000-0000-0000-0000-000000000000";
 
 impl TableInfo {
-    /// Whether it has an identity that its replicas share, and no other table has.
+    /// Whether it has a UUID, which only its replicas share.
     pub(crate) fn has_identity(&self) -> bool {
         self.uuid != NO_UUID
     }
 
-    /// Whether replicas keep copies of it that follow each other.
+    /// Whether its replicas replicate each other's rows.
     pub(crate) fn is_replicated(&self) -> bool {
         self.engine.starts_with("Replicated")
     }
 
-    /// Whether several servers have it: as replicas, or in a storage that all of them use.
+    /// Whether several servers can have it: as replicas, or in shared storage.
     pub(crate) fn is_shared(&self) -> bool {
         self.is_replicated() || self.engine.starts_with("Shared")
     }
 }
 
-/// The same error with the name of the table, which the server does not say of a replica.
+/// Adds the table's name, which the server leaves out of errors about a replica.
 fn said_of(name: &str, error: RequestError) -> RequestError {
     match error {
         RequestError::Exception { code, message } => RequestError::Exception {
@@ -73,11 +73,11 @@ fn said_of(name: &str, error: RequestError) -> RequestError {
 }
 
 impl Connection {
-    /// What is wrong with a table of which several servers are told to have it, if something is: all
-    /// addresses must lead to one server, or to replicas that share it.
+    /// Checks that all addresses lead to one server, or to replicas that share the table; the inner error is
+    /// a sentence.
     ///
     /// # Errors
-    /// [`RequestError`] where none of the servers answers.
+    /// [`RequestError`] if no server answers.
     pub(crate) async fn is_one_table(
         &self,
         table: &TableInfo,
@@ -101,7 +101,7 @@ impl Connection {
                 identities => identities,
             };
             let identities = match identities {
-                // It is left out, and it is not known which one it is.
+                // An unreachable server is skipped; it may or may not be one that has answered.
                 Err(error) if error.is_of_server() => {
                     have_all_answered = false;
                     continue;
@@ -121,12 +121,12 @@ impl Connection {
         let name = table.qualified_name();
         Ok(match (tables.len(), servers.len()) {
             (2.., _) => Err(format!(
-                "the addresses in CLICKHOUSE_URL lead to servers on which {name} is not the same table: \
-                 name replicas of one shard"
+                "the addresses in CLICKHOUSE_URL lead to servers with different tables {name}: name \
+                replicas of one shard only"
             )),
             (_, 2..) if !table.is_shared() => Err(format!(
-                "the addresses in CLICKHOUSE_URL lead to {} servers, and {name} is a {}, of which each \
-                 server has its own: name one of them",
+                "the addresses in CLICKHOUSE_URL lead to {} servers, and each has its own {name} (a {}): \
+                name only one of them",
                 servers.len(),
                 table.engine
             )),
@@ -134,11 +134,11 @@ impl Connection {
         })
     }
 
-    /// Waits until the replica that is asked has what was written to a table through the others, where
-    /// there are several addresses. Of a table that is not replicated there is nothing to wait for.
+    /// Waits until this replica has the rows of a table that were written through the others. Returns at once
+    /// if there is only one address, or if the table is not replicated.
     ///
     /// # Errors
-    /// [`RequestError`] where it does not answer, does not catch up, or is read-only.
+    /// [`RequestError`] if the replica does not answer, does not catch up, or is read-only.
     pub(crate) async fn catch_up(&self, table: &TableInfo) -> Result<(), RequestError> {
         if self.places() == 1 || !table.is_replicated() {
             return Ok(());
@@ -146,7 +146,7 @@ impl Connection {
         let name = table.qualified_name();
         let wait = format!("SYSTEM SYNC REPLICA {name} LIGHTWEIGHT");
         match self.check_within(&wait, PATIENCE).await {
-            // Servers before 23.6 do not know the word (SYNTAX_ERROR), and the user may not be let.
+            // Servers before 23.6 do not know LIGHTWEIGHT (SYNTAX_ERROR); the user may lack the right.
             Err(error) if matches!(error.code(), Some(ACCESS_DENIED | 62 | 164)) => {}
             waited => return waited.map_err(|error| said_of(&name, error)),
         }
@@ -159,7 +159,7 @@ impl Connection {
         let begun = Instant::now();
         loop {
             let replicas = match self.rows::<Replica>(&query).await {
-                // Whoever may not see it cannot be told.
+                // Without access to system.replicas there is no way to know, so go on.
                 Err(error) if error.code() == Some(ACCESS_DENIED) => return Ok(()),
                 replicas => replicas?,
             };
@@ -174,7 +174,7 @@ impl Connection {
             }
             if begun.elapsed() > PATIENCE {
                 return Err(RequestError::TimedOut {
-                    doing: "get what was written through other replicas",
+                    doing: "catch up with the other replicas",
                     limit: PATIENCE,
                 });
             }

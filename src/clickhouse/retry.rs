@@ -1,4 +1,4 @@
-//! Trying again what may work later: how often, and after how long.
+//! Retries: how many, and how long to wait before each.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::shutdown::Shutdown;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Takes the kind of an error, and words for the operator.
+/// Takes the kind of an error and a sentence for the operator.
 type Tell = dyn Fn(&str, fmt::Arguments<'_>) + Send + Sync;
 
-/// What all work of a run that may be tried again has in common. Cheap to clone.
+/// The retry settings that all work of a run shares. Cheap to clone.
 #[derive(Clone)]
 pub struct Retries {
     most: u32,
@@ -23,8 +23,8 @@ pub struct Retries {
 }
 
 impl Retries {
-    /// Up to `most` tries after the first one of each piece of work; `tell` is told of each, with the
-    /// kind of the error before it and words for the operator.
+    /// Allows up to `most` retries for each piece of work; `tell` is called before each, with the kind
+    /// of the error and a sentence for the operator.
     pub fn new(
         most: u32,
         shutdown: Shutdown,
@@ -47,7 +47,7 @@ impl Retries {
         }
     }
 
-    /// How often something was tried again, over all work.
+    /// The number of retries so far, over all work.
     pub fn repeated(&self) -> u64 {
         self.repeated.load(Ordering::Relaxed)
     }
@@ -60,14 +60,14 @@ pub enum Hope {
     None,
     /// It may.
     Passing,
-    /// It may, unless the next try fails in just the same way: an answer was damaged on its way, or
-    /// is not understood.
+    /// It may, unless the next attempt fails in exactly the same way: an answer was damaged in
+    /// transit, or cannot be decoded.
     UnlessRepeated,
-    /// It may, and rarely does: two more attempts say enough.
+    /// It rarely does: two more attempts are enough.
     Rare,
 }
 
-/// Failures after which there is no more hope where it was [`Hope::Rare`].
+/// Failures after which to give up on [`Hope::Rare`].
 const ENOUGH: u32 = 3;
 
 impl From<bool> for Hope {
@@ -87,17 +87,17 @@ pub struct Attempts<'a> {
 }
 
 impl Attempts<'_> {
-    /// Tries that failed.
+    /// Failed attempts.
     pub fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// The signal by which the run was asked to end, if it was.
+    /// The signal that asked the run to stop, if one did.
     pub(crate) fn signal(&self) -> Option<u8> {
         self.retries.shutdown.signal()
     }
 
-    /// How many tries failed, for a message, if it was more than one.
+    /// The number of failed attempts, for a message; empty for a single one.
     pub fn in_words(&self) -> String {
         match self.failures {
             0 | 1 => String::new(),
@@ -105,9 +105,9 @@ impl Attempts<'_> {
         }
     }
 
-    /// After a try that failed with an error of that kind: whether there is to be another one. Tells the
-    /// operator `what` failed and waits before it says so; not for long where
-    /// the run is asked to end, since the next try then ends at once.
+    /// After an attempt failed with an error of this kind: whether to make another one. If so, tells
+    /// the operator `what` failed and waits first; a signal cuts the wait short, since the next attempt
+    /// then ends at once.
     pub async fn again(
         &mut self,
         hope: impl Into<Hope>,
@@ -139,9 +139,8 @@ impl Attempts<'_> {
     }
 }
 
-/// How long to wait after `failures` failed tries: between half and the whole of
-/// 0.5 s, 1 s, 2 s, … 60 s, so that what failed together does not come back
-/// together.
+/// How long to wait after `failures` failed attempts: a random time between half and all of 0.5 s, 1 s,
+/// 2 s, … 60 s, so that work that failed together is not retried together.
 fn wait_after(failures: u32) -> Duration {
     FIRST_WAIT
         .saturating_mul(1 << failures.saturating_sub(1).min(16))

@@ -1,4 +1,4 @@
-//! What the server says about itself and its tables.
+//! The server's information about itself and its tables.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,12 +14,12 @@ use super::quoting;
 pub struct ServerInfo {
     /// Its version, e.g. `26.7.2.1`.
     pub version: String,
-    /// How far its clock is ahead of this machine's, in microseconds. The times of Langfuse's rows
-    /// are those of its servers, and this machine's may be wrong.
+    /// How far its clock is ahead of this machine's, in microseconds. Langfuse's rows carry the time
+    /// of its servers; this machine's clock may be wrong.
     pub clock_ahead: i64,
-    /// Bytes of memory that the server takes at most, where the user may know.
+    /// Bytes of memory that the server may use, if the user may see that.
     pub memory: Option<u64>,
-    /// Bytes that one statement of the user may take, if there is a limit.
+    /// Bytes of memory that one statement of the user may use, if there is a limit.
     pub statement_memory: Option<u64>,
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn now_in_microseconds() -> i64 {
     i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// One column as `system.columns` has it.
+/// A column, from `system.columns`.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
 pub struct TableColumn {
     /// Its name.
@@ -60,14 +60,14 @@ impl TableColumn {
     }
 }
 
-/// One table.
+/// A table.
 #[derive(Debug, Clone)]
 pub struct TableInfo {
-    /// Database it is in.
+    /// Its database.
     pub database: String,
     /// Its name.
     pub name: String,
-    /// Its identity: a table that was dropped and made again has another one.
+    /// Its UUID: a table that was dropped and created again has a new one.
     pub uuid: String,
     /// E.g. `ReplacingMergeTree` or `ReplicatedReplacingMergeTree`.
     pub engine: String,
@@ -75,19 +75,19 @@ pub struct TableInfo {
     pub partition_key: String,
     /// The primary key expressions, separated by commas.
     pub primary_key: String,
-    /// Whether materialized views are fed by it.
+    /// Whether materialized views read from it.
     pub has_views: bool,
-    /// Whether each row keeps the number of the block in which it was inserted
+    /// Whether each row keeps the number of the block it was inserted in
     /// (`enable_block_number_column`).
     pub keeps_block_numbers: bool,
-    /// The engine with all clauses of the table: `MergeTree PARTITION BY … ORDER BY … TTL …`.
+    /// The engine with all clauses: `MergeTree PARTITION BY … ORDER BY … TTL …`.
     pub engine_full: String,
-    /// Its columns in their order.
+    /// Its columns in order.
     pub columns: Vec<TableColumn>,
 }
 
 impl TableInfo {
-    /// The column of that name.
+    /// The column with this name.
     pub fn column(&self, name: &str) -> Option<&TableColumn> {
         self.columns.iter().find(|column| column.name == name)
     }
@@ -103,24 +103,24 @@ impl TableInfo {
     }
 }
 
-/// How large one partition of a table is.
+/// The size of one partition of a table.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
 pub struct PartitionSize {
     /// Its id: `YYYYMM` for a table partitioned by month.
     pub partition_id: String,
-    /// Rows in its parts, versions that are not merged yet included.
+    /// Rows in its parts, including versions that are not merged yet.
     pub rows: u64,
     /// Number of parts.
     pub parts: u64,
 }
 
-/// Whether a part holds what lightweight updates have changed, and no rows of its own.
+/// True for parts that hold only lightweight updates, not rows.
 const IS_PATCH: &str = "startsWith(partition_id, 'patch-')";
 
 /// The parts of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Row, Deserialize)]
 pub struct Parts {
-    /// Rows in them.
+    /// Their rows.
     pub rows: u64,
     /// A hash of their names.
     names: u64,
@@ -149,11 +149,11 @@ struct Granted {
 }
 
 impl Connection {
-    /// Whether the user has a right on a table. A server that cannot be asked says it when the right
-    /// is needed.
+    /// Whether the user has a right on a table. True if the server cannot tell; it then complains when
+    /// the right is needed.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub(crate) async fn may(&self, right: &str, table: &TableInfo) -> Result<bool, RequestError> {
         let question = format!("CHECK GRANT {right} ON {}", table.qualified_name());
         match self.rows::<Granted>(&question).await {
@@ -162,10 +162,10 @@ impl Connection {
         }
     }
 
-    /// The server's version.
+    /// The server's version, clock and memory limits.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn server_info(&self) -> Result<ServerInfo, RequestError> {
         let rows = self
             .rows::<VersionAndTime>(
@@ -174,8 +174,9 @@ impl Connection {
             .await?;
         let now = now_in_microseconds();
         let server = rows.into_iter().next();
-        let server = server
-            .ok_or_else(|| RequestError::Unexpected("SELECT version() has no row".to_owned()))?;
+        let server = server.ok_or_else(|| {
+            RequestError::Unexpected("SELECT version() returned no row".to_owned())
+        })?;
         Ok(ServerInfo {
             version: server.version,
             clock_ahead: server.time - now,
@@ -191,16 +192,16 @@ impl Connection {
         })
     }
 
-    /// A limit of bytes, where there is one and the user may know.
+    /// A limit in bytes, if there is one and the user may see it.
     async fn bytes(&self, sql: &str) -> Option<u64> {
         let rows = self.rows::<Bytes>(sql).await.ok()?;
         rows.first().map(|row| row.bytes).filter(|&bytes| bytes > 0)
     }
 
-    /// Whether a database exists (and the user may know of it).
+    /// Whether a database exists and the user may see it.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn database_exists(&self, database: &str) -> Result<bool, RequestError> {
         let sql = format!(
             "SELECT count() AS count FROM system.databases WHERE name = {}",
@@ -213,10 +214,10 @@ impl Connection {
             .any(|row| row.count > 0))
     }
 
-    /// A table and its columns, or `None` if there is none of that name.
+    /// A table and its columns, or `None` if there is no such table.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn table(
         &self,
         database: &str,
@@ -260,10 +261,10 @@ impl Connection {
         }))
     }
 
-    /// The same; where the table is Distributed, the one behind it on this server.
+    /// Like [`Connection::table`]; for a Distributed table, the one behind it on this server.
     ///
     /// # Errors
-    /// [`RequestError`] where the server does not answer.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub(crate) async fn local_table(
         &self,
         database: &str,
@@ -276,10 +277,10 @@ impl Connection {
         }
     }
 
-    /// Whether the user may know of any of the views that read a table.
+    /// Whether the user may see any of the views that read a table.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn sees_views_of(&self, table: &TableInfo) -> Result<bool, RequestError> {
         let seen = format!(
             "SELECT count() AS count FROM system.tables WHERE (database, name) IN \
@@ -292,13 +293,13 @@ impl Connection {
         Ok(seen.iter().any(|row| row.count > 0))
     }
 
-    /// The table that feeds this one through a materialized view, if there is such a view.
+    /// The table that fills this one through a materialized view, if there is one.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn fed_by_view(&self, table: &TableInfo) -> Result<Option<String>, RequestError> {
-        // A view that writes TO a table names it right after its own name, and
-        // the table it reads lists the view as depending on it.
+        // A view that writes TO a table names it right after its own name; the table that it reads lists
+        // the view as a dependency.
         let view = format!(
             "SELECT database, name FROM system.tables WHERE engine = 'MaterializedView' \
              AND position(replaceAll(create_table_query, '`', ''), {}) > 0",
@@ -327,10 +328,10 @@ impl Connection {
         )))
     }
 
-    /// What the rows of a table are in.
+    /// The active parts of a table.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn parts(&self, table: &TableInfo) -> Result<Parts, RequestError> {
         let query = format!(
             "SELECT sum(rows) AS rows, sum(cityHash64(name)) AS names FROM system.parts \
@@ -348,7 +349,7 @@ impl Connection {
     /// The partitions of a table, oldest first.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn partitions(&self, table: &TableInfo) -> Result<Vec<PartitionSize>, RequestError> {
         self.rows(&format!(
             "SELECT partition_id, sum(rows) AS rows, count() AS parts FROM system.parts \

@@ -1,5 +1,5 @@
-//! The servers that the addresses lead to, replicas or several ways to one: which of them is asked, and which
-//! is left out for a while.
+//! The servers behind the addresses (replicas, or several routes to one server): which one to ask, and which
+//! to avoid for a while.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -20,21 +20,21 @@ use super::body::StreamedBody;
 use super::error::RequestError;
 use super::heard_out::HearingOut;
 
-/// How long a server that has failed is left out, where there is another one.
+/// How long a failed server is avoided, if there is another one.
 const LEFT_OUT: Duration = Duration::from_secs(30);
-/// Most servers that are told apart behind one name.
+/// Maximum servers distinguished behind one name.
 const MOST_BEHIND_A_NAME: usize = 64;
 
 /// Makes connections to one server.
 pub(super) type Connector = HttpsConnector<HttpConnector<InTurn>>;
 
-/// One server, or one of several ways to it.
+/// One server, or one of several routes to it.
 pub(super) struct Server {
     /// Its address.
     pub url: Url,
-    /// For questions, and what they stream.
+    /// Client for queries and their streamed results.
     pub client: Client,
-    /// For inserts.
+    /// Client for inserts.
     pub http: HttpClient<HearingOut<Connector>, StreamedBody>,
     failed: Mutex<Option<Instant>>,
 }
@@ -53,7 +53,7 @@ impl Server {
         }
     }
 
-    /// Is told what a request has met.
+    /// Records the error of a request.
     pub(super) fn met(&self, error: &RequestError) {
         if error.is_of_server() {
             *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
@@ -78,10 +78,10 @@ impl Servers {
     /// These servers.
     ///
     /// # Errors
-    /// A sentence where there is none.
+    /// A sentence if there are none.
     pub(super) fn new(servers: Vec<Server>) -> Result<Self, String> {
         match servers.is_empty() {
-            true => Err("there is no address of ClickHouse".to_owned()),
+            true => Err("CLICKHOUSE_URL names no address".to_owned()),
             false => Ok(Self(servers.into_iter().map(Arc::new).collect())),
         }
     }
@@ -91,13 +91,13 @@ impl Servers {
         self.0.len()
     }
 
-    /// The one at a place alone, whatever becomes of it.
+    /// Only the server at `place`, even if it fails.
     pub(super) fn only(&self, place: usize) -> Self {
         Self(Arc::from([Arc::clone(&self.0[place % self.count()])]))
     }
 
-    /// The one at a place, counted round and round, or else the next that is not left out; where all
-    /// are, the one that has failed first.
+    /// The server at `place` (modulo their number), or else the next that is not avoided; if all are, the
+    /// one that failed longest ago.
     pub(super) fn choose(&self, place: usize) -> Arc<Server> {
         let count = self.count();
         let in_turn = (0..count).map(|step| &self.0[(place + step) % count]);
@@ -109,8 +109,8 @@ impl Servers {
     }
 }
 
-/// How many servers a name stands for: a headless service of Kubernetes has an address for each replica.
-/// One, where it cannot be told yet, and where it has one address of each kind.
+/// How many servers are behind a name: a headless Kubernetes service has an address for each replica. One
+/// if the name does not resolve yet, or has a single IPv4 and a single IPv6 address.
 pub(super) fn behind(url: &Url) -> usize {
     let Some(Host::Domain(name)) = url.host() else {
         return 1;
@@ -129,8 +129,8 @@ pub(super) fn behind(url: &Url) -> usize {
     most.clamp(1, MOST_BEHIND_A_NAME)
 }
 
-/// Resolves a name that stands for several servers: its addresses in an order of their own, so that each of
-/// the servers is first in one of them. Where it cannot be reached, the next address is tried.
+/// Resolves a name that stands for several servers, with a different address first for each of them. If that
+/// address cannot be reached, the next one is tried.
 #[derive(Clone)]
 pub(super) struct InTurn {
     resolver: GaiResolver,
@@ -138,8 +138,7 @@ pub(super) struct InTurn {
 }
 
 impl InTurn {
-    /// The addresses as the operating system orders them, or, of several servers, the one whose turn it
-    /// is first.
+    /// Without a turn, addresses in the operating system's order; with one, that server's address first.
     pub(super) fn new(turn: Option<usize>) -> Self {
         Self {
             resolver: GaiResolver::new(),
@@ -170,7 +169,7 @@ impl Service<Name> for InTurn {
     }
 }
 
-/// Orders addresses so that it does not matter in which order they came, each of a kind first in a turn.
+/// Sorts the addresses, since DNS returns them in any order, and rotates them by `turn`.
 fn in_turn(addresses: &mut [SocketAddr], turn: usize) {
     addresses.sort_unstable();
     if !addresses.is_empty() {

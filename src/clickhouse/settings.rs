@@ -1,19 +1,19 @@
-//! Every setting that the meaning of a statement depends on, in one place: a user's profile can set
-//! each of them otherwise, and then a statement reads other rows, other values or another format.
+//! Every setting that the meaning of a statement depends on, in one place: if a user's profile changes
+//! one, a statement reads other rows, other values or another format.
 //!
-//! Found by going through `system.settings` of ClickHouse 26.7 (1,490 settings), and asking of each
-//! whether it changes what a SELECT yields, what an INSERT writes, or how either travels. What only
-//! makes a statement faster or slower, or lets the server refuse it, is the operator's to set. The
-//! values are the server's defaults, except where a reason is given.
+//! The list comes from going through `system.settings` of ClickHouse 26.7 (1,490 settings) and asking of
+//! each whether it changes what a SELECT returns, what an INSERT writes, or the format of either.
+//! Settings that only make a statement faster or slower, or let the server refuse it, are left to the
+//! operator. The values are the server's defaults, except where a reason is given.
 //!
-//! A server that does not know a setting does not do what it is about, so it is left out there: 25.12
-//! is the oldest that is supported. One that the profile holds at another value is named.
+//! A server that does not know a setting lacks the feature too, so the setting is not sent there (the
+//! oldest supported version is 25.12). If the profile pins one to another value, the run ends and names it.
 
 use std::sync::{Arc, OnceLock};
 
-/// What a statement means.
+/// Settings that decide what a statement means.
 pub(super) const MEANING: &[(&str, &str)] = &[
-    // The language. `compatibility` brings back the defaults of an older version.
+    // The language. `compatibility` restores the defaults of an older version.
     ("dialect", "clickhouse"),
     ("compatibility", ""),
     ("enable_analyzer", "1"),
@@ -37,7 +37,7 @@ pub(super) const MEANING: &[(&str, &str)] = &[
     ("union_default_mode", ""),
     ("intersect_default_mode", "ALL"),
     ("except_default_mode", "ALL"),
-    // Joins, groups and values that are not there.
+    // Joins, groups and missing values.
     ("join_use_nulls", "0"),
     ("join_default_strictness", "ALL"),
     ("join_any_take_last_row", "0"),
@@ -54,8 +54,8 @@ pub(super) const MEANING: &[(&str, &str)] = &[
     ("count_distinct_implementation", "uniqExact"),
     ("short_circuit_function_evaluation", "enable"),
     ("least_greatest_legacy_null_behavior", "0"),
-    // Times: the zone of a column is its own, or else the server's, by which its partitions and its
-    // sorting key were made.
+    // Times: a column without a time zone has the server's, which also made its partitions and sorting
+    // key.
     ("session_timezone", ""),
     ("enable_extended_results_for_datetime_functions", "0"),
     ("function_date_trunc_return_type_behavior", "0"),
@@ -66,7 +66,7 @@ pub(super) const MEANING: &[(&str, &str)] = &[
         "date_time_64_output_format_cut_trailing_zeros_align_to_groups_of_thousands",
         "0",
     ),
-    // Values as texts, and as other types.
+    // Conversion to text and to other types.
     ("cast_keep_nullable", "0"),
     ("decimal_check_overflow", "1"),
     ("bool_true_representation", "true"),
@@ -84,7 +84,7 @@ pub(super) const MEANING: &[(&str, &str)] = &[
     ("output_format_json_skip_null_value_in_named_tuples", "0"),
     ("output_format_json_validate_utf8", "0"),
     ("json_type_escape_dots_in_keys", "0"),
-    // Which rows there are.
+    // Which rows are visible.
     ("final", "0"),
     ("do_not_merge_across_partitions_select_final", "0"),
     ("use_skip_indexes_if_final_exact_mode", "1"),
@@ -111,7 +111,7 @@ pub(super) const MEANING: &[(&str, &str)] = &[
     ("force_index_by_date", "0"),
     ("force_primary_key", "0"),
     ("force_optimize_projection", "0"),
-    // A limit that ends a statement without a word loses rows.
+    // A limit that ends a statement silently loses rows.
     ("read_overflow_mode", "throw"),
     ("read_overflow_mode_leaf", "throw"),
     ("result_overflow_mode", "throw"),
@@ -123,7 +123,7 @@ pub(super) const MEANING: &[(&str, &str)] = &[
     ("set_overflow_mode", "throw"),
     ("join_overflow_mode", "throw"),
     ("transfer_overflow_mode", "throw"),
-    // How it travels.
+    // Transfer format.
     ("output_format_native_encode_types_in_binary_format", "0"),
     (
         "output_format_native_use_flattened_dynamic_and_json_serialization",
@@ -136,44 +136,43 @@ pub(super) const MEANING: &[(&str, &str)] = &[
     ("http_write_exception_in_output_format", "0"),
     ("http_wait_end_of_query", "0"),
     ("send_progress_in_http_headers", "0"),
-    // What an INSERT writes. On by default since 26.1: the answer would come before the rows are
-    // written.
+    // What an INSERT writes. async_insert is on by default since 26.1; the answer would come before the
+    // rows are written.
     ("async_insert", "0"),
     ("wait_for_async_insert", "1"),
-    // The server would merge the rows of the insert by themselves, which copies them all (a fifth of
-    // all processor time, measured), for the sake of equal keys in one insert. Merges and FINAL do
-    // that anyway.
+    // With it, the server merges the rows of each insert, which copies them all (a fifth of all
+    // processor time, measured) to remove equal keys. Merges and FINAL do that anyway.
     ("optimize_on_insert", "0"),
-    // The keys of what is there guard against a row that is written twice. A replicated table would
-    // drop a part without a word that equals an earlier one, also after its rows were deleted. From
-    // 26 on, the second and third say it, whatever the first says.
+    // We avoid duplicates ourselves, by the keys already in the target. A replicated table would
+    // silently drop a part equal to an earlier one, even after its rows were deleted. From 26 on, the
+    // second and third setting decide, whatever the first says.
     ("insert_deduplicate", "0"),
     ("deduplicate_insert", "disable"),
     ("deduplicate_insert_select", "disable"),
     ("deduplicate_blocks_in_dependent_materialized_views", "0"),
     ("insert_deduplication_token", ""),
-    // Otherwise a column the table does not have is dropped without a word.
+    // Otherwise a column that the table does not have is silently dropped.
     ("input_format_skip_unknown_fields", "0"),
     ("input_format_native_allow_types_conversion", "1"),
     ("input_format_native_decode_types_in_binary_format", "0"),
-    // Columns that are not sent have defaults that look at ones that are.
+    // The defaults of columns that we do not send depend on columns that we do.
     ("input_format_defaults_for_omitted_fields", "1"),
     ("input_format_force_null_for_omitted_fields", "0"),
     ("input_format_null_as_default", "1"),
     ("insert_null_as_default", "1"),
     ("input_format_allow_errors_num", "0"),
     ("input_format_allow_errors_ratio", "0"),
-    // Metadata for a JSON column: texts stay texts, whatever they look like.
+    // Metadata in a JSON column: strings stay strings, whatever they look like.
     ("input_format_try_infer_dates", "0"),
     ("input_format_try_infer_datetimes", "0"),
     ("type_json_skip_duplicated_paths", "1"),
     ("type_json_skip_invalid_typed_paths", "0"),
-    // Rows that a view loses would be lost without a word.
+    // Otherwise rows that a view fails to write are silently lost.
     ("materialized_views_ignore_errors", "0"),
     ("ignore_materialized_views_with_dropped_target_table", "0"),
-    // Ids that are asked for are part of a statement.
+    // Statements contain the ids they ask for.
     (MAX_QUERY_SIZE, "268435456"),
-    // Into the table itself, where it is spread over several servers, and before the answer.
+    // Distributed tables: write into the table itself, before the answer.
     ("insert_distributed_sync", "1"),
     ("insert_shard_id", "0"),
 ];
@@ -181,19 +180,19 @@ pub(super) const MEANING: &[(&str, &str)] = &[
 /// How long a statement may be.
 pub(super) const MAX_QUERY_SIZE: &str = "max_query_size";
 
-/// Bytes of an insert's statement at most: the server's default. Of the body the server holds as much
-/// besides, since the statement could go on there (measured on 26.7: 385 MiB for an insert of 150 MB with
+/// Maximum bytes of an insert's statement: the server's default. The server also buffers this much of the
+/// body, since the statement could continue there (measured on 26.7 for an insert of 150 MB: 385 MiB with
 /// the size that other statements are allowed, 30 MiB with this one).
 pub(super) const QUERY_SIZE_OF_INSERTS: &str = "262144";
 
-/// The only preference that is no limit.
+/// The only preference that is not a limit.
 pub(super) const COMPRESSION_LEVEL: &str = "http_zlib_compression_level";
 
-/// What is better otherwise, and is so where the profile lets us: limits to what a statement may take,
-/// above all, since a run takes long and reads much on purpose, and bounds its memory itself.
+/// Settings that we change if the profile allows it. Mostly limits on a statement, which we lift: a run
+/// takes long and reads much on purpose, and bounds its memory itself.
 pub(super) const PREFERENCES: &[(&str, &str)] = &[
-    // Of LZ4 too. From 3 on, which is the default, it is the slow kind (LZ4HC), which takes the
-    // server five times as long.
+    // Applies to LZ4 too. From 3 on, the default, the server uses LZ4HC, which takes five times as
+    // long.
     (COMPRESSION_LEVEL, "1"),
     ("max_execution_time", "0"),
     ("max_execution_time_leaf", "0"),
@@ -221,16 +220,15 @@ pub(super) const PREFERENCES: &[(&str, &str)] = &[
     ("max_partitions_to_read", "-1"),
 ];
 
-/// With which the threads of our statements give way to those of others: the operating system gives
-/// them what others leave, which costs nothing where there are no others. Where the server may not do
-/// it (`CAP_SYS_NICE`), they have no effect.
+/// Settings that lower the priority of our statements' threads: they get the processor time that others
+/// leave, which costs nothing on an idle server. Without `CAP_SYS_NICE` for the server they have no effect.
 pub(super) const GIVING_WAY: &[(&str, &str)] = &[
     ("os_threads_nice_value_query", "19"),
     ("os_threads_nice_value_materialized_view", "19"),
 ];
 
-/// What single statements state, with the least and the most: how much is read at once, and what goes
-/// to the server's disk meanwhile.
+/// Settings of single statements, with the smallest and largest value: how much to read at once, and when
+/// to use the server's disk.
 pub(super) const OF_STATEMENTS: &[(&str, &[&str])] = &[
     ("max_block_size", &["16", "65536"]),
     ("preferred_block_size_bytes", &["65536", "16777216"]),
@@ -247,8 +245,8 @@ pub(super) const OF_STATEMENTS: &[(&str, &[&str])] = &[
     ("cancel_http_readonly_queries_on_client_close", &["1"]),
 ];
 
-/// What an insert states where the profile lets it, with the least and the most: how much the server
-/// gathers for a part, and how much of the body it takes for a statement that goes on.
+/// Settings of an insert, sent if the profile allows it, with the smallest and largest value: how much the
+/// server gathers for a part, and how much of the body it may read as part of the statement.
 pub(super) const OF_INSERTS: &[(&str, &[&str])] = &[
     (MAX_QUERY_SIZE, &[QUERY_SIZE_OF_INSERTS]),
     ("min_insert_block_size_rows", &["1", "10000000"]),
@@ -261,19 +259,19 @@ pub(super) struct Settings {
     pub(super) known: Arc<OnceLock<Known>>,
 }
 
-/// What is known of the settings once the server has been asked.
+/// The outcome of asking the server for its settings.
 #[derive(Debug)]
 pub(super) struct Known {
-    /// Those that go with each statement.
+    /// Sent with every statement.
     pub(super) sent: Vec<(&'static str, &'static str)>,
-    /// Limits that the profile holds, with their values.
+    /// Limits that the profile pins, with their values.
     pub(super) held_limits: Vec<(&'static str, String)>,
-    /// What an insert may state.
+    /// Settings that an insert may send.
     pub(super) of_inserts: Vec<&'static str>,
 }
 
 impl Settings {
-    /// What goes with each statement.
+    /// Settings to send with every statement.
     pub(super) fn all(&self) -> &[(&'static str, &'static str)] {
         self.known.get().map_or(&[], |known| &known.sent)
     }
@@ -283,7 +281,7 @@ impl Settings {
         self.known.get().map_or(&[], |known| &known.held_limits)
     }
 
-    /// Whether an insert may state a setting.
+    /// Whether an insert may send a setting.
     pub(super) fn may_insert_with(&self, name: &str) -> bool {
         (self.known.get()).is_none_or(|known| known.of_inserts.contains(&name))
     }

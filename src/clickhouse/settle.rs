@@ -1,4 +1,4 @@
-//! Which settings go with each statement: those that the server knows and the user may set.
+//! Decides which settings to send with each statement: those that the server knows and the user may set.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::settings::{
     COMPRESSION_LEVEL, GIVING_WAY, Known, MEANING, OF_INSERTS, OF_STATEMENTS, PREFERENCES,
 };
 
-/// What the question for the settings themselves depends on. All servers know these.
+/// Settings for the query that asks for the settings. All servers know these.
 const OF_QUESTION: &[(&str, &str)] = &[
     ("dialect", "clickhouse"),
     ("limit", "0"),
@@ -26,25 +26,25 @@ const OF_QUESTION: &[(&str, &str)] = &[
     ("max_query_size", "268435456"),
 ];
 
-/// Settings that a server says of all that are asked for, at least.
+/// A server knows at least this many of the settings asked for; fewer mean a broken answer.
 const FEWEST_KNOWN: usize = 100;
 
-/// READONLY: the user may not change any setting.
+/// READONLY: the user may not change settings.
 const READONLY: u32 = 164;
 
-/// SETTING_CONSTRAINT_VIOLATION: the profile holds the setting, or bounds it.
+/// SETTING_CONSTRAINT_VIOLATION: the profile pins or bounds the setting.
 const HELD: u32 = 452;
 
-/// QUERY_CACHE_USED_WITH_SYSTEM_TABLE: the profile holds `use_query_cache`.
+/// QUERY_CACHE_USED_WITH_SYSTEM_TABLE: the profile pins `use_query_cache`.
 const CACHED: u32 = 719;
 
-/// SYNTAX_ERROR, which a statement that is too long is called too.
+/// SYNTAX_ERROR, which ClickHouse also reports for a statement that is too long.
 const SYNTAX: u32 = 62;
 
-/// How long the server may take to say what it knows.
+/// How long the server may take to answer such a query.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A setting as `system.settings` has it for the user.
+/// A setting in `system.settings`, as the user sees it.
 struct Setting {
     value: String,
     is_constant: bool,
@@ -52,11 +52,12 @@ struct Setting {
 }
 
 impl Connection {
-    /// Asks which of the settings the server knows and the user may change, so that all statements
-    /// from now on state those that their meaning depends on.
+    /// Finds out which settings the server knows and the user may change. From then on every statement
+    /// states the settings that its meaning depends on.
     ///
     /// # Errors
-    /// [`RequestError::Held`] where the profile holds one at another value; whatever the request met.
+    /// [`RequestError::Held`] if the profile pins one of them to another value; other [`RequestError`]s
+    /// if the server rejects the query or cannot be reached.
     pub async fn settle_settings(&self) -> Result<(), RequestError> {
         if self.settings.are_known() {
             return Ok(());
@@ -112,18 +113,18 @@ impl Connection {
                 known.of_inserts.push(name);
             }
         }
-        // If another task was faster, it has come to the same.
+        // Another task may have been faster; it got the same answer.
         let _ = self.settings.known.set(known);
         Ok(())
     }
 
-    /// The limits that the profile holds, each with its value: what takes more than that fails. None
+    /// The limits that the profile pins, with their values; a statement that exceeds one fails. Empty
     /// before the server has been asked.
     pub(crate) fn held_limits(&self) -> &[(&'static str, String)] {
         self.settings.held_limits()
     }
 
-    /// How long a statement may take, where the profile limits it and does not let us lift that.
+    /// How long a statement may take, if the profile pins a limit.
     pub(crate) fn longest_statement(&self) -> Option<Duration> {
         let mut held = self.held_limits().iter();
         let (_, seconds) = held.find(|limit| limit.0 == "max_execution_time")?;
@@ -131,7 +132,7 @@ impl Connection {
         (seconds > 0.0).then(|| Duration::try_from_secs_f64(seconds).ok())?
     }
 
-    /// What the server knows of itself.
+    /// The answer to a question about the server itself.
     async fn told(&self, question: &str) -> Result<String, RequestError> {
         match self.text(question, OF_QUESTION, PATIENCE).await {
             Err(error) if matches!(error.code(), Some(READONLY | HELD)) => {
@@ -148,8 +149,8 @@ impl Connection {
         let single = OF_STATEMENTS.iter().chain(OF_INSERTS);
         let names = names.chain(single.map(|setting| setting.0));
         let names: Vec<String> = names.map(quoting::string).collect();
-        // One row, since the profile may hold a limit for rows; the server has applied that, and does
-        // not know of it any more, besides that there was one.
+        // One row, since the profile may pin `limit` or `offset`. The server applies these before it
+        // answers and then knows only that they changed, not their values.
         let question = format!(
             "SELECT arrayStringConcat(groupArray(concat(name, '\\t', toString(readonly), '\\t', \
              toString(toUInt8(isNotNull(min) OR isNotNull(max))), '\\t', \
@@ -165,7 +166,7 @@ impl Connection {
                 let fields: Vec<&str> = line.splitn(4, '\t').collect();
                 let &[name, is_constant, is_bounded, value] = &fields[..] else {
                     return Err(RequestError::Unexpected(format!(
-                        "asked for its settings, it answered '{}'",
+                        "asked for its settings, the server answered '{}'",
                         words(line)
                     )));
                 };
@@ -180,39 +181,39 @@ impl Connection {
         match settings.contains_key("limit") && settings.len() > FEWEST_KNOWN {
             true => Ok(settings),
             false => Err(RequestError::Unexpected(format!(
-                "asked for its settings, it told only {}",
+                "asked for its settings, the server returned only {}",
                 settings.len()
             ))),
         }
     }
 
-    /// What the user's profile has for `readonly`, unless it may write.
+    /// The `readonly` level of the user's profile; `None` if the user may write.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn readonly_level(&self) -> Result<Option<u8>, RequestError> {
         let question = "SELECT value FROM system.settings WHERE name = 'readonly'";
         let value = self.told(question).await?;
         if value.trim().is_empty() {
-            // Whatever is asked, there is no answer.
+            // The profile hides the rows of every answer.
             return Err(RequestError::Held {
                 name: "offset or additional_result_filter",
                 value: "…".to_owned(),
                 wanted: Some(""),
             });
         }
-        // More lines come with `extremes`.
+        // `extremes` would add lines.
         let first = value.lines().next().unwrap_or_default();
         let level = first.trim().parse().map_err(|_| {
             RequestError::Unexpected(format!(
-                "asked for a setting, it answered '{}'",
+                "asked for a setting, the server answered '{}'",
                 words(&value)
             ))
         })?;
         Ok((level != 0).then_some(level))
     }
 
-    /// Whether a setting may be set to each of some values.
+    /// Whether the user may set it to each of `values`.
     async fn may_be_each_of(
         &self,
         name: &'static str,
@@ -227,7 +228,7 @@ impl Connection {
         Ok(true)
     }
 
-    /// Whether the user may give it that value.
+    /// Whether the user may set it to `wanted`.
     async fn may_be_set(
         &self,
         name: &'static str,
@@ -237,7 +238,7 @@ impl Connection {
         if setting.is_constant || !setting.is_bounded {
             return Ok(!setting.is_constant);
         }
-        // How a bound is meant is the server's to say: no limit is 0, which is less than any.
+        // Only the server knows what a bound means: 0 is often "no limit", though less than any minimum.
         match self.text("SELECT 1", &[(name, wanted)], PATIENCE).await {
             Ok(_) => Ok(true),
             Err(error) if matches!(error.code(), Some(HELD | READONLY)) => Ok(false),
@@ -246,7 +247,7 @@ impl Connection {
     }
 }
 
-/// A setting that the profile holds at what it is.
+/// The error for a setting that the profile pins to its current value.
 fn held(name: &'static str, setting: &Setting, wanted: Option<&'static str>) -> RequestError {
     RequestError::Held {
         name,
@@ -255,7 +256,7 @@ fn held(name: &'static str, setting: &Setting, wanted: Option<&'static str>) -> 
     }
 }
 
-/// The setting that the profile holds, where even the question for the settings fails with it.
+/// The setting that the profile pins, if even the query for the settings fails because of it.
 fn held_by_question(error: &RequestError) -> Option<RequestError> {
     let (name, value, wanted) = match error {
         RequestError::Exception { code: CACHED, .. } => ("use_query_cache", "1", "0"),
@@ -272,7 +273,7 @@ fn held_by_question(error: &RequestError) -> Option<RequestError> {
     })
 }
 
-/// The beginning of an answer that is none, on one line.
+/// The beginning of an unusable answer, on one line.
 fn words(answer: &str) -> String {
     let words: Vec<&str> = answer.split_whitespace().collect();
     words.join(" ").chars().take(60).collect()

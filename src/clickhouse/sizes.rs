@@ -1,4 +1,4 @@
-//! How large tables are, and how much room there is for them.
+//! Sizes of tables, and the free space for them.
 
 use crate::memory::numbers::whole;
 use std::collections::BTreeMap;
@@ -12,17 +12,17 @@ use super::error::RequestError;
 use super::quoting;
 use super::schema::TableInfo;
 
-/// Bytes of something that is stored in a table.
+/// Bytes stored in a table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct StoredBytes {
-    /// As they are on the server's disk.
+    /// On the server's disk.
     pub compressed: u64,
-    /// As they are in memory, and about as they travel without compression.
+    /// In memory, and about what an uncompressed transfer takes.
     pub uncompressed: u64,
 }
 
 impl StoredBytes {
-    /// A part of it, at most 1.
+    /// This fraction of it, at most 1.
     pub fn share(self, share: f64) -> Self {
         let part = |bytes: u64| whole(bytes as f64 * share);
         Self {
@@ -53,41 +53,41 @@ impl AddAssign for StoredBytes {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ColumnSizes {
     columns: BTreeMap<String, StoredBytes>,
-    /// Of all columns together, in the parts that do not know them apart.
+    /// All columns together, in the parts that have no sizes per column.
     of_compact_parts: StoredBytes,
 }
 
 impl ColumnSizes {
-    /// Bytes of the columns that are `wanted`, at most: of small parts it is all columns.
+    /// An upper bound for the `wanted` columns: small (compact) parts count with all their columns.
     pub fn of(&self, wanted: impl Fn(&str) -> bool) -> StoredBytes {
         let wanted = self.columns.iter().filter(|(name, _)| wanted(name));
         wanted.fold(self.of_compact_parts, |sum, (_, &bytes)| sum + bytes)
     }
 }
 
-/// How large a table is, in all its partitions.
+/// The size of a table, all partitions together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Row, Deserialize)]
 pub struct TableSize {
-    /// Rows in its parts, versions that are not merged yet included.
+    /// Rows in its parts, including versions that are not merged yet.
     pub rows: u64,
-    /// Bytes of its parts on disk, indexes included.
+    /// Bytes of its parts on disk, including indexes.
     pub bytes_on_disk: u64,
 }
 
-/// A disk that a table may use.
+/// A disk of a table's storage policy.
 #[derive(Debug, Clone, PartialEq, Eq, Row, Deserialize)]
 pub struct Disk {
     /// Its name in the server's configuration.
     pub name: String,
-    /// Bytes that are free, without those that the server is told to keep free.
+    /// Free bytes, less those that the server is configured to keep free.
     pub free_bytes: u64,
 }
 
-/// An object storage says that it has so much free, or a little less.
+/// Free bytes from which a disk counts as unlimited: object storage reports numbers like this.
 const WITHOUT_END: u64 = 1 << 60;
 
 impl Disk {
-    /// Whether nobody knows of an end of it.
+    /// Whether it is practically unlimited, as object storage is.
     pub fn is_endless(&self) -> bool {
         self.free_bytes >= WITHOUT_END
     }
@@ -96,7 +96,7 @@ impl Disk {
 /// A table by its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableName {
-    /// Database it is in.
+    /// Its database.
     pub database: String,
     /// Its name.
     pub name: String,
@@ -123,7 +123,7 @@ impl Connection {
     /// Bytes of the columns of one partition.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn column_sizes(
         &self,
         table: &TableInfo,
@@ -135,7 +135,7 @@ impl Connection {
             quoting::string(&table.name),
             quoting::string(partition_id)
         );
-        // A compact part, which is a small one, does not know the sizes of its columns.
+        // Compact parts (the small ones) have no sizes per column.
         let statement = format!(
             "SELECT column, sum(column_data_compressed_bytes) AS compressed, \
              sum(column_data_uncompressed_bytes) AS uncompressed FROM system.parts_columns \
@@ -158,10 +158,10 @@ impl Connection {
         Ok(sizes)
     }
 
-    /// How large a table is; nothing at all where there is none.
+    /// The size of a table; zero if there is no such table.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn table_size(&self, table: &TableName) -> Result<TableSize, RequestError> {
         let rows = self
             .rows::<TableSize>(&format!(
@@ -177,17 +177,16 @@ impl Connection {
         }))
     }
 
-    /// Rows of a month in a table of events, versions that are not merged yet included.
+    /// Rows of a month in a table of events, including versions that are not merged yet.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn event_rows(
         &self,
         events: &TableInfo,
         partition_id: &str,
     ) -> Result<u64, RequestError> {
-        // Told without reading the table, and so without the right to read it,
-        // where its partitions are months.
+        // With monthly partitions system.parts knows, so no right to read the table is needed.
         if events.partition_key == "toYYYYMM(start_time)" {
             let partitions = self.partitions(events).await?;
             return Ok(partitions
@@ -206,10 +205,10 @@ impl Connection {
         Ok(counts.iter().map(|row| row.count).sum())
     }
 
-    /// The tables that materialized views fill with what is inserted into `table`.
+    /// The tables that materialized views fill from inserts into `table`.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn fed_tables(&self, table: &TableInfo) -> Result<Vec<TableName>, RequestError> {
         let definitions = self
             .rows::<Text>(&format!(
@@ -225,10 +224,10 @@ impl Connection {
         Ok(targets.collect())
     }
 
-    /// The expressions for which a table has text indexes.
+    /// The expressions that a table has text indexes on.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn text_indexes(&self, table: &TableName) -> Result<Vec<String>, RequestError> {
         let expressions = self
             .rows::<Text>(&format!(
@@ -244,7 +243,7 @@ impl Connection {
     /// The disks of a table's storage policy.
     ///
     /// # Errors
-    /// Whatever the request met.
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
     pub async fn disks(&self, table: &TableInfo) -> Result<Vec<Disk>, RequestError> {
         self.rows(&format!(
             "SELECT name, free_space AS free_bytes \
@@ -258,11 +257,11 @@ impl Connection {
     }
 }
 
-/// The table that a view is written to, if it is one with a name:
+/// The target table of a view, if the view names one:
 /// `CREATE MATERIALIZED VIEW a.b TO c.d (…) AS …`, without quotes.
 fn target_of(definition: &str) -> Option<TableName> {
     let (before, rest) = definition.split_once(" TO ")?;
-    // It must not be of the SELECT.
+    // A TO inside the SELECT does not count.
     if before.contains(" AS ") || before.contains('(') {
         return None;
     }

@@ -1,17 +1,17 @@
-//! A statement that reads rows, with the settings that are its own. Those that its meaning depends on
-//! go with every statement, whether it is one of these or not: see `settings.rs`.
+//! A statement that reads rows, with its own settings. The settings that fix the meaning of statements
+//! are sent with every request anyway: see `settings.rs`.
 
 use std::time::Duration;
 
 use super::connection::{Connection, NativeStream, READ_TIMEOUT};
 use super::error::RequestError;
 
-/// How long the server may read the ids of a whole table, and sort or group them.
+/// How long the server may take to read, sort or group the ids of a whole table.
 pub(crate) const TABLE_TIMEOUT: Duration = Duration::from_secs(3600);
-/// Bytes beyond which the server is asked to do that on its disk.
+/// Bytes from which the server sorts and groups on its disk.
 pub(crate) const ON_DISK_FROM_BYTES: u64 = 128 * 1024 * 1024;
 
-/// A SELECT whose answer is streamed in blocks.
+/// A SELECT whose result is streamed in blocks.
 #[derive(Debug, Clone)]
 pub struct Statement {
     sql: String,
@@ -20,7 +20,7 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// A SELECT that is answered in blocks of at most `block_rows` rows.
+    /// A SELECT whose result comes in blocks of at most `block_rows` rows.
     pub fn new(sql: impl Into<String>, block_rows: usize) -> Self {
         let statement = Self {
             sql: sql.into(),
@@ -30,16 +30,16 @@ impl Statement {
         statement.with("max_block_size", block_rows)
     }
 
-    /// The same in blocks of about so many bytes.
+    /// Limits blocks to about `block_bytes`.
     #[must_use]
     pub fn in_bytes(self, block_bytes: usize) -> Self {
         self.with("preferred_block_size_bytes", block_bytes)
-            // With it, blocks are whole granules whatever is asked for.
+            // The query condition cache would make blocks whole granules, whatever their bytes.
             .with("use_query_condition_cache", 0)
     }
 
-    /// The same where the server has to read, sort or group much before it has the first row: it may
-    /// be silent for long, and does it on its disk.
+    /// For a statement that reads, sorts or groups much before its first row: allows a long silence and
+    /// sorts and groups on the server's disk.
     #[must_use]
     pub(crate) fn of_a_table(self) -> Self {
         let on_disk = self
@@ -51,8 +51,8 @@ impl Statement {
         }
     }
 
-    /// The same with one more setting. Each is named in `settings.rs`, so that a profile that holds it
-    /// is told before the work begins.
+    /// Adds a setting. Name it in `settings.rs` too, so that a profile that pins it is reported before the
+    /// work begins.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
         self.settings.push((name, value.to_string()));
@@ -61,10 +61,10 @@ impl Statement {
 }
 
 impl Connection {
-    /// Sends a statement, whose answer is streamed in `Native` format.
+    /// Sends a statement and streams its result in `Native` format.
     ///
     /// # Errors
-    /// [`RequestError::Unexpected`] where the request cannot even be formed.
+    /// [`RequestError::Unexpected`] if the request cannot be built.
     pub fn send(&self, statement: &Statement) -> Result<NativeStream, RequestError> {
         let stream = self.stream(&statement.sql, &statement.settings)?;
         Ok(stream.with_silence(statement.silence))

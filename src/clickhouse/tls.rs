@@ -1,5 +1,4 @@
-//! TLS: verified against certificate authorities, unless the user said in so many words that any
-//! certificate will do.
+//! TLS: certificates are verified against certificate authorities, unless the user explicitly accepts any.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -11,22 +10,22 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
 
-/// A directory with the certificates of authorities; rustls-native-certs reads it by itself, too.
+/// Names a directory of authorities' certificates; rustls-native-certs reads it too.
 const DIRECTORY: &str = "SSL_CERT_DIR";
 
-/// Whose signature under a server's certificate counts.
+/// Which authorities may have signed the server's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
-    /// Those whom the machine trusts.
+    /// Those that the machine trusts.
     Machine,
     /// Those whose certificates are in this file, and in the directory of `SSL_CERT_DIR`.
     File(PathBuf),
-    /// Anybody's: the certificate is not verified.
+    /// Any: the certificate is not verified.
     Anybody,
 }
 
-/// A client configuration. Certificate authorities are only read when they are
-/// `needed`, so that a plain HTTP address works on a machine without any.
+/// A client configuration. Reads certificate authorities only if `needed`, so that plain HTTP works on
+/// a machine without any.
 pub(super) fn client_config(needed: bool, trust: &Trust) -> Result<ClientConfig, String> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -47,7 +46,7 @@ pub(super) fn client_config(needed: bool, trust: &Trust) -> Result<ClientConfig,
 }
 
 fn authorities_of_machine() -> Result<RootCertStore, String> {
-    // Empty is as good as not set, but not to the library.
+    // An empty variable means not set, but not to the library.
     let found = match env::var_os("SSL_CERT_FILE").is_some_and(|file| file.is_empty()) {
         true => {
             let of_machine = openssl_probe::probe();
@@ -60,8 +59,8 @@ fn authorities_of_machine() -> Result<RootCertStore, String> {
         (false, _) => Ok(roots),
         (true, Ok(directory)) => Err(unreadable(DIRECTORY, Path::new(&directory), &error)),
         (true, Err(_)) => Err(
-            "no certificate authorities were found on this machine to verify the server with: \
-             install the ca-certificates package, or name a file of them in SSL_CERT_FILE"
+            "this machine has no certificate authorities to verify the server with: install the \
+            ca-certificates package, or name a file with their certificates in SSL_CERT_FILE"
                 .to_owned(),
         ),
     }
@@ -79,7 +78,7 @@ fn authorities_in(file: &Path) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// What can be used of what was found, and the first thing that was wrong with it, for a sentence.
+/// The usable certificates, and the first error in parentheses, for a sentence.
 fn parsed(found: CertificateResult) -> (RootCertStore, String) {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
@@ -90,14 +89,14 @@ fn parsed(found: CertificateResult) -> (RootCertStore, String) {
 
 fn unreadable(name: &str, path: &Path, error: &str) -> String {
     format!(
-        "{name} names {}, and no certificates of authorities can be read there{error}",
+        "{name} names {}, but no authority's certificate can be read there{error}",
         path.display()
     )
 }
 
-/// Accepts every certificate, also one that is not understood (of version 1, say), with which the
-/// signatures of the handshake cannot be checked. That they are right would say no more than that who
-/// answers has the key of the certificate that he has shown.
+/// Accepts every certificate, even one that cannot be parsed (of version 1, say), whose handshake
+/// signatures cannot be checked. Checking them would prove nothing anyway: only that the other side has
+/// the key to the certificate that it presented.
 #[derive(Debug)]
 struct AcceptAnyCertificate(Arc<CryptoProvider>);
 

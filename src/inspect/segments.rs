@@ -225,7 +225,7 @@ pub struct SourcePartition<'a> {
 /// would scan too much twice.
 ///
 /// # Errors
-/// Whatever the requests met.
+/// [`RequestError`] if the server rejects a query or cannot be reached.
 pub async fn make(
     connection: &Connection,
     partitions: &[SourcePartition<'_>],

@@ -100,7 +100,7 @@ fn servers_that_do_not_share_their_tables_are_refused() {
     };
     apart.load_schema();
     let outcome = tool(&database, &addresses).run();
-    outcome.assert_one_error(2, &["CLICKHOUSE_URL", "not the same table"]);
+    outcome.assert_one_error(2, &["CLICKHOUSE_URL", "different tables"]);
 
     execute(&apart, &format!("DROP DATABASE `{}` SYNC", database.name));
     copy_tables(&database, &apart, &tables(&database));

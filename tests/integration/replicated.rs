@@ -55,7 +55,7 @@ fn assert_waited_and_resumable(database: &Database, tool: Tool, outcome: &Outcom
     let said = [
         "(3 tries)",
         &format!("{}.events_full", database.name),
-        "only reads",
+        "is read-only: SELECT",
         "FROM system.replicas WHERE is_readonly",
         "continue with --resume",
     ];
