@@ -411,7 +411,7 @@ pub struct RunArguments {
     #[command(flatten)]
     pub throttle: ThrottleArguments,
 
-    /// Set by hand from the top level: `plan` takes these options no more than it runs anything.
+    /// Copied from the top level, so that `plan` does not offer these options.
     #[arg(skip)]
     pub telling: TellingArguments,
 }

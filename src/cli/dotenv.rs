@@ -1,17 +1,16 @@
-//! The file `.env`, which other programs share: lines that do not name one of our settings do not
-//! matter, whatever they look like.
+//! Reads `.env`, which may be shared with other programs: lines that do not set one of our variables
+//! are ignored, however malformed.
 //!
-//! A line is dotenvy's to understand, and so is what `$NAME` in it stands for. What a line is, is
-//! decided here: dotenvy takes a quote in the middle of somebody else's value for the beginning of a
-//! text that goes on to the next quote, with all lines between.
+//! dotenvy parses the lines and expands `$NAME`, but this module splits them: given another program's
+//! value with a stray quote, dotenvy would swallow all lines up to the next quote.
 
 use super::variables::VARIABLES;
 
-/// Settings of ours, in their order, of the text of a `.env` file.
+/// Our variables in the content of a `.env` file, in order.
 ///
 /// # Errors
-/// A sentence with number and name of the line that cannot be read, and without its value, which may
-/// be a password.
+/// A message with the number and variable of the first line that cannot be parsed, or that the file is
+/// UTF-16. It never shows the value, which may be a password.
 pub(super) fn settings(content: &[u8]) -> Result<Vec<(String, String)>, String> {
     let text = text_of(content)?;
     let mut understood = String::new();
@@ -21,12 +20,12 @@ pub(super) fn settings(content: &[u8]) -> Result<Vec<(String, String)>, String> 
         let mut length = lines_of_value(&lines[number..]);
         let mut line = lines[number..number + length].join("\n");
         if length > 1 && !is_understood(&line) {
-            // A quote that has no end, and another one further down.
+            // The quote is never closed: the one further down belongs to another value.
             length = 1;
             line = lines[number].to_owned();
         }
         if !is_understood(&line) && is_understood(line.trim_end()) {
-            // Blanks after a quote.
+            // dotenvy rejects blanks after a closing quote.
             line.truncate(line.trim_end().len());
         }
         let ours = name_of(&line).filter(|name| VARIABLES.contains(name));
@@ -35,8 +34,8 @@ pub(super) fn settings(content: &[u8]) -> Result<Vec<(String, String)>, String> 
             understood.push('\n');
         } else if let Some(name) = ours {
             return Err(format!(
-                "line {} of the file .env, {name}, cannot be understood: write {name}=value, and put \
-                 a value with spaces, quotes, # or $ between single quotes, or double quotes",
+                "cannot parse line {} of the file .env ({name}): write {name}=value, and put values with \
+                 spaces, quotes, # or $ in single or double quotes",
                 number + 1
             ));
         }
@@ -48,7 +47,7 @@ pub(super) fn settings(content: &[u8]) -> Result<Vec<(String, String)>, String> 
         .collect())
 }
 
-/// Text in UTF-8, of which some editors mark the beginning.
+/// The content as text, without the byte order mark that some editors write.
 fn text_of(content: &[u8]) -> Result<String, String> {
     if content.starts_with(&[0xFF, 0xFE]) || content.starts_with(&[0xFE, 0xFF]) {
         return Err("the file .env is UTF-16: save it as UTF-8".to_owned());
@@ -62,7 +61,7 @@ fn text_of(content: &[u8]) -> Result<String, String> {
             && line.contains(char::REPLACEMENT_CHARACTER)
         {
             return Err(format!(
-                "line {} of the file .env, {name}, is not UTF-8 text",
+                "line {} of the file .env ({name}) is not valid UTF-8",
                 number + 1
             ));
         }
@@ -72,7 +71,7 @@ fn text_of(content: &[u8]) -> Result<String, String> {
     Ok(text)
 }
 
-/// The name that a line begins with, whatever follows it.
+/// The variable name at the beginning of a line.
 fn name_of(line: &str) -> Option<&str> {
     let line = line.trim_start();
     let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
@@ -80,7 +79,7 @@ fn name_of(line: &str) -> Option<&str> {
     Some(&line[..end.unwrap_or(line.len())]).filter(|name| !name.is_empty())
 }
 
-/// How many lines the first value takes: it goes on to the quote that ends it, if there is one.
+/// How many lines the first value spans: up to its closing quote, if it has one.
 fn lines_of_value(lines: &[&str]) -> usize {
     let Some((_, value)) = lines[0].split_once('=') else {
         return 1;
@@ -95,13 +94,13 @@ fn lines_of_value(lines: &[&str]) -> usize {
     let rest = lines[1..].iter().enumerate();
     let mut ends = rest.filter_map(|(number, line)| Some((number, after_quote(line, quote)?)));
     match ends.next() {
-        // Where something follows, this is rather where another value begins.
+        // Text after the quote means that it more likely opens another value.
         Some((number, after)) if after.is_empty() || after.starts_with('#') => number + 2,
         _ => 1,
     }
 }
 
-/// What follows the quote that ends a text, if one does.
+/// The rest after the closing quote, if there is one.
 fn after_quote(text: &str, quote: char) -> Option<&str> {
     let mut is_escaped = false;
     let end = text.find(|c: char| {
@@ -112,7 +111,7 @@ fn after_quote(text: &str, quote: char) -> Option<&str> {
     Some(text[end + 1..].trim())
 }
 
-/// Whether dotenvy can read it by itself.
+/// Whether dotenvy parses it.
 fn is_understood(line: &str) -> bool {
     dotenvy::from_read_iter(line.as_bytes()).all(|pair| pair.is_ok())
 }

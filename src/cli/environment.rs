@@ -1,4 +1,4 @@
-//! Settings outside of the command line.
+//! Settings from the environment and `.env`.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -8,17 +8,18 @@ use super::dotenv;
 use super::variables::VARIABLES;
 use crate::error::Error;
 
-/// Settings outside of the command line: the environment, then `.env`.
+/// Settings from the environment and `.env`. The environment wins.
 #[derive(Default)]
 pub struct Environment {
     variables: HashMap<String, String>,
 }
 
 impl Environment {
-    /// The process's environment, and the file `.env` in the current directory.
+    /// Reads the process's environment and the file `.env` in the current directory, if there is one.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind) where `.env` is there and cannot be read.
+    /// [`Kind::Configuration`](crate::error::Kind) if `.env` cannot be read or parsed, or a variable is
+    /// not UTF-8.
     pub fn read() -> Result<Self, Error> {
         let mut variables = HashMap::new();
         let unreadable = |message| Error::configuration(message);
@@ -26,12 +27,12 @@ impl Environment {
             Ok(content) => variables.extend(dotenv::settings(&content).map_err(unreadable)?),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => {
-                return Err(unreadable(format!("the file .env cannot be read: {error}")));
+                return Err(unreadable(format!("cannot read the file .env: {error}")));
             }
         }
         for name in VARIABLES {
             match std::env::var(name) {
-                // An empty variable is as if it were not there.
+                // An empty variable counts as unset.
                 Ok(value) if value.trim().is_empty() => {}
                 Ok(value) => {
                     variables.insert((*name).to_owned(), value);
@@ -39,7 +40,7 @@ impl Environment {
                 Err(std::env::VarError::NotPresent) => {}
                 Err(std::env::VarError::NotUnicode(_)) => {
                     return Err(Error::configuration(format!(
-                        "the environment variable {name} is not UTF-8 text"
+                        "environment variable {name} is not valid UTF-8"
                     )));
                 }
             }
@@ -47,7 +48,7 @@ impl Environment {
         Ok(Self { variables })
     }
 
-    /// An environment of these variables only.
+    /// An environment with only these variables.
     pub fn of(pairs: &[(&str, &str)]) -> Self {
         let pairs = pairs
             .iter()
@@ -57,14 +58,14 @@ impl Environment {
         }
     }
 
-    /// The directory of all state, given the flag.
+    /// The state directory: the flag, `STATE_DIR`, or `./state`.
     pub fn state_dir(&self, argument: Option<PathBuf>) -> PathBuf {
         argument
             .or_else(|| self.get("STATE_DIR").map(PathBuf::from))
             .unwrap_or_else(|| PathBuf::from("./state"))
     }
 
-    /// The directories of all state, given the flags.
+    /// The state directories: the flags, or [`state_dir`](Self::state_dir) without any.
     pub fn state_dirs(&self, arguments: Vec<PathBuf>) -> Vec<PathBuf> {
         match arguments.is_empty() {
             true => vec![self.state_dir(None)],
@@ -72,12 +73,12 @@ impl Environment {
         }
     }
 
-    /// A variable as it is.
+    /// A variable's exact value, spaces included.
     pub(super) fn get_untrimmed(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str)
     }
 
-    /// A variable that is set and not empty.
+    /// A variable's trimmed value, unless it is empty.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.variables
             .get(name)
@@ -90,7 +91,7 @@ impl Environment {
             None | Some("0" | "false" | "no" | "off" | "n" | "f") => Ok(false),
             Some("1" | "true" | "yes" | "on" | "y" | "t") => Ok(true),
             Some(other) => Err(Error::configuration(format!(
-                "{name} is '{other}': write true or false"
+                "{name} is '{other}': set it to true or false"
             ))),
         }
     }

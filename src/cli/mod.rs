@@ -1,5 +1,4 @@
-//! What the user asks for: the words of the command line, the environment and `.env`, what they mean,
-//! and which months they are about.
+//! The user's request: the command line, the environment and `.env`, validated and combined.
 
 pub(crate) mod arguments;
 mod dotenv;

@@ -1,41 +1,40 @@
-//! Which partitions: one, a list, ranges, or all that there are.
+//! Selects partitions: named months, ranges, or all.
 
 use std::collections::BTreeSet;
 
 use crate::partition::Partition;
 
-/// Between the first and the last month of a range, both of which are in it.
+/// Separates the first and last month of an inclusive range.
 const RANGE: &str = "..";
 
-/// The partitions that were asked for.
+/// The requested partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
-    /// All that there are.
+    /// All existing ones.
     All,
-    /// These.
+    /// Some.
     Months {
-        /// Months that were named themselves: each must be there.
+        /// Months named individually: each must exist.
         named: BTreeSet<Partition>,
-        /// First and last month of each range: what is there of it.
+        /// First and last month of each range, in which months may be missing.
         ranges: BTreeSet<(Partition, Partition)>,
     },
 }
 
-/// The partitions that were asked for, put together with those that there are.
+/// The requested partitions, matched against the existing ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selected {
-    /// Those to work on: newest first, each once.
+    /// Existing partitions, newest first and without duplicates.
     pub partitions: Vec<Partition>,
-    /// Months in a range that are not there: newest first, each once.
+    /// Missing months of the ranges, newest first and without duplicates.
     pub without_rows: Vec<Partition>,
 }
 
 impl Selection {
-    /// Understands `202406`, `202404,202406`, `202404..202406`, mixes of these, and several such
-    /// texts.
+    /// Parses `202406`, `202404,202406`, `202404..202406` and mixtures, in one or more texts.
     ///
     /// # Errors
-    /// A sentence, with the part that is not understood.
+    /// A message that quotes the invalid part.
     pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
         let (mut named, mut ranges) = (BTreeSet::new(), BTreeSet::new());
         for item in texts.into_iter().flat_map(|text| text.split(',')) {
@@ -47,7 +46,7 @@ impl Selection {
         Ok(Self::Months { named, ranges })
     }
 
-    /// The month, where a single one was named.
+    /// The month, if exactly one was named and no range.
     pub fn single(&self) -> Option<Partition> {
         match self {
             Self::Months { named, ranges } if named.len() == 1 && ranges.is_empty() => {
@@ -57,10 +56,10 @@ impl Selection {
         }
     }
 
-    /// Decides, given the partitions that there are.
+    /// Matches the request against the existing partitions.
     ///
     /// # Errors
-    /// The months that were named and are not there, oldest first.
+    /// The named months that do not exist, oldest first.
     pub fn resolve(&self, there_are: &BTreeSet<Partition>) -> Result<Selected, Vec<Partition>> {
         let (named, ranges) = match self {
             Self::All => return Ok(Selected::new(there_are.clone(), BTreeSet::new())),
@@ -94,8 +93,8 @@ fn parse_range(first: &str, last: &str) -> Result<(Partition, Partition), String
     let (first, last) = (first.trim(), last.trim());
     if first.is_empty() || last.is_empty() {
         return Err(format!(
-            "the range '{first}{RANGE}{last}' has no {}: write both months, for example \
-             202404{RANGE}202406, or say --all-partitions",
+            "the range '{first}{RANGE}{last}' has no {}: give both months, for example \
+             202404{RANGE}202406, or use --all-partitions",
             if first.is_empty() { "beginning" } else { "end" }
         ));
     }
@@ -104,12 +103,12 @@ fn parse_range(first: &str, last: &str) -> Result<(Partition, Partition), String
         true => Ok((first, last)),
         false => Err(format!(
             "the range '{first}{RANGE}{last}' goes backwards: write {last}{RANGE}{first} (the \
-             newest is done first in any case)"
+             newest month runs first anyway)"
         )),
     }
 }
 
-/// Months for people: a row of them as a range. Newest first, as they came.
+/// Lists months in the given order, newest first, and writes consecutive ones as a range.
 pub(crate) fn in_words(months: &[Partition]) -> String {
     let runs = months.chunk_by(|newer, older| older.next() == Some(*newer));
     let words: Vec<String> = runs

@@ -1,6 +1,6 @@
-//! The names of the environment's variables, and of those in `.env`.
+//! Names of the variables read from the environment and `.env`.
 
-/// The variables that mean something here.
+/// All variables that the program reads.
 pub const VARIABLES: &[&str] = &[
     "ALL_PARTITIONS",
     "ALL_SHARDS",

@@ -373,6 +373,6 @@ fn where_there_is_nothing_to_show_or_no_place_for_it_one_sentence_says_so() {
     report(&run.state_dir(), &run.directory().join("not/there.html"))
         .assert_one_error(2, &["--html", "there is no directory"]);
     report(&run.state_dir(), &month.join("checkpoint"))
-        .assert_one_error(2, &["--html", "where the state of a run is"]);
+        .assert_one_error(2, &["--html", "which holds the state of a run"]);
     assert!(!page.exists());
 }

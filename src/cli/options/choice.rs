@@ -1,24 +1,24 @@
-//! What may be on, off, or left to what suits the tables.
+//! Switches that are on, off, or decided by the tables.
 
 use serde::{Deserialize, Serialize};
 
 use crate::cli::Environment;
 use crate::error::Error;
 
-/// What the user says of something.
+/// A user's choice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Choice {
-    /// It is wanted.
+    /// Explicitly on.
     On,
-    /// It is not wanted.
+    /// Explicitly off.
     Off,
-    /// Nothing: the tables decide.
+    /// Not given: the tables decide.
     #[default]
     Default,
 }
 
 impl Choice {
-    /// Whether it is on, where the tables suggest `default`.
+    /// Whether it is on, given the tables' `default`.
     pub fn or(self, default: bool) -> bool {
         match self {
             Choice::On => true,
@@ -27,11 +27,11 @@ impl Choice {
         }
     }
 
-    /// From a flag, its opposite and their variables `NAME` and `NO_NAME`. The command line counts
-    /// before the environment; clap sees to it that it does not say both.
+    /// Combines a flag and its opposite with their variables `NAME` and `NO_NAME`. The command line
+    /// wins; clap rejects both flags together.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind) where the environment says both.
+    /// [`Kind::Configuration`](crate::error::Kind) if both variables are true, or one is not a boolean.
     pub(super) fn of(
         flags: (bool, bool),
         variable: &str,
@@ -47,11 +47,11 @@ impl Choice {
         let opposite = format!("NO_{variable}");
         match (is_on, environment.flag(&opposite)?) {
             (true, true) => Err(Error::configuration(format!(
-                "{variable} and {opposite} are both true: take one of them away"
+                "{variable} and {opposite} are both true: unset one of them"
             ))),
             (true, false) => Ok(Choice::On),
             (false, true) => Ok(Choice::Off),
-            // NAME=false says it as plainly as NO_NAME=true.
+            // NAME=false means the same as NO_NAME=true.
             (false, false) if is_set => Ok(Choice::Off),
             (false, false) => Ok(Choice::Default),
         }
@@ -68,20 +68,20 @@ impl std::fmt::Display for Choice {
     }
 }
 
-/// What the user says of that which makes a month complete.
+/// The user's choices about what belongs to a complete month.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
-    /// Of root spans.
+    /// Root spans.
     pub root_spans: Choice,
-    /// Of experiments.
+    /// Experiments.
     pub experiments: Choice,
 }
 
-/// What the tables suggest where the user says nothing.
+/// The tables' defaults for [`Choice::Default`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Defaults {
-    /// For root spans.
+    /// Root spans.
     pub root_spans: bool,
-    /// For experiments.
+    /// Experiments.
     pub experiments: bool,
 }

@@ -1,29 +1,29 @@
-//! What becomes of a run that the state directory holds already.
+//! What to do with a run already in the state directory.
 
 use crate::cli::Environment;
 use crate::cli::arguments::RunArguments;
 use crate::error::Error;
 
-/// What becomes of an earlier run of the same month.
+/// What to do with an earlier run of the same month.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Earlier {
-    /// An unfinished one is an error, so that nothing is begun anew by accident.
+    /// Fail if it is unfinished, so that nobody starts over by accident.
     #[default]
     Refuse,
-    /// It is continued; that there is none is an error.
+    /// Continue it. Fail if there is none.
     Resume,
-    /// It is continued, and where there is none one is started. Nobody watches: what passes by
-    /// itself (the server is not there yet, the process before has not ended yet) is waited for.
+    /// Continue it, or start one. Nobody watches such a run, so it waits for what resolves itself: a
+    /// server that is starting, a previous process that is ending.
     ResumeOrStart,
-    /// It is discarded.
+    /// Discard it.
     Restart,
 }
 
 impl Earlier {
-    /// The command line counts before the environment.
+    /// From the command line, or else `RESUME_OR_START`.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind) where the variable is neither true nor false.
+    /// [`Kind::Configuration`](crate::error::Kind) if the variable is neither true nor false.
     pub(super) fn of(arguments: &RunArguments, environment: &Environment) -> Result<Self, Error> {
         let from_environment = environment.flag("RESUME_OR_START")?;
         Ok(

@@ -1,5 +1,5 @@
-//! What the user asked for: command line, environment and `.env` put together
-//! and validated. A job takes [`Options`] only, so nothing unchecked is run.
+//! The request, combined from command line, environment and `.env`, and validated. A job takes only
+//! [`Options`], so nothing unchecked runs.
 
 mod choice;
 mod earlier;
@@ -31,25 +31,25 @@ pub(crate) use shard::shard_of;
 pub(crate) use subject::Subject;
 pub(crate) use throttle::parse_wishes;
 
-/// What `--part-bytes` may be.
+/// Allowed values of `--part-bytes`.
 const PART_BYTES: RangeInclusive<ByteSize> = ByteSize(1 << 20)..=ByteSize(4 << 30);
 
-/// What was asked for: the same job for each of some partitions.
+/// The request: the same job for each selected partition.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Which partitions.
+    /// The selected partitions.
     pub selection: Selection,
-    /// Go on with the next partition after one has failed.
+    /// Continue with the next partition after a failure.
     pub keep_going: bool,
-    /// The job; its partition says nothing.
+    /// The job, with an arbitrary partition.
     job: Options,
 }
 
 impl Request {
-    /// Puts everything together.
+    /// Combines command line and environment.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind), with a sentence that names the setting.
+    /// [`Kind::Configuration`](crate::error::Kind) with the name of the invalid setting.
     pub fn new(arguments: RunArguments, environment: &Environment) -> Result<Self, Error> {
         let selection = selection(&arguments, environment)?;
         let keep_going = arguments.keep_going;
@@ -61,24 +61,24 @@ impl Request {
         })
     }
 
-    /// The same for one of the processes among which the days are shared out.
+    /// Limits the request to one shard's days.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind) where what is asked for cannot be shared out.
+    /// [`Kind::Configuration`](crate::error::Kind) with `--no-remote-lookup`.
     pub fn for_shard(mut self, shard: Option<Shard>) -> Result<Self, Error> {
         if let Some(shard) = shard
             && !self.job.subject.remote_lookup
         {
             return Err(Error::configuration(format!(
-                "--no-remote-lookup does not go with shard {shard}: the trace of an observation may lie \
-                 on the days of another shard, and could not be found"
+                "--no-remote-lookup cannot be combined with shard {shard}: an observation's trace may lie on \
+                 another shard's days, and would not be found"
             )));
         }
         self.job.shard = shard;
         Ok(self)
     }
 
-    /// The job for one of the partitions.
+    /// The job for a partition.
     pub fn job(&self, partition: Partition) -> Options {
         Options {
             partition,
@@ -86,16 +86,16 @@ impl Request {
         }
     }
 
-    /// What is the same for all partitions: everything but the partition.
+    /// The options shared by all partitions: all but the partition itself.
     pub fn shared(&self) -> &Options {
         &self.job
     }
 }
 
-/// The cluster on every shard of which the same is to be done, if that is asked for.
+/// The cluster to work on, if all its shards were requested.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind), with a sentence that names the setting.
+/// [`Kind::Configuration`](crate::error::Kind) with the name of the invalid setting.
 pub(crate) fn cluster_of(
     arguments: &SubjectArguments,
     environment: &Environment,
@@ -108,10 +108,10 @@ pub(crate) fn cluster_of(
     Ok(Some(name.unwrap_or_else(|| "default".to_owned())))
 }
 
-/// How lines on standard error look.
+/// The format of standard error.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind), with a sentence that names the setting.
+/// [`Kind::Configuration`](crate::error::Kind) with the name of the invalid setting.
 pub(crate) fn log_format(
     arguments: &SubjectArguments,
     environment: &Environment,
@@ -119,7 +119,7 @@ pub(crate) fn log_format(
     Settings { environment }.log_format(arguments.log_format.clone())
 }
 
-/// Which partitions: the command line counts before the environment.
+/// The selected partitions, from the command line or else the environment.
 fn selection(arguments: &RunArguments, environment: &Environment) -> Result<Selection, Error> {
     let subject = &arguments.subject;
     if !subject.partition.is_empty() {
@@ -136,24 +136,24 @@ fn selection(arguments: &RunArguments, environment: &Environment) -> Result<Sele
         (Some(text), false) => Selection::parse([text]).map_err(Error::configuration),
         (None, true) => Ok(Selection::All),
         (Some(_), true) => Err(Error::configuration(
-            "PARTITION and ALL_PARTITIONS are both set: take one of them away, or say --partition \
-             or --all-partitions",
+            "PARTITION and ALL_PARTITIONS are both set: unset one of them, or use --partition or \
+             --all-partitions",
         )),
         (None, false) => Err(Error::configuration(
-            "which month? Name its partition with --partition YYYYMM, for example \
-             --partition 202406, or say --all-partitions",
+            "no month given: use --partition YYYYMM, for example --partition 202406, or \
+             --all-partitions",
         )),
     }
 }
 
-/// What is to become of the target.
+/// What a command does with the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Intent {
-    /// It is looked at.
+    /// Only reads it.
     Look,
-    /// It is to be written to later: what would be in the way is told.
+    /// Only reads it, but reports what would prevent writing.
     Rehearse,
-    /// It is written to.
+    /// Writes to it.
     Write,
 }
 
@@ -162,70 +162,70 @@ pub enum Intent {
 pub struct Options {
     /// The month.
     pub partition: Partition,
-    /// The shard that does its days of it, if not all are done.
+    /// The shard whose days to process; all days if `None`.
     pub shard: Option<Shard>,
-    /// Where ClickHouse is.
+    /// How to connect to ClickHouse.
     pub connection: ConnectionOptions,
     /// Database of the tables.
     pub database: String,
-    /// Use the table behind one that is Distributed.
+    /// Use the local table behind a Distributed one.
     pub local_tables: bool,
-    /// Table to write to, if the user named one.
+    /// Target table, if the user named one.
     pub target_table: Option<String>,
     /// Insert nothing.
     pub dry_run: bool,
-    /// What becomes of a run that is in the state directory.
+    /// What to do with an earlier run in the state directory.
     pub earlier: Earlier,
     /// Keep the trace store after success.
     pub keep_traces: bool,
-    /// Directory of all state.
+    /// State directory.
     pub state_dir: PathBuf,
-    /// Memory the process may take.
+    /// Memory limit of the process.
     pub memory_limit: ByteSize,
-    /// How it is divided.
+    /// How that memory is divided.
     pub budget: Budget,
-    /// Segments at once.
+    /// Segments processed in parallel.
     pub concurrency: usize,
-    /// Rows that the server gathers for a part.
+    /// Maximum rows per part.
     pub batch_rows: usize,
-    /// Bytes that are enough for one.
+    /// Maximum uncompressed bytes per part.
     pub part_bytes: ByteSize,
-    /// Most rows in one block that is read.
+    /// Maximum rows per block read.
     pub block_rows: usize,
     /// Rows per segment.
     pub segment_rows: u64,
-    /// Tries after a passing error.
+    /// Retries after temporary errors.
     pub max_retries: u32,
-    /// How often traces that changed are loaded again.
+    /// Interval at which changed traces are loaded again.
     pub reload_every: Duration,
-    /// How fast it may go.
+    /// Speed limits and load thresholds.
     pub(crate) throttle: ThrottleOptions,
-    /// Where to serve metrics.
+    /// Address at which to serve metrics.
     pub metrics_listen: Option<SocketAddr>,
-    /// What is to become of which rows.
+    /// Which events to write.
     pub subject: Subject,
-    /// Whether the run that goes on says to which experiment spans belong: where the user leaves
-    /// it to the tables, it stays as it was, whatever the tables have by now.
+    /// Whether the resumed run records experiments. If the user left that to the tables, it stays as it
+    /// was, whatever the tables have by now.
     pub experiments_so_far: Option<bool>,
-    /// Write to a table that keeps duplicates.
+    /// Allow a target that keeps duplicates.
     pub allow_duplicates: bool,
-    /// Where to write the summary as JSON.
+    /// File for the summary as JSON.
     pub report: Option<PathBuf>,
-    /// Where to write the page about the run.
+    /// File for the HTML page about the run.
     pub html: Option<PathBuf>,
-    /// Print nothing but errors.
+    /// Print only errors and warnings.
     pub quiet: bool,
-    /// End where there would be a warning about the tables.
+    /// Fail instead of warning about the tables.
     pub strict: bool,
-    /// What is to become of the target.
+    /// What the command does with the target.
     pub intent: Intent,
 }
 
 impl Options {
-    /// Puts everything together for one partition.
+    /// Combines command line and environment for a partition.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind), with a sentence that names the setting.
+    /// [`Kind::Configuration`](crate::error::Kind) with the name of the invalid setting.
     fn new(
         arguments: RunArguments,
         environment: &Environment,
@@ -237,7 +237,7 @@ impl Options {
         let dry_run = arguments.dry_run || environment.flag("DRY_RUN")?;
         if dry_run && earlier == Earlier::Resume {
             return Err(Error::configuration(
-                "--resume goes with no dry run: a dry run keeps no checkpoint",
+                "--resume cannot be combined with a dry run, which keeps no checkpoint",
             ));
         }
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
@@ -278,7 +278,7 @@ impl Options {
         )?;
         if !PART_BYTES.contains(&part_bytes) {
             return Err(Error::configuration(format!(
-                "--part-bytes: {part_bytes} is not from 1 MiB to 4 GiB"
+                "--part-bytes is {part_bytes}: use a size from 1 MiB to 4 GiB"
             )));
         }
         let block_rows = settings.number(None, "", "STREAM_BLOCK_SIZE", 8_192, 1..=65_536)?;
@@ -341,7 +341,7 @@ impl Options {
 }
 
 impl Options {
-    /// What is done of the month.
+    /// The days of the month to process.
     pub(crate) fn share(&self) -> ShareOfMonth {
         ShareOfMonth {
             partition: self.partition,
@@ -355,13 +355,12 @@ impl Options {
             .days_with_margin(self.subject.trace_margin_days)
     }
 
-    /// Whether nobody watches the run: what passes by itself is waited for, and is no error of the
-    /// configuration.
+    /// Whether nobody watches the run, so that it waits for what resolves itself instead of failing.
     pub(crate) fn is_unattended(&self) -> bool {
         self.earlier == Earlier::ResumeOrStart && self.intent == Intent::Write
     }
 
-    /// Decides what the user has left to the tables.
+    /// Decides what the user left to the tables.
     pub fn settle(&mut self, defaults: Defaults) {
         let subject = &mut self.subject;
         subject.root_spans = subject.asked.root_spans.or(defaults.root_spans);
@@ -370,10 +369,10 @@ impl Options {
     }
 }
 
-/// Refuses a report that would take the place of a month's state, or of the directory of all of it.
+/// Rejects a report file that would overwrite a run's state or the state directory.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) with the flag that names it.
+/// [`Kind::Configuration`](crate::error::Kind) with the flag.
 pub(crate) fn require_outside(flag: &str, report: &Path, state_dir: &Path) -> Result<(), Error> {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let state_dir = absolute(state_dir);
@@ -388,7 +387,7 @@ pub(crate) fn require_outside(flag: &str, report: &Path, state_dir: &Path) -> Re
     {
         Some(false) => Ok(()),
         Some(true) | None => Err(Error::configuration(format!(
-            "{flag} names {}, where the state of a run is: name a file outside of the state \
+            "{flag} names {}, which holds the state of a run: choose a file outside the state \
              directory {}",
             report.display(),
             state_dir.display()

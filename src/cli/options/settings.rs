@@ -1,4 +1,4 @@
-//! One setting at a time: from the command line or the environment, parsed and in range.
+//! Reads single settings from the command line or the environment and checks their range.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::memory::ByteSize;
 use crate::progress::log::LogFormat;
 
-/// Settings by the name of their variable, for which the command line counts before the environment.
+/// Looks settings up by their variable, unless the command line has them.
 pub(super) struct Settings<'a> {
     pub(super) environment: &'a Environment,
 }
@@ -42,7 +42,7 @@ impl Settings<'_> {
         whole(name, &text, range)
     }
 
-    /// A number of bytes. It is called by its flag, whichever way it was given.
+    /// A number of bytes. Errors name the flag, even if the variable was set.
     pub(super) fn size(
         &self,
         argument: Option<String>,
@@ -60,19 +60,19 @@ impl Settings<'_> {
             None | Some("text") => Ok(LogFormat::Text),
             Some("json") => Ok(LogFormat::Json),
             Some(other) => Err(Error::configuration(format!(
-                "--log-format is '{other}': it must be text or json"
+                "--log-format is '{other}': use text or json"
             ))),
         }
     }
 
-    /// Where metrics are to be.
+    /// The address at which to serve metrics.
     pub(super) fn address(&self, argument: Option<String>) -> Result<Option<SocketAddr>, Error> {
         let text = self.text(argument, "METRICS_LISTEN");
         let address = text.map(|text| {
             text.parse().map_err(|_| {
                 Error::configuration(format!(
-                    "--metrics-listen is '{text}': it must be an address of this machine with a port, \
-                     for example 127.0.0.1:9464"
+                    "--metrics-listen is '{text}': use an IP address of this machine with a port, for \
+                     example 127.0.0.1:9464"
                 ))
             })
         });
@@ -97,7 +97,7 @@ impl Settings<'_> {
             Some("none") => Compression::None,
             Some(other) => {
                 return Err(Error::configuration(format!(
-                    "--compression is '{other}': it must be auto, lz4 or none"
+                    "--compression is '{other}': use auto, lz4 or none"
                 )));
             }
         };
@@ -106,7 +106,7 @@ impl Settings<'_> {
             .unwrap_or_else(|| "default".to_owned());
         if user.contains(':') {
             return Err(Error::configuration(
-                "CLICKHOUSE_USER contains a colon, which cannot be sent over HTTP",
+                "CLICKHOUSE_USER contains a colon, which HTTP authentication does not allow",
             ));
         }
         let authorities = self.environment.get("SSL_CERT_FILE");
@@ -126,14 +126,14 @@ impl Settings<'_> {
     }
 
     fn password(&self) -> Result<Password, Error> {
-        // Not trimmed: a password may begin or end with a space.
+        // A password may begin or end with a space.
         let variable = self.environment.get_untrimmed("CLICKHOUSE_PASSWORD");
         match (variable, self.environment.get("CLICKHOUSE_PASSWORD_FILE")) {
             (Some(password), _) if !password.is_empty() => Ok(Password::new(password)),
             (_, Some(file)) => {
                 let content = std::fs::read_to_string(file).map_err(|error| {
                     Error::configuration(format!(
-                        "the password file {file} (CLICKHOUSE_PASSWORD_FILE) cannot be read: {error}"
+                        "cannot read the password file {file} (CLICKHOUSE_PASSWORD_FILE): {error}"
                     ))
                 })?;
                 Ok(Password::new(content.trim_end_matches(['\r', '\n'])))
@@ -143,7 +143,10 @@ impl Settings<'_> {
     }
 }
 
-/// A whole number that is in the range.
+/// Parses a whole number in a range.
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind) with the name of the setting and the range.
 pub(super) fn whole<T>(name: &str, text: &str, range: RangeInclusive<T>) -> Result<T, Error>
 where
     T: FromStr + PartialOrd + fmt::Display,
@@ -151,7 +154,7 @@ where
     let number = text.parse().ok().filter(|number| range.contains(number));
     number.ok_or_else(|| {
         Error::configuration(format!(
-            "{name} is '{text}': it must be a whole number from {} to {}",
+            "{name} is '{text}': use a whole number from {} to {}",
             range.start(),
             range.end()
         ))
@@ -161,20 +164,20 @@ where
 fn parse_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| {
         format!(
-            "CLICKHOUSE_URL cannot be understood ({error}): write for example http://localhost:8123, and \
-             commas between the addresses of several replicas"
+            "CLICKHOUSE_URL is not an address ({error}): write for example http://localhost:8123, and \
+             separate several replicas with commas"
         )
     })?;
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
         return Err(format!(
-            "CLICKHOUSE_URL begins with '{}:': it must be the address of ClickHouse's HTTP \
-             interface, for example http://localhost:8123",
+            "CLICKHOUSE_URL begins with '{}:': use the address of ClickHouse's HTTP interface, for \
+             example http://localhost:8123",
             url.scheme()
         ));
     }
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
         return Err(
-            "CLICKHOUSE_URL must not hold credentials or parameters: use CLICKHOUSE_USER, \
+            "CLICKHOUSE_URL must not contain credentials or parameters: use CLICKHOUSE_USER, \
                     CLICKHOUSE_PASSWORD and CLICKHOUSE_DB"
                 .to_owned(),
         );

@@ -1,20 +1,20 @@
-//! Which of several processes this one is.
+//! This process's share of the days, if several processes divide a month.
 
 use crate::cli::Environment;
 use crate::error::Error;
 use crate::partition::Shard;
 
-/// Kubernetes sets it in each pod of an Indexed Job, counted from 0.
+/// Set by Kubernetes in each pod of an Indexed Job, counted from 0.
 const INDEX: &str = "JOB_COMPLETION_INDEX";
-/// How many pods there are: Kubernetes does not say it, so the manifest does.
+/// The number of pods. The manifest has to set it, since Kubernetes does not.
 const COMPLETIONS: &str = "JOB_COMPLETIONS";
 
-/// The shard that the command line names, or else `SHARD`, or else the pod's number in a Kubernetes
-/// Indexed Job. None where nobody does: then there is one process for all days.
+/// The shard from the command line, or else `SHARD`, or else the pod's index in a Kubernetes Indexed
+/// Job. `None` without any of these: one process works on all days.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) with what is wrong: a pod that took all days where it
-/// has a part of them would do the work of all others too.
+/// [`Kind::Configuration`](crate::error::Kind) if a value is invalid or only half of the Job's variables
+/// are set: a pod that took all days would repeat the work of all the others.
 pub(crate) fn shard_of(
     argument: Option<&str>,
     environment: &Environment,
@@ -33,26 +33,25 @@ pub(crate) fn shard_of(
         (None, None) => Ok(None),
         (Some(index), Some(completions)) => of_pod(index, completions).map(Some),
         (Some(index), None) => Err(Error::configuration(format!(
-            "{INDEX} is {index}, so this is one pod of a Kubernetes Indexed Job, and {COMPLETIONS} does \
-             not say of how many: set it to the Job's spec.completions, or say --shard"
+            "{INDEX} is {index}, but {COMPLETIONS} is not set: set it to the Kubernetes Job's \
+             spec.completions, or use --shard"
         ))),
         (None, Some(completions)) => Err(Error::configuration(format!(
-            "{COMPLETIONS} is {completions}, and {INDEX} does not say which of them this pod is: set \
-             the Job's spec.completionMode to Indexed, or say --shard"
+            "{COMPLETIONS} is {completions}, but {INDEX} is not set: set the Kubernetes Job's \
+             spec.completionMode to Indexed, or use --shard"
         ))),
     }
 }
 
 fn of_pod(index: &str, completions: &str) -> Result<Shard, Error> {
     let number = |name: &str, text: &str| {
-        text.parse::<u16>().map_err(|_| {
-            Error::configuration(format!("{name} is '{text}': it must be a whole number"))
-        })
+        text.parse::<u16>()
+            .map_err(|_| Error::configuration(format!("{name} is '{text}': use a whole number")))
     };
     let (index, completions) = (number(INDEX, index)?, number(COMPLETIONS, completions)?);
     Shard::new(index.saturating_add(1), completions).map_err(|error| {
         Error::configuration(format!(
-            "{INDEX} is {index}, counted from 0, and {COMPLETIONS} is {completions}: {error}"
+            "{INDEX} is {index} (counted from 0) and {COMPLETIONS} is {completions}: {error}"
         ))
     })
 }

@@ -1,5 +1,5 @@
-//! What a run is about: which rows become events, and what of their traces these get. What is written
-//! for one subject is not continued, compared or mended for another.
+//! Defines which events are written, and with what data of their traces. A run, verify or repair
+//! never mixes two such definitions.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,33 +10,33 @@ use crate::cli::arguments::{Only, SubjectArguments};
 use crate::error::Error;
 use crate::mapping::{Source, Wanted};
 
-/// What a run is about.
+/// Which events are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
     /// Write an event for each observation.
     pub observations: bool,
-    /// Write a root span for each trace. Until the tables are looked at, whether that was asked
-    /// for: see `Options::settle`.
+    /// Write a root span for each trace. Until `Options::settle` has seen the tables: whether it was
+    /// requested.
     pub root_spans: bool,
-    /// Say to which experiment spans belong; likewise.
+    /// Record the experiment of spans; set like `root_spans`.
     pub experiments: bool,
-    /// What the user says of these two.
+    /// The user's choices for these two.
     pub asked: Asked,
-    /// Leave out the spans of dataset runs. Never together with `experiments`.
+    /// Leave out the spans of dataset runs. Never set together with `experiments`.
     pub exclude_dataset_items: bool,
-    /// Days before and after the month whose traces are loaded too.
+    /// Number of days before and after the month whose traces are loaded too.
     pub trace_margin_days: u16,
-    /// Ask ClickHouse for traces that are on none of these days.
+    /// Search other months for traces outside those days.
     pub remote_lookup: bool,
-    /// Add the traces' metadata.
+    /// Add the trace's metadata to the observation's.
     pub trace_metadata: bool,
-    /// What changed after this moment is left to Langfuse, where it writes to the target too: in
-    /// microseconds since 1970. An hour before the work begins, where nobody says another.
+    /// Rows that changed after this time are left to Langfuse if it writes to the target too, in
+    /// microseconds since 1970. `None` means an hour before the run starts.
     pub until: Option<i64>,
 }
 
 impl Subject {
-    /// The tables whose rows become events, in the order in which that is done.
+    /// The tables whose rows become events, in processing order.
     pub fn sources(&self) -> Vec<Source> {
         let wanted = [
             (Source::Observations, self.observations),
@@ -46,7 +46,7 @@ impl Subject {
         wanted.map(|(source, _)| source).collect()
     }
 
-    /// What a mapping is to have of traces.
+    /// What the mapping takes from traces.
     pub(crate) fn wanted(&self) -> Wanted {
         Wanted {
             trace_metadata: self.trace_metadata,
@@ -54,12 +54,12 @@ impl Subject {
         }
     }
 
-    /// Whether the items of dataset runs play a part.
+    /// Whether the items of dataset runs are needed.
     pub(crate) fn reads_dataset_items(&self) -> bool {
         self.experiments || self.exclude_dataset_items
     }
 
-    /// What must be the same for a run to be continued: flags, and what they say, in words.
+    /// Flags with their values as text, all of which must match for a run to be continued.
     pub(crate) fn facts(&self) -> [(&'static str, String); 7] {
         let what = match (self.observations, self.root_spans) {
             (true, false) => "observations",
@@ -86,10 +86,10 @@ impl Subject {
 }
 
 impl Settings<'_> {
-    /// What the command line and the environment say of it.
+    /// Reads it from the command line and the environment.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind), with a sentence that names the setting.
+    /// [`Kind::Configuration`](crate::error::Kind) with the name of the invalid setting.
     pub(super) fn subject(&self, arguments: &SubjectArguments) -> Result<Subject, Error> {
         let environment = self.environment;
         let is_set = |flag: bool, variable| Ok::<bool, Error>(flag || environment.flag(variable)?);
@@ -102,7 +102,7 @@ impl Settings<'_> {
         };
         let excludes_items = is_set(arguments.exclude_dataset_items, "EXCLUDE_DATASET_ITEMS")?;
         if excludes_items && asked.experiments == Choice::Default {
-            // With experiments it would have no effect.
+            // With experiments, exclusion has no effect.
             asked.experiments = Choice::Off;
         }
         Ok(Subject {
@@ -110,7 +110,7 @@ impl Settings<'_> {
             root_spans: asked.root_spans == Choice::On,
             experiments: asked.experiments == Choice::On,
             asked,
-            // With experiments, these spans are written too, and only once.
+            // With experiments, these spans are written with their experiment.
             exclude_dataset_items: excludes_items && asked.experiments == Choice::Off,
             trace_margin_days: self.number(
                 arguments.trace_margin_days.clone(),

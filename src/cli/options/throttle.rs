@@ -1,4 +1,4 @@
-//! How fast a run may go.
+//! Speed limits and load thresholds of a run.
 
 use std::ops::RangeInclusive;
 
@@ -8,17 +8,17 @@ use crate::error::Error;
 use crate::memory::ByteSize;
 use crate::throttle::{LEAST_BYTES, LEAST_ROWS, SpeedWishes, Thresholds, ThrottleOptions, Window};
 
-/// The least and the most rows in a second. With fewer, the answer with a segment's rows is read so
-/// slowly that the server closes it.
+/// Allowed rows per second. With fewer, a segment's response is read so slowly that the server closes
+/// the connection.
 const ROWS_PER_SECOND: RangeInclusive<u64> = LEAST_ROWS..=1_000_000_000;
-/// The same of bytes.
+/// Allowed bytes per second, for the same reason.
 const BYTES_PER_SECOND: RangeInclusive<ByteSize> = ByteSize(LEAST_BYTES)..=ByteSize(1 << 40);
 
 impl Settings<'_> {
-    /// What the command line and the environment say of it.
+    /// Reads them from the command line and the environment.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind), with a sentence that names the setting.
+    /// [`Kind::Configuration`](crate::error::Kind) with the name of the invalid setting.
     pub(super) fn throttle(&self, arguments: ThrottleArguments) -> Result<ThrottleOptions, Error> {
         let is_off = arguments.no_throttle || self.environment.flag("NO_THROTTLE")?;
         let rows_per_second = self.limit(
@@ -115,7 +115,7 @@ impl Settings<'_> {
         })
     }
 
-    /// A number that has no default.
+    /// A number without a default.
     fn limit(
         &self,
         argument: Option<String>,
@@ -135,21 +135,21 @@ fn in_range(size: ByteSize, name: &str) -> Result<u64, Error> {
     match BYTES_PER_SECOND.contains(&size) {
         true => Ok(size.0),
         false => Err(Error::configuration(format!(
-            "{name}: {size} is not from {least} to {most}"
+            "{name} is {size}: use a size from {least} to {most}"
         ))),
     }
 }
 
-/// What `events-backfill set` is given, as `NAME=VALUE`.
+/// Parses the `NAME=VALUE` arguments of `events-backfill set`.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind), with a sentence that names what is wrong.
+/// [`Kind::Configuration`](crate::error::Kind) with the invalid argument.
 pub(crate) fn parse_wishes(changes: &[String]) -> Result<SpeedWishes, Error> {
     let mut wishes = SpeedWishes::default();
     for change in changes {
         let (name, value) = change.split_once('=').ok_or_else(|| {
             Error::configuration(format!(
-                "'{change}' is no NAME=VALUE: write for example max-rows-per-second=20000"
+                "'{change}' is not NAME=VALUE: write for example max-rows-per-second=20000"
             ))
         })?;
         match name {
@@ -169,7 +169,7 @@ pub(crate) fn parse_wishes(changes: &[String]) -> Result<SpeedWishes, Error> {
             }
             _ => {
                 return Err(Error::configuration(format!(
-                    "'{name}' cannot be set: there are concurrency, max-rows-per-second and \
+                    "'{name}' cannot be set: use concurrency, max-rows-per-second or \
                      max-bytes-per-second"
                 )));
             }

@@ -1,22 +1,25 @@
-//! A moment that the user says.
+//! Parses `--until`.
 
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
-/// Microseconds since 1970.
+/// Parses a time into microseconds since 1970.
+///
+/// # Errors
+/// A message that names `--until`, if the text is not a time or is out of range.
 pub(super) fn parse(text: &str) -> Result<i64, String> {
     let plain = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
     let moment = OffsetDateTime::parse(text, &Rfc3339)
         .or_else(|_| PrimitiveDateTime::parse(text, plain).map(PrimitiveDateTime::assume_utc))
         .map_err(|_| {
             format!(
-                "--until is '{text}': write a moment as 2026-11-26T18:00:00Z, or as \
+                "--until is '{text}': write a time as 2026-11-26T18:00:00Z, or as \
                  '2026-11-26 18:00:00' in UTC"
             )
         })?;
     let microseconds = moment.unix_timestamp_nanos().div_euclid(1_000);
-    i64::try_from(microseconds).map_err(|_| format!("--until is '{text}', which is too far away"))
+    i64::try_from(microseconds).map_err(|_| format!("--until is '{text}', which is out of range"))
 }
 
 #[cfg(test)]
