@@ -1,7 +1,7 @@
-//! The same on every shard of a cluster: a process for each, which knows the tables of its shard alone.
+//! `--all-shards`: starts one process per shard of a cluster, each with the local tables of its shard.
 //!
-//! A shard's rows are read, looked up and written on that shard. So the processes share nothing, and
-//! each is as if somebody had started it by hand, with the addresses of one shard's replicas.
+//! A shard's rows are read, looked up and written on that shard, so the processes share nothing. Each
+//! runs as if it had been started by hand with the addresses of that shard's replicas.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -24,7 +24,7 @@ use crate::inspect::placement;
 use crate::progress::log;
 use crate::session::Session;
 
-/// A replica, as `system.clusters` has it.
+/// A row of `system.clusters`.
 #[derive(Row, Deserialize)]
 struct Replica {
     shard: u32,
@@ -34,15 +34,16 @@ struct Replica {
 /// A shard of the cluster.
 struct Shard {
     number: u32,
-    /// Its replicas.
+    /// HTTP addresses of its replicas.
     urls: Vec<Url>,
 }
 
-/// Does what this process was told to on every shard of a cluster, and prints what came of it.
+/// Executes this process's command line on every shard of a cluster and prints the results.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) where there is no such cluster, or rows that belong together
-/// lie on different shards; else which shards have failed.
+/// [`Kind::Configuration`](crate::error::Kind) if the cluster does not exist, traces and observations
+/// lie on different shards, or all failed processes exit with 2; [`Kind::Failed`](crate::error::Kind)
+/// if others fail; [`Kind::Interrupted`](crate::error::Kind) after a signal.
 pub(super) async fn run(
     request: &Request,
     cluster: &str,
@@ -51,7 +52,7 @@ pub(super) async fn run(
     let options = request.shared();
     if options.metrics_listen.is_some() {
         return Err(Error::configuration(
-            "--metrics-listen does not go with --all-shards, whose processes cannot share an address",
+            "--metrics-listen cannot be combined with --all-shards: its processes cannot share an address",
         ));
     }
     let session = Session::begin(options)?;
@@ -60,7 +61,7 @@ pub(super) async fn run(
         .unless_interrupted(require_placement(options, &shards))
         .await?;
     session.display.note(format_args!(
-        "cluster {cluster} has {} shards: a process for each, with up to {} of memory each",
+        "cluster {cluster} has {} shards: starting a process for each, with up to {} of memory each",
         shards.len(),
         options.memory_limit
     ));
@@ -76,9 +77,9 @@ pub(super) async fn run(
                 processes.extend(process.and_then(Pid::from_raw));
                 running.spawn(follow(number, child));
             }
-            // The others go on: each is a run of its own.
+            // The others continue: each is a run of its own.
             Err(error) => {
-                let text = format!("error: the process cannot be started: {error}");
+                let text = format!("error: cannot start the process: {error}");
                 log::of_process("shard", number, text.as_bytes());
                 running.spawn(std::future::ready(Ended::not_begun(number)));
             }
@@ -88,7 +89,7 @@ pub(super) async fn run(
     conclude(&session, &ended)
 }
 
-/// The shards of a cluster, in their order.
+/// The shards of a cluster, in order.
 async fn find(session: &Session, options: &Options, cluster: &str) -> Result<Vec<Shard>, Error> {
     let connection = session.connection.with_retries(&session.retries(options));
     let ask = async {
@@ -105,7 +106,7 @@ async fn find(session: &Session, options: &Options, cluster: &str) -> Result<Vec
         };
         replicas.map_err(|error| {
             Error::configuration(format!(
-                "ClickHouse at {} does not tell which shards the cluster '{cluster}' has: {error}",
+                "cannot read the shards of cluster '{cluster}' from ClickHouse at {}: {error}",
                 connection.address()
             ))
         })
@@ -113,8 +114,8 @@ async fn find(session: &Session, options: &Options, cluster: &str) -> Result<Vec
     let replicas = session.unless_interrupted(ask).await?;
     if replicas.is_empty() {
         return Err(Error::configuration(format!(
-            "ClickHouse at {} knows no cluster '{cluster}': name the one that system.clusters has, with \
-             --cluster or CLICKHOUSE_CLUSTER_NAME",
+            "ClickHouse at {} has no cluster '{cluster}': name one from system.clusters with --cluster or \
+             CLICKHOUSE_CLUSTER_NAME",
             connection.address()
         )));
     }
@@ -129,13 +130,13 @@ async fn find(session: &Session, options: &Options, cluster: &str) -> Result<Vec
         .collect())
 }
 
-/// The HTTP interface of a replica: as that of the server that is asked, since the cluster names native
-/// ports alone.
+/// The HTTP address of a replica, with the scheme and port of the first configured server:
+/// `system.clusters` has only native ports.
 fn address(connection: &ConnectionOptions, host: &str) -> Result<Url, Error> {
     let wrong = || {
         Error::configuration(format!(
-            "the cluster names a server '{host}', which is no name of a host: start a run for each shard \
-             with its addresses in CLICKHOUSE_URL, --local-tables and a --state-dir of its own"
+            "the cluster has a server '{host}', which is not a host name: start one run per shard, with its \
+             addresses in CLICKHOUSE_URL, --local-tables and its own --state-dir"
         ))
     };
     let mut url = connection.urls.first().cloned().ok_or_else(wrong)?;
@@ -147,7 +148,7 @@ fn address(connection: &ConnectionOptions, host: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
-/// Makes sure that the traces of a shard's observations lie on that shard, as far as a sample tells.
+/// Checks by a sample that the traces of a shard's observations lie on that shard.
 async fn require_placement(options: &Options, shards: &[Shard]) -> Result<(), Error> {
     let connection = |shard: &Shard| {
         let connection = ConnectionOptions {
@@ -160,7 +161,7 @@ async fn require_placement(options: &Options, shards: &[Shard]) -> Result<(), Er
     for (shard, own) in shards.iter().zip(&connections) {
         let failed = |error| {
             Error::configuration(format!(
-                "shard {} cannot be asked which traces it has: {error}; its servers are {}",
+                "cannot query the traces on shard {}: {error}; its servers are {}",
                 shard.number,
                 own.address()
             ))
@@ -175,9 +176,9 @@ async fn require_placement(options: &Options, shards: &[Shard]) -> Result<(), Er
             let there = there.map_err(failed)?;
             if there > 0 {
                 return Err(Error::configuration(format!(
-                    "shard {} has observations whose traces lie on shard {} ({there} of the {} traces \
-                     looked at): a run for each shard would not find them, and their events would have \
-                     nothing of them; shard traces and observations by the same key, project_id for example",
+                    "shard {} has observations whose traces lie on shard {} ({there} of {} sampled traces): \
+                     separate runs would not find them, and would write events without trace \
+                     attributes; shard traces and observations by the same key, for example project_id",
                     shard.number,
                     other.number,
                     placement::SAMPLE
@@ -188,10 +189,10 @@ async fn require_placement(options: &Options, shards: &[Shard]) -> Result<(), Er
     Ok(())
 }
 
-/// This program once more, for one shard.
+/// The command that starts this program for one shard.
 fn command(options: &Options, shard: &Shard, arguments: &[OsString]) -> Result<Command, Error> {
     let program = std::env::current_exe()
-        .map_err(|error| Error::caused("the path of this program cannot be found", error))?;
+        .map_err(|error| Error::caused("cannot find the path of this program", error))?;
     let urls: Vec<&str> = shard.urls.iter().map(Url::as_str).collect();
     let mut command = Command::new(program);
     command
@@ -204,7 +205,7 @@ fn command(options: &Options, shard: &Shard, arguments: &[OsString]) -> Result<C
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // A terminal's signal reaches this process alone, which passes it on once.
+        // Keeps the terminal's signals from the child: this process passes them on, once.
         .process_group(0);
     Ok(command)
 }
@@ -213,7 +214,7 @@ fn of_shard_dir(root: &Path, number: u32) -> PathBuf {
     root.join(format!("shard-{number}"))
 }
 
-/// The same arguments, but for what must be a shard's own.
+/// The arguments, with each shard's own files instead of shared ones.
 fn arguments_for(number: u32, arguments: &[OsString]) -> Vec<OsString> {
     let mut own = Vec::new();
     let mut arguments = arguments.iter();
@@ -238,7 +239,7 @@ fn arguments_for(number: u32, arguments: &[OsString]) -> Vec<OsString> {
     own
 }
 
-/// `summary.json` as `summary.shard-2.json`.
+/// `summary.json` becomes `summary.shard-2.json`.
 fn of_shard_file(file: &Path, number: u32) -> PathBuf {
     let mut name = file.file_stem().unwrap_or_default().to_owned();
     name.push(format!(".shard-{number}"));
@@ -249,10 +250,10 @@ fn of_shard_file(file: &Path, number: u32) -> PathBuf {
     file.with_file_name(name)
 }
 
-/// What came of a shard's process.
+/// A finished process of a shard.
 struct Ended {
     number: u32,
-    /// None where a signal has ended it.
+    /// Exit code; `None` if it was killed or did not start.
     code: Option<i32>,
     stdout: Vec<u8>,
 }
@@ -267,7 +268,7 @@ impl Ended {
     }
 }
 
-/// Passes on what a process says, line by line, until it ends.
+/// Forwards a process's standard error line by line until it ends, and collects its standard output.
 async fn follow(number: u32, mut child: Child) -> Ended {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let printed = async {
@@ -293,7 +294,7 @@ async fn follow(number: u32, mut child: Child) -> Ended {
     }
 }
 
-/// Waits for all, and passes a signal on to them.
+/// Waits for all processes, and passes the first signal on to them.
 async fn wait(session: &Session, mut running: JoinSet<Ended>, processes: &[Pid]) -> Vec<Ended> {
     let mut ended = Vec::new();
     let mut is_told = false;
@@ -302,10 +303,9 @@ async fn wait(session: &Session, mut running: JoinSet<Ended>, processes: &[Pid])
             Some(one) = running.join_next() => ended.extend(one.ok()),
             signal = session.shutdown.requested(), if !is_told => {
                 is_told = true;
-                // Whoever interrupts this process means the others.
                 let signal = Signal::from_named_raw(i32::from(signal)).unwrap_or(Signal::TERM);
                 for &process in processes {
-                    // One that has ended by now needs no signal.
+                    // It fails if the process has ended already.
                     let _ = kill_process(process, signal);
                 }
             }
@@ -315,11 +315,11 @@ async fn wait(session: &Session, mut running: JoinSet<Ended>, processes: &[Pid])
     ended
 }
 
-/// Prints the summaries in the order of the shards, and says which have failed.
+/// Prints the processes' output in the order of the shards, and reports which failed.
 fn conclude(session: &Session, ended: &[Ended]) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
     for one in ended.iter().filter(|one| !one.stdout.is_empty()) {
-        // If nobody reads it, the work is done all the same.
+        // The work is done even if standard output is closed.
         let _ = writeln!(out, "\nShard {}", one.number);
         let _ = out.write_all(&one.stdout);
     }
@@ -335,10 +335,10 @@ fn conclude(session: &Session, ended: &[Ended]) -> Result<(), Error> {
         return Ok(());
     }
     let what = format!(
-        "the process of shard {} failed: see what it said above; with --resume all go on where they were",
+        "shard {} failed: see its messages above; --resume continues all shards",
         all.join(", ")
     );
-    // Where nothing but the configuration is wrong, to start it again is of no use.
+    // Exit code 2 tells a supervisor that a restart is useless.
     Err(match failed(&|code| code == Some(2)).len() == all.len() {
         true => Error::configuration(what),
         false => Error::failed(what),

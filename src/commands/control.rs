@@ -1,4 +1,4 @@
-//! Telling runs that are at work to pause, to go on, or to go faster or slower.
+//! `pause`, `continue` and `set`: control active runs.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use crate::control::{NoAnswer, ask};
 use crate::error::Error;
 use crate::partition::is_of_month;
 
-/// Tells all runs that are at work in the state directory `root`, and prints what each answers.
+/// Sends a command to all active runs in the state directory `root`, and prints their answers.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) where there is none; [`Kind::Failed`](crate::error::Kind)
-/// where one does not do it.
+/// [`Kind::Configuration`](crate::error::Kind) if there is no active run or `root` cannot be read;
+/// [`Kind::Failed`](crate::error::Kind) if a run refuses or does not answer.
 pub(crate) fn run(root: &Path, command: &Command) -> Result<(), Error> {
     let mut answered = 0;
     let mut refused = Vec::new();
@@ -22,7 +22,7 @@ pub(crate) fn run(root: &Path, command: &Command) -> Result<(), Error> {
         match ask(&directory, command) {
             Ok(state) => {
                 answered += 1;
-                // If nobody reads it, it is done all the same.
+                // The run obeys even if standard output is closed.
                 let _ = writeln!(std::io::stdout().lock(), "{name}: {state}");
             }
             Err(NoAnswer::NobodyThere) => {}
@@ -32,7 +32,7 @@ pub(crate) fn run(root: &Path, command: &Command) -> Result<(), Error> {
     match (refused.is_empty(), answered) {
         (false, _) => Err(Error::failed(refused.join("; "))),
         (true, 0) => Err(Error::configuration(format!(
-            "no run is at work in {}: name its directory with --state-dir",
+            "no run is active in {}: name its state directory with --state-dir",
             root.display()
         ))),
         (true, _) => Ok(()),
@@ -46,7 +46,7 @@ fn directories(root: &Path) -> Result<Vec<PathBuf>, Error> {
             .collect::<std::io::Result<Vec<PathBuf>>>()
     });
     let mut directories = entries.map_err(|error| unreadable(root, &error))?;
-    // What else is there is somebody else's.
+    // Other entries are not ours.
     directories.retain(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         is_of_month(&name) && path.is_dir()

@@ -1,4 +1,4 @@
-//! From the command line to the command, and from its end to the exit code.
+//! Dispatches the command line to its command, and turns the outcome into an exit code.
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -21,10 +21,10 @@ use crate::session::Session;
 use crate::{plan, repair, verify};
 use clap::Parser;
 
-/// The niceness that gives way to all others.
+/// The niceness that yields to all other processes.
 const MOST_NICE: i32 = 19;
 
-/// Carries out what the command line says, and gives the exit code.
+/// Executes the command line and returns the exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match open_files::raise_limit().and_then(|()| carry_out(arguments)) {
@@ -77,7 +77,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             let request = of_share(arguments.run, &environment)?;
             if arguments.json && request.selection.single().is_none() {
                 return Err(Error::configuration(
-                    "--json goes with one month that is named: for several, name a file with --report",
+                    "--json takes a single named month: for several, name a file with --report",
                 ));
             }
             let is_quiet = request.shared().quiet;
@@ -90,7 +90,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             let outcome = block_on(each_partition::each(request, foresee));
             let totals = totals.into_inner();
             if totals.are_of_several() && !is_quiet {
-                // If nobody reads it, there is nobody to be told.
+                // A closed standard output is no reason to fail.
                 let _ = writeln!(std::io::stdout().lock(), "\n{totals}");
             }
             outcome
@@ -120,7 +120,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
     }
 }
 
-/// Has a process for each shard of a cluster do what the command line says.
+/// Executes the command line once per shard of a cluster, in a process each.
 fn on_all_shards(
     arguments: Arguments,
     environment: &Environment,
@@ -142,7 +142,7 @@ fn on_all_shards(
     block_on(all_shards::run(&request?, cluster, &given))
 }
 
-/// What is asked for, once the process is as considerate as that wants it.
+/// The request, with log format and niceness of this process set accordingly.
 fn of_run(arguments: RunArguments, environment: &Environment) -> Result<Request, Error> {
     log::choose(log_format(&arguments.subject, environment)?);
     let request = Request::new(arguments, environment)?;
@@ -150,14 +150,13 @@ fn of_run(arguments: RunArguments, environment: &Environment) -> Result<Request,
     Ok(request)
 }
 
-/// The same, of the days of which this process is to take care. Those who check or mend what is there
-/// always look at the whole month.
+/// The same, limited to this process's shard. Verify and repair always take the whole month instead.
 fn of_share(arguments: RunArguments, environment: &Environment) -> Result<Request, Error> {
     let shard = shard_of(arguments.shard.as_deref(), environment)?;
     of_run(arguments, environment)?.for_shard(shard)
 }
 
-/// A report as what is printed and published.
+/// Pairs a report with its text.
 fn looked<R: Display>((report, outcome): (R, Result<(), Error>)) -> Looked<R> {
     Looked {
         text: format!("\n{report}"),
@@ -169,7 +168,7 @@ fn looked<R: Display>((report, outcome): (R, Result<(), Error>)) -> Looked<R> {
 fn foreseen(forecast: Forecast, as_json: bool) -> Result<Looked<Forecast>, Error> {
     let text = match as_json {
         true => serde_json::to_string_pretty(&forecast)
-            .map_err(|error| Error::caused("the plan cannot be written as JSON", error))?,
+            .map_err(|error| Error::caused("cannot write the plan as JSON", error))?,
         false => forecast.to_string(),
     };
     Ok(Looked {
@@ -179,7 +178,7 @@ fn foreseen(forecast: Forecast, as_json: bool) -> Result<Looked<Forecast>, Error
     })
 }
 
-/// What a proof has in common with a run.
+/// The options that verify shares with a run.
 fn of_verify(arguments: VerifyArguments) -> RunArguments {
     RunArguments {
         subject: arguments.subject,
@@ -188,7 +187,7 @@ fn of_verify(arguments: VerifyArguments) -> RunArguments {
     }
 }
 
-/// What a repair has in common with a run.
+/// The options that repair shares with a run.
 fn of_repair(arguments: RepairArguments) -> RunArguments {
     RunArguments {
         subject: arguments.subject,
@@ -204,11 +203,11 @@ fn of_repair(arguments: RepairArguments) -> RunArguments {
     }
 }
 
-/// Has this process give way to others on the machine, unless told not to. Each thread has a niceness of
-/// its own, which those that it starts take over, so there must be no others yet.
+/// Lets other processes on the machine go first, unless told not to. Must run before threads start:
+/// niceness is per thread, and new threads inherit it.
 fn give_way(options: &Options) {
     if options.throttle.thresholds.is_some() {
-        // Whoever may not even do that goes on as before.
+        // A refusal does no harm.
         let _ = rustix::process::nice(MOST_NICE);
     }
 }
@@ -217,6 +216,6 @@ fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Error::caused("the program cannot start its threads", error))?;
+        .map_err(|error| Error::caused("cannot start the program's threads", error))?;
     runtime.block_on(work)
 }

@@ -1,4 +1,4 @@
-//! The same for commands that look at one partition at a time.
+//! Executes plan, verify or repair for each partition.
 
 use std::io::Write;
 
@@ -11,28 +11,26 @@ use crate::partition::Partition;
 use crate::session::Session;
 use crate::state::report;
 
-/// How many errors are told.
+/// Maximum errors quoted in the final message.
 const ERRORS_TOLD: usize = 5;
 
-/// What came of a partition.
+/// The result for a partition.
 #[derive(Debug)]
 pub struct Looked<R> {
-    /// What `--report` asks for.
+    /// The content for `--report`.
     pub report: R,
-    /// The same for people.
+    /// The same as text.
     pub text: String,
-    /// Whether all is well.
+    /// The error to exit with, if something is wrong.
     pub outcome: Result<(), Error>,
 }
 
-/// Does something for each partition that was asked for, newest first. What fails for one
-/// ([`Kind::Failed`]) does not keep the others from being looked at.
+/// Executes `work` for each selected partition, newest first, and continues after [`Kind::Failed`].
 ///
-/// With several, the file of `--report` holds the reports of all that were looked at, as
-/// `{"partitions": […]}`.
+/// With several partitions, `--report` gets all their reports, as `{"partitions": […]}`.
 ///
 /// # Errors
-/// [`Kind::Failed`] where one has failed; any other error, after which none is looked at.
+/// [`Kind::Failed`] if a partition failed. Any other kind of error stops at its partition.
 pub async fn each<R: Serialize>(
     request: Request,
     work: impl AsyncFn(&Session, Options) -> Result<Looked<R>, Error>,
@@ -45,7 +43,7 @@ pub async fn each<R: Serialize>(
     if let Some(partition) = request.selection.single() {
         let looked = work(&session, request.job(partition)).await?;
         show(&looked.text, shared);
-        // What went wrong first is what the operator must know.
+        // The first error is the one the operator must know.
         return looked.outcome.and(publish_to(shared, &looked.report));
     }
     let (_, selected) = select(&session, &request).await?;
@@ -87,7 +85,7 @@ pub async fn each<R: Serialize>(
 
 fn show(text: &str, shared: &Options) {
     if !shared.quiet {
-        // If nobody reads it, the exit code says it all the same, and there is still the file.
+        // With standard output closed there is still the exit code, and the file.
         let _ = writeln!(std::io::stdout().lock(), "{text}");
     }
 }
@@ -97,7 +95,7 @@ fn publish_to(shared: &Options, report: &impl Serialize) -> Result<(), Error> {
     path.map_or(Ok(()), |path| report::publish(report, path))
 }
 
-/// The errors of some of so many partitions, as one.
+/// Sums the errors of several partitions up in one.
 fn summed_up(errors: Vec<Error>, partitions: usize) -> Result<(), Error> {
     if errors.is_empty() {
         return Ok(());
@@ -115,13 +113,13 @@ fn summed_up(errors: Vec<Error>, partitions: usize) -> Result<(), Error> {
     })
 }
 
-/// What `--report` gets of several partitions.
+/// The content of `--report` for several partitions.
 #[derive(Serialize)]
 struct Reports<R> {
     partitions: Vec<Entry<R>>,
 }
 
-/// What is known of one of them.
+/// One of them.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Entry<R> {

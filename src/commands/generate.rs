@@ -1,7 +1,7 @@
-//! The completions of the shells and the man pages, made from the words of the command line, so that they
-//! cannot say anything else than `--help`.
+//! `generate`: writes shell completions and man pages from the command line's definition, so that they
+//! always agree with `--help`.
 //!
-//! They are files of a directory that is laid out as `/usr/local/share` is, where shells and `man` look.
+//! The directory is laid out like `/usr/local/share`, where shells and `man` look for them.
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,8 +18,8 @@ use crate::error::Error;
 /// The name of the program.
 const NAME: &str = env!("CARGO_PKG_NAME");
 
-/// Where each shell looks for completions, by the name of the file.
-/// bash-completion's README, zsh's `$fpath`, and `$__fish_vendor_completionsdirs`.
+/// The path at which each shell looks for completions, according to bash-completion's README, zsh's
+/// `$fpath` and `$__fish_vendor_completionsdirs`.
 const COMPLETIONS: [(Shell, &str); 3] = [
     (Shell::Bash, "bash-completion/completions/events-backfill"),
     (Shell::Zsh, "zsh/site-functions/_events-backfill"),
@@ -29,10 +29,13 @@ const COMPLETIONS: [(Shell, &str); 3] = [
     ),
 ];
 
-/// What the last line of a page names: the version, without the commit that the program was built from.
+/// The last line of a page: the version without the commit, so that pages change only with releases.
 const SOURCE: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
 
-/// Writes them all into `directory`, which is made if need be.
+/// Writes all files into `directory`, and creates it if necessary.
+///
+/// # Errors
+/// [`Kind::Failed`](crate::error::Kind) if a file cannot be written.
 pub(super) fn run(directory: &Path) -> Result<(), Error> {
     let mut program = Arguments::command().disable_help_subcommand(true);
     for (shell, name) in COMPLETIONS {
@@ -48,12 +51,12 @@ pub(super) fn run(directory: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// What is meant for everybody.
+/// The subcommands that are not hidden.
 fn shown_subcommands(program: &Command) -> impl Iterator<Item = &Command> {
     program.get_subcommands().filter(|it| !it.is_hide_set())
 }
 
-/// The script with which a shell completes the program's words, those that are hidden left out.
+/// A shell's completion script, without hidden subcommands.
 fn completions(program: &Command, shell: Shell) -> String {
     let mut shown = Command::new(NAME)
         .version(env!("CARGO_PKG_VERSION"))
@@ -62,8 +65,8 @@ fn completions(program: &Command, shell: Shell) -> String {
         .subcommands(shown_subcommands(program).cloned());
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut shown, NAME, &mut script);
-    // clap_complete calls a subcommand by two names where the program's has a hyphen, and bash then
-    // completes nothing behind it (github.com/clap-rs/clap, issue 6421).
+    // With a hyphen in the program's name, clap_complete uses two names for a subcommand, and bash
+    // completes nothing after it (github.com/clap-rs/clap, issue 6421).
     String::from_utf8_lossy(&script)
         .replace(&NAME.replace('-', "__subcmd__"), &NAME.replace('-', "__"))
 }
@@ -72,13 +75,13 @@ fn completions(program: &Command, shell: Shell) -> String {
 struct Page<'a> {
     command: &'a Command,
     man: Man,
-    /// Whether it is about a subcommand.
+    /// Whether it describes a subcommand.
     has_parent: bool,
 }
 
 impl<'a> Page<'a> {
     fn of(command: &'a Command, has_parent: bool) -> Self {
-        // Sixty options in a synopsis tell nobody anything: it says what the help says.
+        // A synopsis with sixty options helps nobody: use the usage line of the help.
         let usage = command.clone().render_usage().to_string();
         let usage = usage.trim_start_matches("Usage:").trim_start().to_owned();
         let man = Man::new(command.clone().override_usage(usage));
@@ -92,14 +95,14 @@ impl<'a> Page<'a> {
     fn text(&self) -> Result<String, Error> {
         let mut text = Vec::new();
         self.render(&mut text)
-            .map_err(|error| Error::caused("a man page cannot be made", error))?;
-        // clap_mangen breaks the line twice for an empty one, which mandoc does not like.
+            .map_err(|error| Error::caused("cannot make a man page", error))?;
+        // clap_mangen writes two breaks for an empty line, at which mandoc warns.
         Ok(String::from_utf8_lossy(&text).replace("\n.br\n\n.br\n", "\n.sp\n"))
     }
 
     fn render(&self, text: &mut Vec<u8>) -> io::Result<()> {
-        // It has no date of its own. `render_title` leaves an empty one out, and `man` takes what follows
-        // for it.
+        // The page has no date. `render_title` would omit the empty field, and `man` would show the next
+        // one as the date.
         let name = self.command.get_display_name().unwrap_or(NAME);
         writeln!(text, ".TH {name} 1 \"\" \"{SOURCE}\"")?;
         self.man.render_name_section(text)?;
@@ -128,8 +131,8 @@ impl<'a> Page<'a> {
     }
 }
 
-/// A paragraph of the help, such as `Examples:` and lines, as a section with that heading. Its lines stay as
-/// they are.
+/// Turns a paragraph of the help, such as `Examples:` and its lines, into a section with that heading,
+/// line by line.
 fn as_section(paragraph: &str) -> Roff {
     let (heading, rest) = paragraph.split_once([':', ',']).unwrap_or((paragraph, ""));
     let mut roff = Roff::new();
@@ -146,5 +149,5 @@ fn write(path: &Path, content: &str) -> Result<(), Error> {
     let parent = path.parent().unwrap_or(path);
     fs::create_dir_all(parent)
         .and_then(|()| fs::write(path, content))
-        .map_err(|error| Error::caused(format!("{} cannot be written", path.display()), error))
+        .map_err(|error| Error::caused(format!("cannot write {}", path.display()), error))
 }

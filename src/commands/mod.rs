@@ -1,4 +1,4 @@
-//! The commands that are not a room of their own, for as many months as were asked for.
+//! Command dispatch, runs over one or several months, and the small commands.
 
 mod all_shards;
 mod control;

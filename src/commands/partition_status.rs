@@ -1,4 +1,4 @@
-//! How far one run is: read from what it keeps in its state directory, without it noticing.
+//! The progress of one run, read from its state directory without disturbing it.
 
 use std::path::Path;
 
@@ -14,94 +14,93 @@ use crate::state::directory::{Holder, PartitionDir};
 use crate::throttle::SpeedState;
 use crate::trace_store;
 
-/// How a run is.
+/// The state of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
-    /// Everything is done.
+    /// All done.
     Finished,
-    /// A process is at it.
+    /// A process works on it.
     Running,
-    /// It ended before it was done, without an error of its own, and can be continued.
+    /// It was stopped before the end, and can be continued.
     Interrupted,
-    /// Its last process gave up, and it can be continued.
+    /// Its last process failed, and it can be continued.
     Failed,
-    /// There is a directory, and nothing that could be continued.
+    /// It has a directory, but saved nothing to continue.
     NotBegun,
-    /// A dry run ended without removing its directory.
+    /// A dry run was killed before it could remove its directory.
     LeftOver,
-    /// The checkpoint is not what was written.
+    /// The checkpoint file is damaged.
     Damaged,
-    /// The checkpoint cannot be read, by this user or by this version of the program.
+    /// This user, or this version of the program, cannot read the checkpoint.
     Unreadable,
 }
 
-/// What is known of one partition.
+/// The status of one partition.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct PartitionStatus {
     /// The partition, `YYYYMM`.
     pub partition: String,
-    /// Which shard's days of it, as `3/8`; all days where there is none.
+    /// The shard, as `3/8`; null for all days.
     pub shard: Option<String>,
-    /// Whether it is a dry run, which keeps no checkpoint.
+    /// Whether it is a dry run; these keep no checkpoint.
     pub dry_run: bool,
-    /// How the run is.
+    /// The state of the run.
     pub state: State,
-    /// Number of the process that is at it, where it is known.
+    /// Process ID of the active process, if known.
     pub process: Option<u32>,
-    /// How fast it goes, where a process is at it and tells.
+    /// Speed of the active process, if it answers.
     pub speed: Option<SpeedState>,
-    /// What the checkpoint says, where there is one.
+    /// Progress according to the checkpoint, if there is one.
     pub progress: Option<Progress>,
-    /// The trace store on disk, in bytes.
+    /// Size of the trace store on disk, in bytes.
     pub store_bytes: u64,
-    /// What to do next, or to know.
+    /// What is happening, or what to do next.
     pub next: Option<String>,
-    /// Why the checkpoint cannot be used, and what to do.
+    /// Why the checkpoint is unusable, and what to do.
     pub error: Option<String>,
-    /// The summary of the last process that ended, where there is one.
+    /// Report of the last process that ended, if there is one.
     pub last_report: Option<serde_json::Value>,
 }
 
-/// What a checkpoint says.
+/// Progress according to a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Progress {
-    /// When the run began.
+    /// Time when the run started.
     pub begun_at: Moment,
-    /// When the checkpoint was written.
+    /// Time when the checkpoint was written.
     pub saved_at: Moment,
     /// Whether all traces are loaded.
     pub is_loaded: bool,
-    /// Days whose traces are in the store.
+    /// Days whose traces are loaded.
     pub days_loaded: u64,
-    /// Days whose traces are to be loaded: none where there are no traces.
+    /// Days whose traces are to be loaded; 0 if there are no traces.
     pub days_total: u64,
     /// Traces in the store.
     pub traces_loaded: u64,
-    /// Whether the spans of dataset runs are looked for now.
+    /// Whether it is now finding the spans of dataset runs.
     pub awaits_experiments: bool,
-    /// Segments that are done, but for what waits.
+    /// Segments that are done, except for waiting observations.
     pub segments_done: u64,
-    /// Segments of the plan.
+    /// All segments.
     pub segments_total: u64,
-    /// Observations of these segments that wait for their traces to be looked for in
-    /// other months.
+    /// Observations of these segments that wait for a search for their traces in other months.
     pub observations_waiting: u64,
-    /// Observations that are done.
+    /// Processed observations.
     pub observations_processed: u64,
-    /// Of these, rows the server acknowledged.
+    /// Events of these that the server acknowledged.
     pub events_inserted: u64,
-    /// Root spans the server acknowledged.
+    /// Root spans that the server acknowledged.
     pub root_spans_inserted: u64,
-    /// Of the observations, those whose trace was not found.
+    /// Processed observations whose trace was not found.
     pub observations_without_trace: u64,
 }
 
 impl PartitionStatus {
-    /// Looks at one directory.
+    /// Reads one run's directory.
     pub(crate) fn of(directory: &PartitionDir) -> Self {
-        // First the lock: a run that ends meanwhile has left a finished checkpoint
-        // then. The other way round it would look interrupted.
+        // The lock first: a run that ends in between has then left a finished checkpoint. In the
+        // opposite order it would look interrupted.
         let holder = directory.holder();
         let checkpoint = Checkpoint::read(&directory.checkpoint());
         let last_report = last_report(directory);
@@ -146,13 +145,12 @@ fn last_report(directory: &PartitionDir) -> Option<serde_json::Value> {
     serde_json::from_slice(&std::fs::read(directory.report()).ok()?).ok()
 }
 
-/// What the last process ended with, as its report has it.
+/// The last process's error, from its report.
 fn ended_with(report: Option<&serde_json::Value>) -> Option<&str> {
     report?.get("ended_with")?.as_str()
 }
 
-/// Whether the report is of the process that has written the checkpoint: one that is
-/// killed leaves none.
+/// Whether the report is from the process that wrote the checkpoint: a killed process leaves none.
 fn is_newer(report: &Path, checkpoint: &Path) -> bool {
     let changed = |path: &Path| std::fs::metadata(path).and_then(|file| file.modified());
     match (changed(report), changed(checkpoint)) {
@@ -181,20 +179,20 @@ fn state(
 
 fn unusable(directory: &PartitionDir, error: &CheckpointError) -> String {
     let advice = match error {
-        CheckpointError::File(_) => "look at it as the user who runs the backfill",
+        CheckpointError::File(_) => "run this as the user who runs the backfill",
         CheckpointError::Damaged(_) => "--restart discards it and starts over",
         CheckpointError::Version { .. } => {
             "use the version that wrote it, or discard it and start over with --restart"
         }
     };
     format!(
-        "the checkpoint {} of partition {} cannot be used: {error}; {advice}",
+        "cannot use the checkpoint {} of partition {}: {error}; {advice}",
         directory.checkpoint().display(),
         directory.share
     )
 }
 
-/// What to do next, or to know, in words.
+/// What is happening, or what to do next, in words.
 fn next(
     state: State,
     directory: &PartitionDir,
@@ -206,35 +204,36 @@ fn next(
         .filter(|&waiting| waiting > 0)
         .map_or_else(String::new, |waiting| {
             format!(
-                "; {} observations wait for traces of other months",
+                "; {} observations wait for traces from other months",
                 HumanCount(waiting)
             )
         });
     Some(match (state, holder) {
         (State::Finished, _) => return None,
         (State::Running, Some(holder)) if directory.dry_run => {
-            format!("{holder} tries it, and inserts nothing")
+            format!("{holder} is doing a dry run")
         }
         (State::Running, Some(holder)) if progress.is_none() => {
-            format!("{holder} has it, and has saved nothing yet: it waits for its turn, or begins")
+            format!("{holder} is starting it, or working on other months first")
         }
-        (State::Running, Some(holder)) => format!("{holder} is at it{waiting}"),
+        (State::Running, Some(holder)) => format!("{holder} is working on it{waiting}"),
         (State::Running, None) => return None,
         (State::Interrupted, _) => {
-            format!("run it again as before, with --resume, to continue it{waiting}")
+            format!("continue it with the same command line and --resume{waiting}")
         }
         (State::Failed, _) => format!(
-            "see what its last process said; then run it again, with --resume, to continue it{waiting}"
+            "read its last error message, then continue it with the same command line and --resume{waiting}"
         ),
         (State::NotBegun, _) => {
-            "nothing is saved yet: run it again as before, with --resume if there are others"
+            "nothing is saved yet: start it with the same command line, and with --resume if other months \
+             are unfinished"
                 .to_owned()
         }
         (State::LeftOver, _) => format!(
-            "a dry run was killed: it can be run again, and {} can be removed",
+            "a dry run was killed: run it again, or remove {}",
             directory.path.display()
         ),
-        (State::Damaged, _) => "run it again with --restart, to start over".to_owned(),
+        (State::Damaged, _) => "start over with --restart".to_owned(),
         (State::Unreadable, _) => "see the error below".to_owned(),
     })
 }
@@ -251,7 +250,7 @@ impl Progress {
             is_loaded,
             days_loaded: checkpoint.days.len() as u64,
             days_total: match is_loaded {
-                // Where there is nothing to load, no day is.
+                // Without traces, no days are loaded.
                 true => checkpoint.days.len() as u64,
                 false => share.days_with_margin(margin).len() as u64,
             },
@@ -267,7 +266,7 @@ impl Progress {
         }
     }
 
-    /// What is being done, and how far it is.
+    /// The current phase and its progress.
     pub(super) fn in_words(&self) -> String {
         match self.is_loaded {
             true if self.awaits_experiments => "dataset runs".to_owned(),

@@ -1,4 +1,4 @@
-//! The page about runs, made of what they keep in the state directory.
+//! `report`: writes the HTML page about the runs in the state directory.
 
 use std::path::{Path, PathBuf};
 
@@ -14,11 +14,11 @@ use crate::state::history::History;
 use crate::state::left_to_do::left_to_do;
 use crate::state::report::{Report, publish_page, require_writable};
 
-/// Writes a page about all runs in the state directories `roots` to `html`, the newest month first.
+/// Writes a page about all runs in the state directories `roots` to `html`, newest month first.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) where there is no such directory, or nothing in it, or the
-/// page cannot be written.
+/// [`Kind::Configuration`](crate::error::Kind) if a directory does not exist, there are no runs, or the
+/// file cannot be written.
 pub(super) fn run(roots: &[PathBuf], html: &Path) -> Result<(), Error> {
     for root in roots {
         require_outside("--html", html, root)?;
@@ -26,7 +26,7 @@ pub(super) fn run(roots: &[PathBuf], html: &Path) -> Result<(), Error> {
     let directories = directories(roots)?;
     if directories.is_empty() {
         return Err(Error::configuration(format!(
-            "there are no runs in {}: name the directory of the runs with --state-dir",
+            "there are no runs in {}: name the right state directory with --state-dir",
             listed(roots)
         )));
     }
@@ -35,7 +35,7 @@ pub(super) fn run(roots: &[PathBuf], html: &Path) -> Result<(), Error> {
     publish_page(&page::html(&months)?, html)
 }
 
-/// A month, from its directory.
+/// Reads a month from its directory.
 pub(super) fn month_of(directory: &PartitionDir) -> Month {
     let status = PartitionStatus::of(directory);
     let (state, tone) = in_words(status.state);
@@ -52,7 +52,7 @@ pub(super) fn month_of(directory: &PartitionDir) -> Month {
         month = month.with_report(report.clone());
     }
     if let Some(progress) = &status.progress {
-        // The checkpoint is at least as new as the report.
+        // The checkpoint is never older than the report.
         month.traces = progress.traces_loaded;
         month.events_of_observations = progress.events_inserted;
         month.root_spans = progress.root_spans_inserted;
@@ -79,7 +79,7 @@ pub(super) fn month_of(directory: &PartitionDir) -> Month {
     month
 }
 
-/// What is to be done about what was said of a month, or was not.
+/// What is left to do after the last check of a month, or because there was none.
 fn check(month: &Month) -> Option<String> {
     let last = month.last_said();
     if let Some(error) = last.and_then(|last| last.error.as_ref()) {
@@ -91,13 +91,13 @@ fn check(month: &Month) -> Option<String> {
         .then(|| format!("`events-backfill verify --partition {partition}` checks it"))
 }
 
-/// A dry run, which has removed its directory, if it had one.
+/// A dry run's month. Its directory is gone by now, so the entry has all there is.
 pub(super) fn month_of_dry_run(entry: &Entry) -> Month {
     let (state, tone) = match entry.state {
         Became::Done | Became::AlreadyFinished => ("dry run: nothing was written", Tone::Good),
         Became::Interrupted => ("dry run, interrupted", Tone::Warning),
         Became::Failed => ("dry run, failed", Tone::Bad),
-        Became::NotBegun => ("dry run, not begun", Tone::Neutral),
+        Became::NotBegun => ("dry run, not started", Tone::Neutral),
     };
     let report = entry.report.clone();
     let mut month = Month::new(report.name(), state.to_owned(), tone, &entry.history);
@@ -114,8 +114,8 @@ fn in_words(state: State) -> (&'static str, Tone) {
         State::Running => ("running", Tone::Neutral),
         State::Interrupted => ("interrupted", Tone::Warning),
         State::Failed => ("failed", Tone::Bad),
-        State::NotBegun => ("not begun", Tone::Neutral),
-        State::LeftOver => ("left over", Tone::Warning),
+        State::NotBegun => ("not started", Tone::Neutral),
+        State::LeftOver => ("killed", Tone::Warning),
         State::Damaged => ("damaged", Tone::Bad),
         State::Unreadable => ("unreadable", Tone::Bad),
     }

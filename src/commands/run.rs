@@ -1,8 +1,7 @@
-//! The jobs of all partitions that were asked for, one after the other, newest first.
+//! Runs the requested partitions one after another, newest first.
 //!
-//! With a single one it is just that job. With several, everything that can be found out
-//! beforehand is found out before the first is begun: which months there are, that no
-//! other process works on any of them, and what their state directories hold.
+//! With several, all are checked before the first starts: that they exist, that no other process works
+//! on them, and that their state directories allow it.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -29,10 +28,12 @@ use crate::state::history::History;
 use crate::state::report::{self, Report};
 use crate::state::resume;
 
-/// Backfills the partitions that were asked for and prints the summary.
+/// Backfills the requested partitions and prints the summary.
 ///
 /// # Errors
-/// [`Error`] with a sentence for the operator and the exit code.
+/// [`Kind::Configuration`](crate::error::Kind) if a check fails before anything is written;
+/// [`Kind::Failed`](crate::error::Kind) if a partition, or writing `--report` or `--html`, fails;
+/// [`Kind::Interrupted`](crate::error::Kind) after a signal.
 pub(crate) async fn run(request: Request) -> Result<(), Error> {
     let session = Session::begin(request.shared())?;
     let _serving = session.serve_metrics(request.shared()).await?;
@@ -46,7 +47,7 @@ pub(crate) async fn run(request: Request) -> Result<(), Error> {
 async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     let started = Instant::now();
     let retries = session.retries(&options);
-    // Before its checkpoint is read, which the process before may still write.
+    // First the lock: the previous process may still be writing its checkpoint.
     let taken = match options.is_unattended() {
         true => Some(state_dirs::take(session, &options).await?),
         false => None,
@@ -81,11 +82,11 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
         tell_done(session, &ended.report);
     }
     if !quiet {
-        // If nobody reads it, the work is done all the same.
+        // The work is done even if standard output is closed.
         let _ = writeln!(std::io::stdout().lock(), "\n{}", ended.report);
     }
     let written = written();
-    // What went wrong first is what the operator must know.
+    // The first error is the one the operator must know.
     ended.outcome.and(written)
 }
 
@@ -101,14 +102,14 @@ fn tell_done(session: &Session, report: &Report) {
     ));
 }
 
-/// Which files are wanted of a run.
+/// The files requested with `--report` and `--html`.
 struct Wanted {
     report: Option<PathBuf>,
     html: Option<PathBuf>,
 }
 
 impl Wanted {
-    /// What the options name, where it can be written.
+    /// Takes them from the options, and checks now that they can be written.
     fn of(options: &Options) -> Result<Self, Error> {
         let (report, html) = (options.report.clone(), options.html.clone());
         for (flag, path) in [("--report", &report), ("--html", &html)] {
@@ -122,7 +123,7 @@ impl Wanted {
         Ok(Self { report, html })
     }
 
-    /// Writes them.
+    /// Writes both.
     fn publish(
         &self,
         summary: &impl Serialize,
@@ -165,7 +166,7 @@ async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
     session.display.end_partitions();
     let summary = Summary::new(entries, &selected.without_rows, started.elapsed());
     if !shared.quiet {
-        // If nobody reads it, the work is done all the same.
+        // The work is done even if standard output is closed.
         let _ = writeln!(std::io::stdout().lock(), "\n{summary}");
     }
     let months = || match shared.dry_run {
@@ -185,7 +186,11 @@ async fn run_several(session: Session, request: &Request) -> Result<(), Error> {
     outcome.and(written)
 }
 
-/// Which months there are, and which of them were asked for.
+/// The existing months, and those of them to work on.
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind) if a named month has no rows, or no selected one has;
+/// other kinds if the server cannot be asked, or after a signal.
 pub(super) async fn select(
     session: &Session,
     request: &Request,
@@ -197,7 +202,7 @@ pub(super) async fn select(
         .await?;
     if !months.out_of_range.is_empty() {
         session.display.note(format_args!(
-            "partitions whose months are out of range, which are left out: {}",
+            "skipping partitions whose months are out of range: {}",
             months.out_of_range.join(", ")
         ));
     }
@@ -218,24 +223,24 @@ pub(super) async fn select(
     }
     if !selected.without_rows.is_empty() {
         session.display.note(format_args!(
-            "months without rows, which are skipped: {}",
+            "skipping months without rows: {}",
             in_words(&selected.without_rows)
         ));
     }
     Ok((months, selected))
 }
 
-/// A job that can be begun.
+/// A job that is ready to start.
 struct Prepared {
     options: Options,
-    /// Its rows of observations in parts.
+    /// Rows of observations in its parts.
     rows: u64,
-    /// Locked for this process.
+    /// Its state directory, locked by this process.
     state: StateDir,
 }
 
-/// Takes the state directories of all partitions, and makes sure that with what they hold each can
-/// be begun or continued, or is finished.
+/// Locks the state directories of all partitions, and checks that each can be started or continued, or
+/// is finished.
 async fn prepare(
     session: &Session,
     request: &Request,
@@ -253,7 +258,7 @@ async fn prepare(
         let mut options = request.job(partition);
         let state = state_dirs::take(session, &options).await?;
         let stored = Checkpoint::read(&state.checkpoint());
-        // Of several, those that were not begun yet are begun now.
+        // With several partitions, --resume starts those without a run.
         let is_there = !matches!(stored, Ok(None));
         has_state |= is_there;
         if !is_there && options.earlier == Earlier::Resume {
@@ -279,8 +284,8 @@ async fn prepare(
     let nothing_to_resume = newest.earlier == Earlier::Resume && !has_state;
     let checked = checked.and(match nothing_to_resume {
         true => Err(Error::configuration(format!(
-            "there is nothing to resume in {}: start without --resume, or name the directory of the \
-             run with --state-dir",
+            "there is nothing to resume in {}: start without --resume, or name the run's directory \
+             with --state-dir",
             newest.state_dir.display()
         ))),
         false => Ok(()),
@@ -290,8 +295,7 @@ async fn prepare(
         return Err(error);
     }
     if newest.earlier == Earlier::Restart {
-        // All of them now: a restart that is interrupted and resumed must not find what was
-        // there before it.
+        // All at once: if the restart is interrupted and resumed, it must find no older state.
         prepared.iter().try_for_each(|job| {
             job.state.mark_restart()?;
             job.state.clear()
@@ -300,7 +304,7 @@ async fn prepare(
     Ok(prepared)
 }
 
-/// Leaves jobs that were not begun.
+/// Cleans up jobs that did not start.
 fn leave(jobs: impl IntoIterator<Item = Prepared>) {
     for job in jobs {
         if job.options.dry_run {
@@ -309,7 +313,7 @@ fn leave(jobs: impl IntoIterator<Item = Prepared>) {
     }
 }
 
-/// The partitions, while they are worked on.
+/// A run over several partitions.
 struct Run<'a> {
     session: &'a Session,
     keep_going: bool,
@@ -319,14 +323,14 @@ struct Run<'a> {
     first_error: Option<Error>,
 }
 
-/// Whether the next partition may be begun.
+/// Whether to start the next partition.
 enum Next {
     Go,
     Stop,
 }
 
 impl Run<'_> {
-    /// Works on all of them, or until one cannot be passed. Each has an entry, in their order.
+    /// Works on the partitions until all are done or one stops the run. Returns an entry for each.
     async fn go_through(mut self) -> (Vec<Entry>, Result<(), Error>) {
         while let Some(job) = self.waiting.pop_front() {
             if let Next::Stop = self.work_on(job).await {
@@ -370,8 +374,7 @@ impl Run<'_> {
         }
     }
 
-    /// Inspects and runs a job. With an error that kept it from beginning comes whether the next
-    /// one would meet it as well.
+    /// Inspects the tables and runs a job. An error comes with whether it would stop the next job too.
     async fn run_job(&self, mut job: Prepared) -> Result<Ended, (Error, Next)> {
         let session = self.session;
         let started = Instant::now();
@@ -389,7 +392,7 @@ impl Run<'_> {
         ended.map_err(|error| (error, Next::Go))
     }
 
-    /// Writes down that the process was asked to end before a job was begun.
+    /// Records a signal that came before a job started.
     fn stop_before(&mut self, signal: u8, empty: Report) {
         let partition = format_args!("partition {}", empty.partition);
         let error = Error::interrupted_before(signal, partition);
@@ -401,7 +404,7 @@ impl Run<'_> {
         self.entries.push(Entry::new(State::NotBegun, empty, None));
     }
 
-    /// Writes down how a job ended.
+    /// Records how a job ended.
     fn record(&mut self, partition: Partition, ended: Ended) -> Next {
         let report = ended.report;
         if let Err(error) = ended.outcome {
@@ -421,7 +424,7 @@ impl Run<'_> {
         Next::Go
     }
 
-    /// Whether to go on after an error, given whether the next partition would meet it too.
+    /// Whether to continue after an error, where `next` says whether it would stop the next job too.
     fn next_after(&self, error: &Error, next: Next) -> Next {
         match self.keep_going && error.signal().is_none() {
             true => next,
@@ -443,7 +446,7 @@ impl Run<'_> {
         }
     }
 
-    /// The error that the process ends with: the first one, unless it was interrupted.
+    /// The error to exit with: the interruption if there was one, otherwise the first failure.
     fn outcome(&self) -> Result<(), Error> {
         let Some(error) = &self.first_error else {
             return Ok(());
@@ -459,7 +462,7 @@ impl Run<'_> {
                 1 => "partition was",
                 _ => "partitions were",
             };
-            error = error.and(format!("{not_begun} {partitions} not begun"));
+            error = error.and(format!("{not_begun} {partitions} not started"));
         }
         let nothing_was_done = self.entries.iter().all(|entry| !entry.has_worked());
         Err(match nothing_was_done {
@@ -469,7 +472,7 @@ impl Run<'_> {
     }
 }
 
-/// The report of a job that was not begun.
+/// The report of a job that did not start.
 fn empty_report(options: &Options) -> Report {
     Report {
         partition: options.partition.to_string(),

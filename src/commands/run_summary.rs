@@ -1,4 +1,4 @@
-//! The summary of several partitions, as text and as JSON.
+//! The summary of a run over several partitions, as text and JSON.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,24 +14,24 @@ use crate::progress::words::{aligned, count, seconds, write_lines};
 use crate::state::history::History;
 use crate::state::report::{Report, SUMMARY_WIDTH, Seconds, dry_run_in_words, write_summary};
 
-/// What became of a partition.
+/// The outcome of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum State {
-    /// It is done.
+    /// Done by this process.
     Done,
-    /// It was done before, and so it was skipped.
+    /// Done earlier, and skipped.
     AlreadyFinished,
-    /// It could not be done.
+    /// Ended by an error.
     Failed,
-    /// The process was asked to end meanwhile.
+    /// Stopped by a signal.
     Interrupted,
-    /// The process ended before its turn.
+    /// Not started before the process ended.
     NotBegun,
 }
 
 impl State {
-    /// What became of a partition that was begun, or was to be.
+    /// The state after a partition's outcome.
     pub(super) fn after(outcome: &Result<(), Error>) -> Self {
         match outcome.as_ref().map_err(Error::kind) {
             Ok(()) => State::Done,
@@ -46,21 +46,21 @@ impl State {
             State::AlreadyFinished => "already finished",
             State::Failed => "failed",
             State::Interrupted => "interrupted",
-            State::NotBegun => "not begun",
+            State::NotBegun => "not started",
         }
     }
 }
 
-/// One partition: its report, and what became of it.
+/// One partition's report and outcome.
 #[derive(Debug, Serialize)]
 pub(super) struct Entry {
     pub(super) state: State,
-    /// Why it is not done.
+    /// Why it is not done; null if it is.
     error: Option<String>,
-    /// All zero where it was not begun.
+    /// All zero if it did not start.
     #[serde(flatten)]
     pub(super) report: Report,
-    /// How it went over time.
+    /// Measurements over time, for the page.
     #[serde(skip)]
     pub(super) history: History,
 }
@@ -75,12 +75,12 @@ impl Entry {
         }
     }
 
-    /// The same with how it went over time.
+    /// Adds measurements over time.
     pub(super) fn with_history(self, history: History) -> Self {
         Self { history, ..self }
     }
 
-    /// Whether something was done for it, or at least begun.
+    /// Whether work on it at least started.
     pub(super) fn has_worked(&self) -> bool {
         match self.state {
             State::Done => true,
@@ -90,10 +90,10 @@ impl Entry {
     }
 }
 
-/// All partitions together.
+/// Sums over all partitions.
 #[derive(Debug, Default, Serialize)]
 struct Totals {
-    /// Partitions that were asked for and are there.
+    /// Selected partitions that exist.
     partitions: u64,
     done: u64,
     already_finished: u64,
@@ -112,19 +112,19 @@ struct Totals {
     traces_not_found: u64,
     errors: u64,
     retries: u64,
-    /// Of the process, so not a sum.
+    /// Peak of the process, not a sum.
     peak_rss_bytes: u64,
-    /// Sums, but for the total, which is the process's.
+    /// Sums, except the total, which is the process's.
     seconds: Seconds,
-    /// Observations of this process per second of `seconds.stream`.
+    /// Observations that this process handled per second of `seconds.stream`.
     observations_per_second: f64,
 }
 
-/// What came of several partitions.
+/// The summary of several partitions.
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
     partitions: Vec<Entry>,
-    /// Months in a range that are not there.
+    /// Months of the ranges that do not exist.
     months_without_rows: Vec<String>,
     totals: Totals,
     #[serde(skip)]
@@ -132,7 +132,7 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    /// Of these partitions, the months that are not there, and the time it took.
+    /// Sums up `entries`; `took` is the time of the whole run.
     pub(super) fn new(entries: Vec<Entry>, without_rows: &[Partition], took: Duration) -> Self {
         Self {
             totals: Totals::of(&entries, took),
@@ -236,14 +236,14 @@ impl Totals {
     }
 }
 
-/// Adds what was counted, if it was.
+/// Adds a number, if there is one.
 fn add(sum: &mut Option<u64>, number: Option<u64>) {
     if let Some(number) = number {
         *sum.get_or_insert(0) += number;
     }
 }
 
-/// Names of the columns of the table. The first two are words, the others numbers.
+/// Column names of the table. The first two columns hold words, the others numbers.
 const COLUMNS: [&str; 9] = [
     "Partition",
     "State",
@@ -338,7 +338,7 @@ mod tests {
             (1, ["202406", "already finished", " 0 "]),
             (2, ["202405", "done", " 1,234,567 "]),
             (3, ["202404", "failed", " 5 "]),
-            (4, ["202401", "not begun", " 0 "]),
+            (4, ["202401", "not started", " 0 "]),
         ] {
             assert_eq!(lines[line].len(), lines[0].len());
             for word in words {
@@ -347,7 +347,7 @@ mod tests {
         }
         assert!(text.contains("\npartition 202404: no room\n"));
         assert!(text.contains("\nMonths without rows         202402..202403\n"));
-        assert!(text.contains("4: 1 done, 1 already finished, 1 failed, 1 not begun"));
+        assert!(text.contains("4: 1 done, 1 already finished, 1 failed, 1 not started"));
         assert!(text.contains("\nObservations processed      1,234,572\n"));
     }
 

@@ -1,4 +1,4 @@
-//! The shards of a month, seen as the one run that they are.
+//! The combined status of a month that several shards process.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,27 +10,28 @@ use super::partition_status::{PartitionStatus, State};
 use crate::partition::{Partition, Shard};
 use crate::state::directory::PartitionDir;
 
-/// A month whose days several processes do, as far as their state is at hand.
+/// The status of a month whose days are divided among several processes, as far as their state is in
+/// these directories.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct ShardedMonth {
     /// The partition, `YYYYMM`.
     partition: String,
-    /// How many shards it has.
+    /// Number of shards.
     shards: u16,
-    /// Shards that are finished, as `3/8`.
+    /// Finished shards, as `3/8`.
     finished: Vec<String>,
-    /// Shards at which a process is.
+    /// Shards with an active process.
     running: Vec<String>,
-    /// Shards that have state, are not finished, and at which no process is that this one can see.
+    /// Unfinished shards without an active process on this machine.
     unfinished: Vec<String>,
-    /// Shards without state here: not begun, or begun elsewhere.
+    /// Shards without state here: not started, or started elsewhere.
     not_here: Vec<String>,
-    /// Rows the server acknowledged, root spans included.
+    /// Events that the server acknowledged, root spans included.
     events_inserted: u64,
 }
 
 impl ShardedMonth {
-    /// The months of which there are shards among these runs, dry runs left out.
+    /// The months with shards among these runs, except dry runs.
     pub(super) fn all<'a>(
         runs: impl Iterator<Item = (&'a PartitionDir, &'a PartitionStatus)>,
     ) -> Vec<Self> {
@@ -95,11 +96,8 @@ impl fmt::Display for ShardedMonth {
         }
         for (what, shards) in [
             ("running", &self.running),
-            (
-                "unfinished, to be run again with --resume",
-                &self.unfinished,
-            ),
-            ("not begun, or with their state elsewhere", &self.not_here),
+            ("unfinished, continue with --resume", &self.unfinished),
+            ("not started, or state elsewhere", &self.not_here),
         ] {
             if !shards.is_empty() {
                 write!(f, "; {what}: {}", shards.join(", "))?;

@@ -1,4 +1,4 @@
-//! Taking the state directories of a run.
+//! Locks the state directories of a run.
 
 use std::time::{Duration, Instant};
 
@@ -7,14 +7,14 @@ use crate::error::Error;
 use crate::session::Session;
 use crate::state::directory::{PartitionDir, StateDir};
 
-/// How long a process may take to end that somebody else has told to: longer than the inserts under
-/// way, which are ended after ten seconds, and than the grace period in `deploy/`.
+/// How long to wait for a previous process that was told to end: longer than it waits for its inserts
+/// (ten seconds), and than the grace period in `deploy/`.
 const ENDING: Duration = Duration::from_secs(60);
-/// How often it is looked for.
+/// Interval between checks.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// Refuses where a process is at other shards' days that this run would do as well: as long as it loads
-/// traces, nobody could tell by what it inserts.
+/// Fails if another process works on some of this run's days under another share of the month. Its
+/// inserts do not give it away while it loads traces.
 fn refuse_overlap(options: &Options) -> Result<(), Error> {
     let own = options.share();
     let others = PartitionDir::of_partition(&options.state_dir, options.partition);
@@ -32,12 +32,13 @@ fn refuse_overlap(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes the state directory of a run. A run that nobody watches waits a while for the process that
-/// has it: where a container is replaced, the one before may not have ended yet.
+/// Locks the state directory of a run. With `--resume-or-start`, waits for the process that holds it:
+/// when a container is replaced, the previous one may still be ending.
 ///
 /// # Errors
-/// Those of [`StateDir::prepare`], or who uses it; where the wait was in vain
-/// [`Kind::Failed`](crate::error::Kind), since that passes.
+/// Those of [`StateDir::prepare`]; [`Kind::Configuration`](crate::error::Kind) if another process holds
+/// the directory or overlapping days; [`Kind::Failed`](crate::error::Kind), which a supervisor retries,
+/// if the wait was in vain.
 pub(super) async fn take(session: &Session, options: &Options) -> Result<StateDir, Error> {
     let deadline = Instant::now() + ENDING;
     let mut is_told = false;
@@ -54,7 +55,7 @@ pub(super) async fn take(session: &Session, options: &Options) -> Result<StateDi
         if Instant::now() >= deadline {
             let waited = ENDING.as_secs();
             return Err(Error::failed(format!(
-                "{in_use}, which has not ended in {waited} s: wait for it to end, or name another \
+                "{in_use}, which did not end within {waited} s: wait for it to end, or name another \
                  directory with --state-dir"
             )));
         }

@@ -1,4 +1,4 @@
-//! How far the runs in the state directory are, as a table or as JSON.
+//! `status`: shows the progress of the runs in the state directory.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use crate::memory::ByteSize;
 use crate::progress::words::aligned;
 use crate::state::directory::PartitionDir;
 
-/// Prints how far the runs in the state directories `roots` are, as a table or as JSON.
+/// Prints the progress of the runs in the state directories `roots`, as a table or JSON.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) where there is no such directory; [`Kind::Failed`](crate::error::Kind),
-/// after all else is printed, with the partitions whose state cannot be used.
+/// [`Kind::Configuration`](crate::error::Kind) if a directory does not exist or cannot be read;
+/// [`Kind::Failed`](crate::error::Kind), after printing the others, if a partition's state is unusable.
 pub(crate) fn run(roots: &[PathBuf], as_json: bool) -> Result<(), Error> {
     let directories = directories(roots)?;
     let partitions: Vec<PartitionStatus> = directories.iter().map(PartitionStatus::of).collect();
@@ -27,7 +27,7 @@ pub(crate) fn run(roots: &[PathBuf], as_json: bool) -> Result<(), Error> {
         false if partitions.is_empty() => format!("there are no runs in {}", listed(roots)),
         false => table(&partitions, &sharded),
     };
-    // If nobody reads it, there is nobody to be told.
+    // A closed standard output is no reason to fail.
     let _ = writeln!(std::io::stdout().lock(), "{text}");
     let errors: Vec<&str> = partitions
         .iter()
@@ -39,10 +39,10 @@ pub(crate) fn run(roots: &[PathBuf], as_json: bool) -> Result<(), Error> {
     }
 }
 
-/// The directories of all runs in some state directories, the oldest partition first.
+/// The directories of all runs in the state directories, oldest partition first.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) where one of them is not there, or cannot be read.
+/// [`Kind::Configuration`](crate::error::Kind) if one does not exist or cannot be read.
 pub(super) fn directories(roots: &[PathBuf]) -> Result<Vec<PartitionDir>, Error> {
     let mut directories = Vec::new();
     for root in roots {
@@ -53,7 +53,7 @@ pub(super) fn directories(roots: &[PathBuf]) -> Result<Vec<PartitionDir>, Error>
     Ok(directories)
 }
 
-/// State directories, in words.
+/// State directories as a list for a message.
 pub(super) fn listed(roots: &[PathBuf]) -> String {
     let roots: Vec<String> = roots
         .iter()
@@ -66,11 +66,10 @@ pub(super) fn unreadable(root: &Path, error: &std::io::Error) -> Error {
     let root = root.display();
     Error::configuration(match error.kind() {
         std::io::ErrorKind::NotFound => {
-            format!("there is no state directory {root}: name the one of the runs with --state-dir")
+            format!("there is no state directory {root}: name the right one with --state-dir")
         }
         _ => format!(
-            "the state directory {root} cannot be read: {error}; name the one of the runs with \
-             --state-dir"
+            "cannot read the state directory {root}: {error}; name the right one with --state-dir"
         ),
     })
 }
@@ -92,25 +91,25 @@ fn json(
         sharded_months,
     };
     serde_json::to_string_pretty(&all)
-        .map_err(|error| Error::caused("the status cannot be written as JSON", error))
+        .map_err(|error| Error::caused("cannot write the status as JSON", error))
 }
 
-/// What the columns of the table are called.
+/// Column names of the table.
 const COLUMNS: [&str; 8] = [
     "Month",
     "State",
     "Progress",
     "Events",
     "No trace",
-    "Begun (UTC)",
+    "Started (UTC)",
     "Saved (UTC)",
     "Store",
 ];
-/// How many columns, from the left, are aligned to the left.
+/// Number of left-aligned columns, from the left.
 const WORDS: usize = 3;
 
-/// A line for each partition, of about a hundred characters, and one below it where there
-/// is something to do; at the end one for each month that shards do.
+/// A line of about a hundred characters for each partition, with the next step below it, and a final
+/// line for each sharded month.
 fn table(partitions: &[PartitionStatus], sharded: &[ShardedMonth]) -> String {
     let header = COLUMNS.map(str::to_owned);
     let rows: Vec<[String; COLUMNS.len()]> = std::iter::once(header)
@@ -139,7 +138,7 @@ fn cells(partition: &PartitionStatus) -> [String; COLUMNS.len()] {
         State::Running => "running",
         State::Interrupted => "interrupted",
         State::Failed => "failed",
-        State::NotBegun => "not begun",
+        State::NotBegun => "not started",
         State::LeftOver => "dry run",
         State::Damaged => "damaged",
         State::Unreadable => "unreadable",
@@ -229,7 +228,7 @@ mod tests {
             ("12.0 GiB", lines[1]),
             ("traces, 7/32 days", lines[2]),
             ("run it again", lines[3]),
-            ("not begun", lines[4]),
+            ("not started", lines[4]),
         ] {
             assert!(line.contains(word), "{word}: {line}");
         }

@@ -133,7 +133,7 @@ fn a_run_is_paused_and_goes_on_and_goes_faster_while_it_is_at_work() {
     let still = points.last().unwrap()["still_seconds"].as_f64();
     assert!(still > Some(3.0) && still < paused.map(|paused| paused - 0.1));
     assert_complete(&database, "events_full");
-    tell(&run, &["continue"]).assert_one_error(2, &["no run is at work", "--state-dir"]);
+    tell(&run, &["continue"]).assert_one_error(2, &["no run is active", "--state-dir"]);
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_run_that_is_paused_can_be_killed_and_resumed() {
     let mut running = paused(&run, &database);
     running.kill();
     running.wait();
-    tell(&run, &["pause"]).assert_one_error(2, &["no run is at work"]);
+    tell(&run, &["pause"]).assert_one_error(2, &["no run is active"]);
     run.arg("--resume").run().assert_code(0);
     assert_complete(&database, "events_full");
 }

@@ -192,7 +192,7 @@ fn the_page_of_a_state_directory_says_how_to_go_on_and_what_verify_said() {
     };
     let interrupted = html();
     assert!(interrupted.contains(">interrupted<"), "{interrupted}");
-    assert!(interrupted.contains("with --resume, to continue it"));
+    assert!(interrupted.contains("with the same command line and --resume"));
     let run = run.arg("--resume");
     run.run().assert_code(0);
     let finished = html();
@@ -341,7 +341,7 @@ fn a_dry_run_that_ends_early_has_all_its_months_on_its_page_and_none_is_done() {
     let html = fs::read_to_string(run.directory().join("page.html")).unwrap();
     assert_eq!(html.matches("<section").count(), 3, "{html}");
     assert_eq!(html.matches("dry run, interrupted</td>").count(), 1);
-    assert_eq!(html.matches("dry run, not begun</td>").count(), 2);
+    assert_eq!(html.matches("dry run, not started</td>").count(), 2);
     assert!(html.contains("0 of 3 months done"));
 }
 

@@ -285,7 +285,7 @@ fn end_and_resume(target: &str, signal: i32, code: Option<i32>) {
     assert_eq!(outcome.code, code, "{}", outcome.stderr);
     assert_eq!(rows(target, "202405"), 0);
     if code.is_some() {
-        let words = ["partition 202406", "--resume", "1 partition was not begun"];
+        let words = ["partition 202406", "--resume", "1 partition was not started"];
         outcome.assert_one_error(143, &words);
         let report = tool.report();
         let expected = [
@@ -294,7 +294,7 @@ fn end_and_resume(target: &str, signal: i32, code: Option<i32>) {
             ("202405", "not_begun"),
         ];
         assert_eq!(states(&report), expected);
-        assert!(outcome.stdout.contains("not begun"));
+        assert!(outcome.stdout.contains("not started"));
     }
 
     // It is not begun anew by accident, and nothing is done to the one that could be begun.
@@ -362,7 +362,7 @@ fn a_partition_that_fails_stops_the_run_and_can_be_resumed() {
     let tool = tool_for_all(target);
     refuse_june(target);
     let outcome = tool.run();
-    let words = ["partition 202406", "not_june", "1 partition was not begun"];
+    let words = ["partition 202406", "not_june", "1 partition was not started"];
     outcome.assert_one_error(1, &words);
     let report = tool.report();
     let expected = [
@@ -391,7 +391,7 @@ fn a_run_that_keeps_going_does_the_others_and_tells_which_one_failed() {
     refuse_june(target);
     let outcome = tool.run();
     outcome.assert_one_error(1, &["partition 202406", "not_june"]);
-    assert!(!outcome.stderr.contains("not begun"));
+    assert!(!outcome.stderr.contains("not started"));
     let report = tool.report();
     let expected = [("202407", "done"), ("202406", "failed"), ("202405", "done")];
     assert_eq!(states(&report), expected);

@@ -173,7 +173,7 @@ fn a_run_is_followed_from_its_beginning_through_an_interruption_to_its_end() {
     for words in ["running".to_owned(), format!("1/{segments} segments")] {
         assert!(line_of_run.contains(&words), "{words}: {line_of_run}");
     }
-    let process = format!("process {} is at it", run.id());
+    let process = format!("process {} is working on it", run.id());
     assert!(outcome.stdout.contains(&process), "{}", outcome.stdout);
 
     run.terminate();
@@ -258,7 +258,7 @@ fn observations_that_wait_for_traces_of_other_months_are_told() {
     let waiting = progress["observations_waiting"].as_u64().unwrap();
     assert!(waiting > 0 && waiting < OBSERVATIONS, "{waiting}");
     let next = partition["next"].as_str().unwrap();
-    assert!(next.contains("wait for traces of other months"), "{next}");
+    assert!(next.contains("wait for traces from other months"), "{next}");
     run.kill();
     run.wait();
     let partition = only_partition(&tool.state_dir());
@@ -286,7 +286,7 @@ fn a_run_that_has_not_saved_anything_yet_is_seen_too() {
     run.wait();
     assert_eq!(only_partition(&tool.state_dir())["state"], "not_begun");
     let outcome = status(&tool.state_dir(), &[]);
-    assert!(line(&outcome, SAMPLE_PARTITION).contains("not begun"));
+    assert!(line(&outcome, SAMPLE_PARTITION).contains("not started"));
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn a_dry_run_is_told_from_a_run() {
     let outcome = status(&tool.state_dir(), &[]);
     assert!(line(&outcome, SAMPLE_PARTITION).contains("dry run"));
     assert!(
-        outcome.stdout.contains("can be removed"),
+        outcome.stdout.contains("run it again, or remove"),
         "{}",
         outcome.stdout
     );
