@@ -1,21 +1,23 @@
-//! Fills Langfuse's ClickHouse events table from its observations and traces,
-//! in bounded memory.
+//! Fills the ClickHouse events table of Langfuse v4 from observations and traces, in bounded memory.
 //!
 //! ```text
 //!             inspect                    trace_store
 //!  ClickHouse ─────▶ segments   traces ──▶ load ──▶ RocksDB, one column family per day
-//!      │                                                │ look-ups, many at once and sorted
+//!      │                                                │ look-ups, batched and sorted
 //!      └── pipeline: a segment's blocks ──▶ enrich ─────┘
-//!                                             └──▶ one streamed insert a segment ──▶ ClickHouse
+//!                                             └──▶ one streamed insert per segment ──▶ ClickHouse
 //! ```
 //!
-//! Imports point down only: `tests/integration/house.rs` has the order of the modules, and sees to it.
-//! `commands` carry out what `cli` was told; `page` shows runs in a browser; `plan` says what a run would do, `verify` what came of it,
-//! and `repair` mends what it found; `backfill` is one month's work, and keeps its `state` on this
-//! machine; `throttle` says how fast it may go, `control` lets its owner change that, and `telemetry` tells
-//! how it goes; `inspect` knows the server's tables and the statements that read them; `enrich` makes
-//! events, as `mapping` says; `native`, `clickhouse` and `trace_store` know nothing of all that, nor of
-//! each other.
+//! Imports point down only; `tests/integration/house.rs` defines the order of the modules and enforces it.
+//!
+//! - `cli` parses the request, and `commands` execute it.
+//! - `backfill` processes one month and keeps its `state` on disk. `plan` estimates a run, `verify` checks
+//!   its result, and `repair` fixes what `verify` finds.
+//! - `throttle` limits the speed of a run, and `control` lets its owner change it. `progress`, `telemetry`
+//!   and `page` show the run in the terminal, to Prometheus and in a browser.
+//! - `inspect` knows the server's tables and the statements that read them. `enrich` builds events
+//!   according to `mapping`.
+//! - `native`, `clickhouse` and `trace_store` depend on none of these, nor on each other.
 
 #![forbid(unsafe_code)]
 
@@ -45,8 +47,7 @@ mod verify;
 
 pub use commands::main;
 
-/// What tests and benchmarks reach of the inside. It changes with the program, and is promised to
-/// nobody.
+/// Internals for tests and benchmarks, without any promise of stability.
 #[doc(hidden)]
 pub mod internals {
     pub use crate::cli::Environment;

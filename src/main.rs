@@ -1,11 +1,11 @@
-//! `events-backfill`: see the library.
+//! The `events-backfill` program. Everything is in the library.
 
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
-/// For RocksDB too. With glibc's allocator the many small blocks that RocksDB caches,
-/// and frees from other threads, leave holes: 774 MiB resident where 440 MiB were meant to be.
+/// Also used by RocksDB, which caches many small blocks and frees them from other threads. glibc's
+/// allocator fragmented under that: 774 MiB resident instead of 440 MiB.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

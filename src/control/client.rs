@@ -1,4 +1,4 @@
-//! The side of who asks.
+//! The client: sends a command to a run.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,34 +9,35 @@ use super::protocol::{Answer, Command};
 use super::socket;
 use crate::throttle::SpeedState;
 
-/// How long the run may take to answer.
+/// Maximum time for the run to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of an answer.
+/// Maximum bytes of an answer.
 const MOST_BYTES: u64 = 64 * 1024;
 
 /// Why there is no answer.
 #[derive(Debug)]
 pub(crate) enum NoAnswer {
-    /// No run is at work there.
+    /// No run is active there.
     NobodyThere,
-    /// A sentence with what the run, or the operating system, says.
+    /// The run's refusal or the operating system's error, for the operator.
     Refused(String),
 }
 
-/// Asks the run whose state is in a directory for something.
+/// Sends a command to the run whose state is in `directory`, and returns its new speed.
 ///
 /// # Errors
-/// [`NoAnswer`].
+/// [`NoAnswer::NobodyThere`] if no run is active there; [`NoAnswer::Refused`] if it rejects the command,
+/// answers too late or cannot be reached.
 pub(crate) fn ask(directory: &Path, command: &Command) -> Result<SpeedState, NoAnswer> {
     let answer = exchange(directory, command).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory => {
             NoAnswer::NobodyThere
         }
         ErrorKind::WouldBlock | ErrorKind::TimedOut => NoAnswer::Refused(format!(
-            "the run does not answer within {} s, and may do it all the same",
+            "the run did not answer within {} s, but may still obey",
             PATIENCE.as_secs()
         )),
-        _ => NoAnswer::Refused(format!("the run does not answer: {error}")),
+        _ => NoAnswer::Refused(format!("cannot reach the run: {error}")),
     })?;
     answer.map_err(NoAnswer::Refused)
 }

@@ -1,5 +1,5 @@
-//! Changing how fast a run goes while it does: through a socket in its state directory, which only its
-//! owner can reach.
+//! Controls an active run's speed through a socket in its state directory, which only its owner can
+//! open.
 
 mod client;
 mod protocol;

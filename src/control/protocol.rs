@@ -1,24 +1,24 @@
-//! What is asked for, and what is answered: a line of JSON each.
+//! Commands and answers, each a line of JSON.
 
 use serde::{Deserialize, Serialize};
 
 use crate::throttle::{SpeedState, SpeedWishes};
 
-/// What is asked for.
+/// A command to a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Command {
-    /// How fast it goes.
+    /// Report the speed.
     State,
-    /// To begin no new segment.
+    /// Start no new segment.
     Pause,
-    /// To go on after that.
+    /// Resume after a pause.
     Continue,
-    /// To go faster or slower.
+    /// Change the speed.
     Set(SpeedWishes),
 }
 
-/// What is answered: how fast it goes from now on, or a sentence that says why it is not done.
+/// The new speed, or why the command was refused.
 pub(super) type Answer = Result<SpeedState, String>;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The side of the run.
+//! The server: receives commands in the run.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -15,12 +15,13 @@ use super::protocol::{Answer, Command};
 use super::socket;
 use crate::throttle::{SpeedState, Throttle};
 
-/// Bytes of a command.
+/// Maximum bytes of a command.
 const MOST_BYTES: u64 = 4096;
-/// How long whoever connects may take to say what is asked for.
+/// Maximum time for a client to send its command and take the answer; also the pause after a failed
+/// accept.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Listens until it is dropped; the socket goes with it.
+/// Listens until dropped, and then removes the socket.
 #[derive(Debug)]
 pub(crate) struct Listening {
     path: PathBuf,
@@ -34,17 +35,18 @@ impl Drop for Listening {
     }
 }
 
-/// Listens in a directory that is this process's own. `tell` is told of what is changed.
+/// Listens in a directory that this process has locked. Calls `tell` with the new speed after every
+/// change.
 ///
 /// # Errors
-/// Whatever the operating system says.
+/// [`io::Error`] if the socket cannot be created or its permissions cannot be set.
 pub(crate) fn listen(
     directory: &Path,
     throttle: Throttle,
     tell: impl Fn(&SpeedState) + Send + Sync + 'static,
 ) -> io::Result<Listening> {
     let path = directory.join(socket::NAME);
-    // A process that was killed has left it; nobody else works here.
+    // Only a killed process can have left it: the lock keeps others out.
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -58,12 +60,12 @@ pub(crate) fn listen(
                 Ok((stream, _)) => {
                     let (throttle, tell) = (throttle.clone(), Arc::clone(&tell));
                     tokio::spawn(async move {
-                        // Whoever does not wait for the answer need not have it.
+                        // A client that is gone needs no answer.
                         let _ =
                             tokio::time::timeout(PATIENCE, serve(stream, &throttle, &*tell)).await;
                     });
                 }
-                // Too many files are open: not for long.
+                // Most likely too many open files: try again later.
                 Err(_) => tokio::time::sleep(PATIENCE).await,
             }
         }
@@ -83,7 +85,7 @@ async fn serve(
         .await?;
     let answer: Answer = match serde_json::from_str(&line) {
         Ok(command) => carry_out(command, throttle, tell),
-        Err(error) => Err(format!("the command is not understood: {error}")),
+        Err(error) => Err(format!("the run does not know this command: {error}")),
     };
     let mut answer = serde_json::to_vec(&answer)?;
     answer.push(b'\n');

@@ -1,15 +1,18 @@
-//! Where the socket is.
+//! The path of the socket.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-/// Its name in the directory of a month's state.
+/// File name in a month's state directory.
 pub(super) const NAME: &str = "control.sock";
 
-/// Does something with the path of the socket. The address of a socket has at most 107 bytes, and the
-/// directory may have a longer path: on Linux there is a short one to every directory that is open.
+/// Calls `work` with a path to the socket. A socket's address holds at most 107 bytes, which a state
+/// directory's path can exceed; on Linux every open directory has a short path in `/proc`.
+///
+/// # Errors
+/// [`io::Error`] if the directory cannot be opened, or from `work`.
 pub(super) fn with_path<T>(
     directory: &Path,
     work: impl FnOnce(&Path) -> io::Result<T>,

@@ -1,4 +1,4 @@
-//! The bar of a phase, as wide as the terminal lets it be.
+//! Progress bars of phases, fitted to the terminal's width.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -9,25 +9,25 @@ use super::words::short;
 use super::work_clock::WorkTime;
 use crate::memory::numbers::whole;
 
-/// Columns from which on there is room for the numbers of rows.
+/// Minimum columns for showing row counts.
 const WIDE: u16 = 100;
 
-/// Percent alone.
+/// Without row counts.
 const NARROW_TEMPLATE: &str = "{msg} [{wide_bar:.green}] {percent:>3} % {rate}{left}";
-/// The same with the numbers of rows.
+/// With row counts.
 const WIDE_TEMPLATE: &str =
     "{msg:<22} [{wide_bar:.green}] {percent:>3} % {human_pos}/{human_len} {rate}{left}";
 
-/// Whether the terminal has no room for numbers of rows beside a bar.
+/// Whether the terminal is too narrow for row counts.
 pub(super) fn is_narrow() -> bool {
     let (_, columns) = console::Term::stderr().size();
     columns < WIDE
 }
 
-/// A bar towards `total` rows, of which `offset` were done before: they count neither for the rate nor
-/// for the time that is left, which are those of all the time so far, so that they do not jump.
+/// A bar towards `total` rows, `offset` of which were done by earlier processes and do not count for
+/// rate and time left. Both average over the whole phase, so that they do not jump.
 pub(super) fn of_phase(name: &'static str, total: u64, offset: u64, time: WorkTime) -> ProgressBar {
-    // It is drawn once it stands among the others.
+    // Hidden until it is added to the other bars.
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
     let bar = bar.with_message(name).with_position(offset);
     let template = match is_narrow() {
@@ -55,7 +55,7 @@ pub(super) fn of_phase(name: &'static str, total: u64, offset: u64, time: WorkTi
     }
 }
 
-/// Ends the bar where it is, with a mark where that is its end.
+/// Ends the bar at its position, with a check mark if complete.
 pub(super) fn finish(bar: &ProgressBar, name: &str) {
     if bar.length().is_some_and(|total| bar.position() >= total) {
         bar.set_message(format!("✓ {name}"));
@@ -63,12 +63,12 @@ pub(super) fn finish(bar: &ProgressBar, name: &str) {
     bar.abandon();
 }
 
-/// Rows a second at work.
+/// Rows per second at work.
 fn rate(state: &ProgressState, offset: u64, seconds: f64) -> f64 {
     state.pos().saturating_sub(offset) as f64 / seconds.max(0.001)
 }
 
-/// How long the rest takes at that rate.
+/// Time for the rest at that rate.
 fn left(state: &ProgressState, offset: u64, seconds: f64) -> Option<Duration> {
     let left = state.len()?.saturating_sub(state.pos()) as f64;
     let rate = rate(state, offset, seconds);

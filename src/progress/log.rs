@@ -1,4 +1,4 @@
-//! Lines on standard error, for people or for programs.
+//! Lines on standard error, as text or JSON.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -7,30 +7,30 @@ use std::sync::OnceLock;
 use serde::Serialize;
 use serde_json::Value;
 
-/// How lines look.
+/// The format of lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum LogFormat {
-    /// Words.
+    /// Text for people.
     #[default]
     Text,
-    /// A JSON object each: `time`, `level`, `message`, and the numbers of a line about progress.
+    /// A JSON object per line: `time`, `level`, `message`, and the numbers of progress lines.
     Json,
 }
 
-/// How much a line matters.
+/// The severity of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Level {
-    /// As it should be.
+    /// All is well.
     Info,
-    /// It goes on, and somebody should know.
+    /// The work continues, but the operator should know.
     Warning,
-    /// It has ended.
+    /// The work has ended.
     Error,
 }
 
 impl Level {
-    /// What a line for people begins with.
+    /// The beginning of a text line.
     fn prefix(self) -> &'static str {
         match self {
             Level::Info => "",
@@ -42,22 +42,22 @@ impl Level {
 
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
-/// Chooses the format of all lines of this process, once.
+/// Sets the format of all lines of this process. Only the first call counts.
 pub(crate) fn choose(format: LogFormat) {
     let _ = FORMAT.set(format);
 }
 
-/// The format that was chosen.
+/// The chosen format.
 pub(super) fn format() -> LogFormat {
     FORMAT.get().copied().unwrap_or_default()
 }
 
-/// Prints a line. If nobody reads it any more, the work goes on.
+/// Prints a line. A closed standard error does not stop the work.
 pub(crate) fn line(level: Level, message: impl Display) {
     line_with(level, message, &[]);
 }
 
-/// The same with some fields more, which JSON alone has.
+/// The same with additional fields, for JSON only.
 pub(super) fn line_with(level: Level, message: impl Display, fields: &[(&str, Value)]) {
     let mut out = std::io::stderr().lock();
     let _ = match format() {
@@ -66,8 +66,8 @@ pub(super) fn line_with(level: Level, message: impl Display, fields: &[(&str, Va
     };
 }
 
-/// Prints a line that another process has printed to its standard error, which is one of those that
-/// `what` tells apart by a number.
+/// Prints a line from another process's standard error, marked with `what` and `number`, for example
+/// `shard 2`.
 pub(crate) fn of_process(what: &str, number: u32, line: &[u8]) {
     let mut out = std::io::stderr().lock();
     let _ = match format() {
@@ -95,7 +95,7 @@ fn as_json(level: Level, message: &str, fields: &[(&str, Value)]) -> String {
         "level".to_owned(),
         serde_json::to_value(level).unwrap_or_default(),
     );
-    // What separates lines for people means nothing here.
+    // Leading newlines only separate lines of text.
     object.insert("message".to_owned(), message.trim().into());
     for (name, value) in fields {
         object.insert((*name).to_owned(), value.clone());

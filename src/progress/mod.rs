@@ -1,5 +1,5 @@
-//! What the operator sees while it runs: bars on a terminal, a plain line every
-//! ten seconds elsewhere, nothing with `--quiet`. All of it on standard error.
+//! Progress on standard error: bars on a terminal, a line every ten seconds elsewhere, nothing with
+//! `--quiet`.
 
 mod bar;
 pub(crate) mod log;
@@ -27,24 +27,24 @@ pub(crate) use self::work_clock::WorkClock;
 use self::work_clock::WorkTime;
 use crate::memory::numbers::whole;
 
-/// How often a line is printed where there is no terminal.
+/// Interval between lines without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Where progress is shown. Cheap to clone.
+/// Shows progress. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Display {
     style: Style,
     bars: MultiProgress,
-    /// Progress over all partitions, if there are several.
+    /// Total progress, if there are several partitions.
     overall: Option<Arc<Overall>>,
-    /// What was said and is not to be said again.
+    /// Messages not to be repeated.
     said: Arc<Mutex<HashSet<String>>>,
-    /// Why it does not go at full speed, if it does not.
+    /// Why the run is slowed down, if it is.
     status: Arc<Mutex<Status>>,
     clock: WorkClock,
 }
 
-/// What is shown below the bars, or behind each line.
+/// Text below the bars, or at the end of each line.
 #[derive(Debug, Default)]
 struct Status {
     words: Option<String>,
@@ -52,7 +52,7 @@ struct Status {
 }
 
 impl Display {
-    /// What fits standard error. Rates are told by that clock.
+    /// Chooses the style that suits standard error. `clock` is the time base of rates.
     pub(crate) fn detect(quiet: bool, clock: WorkClock) -> Self {
         let style = if quiet {
             Style::Quiet
@@ -75,8 +75,8 @@ impl Display {
         }
     }
 
-    /// The same display for so many partitions, one after the other, with `total` rows of
-    /// observations together.
+    /// The same display for `partitions` consecutive partitions with a total of `total` observation
+    /// rows.
     pub(crate) fn over_partitions(self, partitions: usize, total: u64) -> Self {
         let overall = Overall::new(self.style, &self.bars, &self.clock, partitions, total);
         Self {
@@ -85,28 +85,28 @@ impl Display {
         }
     }
 
-    /// Goes on to the next partition, which has so many rows of observations.
+    /// Moves to the next partition, with `rows` observation rows.
     pub(crate) fn begin_partition(&self, name: impl std::fmt::Display, rows: u64) {
         if let Some(overall) = &self.overall {
             overall.begin_partition(name.to_string(), rows);
         }
     }
 
-    /// No partition is worked on any more.
+    /// Ends the last partition.
     pub(crate) fn end_partitions(&self) {
         if let Some(overall) = &self.overall {
             overall.finish();
         }
     }
 
-    /// Prints one line, without disturbing a bar.
+    /// Prints a line without disturbing the bars.
     pub(crate) fn note(&self, text: impl std::fmt::Display) {
         if self.style != Style::Quiet {
             self.bars.suspend(|| log::line(Level::Info, text));
         }
     }
 
-    /// Prints one line about something that is done, on a terminal with a mark.
+    /// Prints a line about something done, with a check mark on a terminal.
     pub(crate) fn note_done(&self, text: impl std::fmt::Display) {
         match self.style {
             Style::Terminal => self.note(format_args!(
@@ -117,21 +117,21 @@ impl Display {
         }
     }
 
-    /// Prints one line, unless it was printed before.
+    /// Prints a line, unless it was printed before.
     pub(crate) fn note_once(&self, text: String) {
         if self.is_new(&text) {
             self.note(text);
         }
     }
 
-    /// The same of a warning, which matters too much to be left out of `--quiet`.
+    /// The same for a warning, which is printed even with `--quiet`.
     pub(crate) fn warn_once(&self, text: String) {
         if self.is_new(&text) {
             self.bars.suspend(|| log::line(Level::Warning, text));
         }
     }
 
-    /// Shows why it does not go at full speed, until it does again.
+    /// Shows why the run is slowed down; `None` when it is back at full speed.
     pub(crate) fn set_status(&self, words: Option<String>) {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.words = words;
@@ -158,7 +158,7 @@ impl Display {
     }
 }
 
-/// A line below the bars, cut where the terminal ends.
+/// A line below the bars, cut to the terminal's width.
 fn line_of_words() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     match ProgressStyle::with_template("{wide_msg}") {
@@ -167,34 +167,34 @@ fn line_of_words() -> ProgressBar {
     }
 }
 
-/// Progress of one phase towards a total that is known beforehand.
+/// Progress of a phase towards a total known beforehand.
 ///
-/// The total counts rows in parts, of which several may be versions of one;
-/// so finished work is set to its planned rows, and the end is 100 %.
+/// The total counts rows in parts, some of which are older versions of others and never pass. So
+/// finished work is counted with its planned rows, and ends at 100 %.
 pub(crate) struct Phase {
     style: Style,
     name: &'static str,
     bar: ProgressBar,
     overall: Option<Arc<Overall>>,
     status: Arc<Mutex<Status>>,
-    /// Where it leads: the rows of the partition before this phase, and all of them.
+    /// If it drives the total progress: the partition's rows before this phase, and all its rows.
     leads: Option<(u64, u64)>,
     position: AtomicU64,
     total: u64,
     time: WorkTime,
-    /// Rows that were done before this process began.
+    /// Rows done by earlier processes.
     offset: u64,
     last_line: Mutex<LastLine>,
 }
 
-/// When the last line was printed, and for which position.
+/// Time and position of the last line.
 struct LastLine {
     at: Instant,
     position: Option<u64>,
 }
 
 impl Phase {
-    /// Begins a phase of `total` rows, `offset` of which are done already.
+    /// Starts a phase of `total` rows, `offset` of which are already done.
     pub(crate) fn begin(display: &Display, name: &'static str, total: u64, offset: u64) -> Self {
         let time = display.clock.begin();
         let bar = bar::of_phase(name, total, offset, time.clone());
@@ -221,8 +221,8 @@ impl Phase {
         }
     }
 
-    /// The same phase, as one by which the partition's own progress is told where there are
-    /// several partitions: of the `whole` rows of this one, `before` come before the phase.
+    /// Lets the phase drive the total progress over several partitions. Of the partition's `whole` rows,
+    /// `before` precede the phase.
     pub(crate) fn leading(mut self, before: u64, whole: u64) -> Self {
         self.leads = Some((before, whole));
         if let Some(overall) = &self.overall {
@@ -231,25 +231,25 @@ impl Phase {
         self
     }
 
-    /// Counts rows as they pass.
+    /// Adds rows that have passed.
     pub(crate) fn advance(&self, rows: u64) {
         let position = self.position.fetch_add(rows, Ordering::Relaxed) + rows;
         self.show(position);
     }
 
-    /// Says how many rows have passed, where something else counts them.
+    /// Sets the rows that have passed, counted elsewhere.
     pub(crate) fn advance_to(&self, rows: u64) {
         self.position.store(rows, Ordering::Relaxed);
         self.show(rows);
     }
 
-    /// Takes rows back that have to be done again.
+    /// Subtracts rows that must be repeated.
     pub(crate) fn go_back(&self, rows: u64) {
         let position = self.position.fetch_sub(rows, Ordering::Relaxed) - rows;
         self.show(position);
     }
 
-    /// Replaces rows counted for a piece of work by the rows planned for it.
+    /// Replaces the rows counted for a piece of work with its planned rows.
     pub(crate) fn finish_piece(&self, counted: u64, planned: u64) {
         if counted <= planned {
             self.advance(planned - counted);
@@ -258,7 +258,7 @@ impl Phase {
         }
     }
 
-    /// Ends the phase, where it is.
+    /// Ends the phase at its position.
     pub(crate) fn finish(&self) {
         match self.style {
             Style::Terminal => bar::finish(&self.bar, self.name),
@@ -282,7 +282,7 @@ impl Phase {
         }
     }
 
-    /// Prints a line unless there was one less than `pause` ago, or it would say the same.
+    /// Prints a line, unless the last one is less than `pause` ago or has the same position.
     fn line(&self, position: u64, pause: Duration) {
         let mut last = self
             .last_line

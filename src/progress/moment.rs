@@ -1,4 +1,4 @@
-//! A moment as people and JSON read it.
+//! Times in text and JSON.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-/// Seconds since 1970. In JSON it is a date and time, UTC.
+/// Seconds since 1970. Serialized as date and time in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moment(pub u64);
 
@@ -31,7 +31,7 @@ impl Serialize for Moment {
 }
 
 impl Moment {
-    /// Without seconds, for people.
+    /// Date and time to the minute.
     pub(crate) fn to_minute(self) -> String {
         let text = self.to_string().replace('T', " ");
         text.chars().take(16).collect()

@@ -1,5 +1,5 @@
-//! Progress over several partitions: a bar above those of the phases, or more words
-//! in each line.
+//! Total progress over several partitions: a bar above those of the phases, or additional text in each
+//! line.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::words::short;
 use super::work_clock::{WorkClock, WorkTime};
 use crate::memory::numbers::whole;
 
-/// Progress over several partitions, of which one is worked on. In rows of what becomes events.
+/// Total progress, in rows that become events.
 #[derive(Debug)]
 pub(super) struct Overall {
     style: Style,
@@ -26,27 +26,27 @@ pub(super) struct Overall {
     now: Mutex<Now>,
 }
 
-/// Where it is.
+/// The current position.
 #[derive(Debug, Default)]
 struct Now {
-    /// Which partition is worked on.
+    /// The current partition.
     name: String,
-    /// Its place among the others, from 1.
+    /// Its number, from 1.
     number: usize,
     /// Its rows.
     rows: u64,
-    /// How many of them are done.
+    /// Rows of it that are done.
     done: u64,
-    /// Rows of the partitions before it.
+    /// Rows of earlier partitions.
     before: u64,
-    /// Rows, of all that lies behind, that this process did not do itself.
+    /// Rows passed that this process did not process itself.
     not_done_now: u64,
-    /// The bars of its phases.
+    /// Bars of its phases.
     phases: Vec<ProgressBar>,
 }
 
 impl Overall {
-    /// Begins to show so many partitions with `total` rows together.
+    /// Shows `partitions` partitions with a total of `total` rows.
     pub(super) fn new(
         style: Style,
         bars: &MultiProgress,
@@ -54,7 +54,7 @@ impl Overall {
         partitions: usize,
         total: u64,
     ) -> Self {
-        // It is drawn once it stands among the others.
+        // Hidden until it is added to the other bars.
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         let bar = bar.with_message("all partitions");
         let template = match bar::is_narrow() {
@@ -76,7 +76,7 @@ impl Overall {
         }
     }
 
-    /// Goes on to the next partition, which has so many rows.
+    /// Moves to the next partition.
     pub(super) fn begin_partition(&self, name: String, rows: u64) {
         let mut now = self.now();
         self.leave(&mut now);
@@ -86,7 +86,7 @@ impl Overall {
         self.show(&now);
     }
 
-    /// Ends with the last partition that is worked on.
+    /// Ends the last partition.
     pub(super) fn finish(&self) {
         let mut now = self.now();
         self.leave(&mut now);
@@ -94,7 +94,7 @@ impl Overall {
         self.bar.abandon();
     }
 
-    /// What is left of the partition is not done by this process, if ever.
+    /// Leaves the partition, and counts its remaining rows as not processed by this process.
     fn leave(&self, now: &mut Now) {
         now.not_done_now += now.rows - now.done;
         now.before += now.rows;
@@ -105,12 +105,12 @@ impl Overall {
         }
     }
 
-    /// Takes the bar of a phase, which goes away with its partition.
+    /// Adds a phase's bar, to be removed with the partition.
     pub(super) fn add_phase(&self, bar: &ProgressBar) {
         self.now().phases.push(bar.clone());
     }
 
-    /// The work on the partition begins at this share of it, which was done before.
+    /// Starts the partition at a position reached by earlier processes.
     pub(super) fn begin_at(&self, position: u64, total: u64) {
         let mut now = self.now();
         let done = share(now.rows, position, total);
@@ -126,7 +126,7 @@ impl Overall {
         self.show(&now);
     }
 
-    /// Shows how much time is left, which changes while nothing advances.
+    /// Updates the time left, which changes even without progress.
     pub(super) fn refresh(&self) {
         if self.style == Style::Terminal {
             self.show(&self.now());
@@ -149,13 +149,12 @@ impl Overall {
         (now.before + now.done).min(self.total)
     }
 
-    /// Time for what is left, at the pace of this process so far. Loading traces counts
-    /// as well, since each partition has it.
+    /// Time left at this process's pace, which includes loading traces, since each partition has to.
     fn left(&self, now: &Now) -> Option<Duration> {
         let behind = now.before + now.done;
         let done_now = behind.saturating_sub(now.not_done_now);
         let left = self.total.saturating_sub(behind);
-        // The pace of a small part says nothing about the whole.
+        // Too little is done to extrapolate.
         if done_now < self.total / 100 || done_now == 0 || left == 0 {
             return None;
         }
@@ -163,13 +162,13 @@ impl Overall {
         Some(Duration::from_secs_f64(seconds.min(1e9)))
     }
 
-    /// What to write before a line about the partition.
+    /// Text before a line about the partition.
     pub(super) fn line_prefix(&self) -> String {
         let now = self.now();
         format!("{}: ", self.title(&now))
     }
 
-    /// What to write behind a line about the partition.
+    /// Text after a line about the partition.
     pub(super) fn line_suffix(&self) -> String {
         let now = self.now();
         let position = self.position(&now);
@@ -179,7 +178,7 @@ impl Overall {
             None => String::new(),
         };
         format!(
-            "; of all: {} of {} ({percent} %){left}",
+            "; total: {} of {} ({percent} %){left}",
             HumanCount(position),
             HumanCount(self.total),
         )
@@ -197,7 +196,7 @@ impl Overall {
     }
 }
 
-/// So much of `rows` as `position` is of `total`.
+/// Scales `position` of `total` to `rows`.
 fn share(rows: u64, position: u64, total: u64) -> u64 {
     match total {
         0 => rows,

@@ -1,10 +1,10 @@
-//! How long something has lasted, by name: what a run waits for, or is about.
+//! Measures how long named states last, for example why a run waits.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Counts the time.
+/// Measures time by name.
 #[derive(Debug)]
 pub(crate) struct Stopwatch<K>(Mutex<BTreeMap<K, Running>>);
 
@@ -17,17 +17,17 @@ impl<K> Default for Stopwatch<K> {
 /// The time of one name.
 #[derive(Debug, Default)]
 struct Running {
-    /// How long at least one has waited.
+    /// Time during which at least one waited.
     total: Duration,
-    /// How long all of them have, together.
+    /// Sum of all waiting times.
     summed: Duration,
-    /// How many wait, and since when they are so many.
+    /// How many wait now, and since when this number holds.
     waiting: u32,
     since: Option<Instant>,
 }
 
 impl Running {
-    /// Counts the time until now, from when on so many wait.
+    /// Adds the time until now, and sets how many wait from now on.
     fn now_wait(&mut self, waiting: u32) {
         let now = Instant::now();
         if let Some(since) = self.since.replace(now)
@@ -41,7 +41,7 @@ impl Running {
     }
 }
 
-/// Something lasts until this is dropped.
+/// Keeps a state going until dropped.
 #[derive(Debug)]
 pub(crate) struct Waiting<'a, K: Copy + Ord> {
     stopwatch: &'a Stopwatch<K>,
@@ -49,7 +49,7 @@ pub(crate) struct Waiting<'a, K: Copy + Ord> {
 }
 
 impl<K: Copy + Ord> Stopwatch<K> {
-    /// Something lasts from now on.
+    /// Starts a state that ends when the result is dropped.
     pub(crate) fn waiting(&self, name: K) -> Waiting<'_, K> {
         self.begin(name);
         Waiting {
@@ -58,21 +58,21 @@ impl<K: Copy + Ord> Stopwatch<K> {
         }
     }
 
-    /// The same, without anything that ends it when it is dropped.
+    /// Starts a state that [`end`](Self::end) ends.
     pub(crate) fn begin(&self, name: K) {
         let mut times = self.times();
         let running = times.entry(name).or_default();
         running.now_wait(running.waiting + 1);
     }
 
-    /// The end of what was begun.
+    /// Ends a state started with [`begin`](Self::begin).
     pub(crate) fn end(&self, name: K) {
         let mut times = self.times();
         let running = times.entry(name).or_default();
         running.now_wait(running.waiting.saturating_sub(1));
     }
 
-    /// Seconds by the clock so far, during which at least one lasted.
+    /// Seconds so far during which at least one state of each name lasted.
     pub(crate) fn seconds(&self) -> BTreeMap<K, f64> {
         let mut times = self.times();
         let seconds = times.iter_mut().map(|(&name, running)| {
@@ -82,7 +82,7 @@ impl<K: Copy + Ord> Stopwatch<K> {
         seconds.collect()
     }
 
-    /// Seconds so far that all of them have lasted, together.
+    /// Sum of the seconds of all states so far.
     pub(crate) fn summed_seconds(&self) -> f64 {
         let mut times = self.times();
         let seconds = times.values_mut().map(|running| {

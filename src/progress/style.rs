@@ -1,11 +1,11 @@
-//! How progress is shown.
+//! Styles of progress.
 
-/// How progress is shown.
+/// A style of progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
-    /// Bars.
+    /// Bars on a terminal.
     Terminal,
-    /// A line now and then.
+    /// A line from time to time.
     Lines,
     /// Nothing.
     Quiet,

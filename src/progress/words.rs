@@ -1,4 +1,4 @@
-//! Words for people: numbers, times and moments, and the lines of a summary.
+//! Formats numbers, times and summaries for people.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use indicatif::HumanCount;
 
 use crate::memory::numbers::whole;
 
-/// A duration in the summary.
+/// Formats a duration in seconds.
 pub(crate) fn seconds(number: f64) -> String {
     format!("{number:.1} s")
 }
 
-/// A moment in microseconds since 1970, in UTC.
+/// Formats a time, given in microseconds since 1970, in UTC.
 pub(crate) fn moment(microseconds: i64) -> String {
     use time::format_description::well_known::Rfc3339;
     time::OffsetDateTime::from_unix_timestamp(microseconds.div_euclid(1_000_000))
@@ -21,12 +21,12 @@ pub(crate) fn moment(microseconds: i64) -> String {
         .unwrap_or_else(|| format!("microsecond {microseconds}"))
 }
 
-/// A number in the summary.
+/// Formats a number with thousands separators.
 pub(crate) fn count(number: u64) -> String {
     HumanCount(number).to_string()
 }
 
-/// The lines of a summary, each a name and a value, which begins after `width` characters.
+/// Writes lines of name and value, with the names padded to `width` characters.
 pub(crate) fn write_lines<Name: fmt::Display>(
     f: &mut fmt::Formatter<'_>,
     width: usize,
@@ -36,7 +36,7 @@ pub(crate) fn write_lines<Name: fmt::Display>(
     lines.try_for_each(|(name, value)| writeln!(f, "{:<width$}{value}", name.to_string()))
 }
 
-/// The rows of a table as lines. Of the columns, so many at the left are words; the others are numbers.
+/// Formats a table. The first `words` columns are left-aligned, the others right-aligned.
 pub(crate) fn aligned<const COLUMNS: usize>(
     rows: &[[String; COLUMNS]],
     words: usize,
@@ -57,7 +57,7 @@ pub(crate) fn aligned<const COLUMNS: usize>(
     rows.iter().map(line).collect()
 }
 
-/// A number of things.
+/// Formats a number of things: `1 row`, `2 rows`.
 pub(crate) fn plural(count: u64, word: &str) -> String {
     match count {
         1 => format!("1 {word}"),
@@ -65,7 +65,7 @@ pub(crate) fn plural(count: u64, word: &str) -> String {
     }
 }
 
-/// A time in words, as exact as an estimate is.
+/// Formats an estimated duration, rounded up.
 pub(crate) fn about(seconds: f64) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
@@ -88,7 +88,7 @@ pub(crate) fn about(seconds: f64) -> String {
     }
 }
 
-/// A time in a few characters: `12s`, `3m`, `2h 05m`, `4d 02h`.
+/// Formats a duration briefly: `12s`, `3m`, `2h 05m`, `4d 02h`.
 pub(crate) fn short(time: Duration) -> String {
     let seconds = time.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);

@@ -1,5 +1,5 @@
-//! Time at work: a clock that stands still while nothing is under way, since the operator, or a window, lets
-//! nothing be begun. Rates and the time that is left are told by it, or they would be wrong after a pause.
+//! A clock that stops while a run is idle in a pause or outside its window, so that rates and the time
+//! left stay right.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,17 +11,17 @@ use super::stopwatch::{Stopwatch, Waiting};
 pub(crate) struct WorkClock(Arc<Stopwatch<()>>);
 
 impl WorkClock {
-    /// Stands still until what it gives is dropped.
+    /// Stops the clock until the result is dropped.
     pub(crate) fn stand_still(&self) -> Waiting<'_, ()> {
         self.0.waiting(())
     }
 
-    /// Seconds for which it has stood still.
+    /// Seconds for which the clock was stopped.
     pub(crate) fn stood_still(&self) -> f64 {
         self.0.seconds().get(&()).copied().unwrap_or(0.0)
     }
 
-    /// What tells the time at work from now on.
+    /// Measures the time at work from now on.
     pub(super) fn begin(&self) -> WorkTime {
         WorkTime {
             started: Instant::now(),
@@ -31,7 +31,7 @@ impl WorkClock {
     }
 }
 
-/// Time at work since a moment.
+/// The time at work since some point.
 #[derive(Debug, Clone)]
 pub(super) struct WorkTime {
     started: Instant,

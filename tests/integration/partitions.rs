@@ -190,7 +190,7 @@ fn all_partitions_become_what_the_specification_says_the_newest_first() {
     let last = lines
         .rfind(|line| line.starts_with("partition 3 of 3 (202405): observations processed: "))
         .unwrap_or_else(|| panic!("{}", outcome.stderr));
-    assert!(last.contains("of all: "), "{last}");
+    assert!(last.contains("total: "), "{last}");
     assert!(last.contains("(100 %)"), "{last}");
     // What is the same for all is said once.
     assert_eq!(outcome.stderr.matches("left at their defaults").count(), 1);
@@ -285,7 +285,11 @@ fn end_and_resume(target: &str, signal: i32, code: Option<i32>) {
     assert_eq!(outcome.code, code, "{}", outcome.stderr);
     assert_eq!(rows(target, "202405"), 0);
     if code.is_some() {
-        let words = ["partition 202406", "--resume", "1 partition was not started"];
+        let words = [
+            "partition 202406",
+            "--resume",
+            "1 partition was not started",
+        ];
         outcome.assert_one_error(143, &words);
         let report = tool.report();
         let expected = [
@@ -362,7 +366,11 @@ fn a_partition_that_fails_stops_the_run_and_can_be_resumed() {
     let tool = tool_for_all(target);
     refuse_june(target);
     let outcome = tool.run();
-    let words = ["partition 202406", "not_june", "1 partition was not started"];
+    let words = [
+        "partition 202406",
+        "not_june",
+        "1 partition was not started",
+    ];
     outcome.assert_one_error(1, &words);
     let report = tool.report();
     let expected = [
