@@ -212,7 +212,11 @@ def shown(calls):
     # Of the last month; the lines that are all zeros say the same thing many times.
     flat = [words(line) for line in verified]
     first = [at for at, line in enumerate(flat) if line.startswith("Partition")][-1]
-    chosen = [line for line, text in zip(verified[first:], flat[first:]) if text and not text.endswith(" 0")]
+    chosen = [
+        line
+        for line, text in zip(verified[first:], flat[first:])
+        if text and not text.endswith(" 0")
+    ]
     lines += [[], typed(command_of(calls["verify"])), [("…", "d")], *chosen]
     return lines
 
@@ -242,7 +246,8 @@ def svg(lines):
         if spans:
             rows.append(f'<text y="{y}" xml:space="preserve">{"".join(spans)}</text>')
     dots = "".join(
-        f'<circle class="dot" cx="{MARGIN + 6 + 18 * place}" cy="{BAR / 2 + 3}" r="5"/>' for place in range(3)
+        f'<circle class="dot" cx="{MARGIN + 6 + 18 * place}" cy="{BAR / 2 + 3}" r="5"/>'
+        for place in range(3)
     )
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">
 <title>events-backfill in a terminal</title>
@@ -271,7 +276,9 @@ def main():
     """Runs the demo, and draws."""
     if len(sys.argv) != 2:
         sys.exit("usage: terminal-svg.py FILE.svg")
-    built = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(REPOSITORY, "target")), "release")
+    built = os.path.join(
+        os.environ.get("CARGO_TARGET_DIR", os.path.join(REPOSITORY, "target")), "release"
+    )
     program = os.environ.get("DEMO_PROGRAM", os.path.join(built, "events-backfill"))
     with tempfile.TemporaryDirectory() as directory:
         environment = {

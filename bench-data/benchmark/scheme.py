@@ -1,6 +1,6 @@
 """Lets a chart follow the colours that its reader's system prefers.
 
-    python scheme.py CHART.svg
+python scheme.py CHART.svg
 """
 
 import sys
