@@ -3,7 +3,7 @@
 //! A shard's rows are read, looked up and written on that shard, so the processes share nothing. Each
 //! runs as if it had been started by hand with the addresses of that shard's replicas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,25 +17,31 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use url::Url;
 
-use crate::cli::options::{Options, Request};
-use crate::clickhouse::{Connection, ConnectionOptions, quoting};
+use crate::cli::options::{Choice, Options, Request, is_loopback};
+use crate::cli::selection::in_words;
+use crate::clickhouse::{Connection, ConnectionOptions, RequestError, quoting};
 use crate::error::Error;
 use crate::inspect::placement;
+use crate::partition::Partition;
 use crate::progress::log;
 use crate::session::Session;
+use crate::state::directory::OF_CLUSTER;
 
 /// A row of `system.clusters`.
 #[derive(Row, Deserialize)]
 struct Replica {
     shard: u32,
     host: String,
+    is_local: u8,
 }
 
 /// A shard of the cluster.
 struct Shard {
     number: u32,
-    /// HTTP addresses of its replicas.
-    urls: Vec<Url>,
+    /// Its replicas.
+    connection: Connection,
+    /// The months to do there.
+    months: Vec<Partition>,
 }
 
 /// Executes this process's command line on every shard of a cluster and prints the results.
@@ -50,18 +56,22 @@ pub(super) async fn run(
     arguments: &[OsString],
 ) -> Result<(), Error> {
     let options = request.shared();
-    if options.metrics_listen.is_some() {
-        return Err(Error::configuration(
-            "--metrics-listen cannot be combined with --all-shards: its processes cannot share an address",
-        ));
+    let refused = ["--json", "--metrics-listen"].into_iter().find(|flag| {
+        let is_given = arguments.iter().any(|argument| argument == flag);
+        is_given || (*flag == "--metrics-listen" && options.metrics_listen.is_some())
+    });
+    if let Some(flag) = refused {
+        return Err(Error::configuration(format!(
+            "{flag} does not go with --all-shards, which starts a process for each shard"
+        )));
     }
     let session = Session::begin(options)?;
     let shards = find(&session, options, cluster).await?;
-    session
-        .unless_interrupted(require_placement(options, &shards))
+    let shards = session
+        .unless_interrupted(look_at(&session, request, shards))
         .await?;
     session.display.note(format_args!(
-        "cluster {cluster} has {} shards: starting a process for each, with up to {} of memory each",
+        "cluster {cluster}: a process for each of {} shards, with up to {} of memory each",
         shards.len(),
         options.memory_limit
     ));
@@ -69,12 +79,13 @@ pub(super) async fn run(
         .iter()
         .map(|shard| Ok((shard.number, command(options, shard, arguments)?)))
         .collect::<Result<_, Error>>()?;
-    let (mut running, mut processes) = (JoinSet::new(), Vec::new());
+    let (mut running, mut processes) = (JoinSet::new(), BTreeMap::new());
     for (number, mut command) in commands {
         match command.spawn() {
             Ok(child) => {
                 let process = child.id().and_then(|id| i32::try_from(id).ok());
-                processes.extend(process.and_then(Pid::from_raw));
+                let process = process.and_then(Pid::from_raw);
+                processes.extend(process.map(|process| (number, process)));
                 running.spawn(follow(number, child));
             }
             // The others continue: each is a run of its own.
@@ -85,7 +96,7 @@ pub(super) async fn run(
             }
         }
     }
-    let ended = wait(&session, running, &processes).await;
+    let ended = wait(&session, running, processes).await;
     conclude(&session, &ended)
 }
 
@@ -97,8 +108,8 @@ async fn find(session: &Session, options: &Options, cluster: &str) -> Result<Vec
         let replicas = match asked {
             Ok(()) => connection
                 .rows::<Replica>(&format!(
-                    "SELECT toUInt32(shard_num) AS shard, host_name AS host FROM system.clusters \
-                     WHERE cluster = {} ORDER BY shard_num, replica_num",
+                    "SELECT toUInt32(shard_num) AS shard, host_name AS host, \
+                     toUInt8(is_local) AS is_local FROM system.clusters WHERE cluster = {} ORDER BY shard_num, replica_num",
                     quoting::string(cluster)
                 ))
                 .await,
@@ -119,70 +130,137 @@ async fn find(session: &Session, options: &Options, cluster: &str) -> Result<Vec
             connection.address()
         )));
     }
+    let asked = connection.address_in_use();
     let mut shards: BTreeMap<u32, Vec<Url>> = BTreeMap::new();
     for replica in replicas {
-        let url = address(&options.connection, &replica.host)?;
+        let url = address(&asked, &replica)?;
         shards.entry(replica.shard).or_default().push(url);
     }
-    let shards = shards.into_iter();
-    Ok(shards
-        .map(|(number, urls)| Shard { number, urls })
-        .collect())
+    let shards = shards.into_iter().map(|(number, urls)| {
+        let connection = ConnectionOptions {
+            urls,
+            ..options.connection.clone()
+        };
+        let connection = Connection::new(connection).map_err(Error::configuration)?;
+        Ok(Shard {
+            number,
+            connection: connection.with_retries(&session.retries(options)),
+            months: Vec::new(),
+        })
+    });
+    shards.collect()
 }
 
-/// The HTTP address of a replica, with the scheme and port of the first configured server:
-/// `system.clusters` has only native ports.
-fn address(connection: &ConnectionOptions, host: &str) -> Result<Url, Error> {
-    let wrong = || {
+/// The HTTP interface of a replica: like that of the server at `asked`, since the cluster names only
+/// native ports.
+fn address(asked: &str, replica: &Replica) -> Result<Url, Error> {
+    let host = &replica.host;
+    let wrong = |why: &str| {
         Error::configuration(format!(
-            "the cluster has a server '{host}', which is not a host name: start one run per shard, with its \
+            "the cluster names a server '{host}', {why}: start a run for each shard yourself, with its \
              addresses in CLICKHOUSE_URL, --local-tables and its own --state-dir"
         ))
     };
-    let mut url = connection.urls.first().cloned().ok_or_else(wrong)?;
+    let not_a_host = "which is not the name of a host";
+    let mut url: Url = asked.parse().map_err(|_| wrong(not_a_host))?;
+    // What a server calls localhost is another machine from here.
+    if replica.is_local != 0 {
+        return Ok(url);
+    }
+    let asks_this_machine = is_loopback(&url);
     let host = match host.contains(':') {
         true => format!("[{host}]"),
-        false => host.to_owned(),
+        false => host.clone(),
     };
-    url.set_host(Some(&host)).map_err(|_| wrong())?;
-    Ok(url)
+    url.set_host(Some(&host)).map_err(|_| wrong(not_a_host))?;
+    match is_loopback(&url) && !asks_this_machine {
+        true => Err(wrong("which is this machine when seen from here")),
+        false => Ok(url),
+    }
 }
 
-/// Checks by a sample that the traces of a shard's observations lie on that shard.
+/// Makes sure that what belongs together lies on one shard, as far as a sample tells, and finds out which
+/// of the months asked for each shard has. Shards without any are left out.
+async fn look_at(
+    session: &Session,
+    request: &Request,
+    mut shards: Vec<Shard>,
+) -> Result<Vec<Shard>, Error> {
+    let database = &request.shared().database;
+    let mut there_are = BTreeSet::new();
+    for shard in &mut shards {
+        let look = async {
+            shard.connection.settle_settings().await?;
+            let months = placement::months(&shard.connection, database).await?;
+            Ok(months)
+        };
+        let months = look.await.map_err(|error| unanswered(shard, &error))?;
+        there_are.extend(&months);
+        shard.months = months.into_iter().collect();
+    }
+    let selected = request.selection.resolve(&there_are).map_err(|missing| {
+        Error::configuration(format!(
+            "no shard of the cluster has rows of {} in database {database}",
+            in_words(&missing)
+        ))
+    })?;
+    for shard in &mut shards {
+        shard
+            .months
+            .retain(|month| selected.partitions.contains(month));
+        if shard.months.is_empty() {
+            session.display.note(format_args!(
+                "shard {} has no rows of these months, and is left out",
+                shard.number
+            ));
+        }
+    }
+    require_placement(request.shared(), &shards).await?;
+    shards.retain(|shard| !shard.months.is_empty());
+    match shards.is_empty() {
+        false => Ok(shards),
+        true => Err(Error::configuration(format!(
+            "no shard of the cluster has rows of these months in database {database}"
+        ))),
+    }
+}
+
+fn unanswered(shard: &Shard, error: &RequestError) -> Error {
+    Error::configuration(format!(
+        "shard {} at {} does not say what it has: {error}",
+        shard.number,
+        shard.connection.address()
+    ))
+}
+
+/// Makes sure that the traces that a shard's rows name lie on that shard, as far as a sample tells.
 async fn require_placement(options: &Options, shards: &[Shard]) -> Result<(), Error> {
-    let connection = |shard: &Shard| {
-        let connection = ConnectionOptions {
-            urls: shard.urls.clone(),
-            ..options.connection.clone()
-        };
-        Connection::new(connection).map_err(Error::configuration)
-    };
-    let connections: Vec<Connection> = shards.iter().map(connection).collect::<Result<_, _>>()?;
-    for (shard, own) in shards.iter().zip(&connections) {
-        let failed = |error| {
-            Error::configuration(format!(
-                "cannot query the traces on shard {}: {error}; its servers are {}",
-                shard.number,
-                own.address()
-            ))
-        };
-        let sample = placement::sample(own, &options.database).await;
-        let missing = sample.map_err(failed)?;
-        for (other, connection) in shards.iter().zip(&connections) {
-            if other.number == shard.number || missing.is_empty() {
-                continue;
-            }
-            let there = placement::count(connection, &options.database, &missing).await;
-            let there = there.map_err(failed)?;
-            if there > 0 {
-                return Err(Error::configuration(format!(
-                    "shard {} has observations whose traces lie on shard {} ({there} of {} sampled traces): \
-                     separate runs would not find them, and would write events without trace \
-                     attributes; shard traces and observations by the same key, for example project_id",
-                    shard.number,
-                    other.number,
-                    placement::SAMPLE
-                )));
+    let database = &options.database;
+    let subject = &options.subject;
+    let reads_items = subject.asked.experiments != Choice::Off || subject.exclude_dataset_items;
+    let naming = placement::NAMING.into_iter();
+    let naming = naming.filter(|table| reads_items || *table != placement::ITEMS);
+    for table in naming {
+        for shard in shards {
+            let sample = placement::sample(&shard.connection, database, table).await;
+            let missing = sample.map_err(|error| unanswered(shard, &error))?;
+            for other in shards {
+                if other.number == shard.number || missing.is_empty() {
+                    continue;
+                }
+                let there = placement::count(&other.connection, database, &missing).await;
+                let there = there.map_err(|error| unanswered(other, &error))?;
+                if there > 0 {
+                    return Err(Error::configuration(format!(
+                        "{table} on shard {} names traces that lie on shard {} ({there} of the {} looked \
+                         at), where its run would not find them: shard traces, observations and \
+                         {} by the same key, project_id for example",
+                        shard.number,
+                        other.number,
+                        placement::SAMPLE,
+                        placement::ITEMS,
+                    )));
+                }
             }
         }
     }
@@ -192,15 +270,18 @@ async fn require_placement(options: &Options, shards: &[Shard]) -> Result<(), Er
 /// The command that starts this program for one shard.
 fn command(options: &Options, shard: &Shard, arguments: &[OsString]) -> Result<Command, Error> {
     let program = std::env::current_exe()
-        .map_err(|error| Error::caused("cannot find the path of this program", error))?;
-    let urls: Vec<&str> = shard.urls.iter().map(Url::as_str).collect();
+        .map_err(|error| Error::caused("the path of this program cannot be found", error))?;
+    let urls = shard.connection.address().replace(' ', "");
+    let months: Vec<String> = shard.months.iter().map(Partition::to_string).collect();
     let mut command = Command::new(program);
     command
         .args(arguments_for(shard.number, arguments))
         .arg("--local-tables")
+        .arg("--partition")
+        .arg(months.join(","))
         .arg("--state-dir")
         .arg(of_shard_dir(&options.state_dir, shard.number))
-        .env("CLICKHOUSE_URL", urls.join(","))
+        .env("CLICKHOUSE_URL", urls)
         .env("ALL_SHARDS", "false")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -211,7 +292,7 @@ fn command(options: &Options, shard: &Shard, arguments: &[OsString]) -> Result<C
 }
 
 fn of_shard_dir(root: &Path, number: u32) -> PathBuf {
-    root.join(format!("shard-{number}"))
+    root.join(format!("{OF_CLUSTER}{number}"))
 }
 
 /// The arguments, with each shard's own files instead of shared ones.
@@ -225,9 +306,9 @@ fn arguments_for(number: u32, arguments: &[OsString]) -> Vec<OsString> {
             None => (text, None),
         };
         match flag {
-            "--all-shards" | "--local-tables" => {}
-            "--state-dir" | "--cluster" if attached.is_some() => {}
-            "--state-dir" | "--cluster" => drop(arguments.next()),
+            "--all-shards" | "--local-tables" | "--all-partitions" => {}
+            "--state-dir" | "--cluster" | "--partition" if attached.is_some() => {}
+            "--state-dir" | "--cluster" | "--partition" => drop(arguments.next()),
             "--report" | "--html" => {
                 let value = attached.or_else(|| arguments.next().cloned());
                 own.push(flag.into());
@@ -294,18 +375,28 @@ async fn follow(number: u32, mut child: Child) -> Ended {
     }
 }
 
-/// Waits for all processes, and passes the first signal on to them.
-async fn wait(session: &Session, mut running: JoinSet<Ended>, processes: &[Pid]) -> Vec<Ended> {
+/// Waits for all, and passes a signal on to them.
+async fn wait(
+    session: &Session,
+    mut running: JoinSet<Ended>,
+    mut processes: BTreeMap<u32, Pid>,
+) -> Vec<Ended> {
     let mut ended = Vec::new();
     let mut is_told = false;
     while !running.is_empty() {
         tokio::select! {
-            Some(one) = running.join_next() => ended.extend(one.ok()),
+            Some(one) = running.join_next() => {
+                if let Ok(one) = one {
+                    // Its number may soon be that of another process.
+                    processes.remove(&one.number);
+                    ended.push(one);
+                }
+            }
             signal = session.shutdown.requested(), if !is_told => {
                 is_told = true;
                 let signal = Signal::from_named_raw(i32::from(signal)).unwrap_or(Signal::TERM);
-                for &process in processes {
-                    // It fails if the process has ended already.
+                for &process in processes.values() {
+                    // One that has ended by now needs no signal.
                     let _ = kill_process(process, signal);
                 }
             }
@@ -315,7 +406,6 @@ async fn wait(session: &Session, mut running: JoinSet<Ended>, processes: &[Pid])
     ended
 }
 
-/// Prints the processes' output in the order of the shards, and reports which failed.
 fn conclude(session: &Session, ended: &[Ended]) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
     for one in ended.iter().filter(|one| !one.stdout.is_empty()) {
@@ -335,7 +425,8 @@ fn conclude(session: &Session, ended: &[Ended]) -> Result<(), Error> {
         return Ok(());
     }
     let what = format!(
-        "shard {} failed: see its messages above; --resume continues all shards",
+        "failed on {} {}: see above what it said there; a run goes on with --resume-or-start on all shards",
+        if all.len() == 1 { "shard" } else { "shards" },
         all.join(", ")
     );
     // Exit code 2 tells a supervisor that a restart is useless.

@@ -8,6 +8,7 @@ pub(crate) use crate::control::Command;
 use crate::control::{NoAnswer, ask};
 use crate::error::Error;
 use crate::partition::is_of_month;
+use crate::state::directory::state_roots;
 
 /// Sends a command to all active runs in the state directory `root`, and prints their answers.
 ///
@@ -18,7 +19,8 @@ pub(crate) fn run(root: &Path, command: &Command) -> Result<(), Error> {
     let mut answered = 0;
     let mut refused = Vec::new();
     for directory in directories(root)? {
-        let name = directory.file_name().unwrap_or_default().to_string_lossy();
+        let name = directory.strip_prefix(root).unwrap_or(&directory);
+        let name = name.display();
         match ask(&directory, command) {
             Ok(state) => {
                 answered += 1;
@@ -40,13 +42,18 @@ pub(crate) fn run(root: &Path, command: &Command) -> Result<(), Error> {
 }
 
 fn directories(root: &Path) -> Result<Vec<PathBuf>, Error> {
-    let entries = std::fs::read_dir(root).and_then(|entries| {
+    let paths = |root: &Path| -> std::io::Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(root)?;
         entries
             .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<std::io::Result<Vec<PathBuf>>>()
-    });
-    let mut directories = entries.map_err(|error| unreadable(root, &error))?;
-    // Other entries are not ours.
+            .collect()
+    };
+    let all = || -> std::io::Result<Vec<PathBuf>> {
+        let of_roots = state_roots(root)?.into_iter().map(|root| paths(&root));
+        Ok(of_roots.collect::<std::io::Result<Vec<_>>>()?.concat())
+    };
+    let mut directories = all().map_err(|error| unreadable(root, &error))?;
+    // What else is there is somebody else's.
     directories.retain(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         is_of_month(&name) && path.is_dir()

@@ -43,7 +43,9 @@ pub(crate) struct PartitionStatus {
     pub partition: String,
     /// The shard, as `3/8`; null for all days.
     pub shard: Option<String>,
-    /// Whether it is a dry run; these keep no checkpoint.
+    /// The ClickHouse shard on which it is done, where it is one of a cluster.
+    pub cluster_shard: Option<u32>,
+    /// Whether it is a dry run, which keeps no checkpoint.
     pub dry_run: bool,
     /// The state of the run.
     pub state: State,
@@ -97,7 +99,18 @@ pub(crate) struct Progress {
 }
 
 impl PartitionStatus {
-    /// Reads one run's directory.
+    /// What it is, in a word or two.
+    pub(super) fn name(&self) -> String {
+        let shard = self.shard.iter().map(|shard| format!(" {shard}"));
+        let on_shard = self
+            .cluster_shard
+            .iter()
+            .map(|shard| format!(" on {shard}"));
+        let name = [self.partition.clone()].into_iter();
+        name.chain(shard).chain(on_shard).collect()
+    }
+
+    /// Looks at one directory.
     pub(crate) fn of(directory: &PartitionDir) -> Self {
         // The lock first: a run that ends in between has then left a finished checkpoint. In the
         // opposite order it would look interrupted.
@@ -130,6 +143,7 @@ impl PartitionStatus {
             speed,
             partition: directory.share.partition.to_string(),
             shard: directory.share.shard.map(|shard| shard.to_string()),
+            cluster_shard: directory.cluster_shard(),
             dry_run: directory.dry_run,
             state,
             process: holder.and_then(|holder| holder.process),

@@ -16,7 +16,9 @@ use crate::state::directory::PartitionDir;
 pub(super) struct ShardedMonth {
     /// The partition, `YYYYMM`.
     partition: String,
-    /// Number of shards.
+    /// The ClickHouse shard on which it is done, where it is one of a cluster.
+    cluster_shard: Option<u32>,
+    /// How many shards it has.
     shards: u16,
     /// Finished shards, as `3/8`.
     finished: Vec<String>,
@@ -35,25 +37,31 @@ impl ShardedMonth {
     pub(super) fn all<'a>(
         runs: impl Iterator<Item = (&'a PartitionDir, &'a PartitionStatus)>,
     ) -> Vec<Self> {
-        let mut months: BTreeMap<(Partition, u16), BTreeMap<Shard, &PartitionStatus>> =
-            BTreeMap::new();
+        // On each shard of a ClickHouse cluster it is a run of its own.
+        type Key = (Partition, Option<u32>, u16);
+        let mut months: BTreeMap<Key, BTreeMap<Shard, &PartitionStatus>> = BTreeMap::new();
         for (directory, status) in runs {
             if let Some(shard) = directory.share.shard
                 && !directory.dry_run
             {
-                let month = months.entry((directory.share.partition, shard.of()));
+                let cluster_shard = directory.cluster_shard();
+                let month = months.entry((directory.share.partition, cluster_shard, shard.of()));
                 month.or_default().insert(shard, status);
             }
         }
         let months = months.into_iter();
         months
-            .map(|((partition, of), shards)| Self::new(partition, of, &shards))
+            .map(|(key, shards)| Self::new(key, &shards))
             .collect()
     }
 
-    fn new(partition: Partition, of: u16, shards: &BTreeMap<Shard, &PartitionStatus>) -> Self {
+    fn new(
+        (partition, cluster_shard, of): (Partition, Option<u32>, u16),
+        shards: &BTreeMap<Shard, &PartitionStatus>,
+    ) -> Self {
         let mut month = Self {
             partition: partition.to_string(),
+            cluster_shard,
             shards: of,
             finished: Vec::new(),
             running: Vec::new(),
@@ -83,9 +91,11 @@ impl fmt::Display for ShardedMonth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (partition, shards) = (&self.partition, self.shards);
         let finished = self.finished.len();
+        let on_shard = self.cluster_shard.map(|shard| format!(" on {shard}"));
+        let on_shard = on_shard.unwrap_or_default();
         write!(
             f,
-            "{partition}: {finished} of {shards} shards finished, {} events",
+            "{partition}{on_shard}: {finished} of {shards} shards finished, {} events",
             HumanCount(self.events_inserted)
         )?;
         if finished == usize::from(shards) {

@@ -46,7 +46,8 @@ pub(crate) fn run(roots: &[PathBuf], as_json: bool) -> Result<(), Error> {
 pub(super) fn directories(roots: &[PathBuf]) -> Result<Vec<PartitionDir>, Error> {
     let mut directories = Vec::new();
     for root in roots {
-        directories.extend(PartitionDir::all(root).map_err(|error| unreadable(root, &error))?);
+        directories
+            .extend(PartitionDir::all_below(root).map_err(|error| unreadable(root, &error))?);
     }
     directories.sort();
     directories.dedup();
@@ -145,10 +146,7 @@ fn cells(partition: &PartitionStatus) -> [String; COLUMNS.len()] {
     };
     let count = |count: u64| HumanCount(count).to_string();
     [
-        match &partition.shard {
-            Some(shard) => format!("{} {shard}", partition.partition),
-            None => partition.partition.clone(),
-        },
+        partition.name(),
         state.to_owned(),
         of(&|progress| progress.in_words()),
         of(&|progress| count(progress.events_inserted + progress.root_spans_inserted)),
@@ -168,6 +166,7 @@ mod tests {
         PartitionStatus {
             partition: "202406".to_owned(),
             shard: None,
+            cluster_shard: None,
             dry_run: false,
             state,
             speed: None,

@@ -1,13 +1,21 @@
 //! On which shard the traces of observations lie.
 
+use std::collections::BTreeSet;
+
 use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
-use crate::clickhouse::{Connection, RequestError, quoting};
+use crate::clickhouse::{Connection, RequestError, TABLE_TIMEOUT, quoting};
+use crate::partition::Partition;
 
 /// Traces that are looked at.
 pub(crate) const SAMPLE: usize = 200;
+
+/// The table of dataset run items.
+pub(crate) const ITEMS: &str = "dataset_run_items_rmt";
+/// The tables whose rows name traces.
+pub(crate) const NAMING: [&str; 2] = ["observations", ITEMS];
 
 /// A trace.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Row, Deserialize)]
@@ -21,7 +29,25 @@ struct Count {
     count: u64,
 }
 
-/// Traces that some of a shard's observations name, and that this shard has not. Nothing where it has no
+/// The months of which a shard has observations or traces.
+///
+/// # Errors
+/// [`RequestError`] if the shard cannot be reached, or rejects the query.
+pub(crate) async fn months(
+    connection: &Connection,
+    database: &str,
+) -> Result<BTreeSet<Partition>, RequestError> {
+    let mut months = BTreeSet::new();
+    for name in ["observations", "traces"] {
+        if let Some(table) = connection.local_table(database, name).await? {
+            let partitions = connection.partitions(&table).await?.into_iter();
+            months.extend(partitions.filter_map(|one| one.partition_id.parse::<Partition>().ok()));
+        }
+    }
+    Ok(months)
+}
+
+/// Traces that some rows of a table name on a shard, and that this shard has not. Nothing where it has no
 /// such tables.
 ///
 /// # Errors
@@ -29,21 +55,25 @@ struct Count {
 pub(crate) async fn sample(
     connection: &Connection,
     database: &str,
+    table: &str,
 ) -> Result<Vec<Trace>, RequestError> {
-    let observations = connection.local_table(database, "observations").await?;
-    let Some(observations) = observations else {
+    let Some(table) = connection.local_table(database, table).await? else {
         return Ok(Vec::new());
     };
     let query = format!(
         "SELECT DISTINCT CAST(o.project_id, 'String') AS project_id, CAST(o.trace_id, 'String') AS id \
          FROM {} AS o WHERE o.trace_id != '' LIMIT {SAMPLE}",
-        observations.qualified_name()
+        table.qualified_name()
     );
-    let mut named = connection.rows::<Trace>(&query).await?;
+    let mut named = connection
+        .rows_within::<Trace>(&query, TABLE_TIMEOUT)
+        .await?;
     let Some(query) = found(connection, database, &named).await? else {
         return Ok(Vec::new());
     };
-    let there = connection.rows::<Trace>(&query).await?;
+    let there = connection
+        .rows_within::<Trace>(&query, TABLE_TIMEOUT)
+        .await?;
     named.retain(|trace| !there.contains(trace));
     Ok(named)
 }
@@ -61,7 +91,9 @@ pub(crate) async fn count(
         return Ok(0);
     };
     let query = format!("SELECT count() AS count FROM ({query})");
-    let counts = connection.rows::<Count>(&query).await?;
+    let counts = connection
+        .rows_within::<Count>(&query, TABLE_TIMEOUT)
+        .await?;
     Ok(counts.iter().map(|count| count.count).sum())
 }
 

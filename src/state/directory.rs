@@ -21,6 +21,9 @@ const OWNER_ONLY: u32 = 0o700;
 /// The commands that keep what they said of a month, in the order in which one uses them.
 pub(super) const LEAVE_FINDINGS: [&str; 2] = ["verify", "repair"];
 
+/// What the names of directories begin with in which the states of a ClickHouse cluster's shards are.
+pub(crate) const OF_CLUSTER: &str = "shard-";
+
 /// What the name of a dry run's directory ends with.
 const DRY_RUN: &str = "-dry-run";
 
@@ -84,6 +87,24 @@ impl PartitionDir {
         Ok(directories)
     }
 
+    /// The same, with those of the shards of a ClickHouse cluster: see [`state_roots`].
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn all_below(root: &Path) -> std::io::Result<Vec<Self>> {
+        let mut directories = Vec::new();
+        for root in state_roots(root)? {
+            directories.extend(Self::all(&root)?);
+        }
+        Ok(directories)
+    }
+
+    /// Number of the ClickHouse shard, if it lies in the directory of one.
+    pub(crate) fn cluster_shard(&self) -> Option<u32> {
+        let root = self.path.parent()?.file_name()?.to_str()?;
+        root.strip_prefix(OF_CLUSTER)?.parse().ok()
+    }
+
     /// The directories in `root` of all runs that have written something of this partition: of all its
     /// days, or of those of shards.
     pub(crate) fn of_partition(root: &Path, partition: Partition) -> Vec<Self> {
@@ -136,6 +157,28 @@ impl PartitionDir {
         let written = std::fs::read_to_string(&path).unwrap_or_default();
         find_holder(&locks, device(file.dev()), file.ino(), &written)
     }
+}
+
+/// A state directory, and those that are in it of the shards of a ClickHouse cluster.
+///
+/// # Errors
+/// The file system's.
+pub(crate) fn state_roots(root: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut roots = Vec::new();
+    for entry in std::fs::read_dir(root)? {
+        let path = entry?.path();
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str()?.strip_prefix(OF_CLUSTER));
+        if let Some(Ok(number)) = number.map(str::parse::<u32>)
+            && path.is_dir()
+        {
+            roots.push((number, path));
+        }
+    }
+    roots.sort();
+    let shards = roots.into_iter().map(|(_, path)| path);
+    Ok([root.to_owned()].into_iter().chain(shards).collect())
 }
 
 /// The process that holds a lock.

@@ -199,3 +199,34 @@ fn traces_on_another_shard_than_their_observations_are_found_out_before_anything
         .assert_one_error(2, &["lie on shard", "project_id"]);
     assert_eq!(cluster.rows("events_full"), [0, 0]);
 }
+
+#[test]
+fn items_on_another_shard_than_their_traces_are_found_out_unless_nobody_asks_for_them() {
+    let cluster = Cluster::start();
+    let shared = cluster.distribute("shared", |table| match table {
+        "dataset_run_items_rmt" => "cityHash64(dataset_item_id)".to_owned(),
+        _ => "cityHash64(project_id)".to_owned(),
+    });
+    cluster.fill(&shared);
+    let refused = tool(&shared).run();
+    refused.assert_one_error(2, &["dataset_run_items_rmt on shard", "project_id"]);
+    assert_eq!(cluster.rows("events_full"), [0, 0]);
+    let without = tool(&shared).args(["--no-experiments", "--dry-run"]);
+    without.run().assert_code(0);
+}
+
+#[test]
+fn a_shard_without_rows_of_the_month_is_left_out() {
+    let cluster = Cluster::start();
+    // All projects of the month are on one shard.
+    let shared = cluster.distribute("shared", |_| "0".to_owned());
+    cluster.fill(&shared);
+    let outcome = tool(&shared).run();
+    outcome
+        .assert_code(0)
+        .assert_stderr_contains("shard 2 has no rows of these months");
+    let [first, second] = cluster.rows("events_full");
+    assert!(first > 1_000 && second == 0, "{first} {second}");
+    let none = Tool::new(&shared).args(["--partition", "202301", "--all-shards"]);
+    none.run().assert_one_error(2, &["no shard", "202301"]);
+}

@@ -27,6 +27,7 @@ use crate::throttle::ThrottleOptions;
 
 pub(crate) use choice::{Choice, Defaults};
 pub(crate) use earlier::Earlier;
+pub(crate) use settings::is_loopback;
 pub(crate) use shard::shard_of;
 pub(crate) use subject::Subject;
 pub(crate) use throttle::parse_wishes;
