@@ -365,7 +365,7 @@ fn what_does_not_fit_on_the_server_is_told() {
     outcome.assert_code(0);
     let warnings = tool.report()["warnings"].clone();
     let warning = warnings[0].as_str().expect("there is a warning");
-    assert!(warning.contains("default has 0 B left"), "{warning}");
+    assert!(warning.contains("default has only 0 B free"), "{warning}");
     assert!(outcome.stdout.contains(&format!("warning: {warning}")));
 }
 
