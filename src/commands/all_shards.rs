@@ -444,11 +444,9 @@ mod tests {
     fn each_process_gets_what_was_said_but_for_what_must_be_its_own() {
         let given = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
         for (all, own) in [
-            ("--all-shards --partition 202406", "--partition 202406"),
-            (
-                "verify --partition=202406 --all-shards --quiet",
-                "verify --partition=202406 --quiet",
-            ),
+            ("--all-shards --partition 202406 --resume", "--resume"),
+            ("verify --partition=202406 --all-shards --quiet", "verify --quiet"),
+            ("--all-partitions --all-shards --dry-run", "--dry-run"),
             ("--state-dir /a --cluster b --resume", "--resume"),
             ("--state-dir=/a --cluster=b --resume", "--resume"),
             (
