@@ -445,7 +445,10 @@ mod tests {
         let given = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
         for (all, own) in [
             ("--all-shards --partition 202406 --resume", "--resume"),
-            ("verify --partition=202406 --all-shards --quiet", "verify --quiet"),
+            (
+                "verify --partition=202406 --all-shards --quiet",
+                "verify --quiet",
+            ),
             ("--all-partitions --all-shards --dry-run", "--dry-run"),
             ("--state-dir /a --cluster b --resume", "--resume"),
             ("--state-dir=/a --cluster=b --resume", "--resume"),
