@@ -937,7 +937,7 @@ fn a_broken_env_file_is_told_without_repeating_it() {
 fn an_env_file_that_cannot_be_read_is_told() {
     let tool = june(untouched());
     fs::create_dir(tool.directory().join(".env")).unwrap();
-    refuses(untouched(), &tool, &[".env", "cannot be read"]);
+    refuses(untouched(), &tool, &[".env", "cannot read"]);
 }
 
 #[test]
