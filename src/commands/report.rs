@@ -88,7 +88,7 @@ fn check(month: &Month) -> Option<String> {
     let is_verified = last.is_some_and(|last| last.command == "verify");
     let partition = &month.partition;
     (month.is_done && !is_verified)
-        .then(|| format!("`events-backfill verify --partition {partition}` checks it"))
+        .then(|| format!("check it with `events-backfill verify --partition {partition}`"))
 }
 
 /// A dry run's month. Its directory is gone by now, so the entry has all there is.

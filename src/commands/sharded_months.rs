@@ -101,7 +101,7 @@ impl fmt::Display for ShardedMonth {
         if finished == usize::from(shards) {
             return write!(
                 f,
-                "; `events-backfill verify --partition {partition}` checks the whole month"
+                "; check the whole month with `events-backfill verify --partition {partition}`"
             );
         }
         for (what, shards) in [

@@ -1,23 +1,23 @@
-//! The numbers beside a chart: few, and round ones.
+//! Axes of charts, labelled with a few round numbers.
 
-/// A number beside a chart.
+/// A label on an axis.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Tick {
-    /// Where it is, as a percentage of the axis.
+    /// Position, in percent of the axis.
     pub percent: f64,
-    /// What is written there.
+    /// Text.
     pub label: String,
 }
 
 /// An axis that begins at zero.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Axis {
-    /// Where it ends.
+    /// Value at its end.
     pub most: f64,
     pub ticks: Vec<Tick>,
 }
 
-/// Steps between numbers of an axis of time, in seconds.
+/// Possible steps of a time axis, in seconds.
 const TIMES: [f64; 22] = [
     1.0,
     2.0,
@@ -42,12 +42,12 @@ const TIMES: [f64; 22] = [
     864_000.0,
     2_592_000.0,
 ];
-/// Numbers on an axis of values, but for zero, at most.
+/// Maximum labels on a value axis, not counting zero.
 const VALUES: f64 = 4.0;
-/// Numbers on an axis of time, at most.
+/// Maximum labels on a time axis.
 const MOMENTS: f64 = 6.0;
 
-/// An axis of values up to `most`, whose numbers are multiples of round ones of `unit`.
+/// A value axis up to at least `most`, with labels at round multiples of `unit`.
 pub(super) fn of_values(most: f64, unit: f64, label: impl Fn(f64) -> String) -> Axis {
     let wanted = (most / unit / VALUES).max(f64::MIN_POSITIVE);
     let power = 10_f64.powf(wanted.log10().floor());
@@ -58,7 +58,7 @@ pub(super) fn of_values(most: f64, unit: f64, label: impl Fn(f64) -> String) -> 
     ticks(most, step, label)
 }
 
-/// An axis of time up to `most` seconds.
+/// A time axis up to `most` seconds.
 pub(super) fn of_time(most: f64) -> Axis {
     let step = TIMES.into_iter().find(|step| most / step <= MOMENTS);
     let step = step.unwrap_or(most / MOMENTS);
@@ -80,7 +80,7 @@ fn ticks(most: f64, step: f64, label: impl Fn(f64) -> String) -> Axis {
     }
 }
 
-/// A time of that axis.
+/// A label of the time axis.
 fn time(seconds: f64) -> String {
     let (unit, name) = match seconds {
         seconds if seconds < 60.0 => (1.0, "s"),

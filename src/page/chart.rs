@@ -1,4 +1,4 @@
-//! A chart as paths: steps over time, one line or several.
+//! Draws a chart as SVG paths: one or more stepped lines over time.
 
 use std::fmt::Write;
 
@@ -7,26 +7,26 @@ use super::columns::{Column, Columns};
 use super::fact::Fact;
 use crate::progress::moment::Moment;
 
-/// Columns of a chart: more cannot be told apart on a screen.
+/// Maximum columns of a chart; a screen cannot show more.
 const MOST_COLUMNS: usize = 160;
-/// The area in which a chart is drawn is so wide and so high; the browser stretches it.
+/// Size of the drawing area, which the browser stretches.
 const WIDTH: f64 = 1_000.0;
 const HEIGHT: f64 = 100.0;
 
 /// A line over time.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Line {
-    /// What it is about.
+    /// Name in the legend.
     pub name: String,
-    /// Which of the colours it has.
+    /// Number of its colour.
     pub colour: usize,
-    /// The line, as the `d` of a path.
+    /// The `d` attribute of the line's path.
     pub path: String,
-    /// What is below it, likewise.
+    /// The `d` attribute of the area below it.
     pub area: String,
 }
 
-/// What is said of a while when it is pointed at.
+/// The tooltip of a column.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Hint {
     pub x: String,
@@ -34,18 +34,18 @@ pub(super) struct Hint {
     pub words: String,
 }
 
-/// Where another process went on.
+/// The point at which another process resumed the run.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Mark {
     pub x: String,
     pub words: String,
 }
 
-/// A chart, as the template wants it.
+/// A chart for the template.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Chart {
     pub title: &'static str,
-    /// What is shown, in a sentence.
+    /// Caption.
     pub about: &'static str,
     pub facts: Vec<Fact>,
     pub values: Axis,
@@ -55,31 +55,31 @@ pub(super) struct Chart {
     pub marks: Vec<Mark>,
 }
 
-/// What of a column is shown, if there is anything.
+/// The value of a column, if it has one.
 type Value<'a> = Box<dyn Fn(&Column) -> Option<f64> + 'a>;
 
-/// A number for each column in which there is one.
+/// The values of one line.
 pub(super) struct Series<'a> {
     pub name: String,
     pub value: Value<'a>,
 }
 
-/// What a chart shows, and how.
+/// The definition of a chart.
 pub(super) struct Drawing<'a> {
     pub title: &'static str,
     pub about: &'static str,
     pub facts: Vec<Fact>,
     pub series: Vec<Series<'a>>,
-    /// The numbers beside it are multiples of round ones of this.
+    /// The value axis has labels at round multiples of this.
     pub unit: f64,
-    /// The axis reaches at least so far.
+    /// The value axis reaches at least this far.
     pub at_least: f64,
-    /// How a value is written.
+    /// Formats a value.
     pub words: fn(f64) -> String,
 }
 
 impl Drawing<'_> {
-    /// The chart of what was measured.
+    /// Draws the measurements.
     pub(super) fn of(self, all: &Columns) -> Chart {
         let few = all.at_most(MOST_COLUMNS);
         let values = self.series.iter().map(|series| {
@@ -128,7 +128,7 @@ impl Drawing<'_> {
         }
     }
 
-    /// When, and what was measured then.
+    /// The tooltip: the time span and its values.
     fn hint(&self, column: &Column, values: impl Iterator<Item = Option<f64>>) -> String {
         let mut words = format!("{:.0} to {:.0} s", column.from, column.to);
         for (series, value) in self.series.iter().zip(values) {
@@ -141,17 +141,17 @@ impl Drawing<'_> {
     }
 }
 
-/// A moment, in seconds since 1970, to the minute.
+/// Formats a time, given in seconds since 1970, to the minute.
 pub(super) fn of_clock(seconds: u64) -> String {
     format!("{} UTC", Moment(seconds).to_minute())
 }
 
-/// A coordinate, in as many digits as one can see.
+/// Formats a coordinate with as many digits as are visible.
 fn number(value: f64) -> String {
     format!("{value:.2}")
 }
 
-/// Steps as a line, and as the area below it. Where there is nothing, both have a gap.
+/// The paths of a stepped line and of the area below it. Both have gaps where steps are missing.
 fn paths(steps: impl Iterator<Item = Option<(f64, f64, f64)>>) -> (String, String) {
     let (mut line, mut area) = (String::new(), String::new());
     let mut end: Option<f64> = None;

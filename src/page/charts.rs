@@ -1,4 +1,4 @@
-//! The charts of a month, and their figures as a table.
+//! The charts of a month, and a table of their figures.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,12 +9,12 @@ use crate::memory::ByteSize;
 use crate::memory::numbers::whole;
 use crate::progress::words::{count, seconds};
 
-/// Lines of the table of figures.
+/// Maximum lines in the table of figures.
 const MOST_LINES: usize = 30;
-/// Bytes that the numbers beside a chart of memory are multiples of.
+/// One mebibyte, the smallest unit on the memory axis.
 const MEBIBYTE: f64 = 1_048_576.0;
 
-/// All charts of what was measured; none where nothing was.
+/// All charts; none without measurements.
 pub(super) fn charts(all: &Columns) -> Vec<Chart> {
     if all.columns.is_empty() {
         return Vec::new();
@@ -47,7 +47,7 @@ fn throughput(all: &Columns) -> Drawing<'_> {
     }));
     Drawing {
         title: "Throughput",
-        about: "Rows per second: traces while they are loaded, then events as they are made.",
+        about: "Rows per second: first traces being loaded, then events being written.",
         facts,
         series,
         unit: 1.0,
@@ -56,7 +56,7 @@ fn throughput(all: &Columns) -> Drawing<'_> {
     }
 }
 
-/// Rows per second of the time at work in which there were any.
+/// Mean rate over the time at work of the columns that count.
 fn mean_rate(all: &Columns, rows: u64, counts: impl Fn(&Column) -> bool) -> String {
     let columns = all.columns.iter().filter(|column| counts(column));
     let seconds: f64 = columns.map(Column::seconds_at_work).sum();
@@ -69,15 +69,15 @@ fn mean_rate(all: &Columns, rows: u64, counts: impl Fn(&Column) -> bool) -> Stri
 fn inserts(all: &Columns) -> Drawing<'_> {
     let waited: f64 = all.columns.iter().map(|column| column.insert_seconds).sum();
     let rows: u64 = all.columns.iter().map(|column| column.rows).sum();
-    let mut facts = vec![Fact::new("in all", seconds(waited))];
+    let mut facts = vec![Fact::new("total wait", seconds(waited))];
     if rows > 0 {
         let per_million = seconds(waited * 1e6 / rows as f64);
         facts.push(Fact::new("per million events", per_million));
     }
     Drawing {
         title: "Inserts",
-        about: "Segments that wait for the server to take their events, on average. More segments at once \
-                wait longer in all.",
+        about: "Average number of segments waiting for the server to accept their events. With more \
+                segments in parallel, the total wait grows.",
         facts,
         series: vec![series_of("waiting", |column| {
             Some(column.insert_seconds / column.seconds())
@@ -113,7 +113,7 @@ fn throttling(all: &Columns) -> Drawing<'_> {
     });
     Drawing {
         title: "Throttling",
-        about: "Share of the time in which a run goes slower than it could, by reason.",
+        about: "Share of the time for which the run was slowed down, by reason.",
         facts,
         series: series.collect(),
         unit: 1.0,
@@ -130,8 +130,8 @@ fn memory(all: &Columns) -> Drawing<'_> {
         title: "Memory",
         about: "Resident memory of the process. The trace store is on disk.",
         facts: vec![
-            Fact::new("at most", ByteSize(resident).to_string()),
-            Fact::new("trace store, at most", ByteSize(store).to_string()),
+            Fact::new("peak", ByteSize(resident).to_string()),
+            Fact::new("largest trace store", ByteSize(store).to_string()),
         ],
         series: vec![series_of("memory", |column| {
             Some(column.resident_bytes as f64)
@@ -145,7 +145,7 @@ fn memory(all: &Columns) -> Drawing<'_> {
     }
 }
 
-/// The unit in which so many bytes are written.
+/// The axis unit for values up to `bytes`.
 fn unit_of_bytes(bytes: u64) -> f64 {
     match bytes as f64 {
         bytes if bytes >= 1024.0 * MEBIBYTE => 1024.0 * MEBIBYTE,
@@ -164,7 +164,7 @@ fn per_second(rate: f64) -> String {
     format!("{}/s", count(whole(rate)))
 }
 
-/// A line of the table of figures.
+/// A line in the table of figures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Figures {
     pub time: String,
@@ -176,7 +176,7 @@ pub(super) struct Figures {
     pub disk: String,
 }
 
-/// The same as the charts show, in numbers.
+/// The charts' values as a table.
 pub(super) fn figures(all: &Columns) -> Vec<Figures> {
     let few = all.at_most(MOST_LINES);
     let lines = few.columns.iter().map(|column| Figures {

@@ -1,34 +1,34 @@
-//! A history as columns of a chart: what happened between two moments of the processes' time.
+//! Turns a history into chart columns, each of which covers a span of the processes' time.
 
 use std::collections::BTreeMap;
 
 use crate::state::history::{History, Point};
 
-/// What happened in a while.
+/// The measurements of a time span.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Column {
-    /// When it began, in seconds of the processes' time, one after the other.
+    /// Start, in seconds of the processes' time without the gaps between them.
     pub from: f64,
-    /// When it ended.
+    /// End, likewise.
     pub to: f64,
-    /// Seconds of that in which nothing was under way, since nothing might be begun.
+    /// Idle seconds in a pause or outside the window.
     still: f64,
-    /// Rows of traces that were loaded.
+    /// Trace rows loaded.
     pub trace_rows: u64,
     /// Rows that became events.
     pub rows: u64,
-    /// Seconds that segments waited for inserts.
+    /// Sum of the seconds that segments waited for inserts.
     pub insert_seconds: f64,
-    /// Seconds for which it went slower, by reason.
+    /// Seconds for which the run was slowed down, by reason.
     pub throttled: BTreeMap<String, f64>,
-    /// Most resident memory, in bytes.
+    /// Peak resident memory, in bytes.
     pub resident_bytes: u64,
-    /// The largest trace store, in bytes.
+    /// Largest size of the trace store, in bytes.
     pub store_bytes: u64,
 }
 
 impl Column {
-    /// Between two measurements of one process that began at `offset`.
+    /// The column between two measurements of a process that started at `offset` seconds.
     fn between(before: &Point, after: &Point, offset: f64) -> Self {
         let throttled = after.throttled_seconds.iter().map(|(reason, seconds)| {
             let earlier = before.throttled_seconds.get(reason).unwrap_or(&0.0);
@@ -47,17 +47,17 @@ impl Column {
         }
     }
 
-    /// How long it is, in seconds.
+    /// Length in seconds.
     pub(super) fn seconds(&self) -> f64 {
         self.to - self.from
     }
 
-    /// How long something was under way meanwhile, in seconds.
+    /// Length without idle time, in seconds.
     pub(super) fn seconds_at_work(&self) -> f64 {
         (self.seconds() - self.still).max(0.0)
     }
 
-    /// Both together, where the other one follows.
+    /// This column joined with the one that follows it.
     fn joined(mut self, next: &Self) -> Self {
         self.to = next.to;
         self.still += next.still;
@@ -73,18 +73,17 @@ impl Column {
     }
 }
 
-/// What a history has in it.
+/// The measurements of a history.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Columns {
-    /// In the order of time.
+    /// The columns in chronological order.
     pub columns: Vec<Column>,
-    /// Where a process other than the first began, in seconds of the processes' time, and when that was, in
-    /// seconds since 1970.
+    /// Start of each process but the first: in seconds of the processes' time, and in seconds since 1970.
     pub resumed: Vec<(f64, u64)>,
 }
 
 impl Columns {
-    /// Of all that was measured.
+    /// All measurements of a history.
     pub(super) fn of(history: &History) -> Self {
         let mut all = Self::default();
         let mut offset = 0.0;
@@ -102,25 +101,25 @@ impl Columns {
         all
     }
 
-    /// Seconds of all processes.
+    /// Total seconds of all processes.
     pub(super) fn seconds(&self) -> f64 {
         self.columns.last().map_or(0.0, |column| column.to)
     }
 
-    /// The same in so many columns at most, of about the same time each.
+    /// Joins columns into at most `columns` of about equal length.
     pub(super) fn at_most(&self, columns: usize) -> Self {
         let width = self.seconds() / columns as f64;
         let mut wide: Vec<Column> = Vec::new();
         for column in &self.columns {
             match wide.last_mut() {
-                // Measurements come a little late, so that a column may reach a little further.
+                // Measurements are slightly late, so columns may be slightly longer.
                 Some(last) if last.seconds() + column.seconds() <= width * 1.01 => {
                     *last = std::mem::take(last).joined(column);
                 }
                 _ => wide.push(column.clone()),
             }
         }
-        // Columns of very different lengths leave more of them than that.
+        // Very uneven columns can still be too many.
         while wide.len() > columns {
             let pairs = wide.chunks(2);
             wide = pairs

@@ -1,20 +1,20 @@
-//! A number of a page, and how good it is.
+//! Named values on the page.
 
-/// How good something is.
+/// How a value is to be judged, shown by its colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tone {
-    /// It is as it should be.
+    /// Good.
     Good,
-    /// Neither.
+    /// Neither good nor bad.
     Neutral,
-    /// Somebody should do something about it.
+    /// Needs attention.
     Warning,
-    /// It is not as it should be.
+    /// Bad.
     Bad,
 }
 
 impl Tone {
-    /// Its class in the page.
+    /// CSS class.
     pub(super) fn class(self) -> &'static str {
         match self {
             Tone::Good => "good",
@@ -25,12 +25,12 @@ impl Tone {
     }
 }
 
-/// A name and what goes with it.
+/// A named value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fact {
     pub name: &'static str,
     pub value: String,
-    /// How good that is.
+    /// How the value is to be judged.
     pub tone: Tone,
 }
 

@@ -1,4 +1,4 @@
-//! A page about runs, to be looked at in a browser: one file that asks nothing of any network.
+//! The HTML page about runs: a single file that loads nothing from the network.
 
 mod axis;
 mod chart;
@@ -19,7 +19,7 @@ use crate::partition::seconds_since_1970;
 use crate::progress::moment::Moment;
 use crate::progress::words::{about, count};
 
-/// The page, as its template wants it.
+/// The page's template.
 #[derive(Template)]
 #[template(path = "page.html", config = "src/page/askama.toml")]
 struct Page<'a> {
@@ -27,19 +27,19 @@ struct Page<'a> {
     made_at: String,
     target: String,
     facts: Vec<Fact>,
-    /// What is left to do, each with the month it is about.
+    /// What is left to do: month and sentence.
     left_to_do: Vec<(&'a str, &'a str)>,
     months: &'a [Month],
 }
 
 /// A piece of a sentence.
 struct Piece<'a> {
-    /// Whether it is to be typed.
+    /// Whether it is a command to type.
     is_code: bool,
     text: &'a str,
 }
 
-/// The pieces of a sentence, in which what is to be typed stands between backquotes.
+/// Splits a sentence at backquotes, which enclose commands to type.
 fn pieces(sentence: &str) -> impl Iterator<Item = Piece<'_>> {
     let pieces = sentence.split('`').enumerate();
     pieces.map(|(index, text)| Piece {
@@ -48,10 +48,10 @@ fn pieces(sentence: &str) -> impl Iterator<Item = Piece<'_>> {
     })
 }
 
-/// A page about these months, the newest first, as HTML.
+/// Renders a page about these months, newest first.
 ///
 /// # Errors
-/// [`Kind::Failed`](crate::error::Kind) where it cannot be put together.
+/// [`Kind::Failed`](crate::error::Kind) if rendering fails.
 pub(crate) fn html(months: &[Month]) -> Result<String, Error> {
     let now = Moment(seconds_since_1970()).to_string();
     let left_to_do = months.iter().flat_map(|month| {
@@ -67,10 +67,10 @@ pub(crate) fn html(months: &[Month]) -> Result<String, Error> {
         months,
     };
     page.render()
-        .map_err(|error| Error::caused("the page cannot be put together", error))
+        .map_err(|error| Error::caused("cannot render the page", error))
 }
 
-/// The tables that were written to.
+/// The target tables, without duplicates.
 fn targets(months: &[Month]) -> Vec<&str> {
     let mut targets: Vec<&str> = Vec::new();
     for target in months.iter().filter_map(|month| month.target.as_deref()) {
@@ -81,7 +81,7 @@ fn targets(months: &[Month]) -> Vec<&str> {
     targets
 }
 
-/// All months together, in a few numbers.
+/// Key figures of all months.
 fn facts(months: &[Month]) -> Vec<Fact> {
     let done = months.iter().filter(|month| month.is_done).count();
     let sum = |number: fn(&Month) -> u64| months.iter().map(number).sum::<u64>();
@@ -111,7 +111,7 @@ fn facts(months: &[Month]) -> Vec<Fact> {
     facts
 }
 
-/// What verify said of all of them.
+/// The results of verify for all months.
 fn checked(months: &[Month]) -> Fact {
     let verified = months.iter().map(Month::verified).collect::<Vec<_>>();
     let equal = verified.iter().filter(|said| **said == Some(Ok(())));
@@ -121,7 +121,7 @@ fn checked(months: &[Month]) -> Fact {
         (0, 0) => ("not yet".to_owned(), Tone::Neutral),
         (equal, 0) if equal == months.len() => ("equal".to_owned(), Tone::Good),
         (equal, 0) => (format!("{equal} of {} equal", months.len()), Tone::Neutral),
-        (_, differ) => (format!("{differ} not as it should be"), Tone::Bad),
+        (_, differ) => (format!("{differ} not equal"), Tone::Bad),
     };
     Fact {
         tone,

@@ -1,4 +1,4 @@
-//! What the page says of one month.
+//! A month on the page.
 
 use super::chart::{Chart, of_clock};
 use super::charts::{Figures, charts, figures};
@@ -10,50 +10,49 @@ use crate::state::finding::Finding;
 use crate::state::history::History;
 use crate::state::report::Report;
 
-/// A month, as the page shows it.
+/// A month on the page.
 #[derive(Debug)]
 pub(crate) struct Month {
     /// `YYYYMM`
     pub partition: String,
-    /// How its run is, in a word or two.
+    /// State of its run, in a word or two.
     pub state: String,
-    /// How good that is.
+    /// How that state is to be judged.
     pub tone: Tone,
-    /// Whether all of it is written.
+    /// Whether the run is finished.
     pub is_done: bool,
-    /// `database.table` that was written to, where it is known.
+    /// Target as `database.table`, if known.
     pub target: Option<String>,
     /// Traces in the store.
     pub traces: u64,
-    /// Observations that are done.
+    /// Processed observations.
     pub observations: u64,
-    /// Events of observations that the server has acknowledged.
+    /// Events of observations that the server acknowledged.
     pub events_of_observations: u64,
-    /// Root spans, likewise.
+    /// Root spans that the server acknowledged.
     pub root_spans: u64,
     /// Observations whose trace was not found.
     pub without_trace: u64,
-    /// Segments that are done, and all.
+    /// Segments done, and all segments.
     pub segments: (u64, u64),
-    /// What is left to do, in sentences.
+    /// What is left to do.
     pub left_to_do: Vec<String>,
-    /// What its last process came to.
+    /// Report of its last process.
     pub summary: Option<Report>,
-    /// What commands said of it, the oldest first.
+    /// Results of verify and repair, oldest first.
     pub findings: Vec<Finding>,
-    /// Whether some of that cannot be read.
+    /// Whether some of these cannot be read.
     pub is_partly_unreadable: bool,
-    /// When its events were last written, in seconds since 1970: what was found before says nothing of
-    /// them.
+    /// Time of the last write, in seconds since 1970. It makes earlier findings obsolete.
     pub written_at: u64,
     columns: Columns,
     seconds_at_work: f64,
-    /// Processes of which nothing is shown any more.
+    /// Number of early processes whose measurements were dropped.
     pub dropped: u64,
 }
 
 impl Month {
-    /// A month of which nothing is known but how it went over time.
+    /// A month with nothing but measurements.
     pub(crate) fn new(partition: String, state: String, tone: Tone, history: &History) -> Self {
         Self {
             partition,
@@ -78,7 +77,7 @@ impl Month {
         }
     }
 
-    /// Takes the numbers of a report.
+    /// Adds the numbers of a report.
     pub(crate) fn with_report(mut self, report: Report) -> Self {
         self.traces = report.traces_loaded;
         self.observations = report.observations_processed;
@@ -91,30 +90,30 @@ impl Month {
         self
     }
 
-    /// Events that the server has acknowledged.
+    /// Events that the server acknowledged, root spans included.
     pub(super) fn events(&self) -> u64 {
         self.events_of_observations + self.root_spans
     }
 
-    /// What was said last, if that was after all that wrote.
+    /// The last finding, unless something was written since.
     pub(crate) fn last_said(&self) -> Option<&Finding> {
         let last = self.findings.last();
         last.filter(|finding| finding.second() >= self.written_at)
     }
 
-    /// What the last verify ended with, if nothing was written since.
+    /// The result of the last verify, unless something was written or repaired since.
     pub(super) fn verified(&self) -> Option<Result<(), &str>> {
         let last = self.last_said().filter(|last| last.command == "verify")?;
         Some(last.error.as_deref().map_or(Ok(()), Err))
     }
 
-    /// The same in a few words.
+    /// The same in words.
     fn verified_in_words(&self) -> &'static str {
         match (self.verified(), self.findings.is_empty()) {
             (Some(Ok(())), _) => "equal",
             (Some(Err(_)), _) => "not equal",
-            (None, _) if self.is_partly_unreadable => "not known",
-            (None, false) => "not since it was written",
+            (None, _) if self.is_partly_unreadable => "unknown",
+            (None, false) => "outdated",
             (None, true) => "not yet",
         }
     }
@@ -130,12 +129,12 @@ impl Month {
         measured.max(reported).unwrap_or(0)
     }
 
-    /// Rows that were made into events while it was measured.
+    /// Rows processed during the measurements.
     pub(super) fn rows_at_work(&self) -> u64 {
         self.columns.columns.iter().map(|column| column.rows).sum()
     }
 
-    /// Seconds at work in which there were any.
+    /// Seconds at work in which events were written.
     pub(super) fn seconds_of_writing(&self) -> f64 {
         let columns = self.columns.columns.iter();
         columns
@@ -144,7 +143,7 @@ impl Month {
             .sum()
     }
 
-    /// Its line in the table of months, from the state on.
+    /// Its cells in the table of months, after the state.
     pub(super) fn cells(&self) -> [String; 8] {
         let seconds = self.seconds_of_writing();
         [
@@ -171,7 +170,7 @@ impl Month {
     }
 }
 
-/// When a command said something.
+/// The time of a finding.
 pub(super) fn said_at(finding: &Finding) -> String {
     of_clock(finding.second())
 }
