@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Checks what scripts/dist.sh made in target/dist, as those who get it would: unpacks it, installs it, runs
-# it, and removes it again. Ends with an error at the first thing that is not as promised.
+# Checks the release that scripts/dist.sh made in target/dist as its users would: unpacks, installs, runs
+# and removes it. Stops at the first defect.
 #
 # Installing the Debian package needs root (or sudo without a password), and changes this machine until it is
-# removed again. What is missing for the checks (dpkg is not) is installed with apt-get.
+# removed again. Missing tools other than dpkg are installed with apt-get.
 #
-# CHECK_DIST names a directory other than target/dist; DIST_TARGET is as for scripts/dist.sh. A program for
-# another processor than this one is looked at, and not run.
+# CHECK_DIST names a directory other than target/dist; DIST_TARGET works as for scripts/dist.sh. A program
+# for another processor is inspected, but not run.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -42,13 +42,13 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# The path of a file that has to be there.
+# Prints the path of a required file.
 made() {
-    [[ -f $dist/$1 ]] || fail "there is no $1 in $dist: run 'make dist'"
+    [[ -f $dist/$1 ]] || fail "$1 is missing from $dist: run 'make dist'"
     printf '%s\n' "$dist/$1"
 }
 
-# Tools that ask the shells, the pages and the symbols.
+# The shells, and the tools that check man pages and symbols.
 install_tools() {
     local missing=() tool
     for tool in readelf:binutils mandoc:mandoc man:man-db zsh:zsh fish:fish; do
@@ -68,39 +68,39 @@ check_sums() {
     for file in "$tarball" "$deb" "$wheel" "$symbols" "$parts"; do
         grep -qF "  ${file##*/}" "$dist/SHA256SUMS" || fail "SHA256SUMS does not name ${file##*/}"
     done
-    passed "SHA256SUMS is right, and names every file"
+    passed "SHA256SUMS is correct and names every file"
 }
 
 check_portable() {
     local newest needed size
     newest=$(readelf --wide --version-info "$1" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
     newest=${newest#GLIBC_}
-    [[ -n $newest ]] || fail "$1 names no version of glibc"
+    [[ -n $newest ]] || fail "$1 does not name its glibc version"
     [[ $(printf '%s\n' "$newest" "$newest_glibc" | sort -V | tail -n 1) == "$newest_glibc" ]] ||
-        fail "$1 needs glibc $newest, newer than $newest_glibc"
+        fail "$1 needs glibc $newest, which is newer than $newest_glibc"
     needed=$(readelf --wide --dynamic "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' |
         grep -vE '^(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*)$' || true)
-    [[ -z $needed ]] || fail "$1 needs libraries that are not glibc's: $needed"
+    [[ -z $needed ]] || fail "$1 needs libraries besides glibc: $needed"
     size=$(stat -c %s "$1")
-    ((size <= most_bytes)) || fail "$1 has $size bytes, more than $most_bytes"
-    passed "the program needs glibc $newest and nothing else, and has $((size / 1000)) KB"
+    ((size <= most_bytes)) || fail "$1 has $size bytes; the limit is $most_bytes"
+    passed "the program needs only glibc $newest, and has $((size / 1000)) KB"
 }
 
-# gdb and addr2line find the symbols by the name in the program.
+# gdb and addr2line find the symbols by the file name stored in the program.
 check_symbols() {
     local address
     readelf --wide --sections "$1" | grep -q '\.symtab' && fail "$1 is not stripped"
     cp "$1" "$symbols" "$workplace"
     address=$(nm --defined-only "$symbols" | sed -n 's/^\([0-9a-f]*\) [tT] .*events_backfill.*dispatch.*main.*/\1/p' |
         head -n 1)
-    [[ -n $address ]] || fail "$symbols does not know the program's functions"
+    [[ -n $address ]] || fail "$symbols does not contain the program's functions"
     addr2line --exe "$workplace/events-backfill" "$address" | grep -q 'src/commands/dispatch.rs:' ||
-        fail "addr2line does not find a line by $symbols"
-    passed "addr2line finds lines by the symbols beside the program"
+        fail "addr2line finds no source line with $symbols"
+    passed "addr2line finds source lines with the symbols beside the program"
 }
 
 check_parts() {
-    python3 - "$1" <<'PYTHON' || fail "$1 is not the list of what the program is made of"
+    python3 - "$1" <<'PYTHON' || fail "$1 is not a correct SBOM of the program"
 import json, sys
 parts = json.load(open(sys.argv[1]))
 assert parts["bomFormat"] == "CycloneDX", parts["bomFormat"]
@@ -115,10 +115,10 @@ for name in ("librocksdb-sys", "tikv-jemalloc-sys", "lz4-sys", "rustls", "clap")
     assert (name, version[name]) in listed, name
 assert not any(name == "criterion" for name, _ in listed), "what only tests need is listed"
 PYTHON
-    passed "the SBOM lists what Cargo.lock pins, RocksDB and jemalloc among it"
+    passed "the SBOM lists what Cargo.lock pins, including RocksDB and jemalloc"
 }
 
-# check_version PROGRAM: it runs, and says where it is from.
+# check_version PROGRAM: checks that it runs and prints version, commit and target.
 check_version() {
     local said
     said=$("$1" --version)
@@ -127,18 +127,18 @@ check_version() {
     passed "$1 --version: $said"
 }
 
-# check_share DIRECTORY ZSH: completions and pages that lie below it, asked as their readers would.
+# check_share DIRECTORY ZSH: checks the completions and man pages below it with shells and man.
 check_share() {
     local share=$1 subcommand said
     for subcommand in '' "${subcommands[@]/#/-}"; do
         local page=$share/man/man1/events-backfill$subcommand.1
         [[ -f $page ]] || page=$page.gz
-        [[ -f $page ]] || fail "there is no $page"
-        # A page is as old as the version that it names.
+        [[ -f $page ]] || fail "$page is missing"
+        # The pages name a version instead of a date.
         said=$(mandoc -T lint -W warning "$page" | grep -v 'missing date' || true)
-        [[ -z $said ]] || fail "mandoc does not like $page: $said"
+        [[ -z $said ]] || fail "mandoc warns about $page: $said"
         MANWIDTH=80 man --warnings --local-file "$page" >/dev/null 2>"$workplace/said" </dev/null
-        [[ ! -s $workplace/said ]] || fail "man says of $page: $(cat "$workplace/said")"
+        [[ ! -s $workplace/said ]] || fail "man warns about $page: $(cat "$workplace/said")"
     done
     # shellcheck disable=SC2016 # it is for that shell
     said=$(bash --norc -c 'source "$1"; COMP_WORDS=(events-backfill ver); COMP_CWORD=1
@@ -152,17 +152,17 @@ check_share() {
     # shellcheck disable=SC2016
     said=$(zsh -f -c 'fpath=("$1" $fpath); autoload -Uz compinit; compinit -u -D; print $_comps[events-backfill]
         autoload +X -Uz _events-backfill' zsh "$share/$2")
-    [[ $said == _events-backfill ]] || fail "zsh has '$said' for completions"
-    passed "man and mandoc accept the pages; bash, fish and zsh the completions: $share"
+    [[ $said == _events-backfill ]] || fail "zsh completes events-backfill with '$said'"
+    passed "man and mandoc accept the pages, and bash, fish and zsh the completions: $share"
 }
 
 check_tarball() {
     local unpacked=$workplace/usr/local file
     mkdir -p "$unpacked"
-    ! tar -tzf "$tarball" | grep -v "^$name/" || fail "not all of $tarball is below $name"
+    ! tar -tzf "$tarball" | grep -v "^$name/" || fail "$tarball has files outside $name"
     tar -xzf "$tarball" --strip-components=1 -C "$unpacked"
     for file in README.md LICENSE .env.example docs/upgrade.md docs/terminal.svg; do
-        cmp -s "$file" "$unpacked/share/doc/events-backfill/$file" || fail "$tarball has no $file, or another one"
+        cmp -s "$file" "$unpacked/share/doc/events-backfill/$file" || fail "$file is missing from $tarball, or differs"
     done
     check_portable "$unpacked/bin/events-backfill"
     check_symbols "$unpacked/bin/events-backfill"
@@ -173,26 +173,26 @@ check_wheel() {
     python3 -m venv "$workplace/venv"
     "$workplace/venv/bin/pip" install --quiet --disable-pip-version-check --no-index "$wheel"
     check_version "$workplace/venv/bin/events-backfill"
-    cmp "$program" "$workplace/venv/bin/events-backfill" || fail "the wheel's program is another one"
+    cmp "$program" "$workplace/venv/bin/events-backfill" || fail "the wheel's program differs from the tarball's"
 }
 
 check_deb() {
     local file left
     if dpkg --status events-backfill >/dev/null 2>&1; then
-        fail "the package events-backfill is installed on this machine; remove it for this check"
+        fail "the package events-backfill is installed on this machine: remove it, then run this again"
     fi
     root true || fail "installing $deb needs root: run this as root"
     installed=yes
     root dpkg --install "$deb" >/dev/null
     check_version /usr/bin/events-backfill
-    cmp "$program" /usr/bin/events-backfill || fail "the program in $deb is another one"
+    cmp "$program" /usr/bin/events-backfill || fail "the program in $deb differs from the tarball's"
     dpkg --listfiles events-backfill >"$workplace/files"
     while read -r file; do
         [[ -d $file ]] || printf '%s\n' "$file"
     done <"$workplace/files" >"$workplace/plain-files"
-    # Images of containers often have dpkg leave out pages and documents.
+    # In container images, dpkg often omits man pages and documents.
     if grep -qs '^path-exclude' /etc/dpkg/dpkg.cfg /etc/dpkg/dpkg.cfg.d/*; then
-        say "dpkg of this machine leaves files out, so pages and completions are not looked at"
+        say "dpkg on this machine omits files, so man pages and completions of the package are not checked"
     else
         check_share /usr/share zsh/vendor-completions
         man --where events-backfill-repair >/dev/null || fail "man does not find events-backfill-repair"
@@ -203,17 +203,17 @@ check_deb() {
     left=$(while read -r file; do [[ ! -e $file ]] || printf '%s ' "$file"; done <"$workplace/plain-files")
     left+=$(find / -xdev \( -path /proc -o -path "$repository" -o -path "$workplace" \) -prune \
         -o -path '/usr/share/*events-backfill*' -print)
-    [[ -z $left ]] || fail "after removal there is still: $left"
-    passed "the Debian package installs, and leaves nothing when it is removed"
+    [[ -z $left ]] || fail "files left after removal: $left"
+    passed "the Debian package installs, and leaves nothing behind when removed"
 }
 
-# A backfill of three months, its status and its proof, by the program of the tarball.
+# Backfills and verifies three months with the program from the tarball.
 check_backfill() {
-    [[ -x $server ]] || fail "$server is not there: run 'make dist'"
+    [[ -x $server ]] || fail "$server is missing: run 'make dist'"
     DEMO_PROGRAM=$program DEMO_SERVER=$server DEMO_OBSERVATIONS=${DEMO_OBSERVATIONS:-20000} \
         scripts/demo.sh >"$workplace/demo.log" 2>&1 ||
-        fail "the backfill of a generated month: $(tail -n 30 "$workplace/demo.log")"
-    passed "the program of the tarball backfills generated months, and verify finds them equal"
+        fail "the backfill of generated months failed: $(tail -n 30 "$workplace/demo.log")"
+    passed "the program from the tarball backfills generated months, and verify finds them equal"
 }
 
 tarball=$(made "$name.tar.gz")
@@ -237,6 +237,6 @@ if [[ $target == "$(uname -m)-unknown-linux-gnu" ]]; then
     check_deb
     check_backfill
 else
-    say "This is not a machine for $target: the program was not run, and not installed."
+    say "This machine cannot run programs for $target: the program was neither run nor installed."
 fi
-say "All that was checked is as promised."
+say "All checks passed."

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Shows the tool at work: starts a ClickHouse of its own, generates a history of three months,
-# backfills it, shows what came out and proves it. Everything it makes is in a temporary directory
-# and gone afterwards.
+# Demonstrates the program: starts a private ClickHouse, generates three months of history, backfills
+# them, shows some events and verifies all. Everything is in a temporary directory that is removed at the
+# end.
 #
-# `make demo` builds what this needs and then runs it. DEMO_OBSERVATIONS sets the size of a month;
-# DEMO_REPORT names a file for the report, to be opened in a browser.
-# DEMO_PROGRAM and DEMO_SERVER name another events-backfill and another embedded_clickhouse than those built
-# here.
+# `make demo` builds what this needs, then runs it. DEMO_OBSERVATIONS sets the size of a month;
+# DEMO_REPORT names a file for the report, to be opened in a browser. DEMO_PROGRAM and DEMO_SERVER name
+# an events-backfill and an embedded_clickhouse other than those built here.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,7 +23,7 @@ embedded=${DEMO_SERVER:-$programs/examples/embedded_clickhouse}
 for file in "$program" "$embedded"; do
     [[ -x $file ]] || fail "$file is not built. Run 'make demo'."
 done
-[[ $observations =~ ^[1-9][0-9]*$ ]] || fail "DEMO_OBSERVATIONS must be a number, not '$observations'."
+[[ $observations =~ ^[1-9][0-9]*$ ]] || fail "DEMO_OBSERVATIONS is '$observations'. Set it to a whole number above 0."
 
 workplace=$(mktemp -d "${TMPDIR:-/tmp}/events-backfill-demo.XXXXXX")
 server=''
@@ -44,7 +43,7 @@ server_log() {
     tail -n 20 "$workplace/server.log" | sed 's/^/    /'
 }
 
-# Runs SQL from standard input in the database of the demo.
+# Runs SQL from standard input in the demo's database.
 sql() { "$repository/scripts/run-sql.sh" "$url" - "database=$database" "$@"; }
 
 library=${CLICKHOUSE_LIBRARY:-$("$repository/scripts/fetch-clickhouse.sh")}
@@ -52,8 +51,7 @@ library=${CLICKHOUSE_LIBRARY:-$("$repository/scripts/fetch-clickhouse.sh")}
 say "Starting ClickHouse"
 while port=$((20000 + RANDOM % 12000)) && (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
 url=http://127.0.0.1:$port
-# The server ends when the other end of the pipe is closed, so it cannot outlive this script even if
-# the script is killed.
+# The server ends when this pipe is closed, so it cannot outlive the script, even if that is killed.
 mkfifo "$workplace/lifeline"
 CLICKHOUSE_LIBRARY=$library "$embedded" \
     --path "$workplace/clickhouse" --http-port "$port" --exit-with-stdin \
@@ -69,7 +67,7 @@ until [[ $(curl --silent --max-time 2 "$url/ping") == Ok. ]]; do
 done
 echo "ClickHouse $("$repository/scripts/run-sql.sh" "$url" - <<<'SELECT version();') answers on $url"
 
-say "Creating the tables of Langfuse"
+say "Creating Langfuse's tables"
 "$repository/scripts/run-sql.sh" "$url" - <<<"CREATE DATABASE $database;"
 "$repository/scripts/run-sql.sh" "$url" "$repository/bench-data/schema.sql" "database=$database"
 
@@ -78,7 +76,7 @@ for month in "${months[@]}"; do
     "$repository/scripts/run-sql.sh" "$url" "$repository/bench-data/sample-month.sql" \
         "database=$database" "param_month=$month" "param_observations=$observations"
 done
-# Long traces: they begin in one month and go on in the next.
+# Long traces that begin in one month and continue in the next.
 sql <<'SQL'
 INSERT INTO observations
 SELECT * REPLACE (concat(o.id, '-later') AS id, addDays(o.start_time, 30) AS start_time)
@@ -95,7 +93,7 @@ ORDER BY month
 FORMAT PrettyCompactMonoBlock;
 SQL
 
-# The tool reads a .env file from the current directory; here there is none.
+# Changes the directory, so that no .env file of yours is read.
 backfill() {
     say "events-backfill $*"
     (
@@ -109,7 +107,7 @@ backfill plan --partition 202406
 backfill --all-partitions
 backfill status
 
-say "What came out: a root span, and an observation of an experiment below it"
+say "Two of the events: a root span, and an observation of an experiment below it"
 sql <<'SQL'
 SELECT
     span_id, parent_span_id, type, name, trace_name, user_id, session_id, tags, metadata_names,
@@ -130,15 +128,15 @@ LIMIT 2
 FORMAT Vertical;
 SQL
 
-# Ends with an error if source and target differ, and with it this script.
+# Fails, and with it the script, if source and target differ.
 backfill verify --all-partitions
 
 if [[ -n ${DEMO_REPORT:-} ]]; then
     backfill report --html "$(realpath -- "$DEMO_REPORT")"
 fi
 
-say "What was shown"
+say "Done"
 printf '\342\234\223 %s\n' \
-    "Three months were backfilled from a ClickHouse of this machine, traces held on disk" \
-    "Every event is what its observation and trace make of it" \
-    ${DEMO_REPORT:+"$DEMO_REPORT is the report: open it in a browser"}
+    "Three months backfilled, with their traces held on disk" \
+    "Every event verified against its observation and trace" \
+    ${DEMO_REPORT:+"Report written: open $DEMO_REPORT in a browser"}

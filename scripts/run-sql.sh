@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Sends the statements of a file to ClickHouse one after another, over HTTP, and prints what they
-# give back.
+# Sends the statements of a file to ClickHouse over HTTP, one after another, and prints the results.
 #
 #   run-sql.sh URL FILE [NAME=VALUE ...]
 #
-# Each NAME=VALUE becomes a parameter of the request: `database=demo`, a setting, or, as
-# `param_month=2024-06-01`, the query parameter {month:Date}. FILE may be `-` for standard input.
+# Each NAME=VALUE becomes a parameter of the request: `database=demo`, a setting, or a query parameter
+# ({month:Date} is `param_month=2024-06-01`). FILE can be `-` for standard input.
 #
 # A statement ends with a semicolon at the end of a line; lines that begin with `--` are comments.
-# tests/support/mod.rs splits files by the same rule.
+# tests/support/mod.rs splits files in the same way.
 set -euo pipefail
 
 if (($# < 2)); then
@@ -31,7 +30,7 @@ encode() {
     printf '%s' "$encoded"
 }
 
-# An exception can come after the first rows; waiting for the end gives it a status of its own.
+# Without this, an exception after the first rows would still have the status 200.
 parameters=wait_end_of_query=1
 for parameter; do
     parameters+="&$(encode "${parameter%%=*}")=$(encode "${parameter#*=}")"
@@ -51,7 +50,7 @@ send() {
         exit 1
     if [[ $status != 200 ]]; then
         {
-            printf 'ClickHouse refused a statement of %s:\n' "$file"
+            printf 'ClickHouse rejected a statement in %s:\n' "$file"
             printf '%s\n' "$1" | sed -n '1,3s/^/    /p'
             cat "$answer"
         } >&2

