@@ -38,9 +38,9 @@ struct Replica {
 /// A shard of the cluster.
 struct Shard {
     number: u32,
-    /// Its replicas.
+    /// Connection to its replicas.
     connection: Connection,
-    /// The months to do there.
+    /// The months to process there.
     months: Vec<Partition>,
 }
 
@@ -62,7 +62,7 @@ pub(super) async fn run(
     });
     if let Some(flag) = refused {
         return Err(Error::configuration(format!(
-            "{flag} does not go with --all-shards, which starts a process for each shard"
+            "{flag} cannot be combined with --all-shards, which starts a process for each shard"
         )));
     }
     let session = Session::begin(options)?;
@@ -71,7 +71,7 @@ pub(super) async fn run(
         .unless_interrupted(look_at(&session, request, shards))
         .await?;
     session.display.note(format_args!(
-        "cluster {cluster}: a process for each of {} shards, with up to {} of memory each",
+        "cluster {cluster}: starting a process for each of {} shards, with up to {} of memory each",
         shards.len(),
         options.memory_limit
     ));
@@ -151,19 +151,19 @@ async fn find(session: &Session, options: &Options, cluster: &str) -> Result<Vec
     shards.collect()
 }
 
-/// The HTTP interface of a replica: like that of the server at `asked`, since the cluster names only
-/// native ports.
+/// The HTTP address of a replica, with the scheme and port of the server at `asked`: `system.clusters`
+/// has only native ports.
 fn address(asked: &str, replica: &Replica) -> Result<Url, Error> {
     let host = &replica.host;
     let wrong = |why: &str| {
         Error::configuration(format!(
-            "the cluster names a server '{host}', {why}: start a run for each shard yourself, with its \
+            "the cluster has a server '{host}', {why}: start one run per shard yourself, with its \
              addresses in CLICKHOUSE_URL, --local-tables and its own --state-dir"
         ))
     };
-    let not_a_host = "which is not the name of a host";
+    let not_a_host = "which is not a host name";
     let mut url: Url = asked.parse().map_err(|_| wrong(not_a_host))?;
-    // What a server calls localhost is another machine from here.
+    // Its host name may be localhost, which would be this machine here.
     if replica.is_local != 0 {
         return Ok(url);
     }
@@ -174,13 +174,17 @@ fn address(asked: &str, replica: &Replica) -> Result<Url, Error> {
     };
     url.set_host(Some(&host)).map_err(|_| wrong(not_a_host))?;
     match is_loopback(&url) && !asks_this_machine {
-        true => Err(wrong("which is this machine when seen from here")),
+        true => Err(wrong("which from here means this machine")),
         false => Ok(url),
     }
 }
 
-/// Makes sure that what belongs together lies on one shard, as far as a sample tells, and finds out which
-/// of the months asked for each shard has. Shards without any are left out.
+/// Checks by a sample that traces and the rows that name them share a shard, and assigns each shard those
+/// of the requested months that it has. Leaves out shards without any.
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind) if a shard cannot be queried, traces lie on another shard,
+/// or no shard has rows of the months.
 async fn look_at(
     session: &Session,
     request: &Request,
@@ -210,7 +214,7 @@ async fn look_at(
             .retain(|month| selected.partitions.contains(month));
         if shard.months.is_empty() {
             session.display.note(format_args!(
-                "shard {} has no rows of these months, and is left out",
+                "shard {} has no rows of these months: skipping it",
                 shard.number
             ));
         }
@@ -227,13 +231,13 @@ async fn look_at(
 
 fn unanswered(shard: &Shard, error: &RequestError) -> Error {
     Error::configuration(format!(
-        "shard {} at {} does not say what it has: {error}",
+        "cannot query shard {} at {}: {error}",
         shard.number,
         shard.connection.address()
     ))
 }
 
-/// Makes sure that the traces that a shard's rows name lie on that shard, as far as a sample tells.
+/// Checks by a sample that the traces that a shard's rows name lie on that shard.
 async fn require_placement(options: &Options, shards: &[Shard]) -> Result<(), Error> {
     let database = &options.database;
     let subject = &options.subject;
@@ -252,9 +256,9 @@ async fn require_placement(options: &Options, shards: &[Shard]) -> Result<(), Er
                 let there = there.map_err(|error| unanswered(other, &error))?;
                 if there > 0 {
                     return Err(Error::configuration(format!(
-                        "{table} on shard {} names traces that lie on shard {} ({there} of the {} looked \
-                         at), where its run would not find them: shard traces, observations and \
-                         {} by the same key, project_id for example",
+                        "{table} on shard {} names traces that lie on shard {} ({there} of {} sampled), \
+                         where its run would not find them: shard traces, observations and {} by the \
+                         same key, for example project_id",
                         shard.number,
                         other.number,
                         placement::SAMPLE,
@@ -270,7 +274,7 @@ async fn require_placement(options: &Options, shards: &[Shard]) -> Result<(), Er
 /// The command that starts this program for one shard.
 fn command(options: &Options, shard: &Shard, arguments: &[OsString]) -> Result<Command, Error> {
     let program = std::env::current_exe()
-        .map_err(|error| Error::caused("the path of this program cannot be found", error))?;
+        .map_err(|error| Error::caused("cannot find the path of this program", error))?;
     let urls = shard.connection.address().replace(' ', "");
     let months: Vec<String> = shard.months.iter().map(Partition::to_string).collect();
     let mut command = Command::new(program);
@@ -387,7 +391,7 @@ async fn wait(
         tokio::select! {
             Some(one) = running.join_next() => {
                 if let Ok(one) = one {
-                    // Its number may soon be that of another process.
+                    // The system may give its ID to another process.
                     processes.remove(&one.number);
                     ended.push(one);
                 }
@@ -396,7 +400,7 @@ async fn wait(
                 is_told = true;
                 let signal = Signal::from_named_raw(i32::from(signal)).unwrap_or(Signal::TERM);
                 for &process in processes.values() {
-                    // One that has ended by now needs no signal.
+                    // It fails if the process has ended already.
                     let _ = kill_process(process, signal);
                 }
             }
@@ -406,6 +410,7 @@ async fn wait(
     ended
 }
 
+/// Prints the processes' output in the order of the shards, and reports which failed.
 fn conclude(session: &Session, ended: &[Ended]) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
     for one in ended.iter().filter(|one| !one.stdout.is_empty()) {
@@ -425,7 +430,7 @@ fn conclude(session: &Session, ended: &[Ended]) -> Result<(), Error> {
         return Ok(());
     }
     let what = format!(
-        "failed on {} {}: see above what it said there; a run goes on with --resume-or-start on all shards",
+        "failed on {} {}: see its messages above; --resume-or-start continues a run on all shards",
         if all.len() == 1 { "shard" } else { "shards" },
         all.join(", ")
     );
