@@ -43,7 +43,7 @@ pub(crate) struct PartitionStatus {
     pub partition: String,
     /// The shard, as `3/8`; null for all days.
     pub shard: Option<String>,
-    /// The ClickHouse shard on which it is done, where it is one of a cluster.
+    /// The ClickHouse shard it runs on; null without `--all-shards`.
     pub cluster_shard: Option<u32>,
     /// Whether it is a dry run, which keeps no checkpoint.
     pub dry_run: bool,
@@ -99,7 +99,7 @@ pub(crate) struct Progress {
 }
 
 impl PartitionStatus {
-    /// What it is, in a word or two.
+    /// Month, shard and cluster shard, for a table.
     pub(super) fn name(&self) -> String {
         let shard = self.shard.iter().map(|shard| format!(" {shard}"));
         let on_shard = self

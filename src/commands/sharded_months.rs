@@ -37,7 +37,7 @@ impl ShardedMonth {
     pub(super) fn all<'a>(
         runs: impl Iterator<Item = (&'a PartitionDir, &'a PartitionStatus)>,
     ) -> Vec<Self> {
-        // On each shard of a ClickHouse cluster it is a run of its own.
+        // Each shard of a ClickHouse cluster has its own runs of a month.
         type Key = (Partition, Option<u32>, u16);
         let mut months: BTreeMap<Key, BTreeMap<Shard, &PartitionStatus>> = BTreeMap::new();
         for (directory, status) in runs {
