@@ -17,20 +17,20 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout as MemoryLayout, System};
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use events_backfill::internals::{
-    ArrayCursor, Block, BlockReader, BufferPool, FixedCursor, Layout, NativeError,
-    NullableStringCursor, Share, StringArrayWriter, StringCursor, put_block_header,
-    put_column_header, put_string, put_varint,
+    Block, BlockReader, BufferPool, FixedCursor, NativeError, Share, StringArrayWriter,
+    put_block_header, put_column_header, put_string, put_varint,
 };
 use support::differential::{
     Specification, ask, ask_number, assert_equal, execute, keep_versions_apart,
 };
 use support::mutate::mutate;
+use support::well_formed::assert_well_formed;
 use support::{Database, SAMPLE_PARTITION, Server, Tool};
 
 /// Most bytes of a block, where a test does not care.
@@ -369,83 +369,6 @@ fn every_supported_type_passes_through_unchanged() {
 // Part of a block, and bytes that are no block
 // -------------------------------------------------------------------------------------------------
 
-/// Walks every column of a block by its type, a second time and in another way than the reader.
-/// Panics where values do not end exactly where the column does.
-fn assert_well_formed(block: &Block) {
-    assert!(block.rows > 0, "blocks without rows are left out");
-    let mut end_of_last = 0;
-    for (index, column) in block.columns.iter().enumerate() {
-        assert!(column.start < column.values.start);
-        assert!(column.start >= end_of_last);
-        assert!(column.values.end <= block.bytes.len());
-        end_of_last = column.values.end;
-        let layout = column.data_type.layout().expect("it was walked");
-        let mut rest = block.values(index);
-        walk(&layout, &mut rest, block.rows);
-        assert!(rest.is_empty(), "{} bytes too many", rest.len());
-        read_with_cursors(&layout, block.values(index), block.rows);
-        assert!(!block.pieces(index..index + 1).concat().is_empty());
-    }
-    assert_eq!(end_of_last, block.bytes.len());
-}
-
-fn walk(layout: &Layout, rest: &mut &[u8], rows: usize) {
-    match layout {
-        Layout::Fixed(width) => *rest = &rest[width * rows..],
-        Layout::String => {
-            let length = StringCursor::new(rest).next_encoded(rows).unwrap().len();
-            *rest = &rest[length..];
-        }
-        Layout::Nullable(inner) => {
-            assert!(rest[..rows].iter().all(|flag| *flag <= 1));
-            *rest = &rest[rows..];
-            walk(inner, rest, rows);
-        }
-        Layout::Array(inner) => {
-            let elements = walk_lengths(rest, rows);
-            walk(inner, rest, elements);
-        }
-        Layout::Map(key, value) => {
-            let elements = walk_lengths(rest, rows);
-            walk(key, rest, elements);
-            walk(value, rest, elements);
-        }
-        Layout::Tuple(elements) => {
-            for element in elements {
-                walk(element, rest, rows);
-            }
-        }
-    }
-}
-
-fn walk_lengths(rest: &mut &[u8], rows: usize) -> usize {
-    let (mut lengths, elements) = ArrayCursor::new(rest, rows).unwrap();
-    *rest = elements;
-    (0..rows).map(|_| lengths.next_length().unwrap()).sum()
-}
-
-/// Reads a column as enriching does, where its type is one of those that enriching reads.
-fn read_with_cursors(layout: &Layout, values: &[u8], rows: usize) {
-    match layout {
-        Layout::Fixed(8) => {
-            let mut cursor = FixedCursor::<8>::new(values);
-            assert!((0..rows).all(|_| cursor.next_value().is_ok()));
-            assert!(cursor.next_value().is_err());
-        }
-        Layout::String => {
-            let mut cursor = StringCursor::new(values);
-            assert!((0..rows).all(|_| cursor.next_value().is_ok()));
-            assert!(cursor.next_value().is_err());
-        }
-        Layout::Nullable(inner) if **inner == Layout::String => {
-            let mut cursor = NullableStringCursor::new(values, rows).unwrap();
-            assert!((0..rows).all(|_| cursor.next_value().is_ok()));
-            assert!(cursor.next_value().is_err());
-        }
-        _ => {}
-    }
-}
-
 /// Small streams of few blocks, between them with every kind of layout.
 fn small_streams(database: &Database) -> Vec<Vec<u8>> {
     let tables: [&[&str]; 5] = [
@@ -566,18 +489,18 @@ fn remember(size: usize) {
 
 // SAFETY: everything is passed on to the system's allocator as it came.
 unsafe impl GlobalAlloc for RememberLargest {
-    unsafe fn alloc(&self, layout: MemoryLayout) -> *mut u8 {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         remember(layout.size());
         // SAFETY: the caller keeps the promises of this function.
         unsafe { System.alloc(layout) }
     }
 
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: MemoryLayout) {
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         // SAFETY: the caller keeps the promises of this function.
         unsafe { System.dealloc(pointer, layout) }
     }
 
-    unsafe fn realloc(&self, pointer: *mut u8, layout: MemoryLayout, size: usize) -> *mut u8 {
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         remember(size);
         // SAFETY: the caller keeps the promises of this function.
         unsafe { System.realloc(pointer, layout, size) }

@@ -377,7 +377,11 @@ impl Checkpoint {
         File::open(directory)?.sync_all()
     }
 
-    fn encode(&self) -> std::io::Result<Vec<u8>> {
+    /// The bytes of its file.
+    ///
+    /// # Errors
+    /// None for a checkpoint in memory.
+    pub fn encode(&self) -> std::io::Result<Vec<u8>> {
         let payload =
             bincode::serde::encode_to_vec(self, configuration()).map_err(std::io::Error::other)?;
         let mut bytes = Vec::with_capacity(HEADER + payload.len());

@@ -65,10 +65,7 @@ fn checkpoint() -> Checkpoint {
 
 #[test]
 fn a_damaged_checkpoint_is_an_error_even_where_its_checksum_is_right() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("checkpoint");
-    checkpoint().write(&path).unwrap();
-    let file = std::fs::read(path).unwrap();
+    let file = checkpoint().encode().unwrap();
     let (header, payload) = file.split_at(HEADER);
     let errors = errors_among_mutations(payload, |payload| {
         let mut described = header[..12].to_vec();

@@ -28,6 +28,7 @@ pub mod mutate;
 pub mod proxy;
 pub mod repair;
 pub mod replicas;
+pub mod well_formed;
 pub mod zookeeper;
 
 mod database;
