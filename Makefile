@@ -51,6 +51,14 @@ lint: prerequisites ## check the formatting, and run clippy
 	@$(announce_rocksdb)
 	$(cargo) fmt --check
 	$(cargo) clippy --release --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(cargo) doc --release --no-deps --document-private-items --locked
+
+deny: ## check the licences, sources and duplicates of dependencies, and known weaknesses where GitHub is reached
+	@scripts/deny.sh
+
+fuzz: prerequisites ## fuzz what is read from ClickHouse and from disk, FUZZ_SECONDS for each target
+	@$(announce_rocksdb)
+	@$(patsubst cargo,scripts/fuzz.sh,$(cargo))
 
 bench: prerequisites ## benchmark against other tools; BENCH_OBSERVATIONS and other variables set the size
 	@$(announce_rocksdb)

@@ -47,7 +47,7 @@ pub enum Against {
     RowsBefore,
     /// Target rows found after the run started writing: [`RowKey`] → [`TargetRow`].
     RowsSince,
-    /// Latest versions: [`HashKey`] → [`Version`].
+    /// Latest versions: [`HashKey`](super::target_rows::HashKey) → [`Version`](super::target_rows::Version).
     Versions,
     /// Traces that already have a root: [`HashKey`] → [`Root`].
     Roots,

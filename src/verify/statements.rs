@@ -221,7 +221,7 @@ impl Statements {
         )
     }
 
-    /// The days on which these traces have versions: [`VersionDay`]s.
+    /// The days on which these traces have versions: [`VersionDay`](super::rows::VersionDay)s.
     pub(super) fn places_of_traces(&self, projects: &[ByteBuf], ids: &[ByteBuf]) -> String {
         let condition = format!(
             "{} AND {}",
