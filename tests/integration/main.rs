@@ -25,6 +25,7 @@ mod clusters;
 mod command_line;
 mod control;
 mod defaults;
+mod documents;
 mod elsewhere;
 mod experiments;
 mod files;
