@@ -1,4 +1,4 @@
-//! Whether the user may do what is to be done, and sees what there is.
+//! Checks that the user has the rights for the work and sees all rows.
 
 use std::time::Duration;
 
@@ -7,14 +7,13 @@ use crate::cli::options::Intent;
 use crate::clickhouse::{RequestError, TableInfo, quoting};
 use crate::error::Error;
 
-/// How often the rows of a table are counted where its parts change meanwhile.
+/// How many times to count a table whose parts keep changing.
 const MOST_COUNTS: usize = 5;
-/// How long the server may count: it has to read what a row policy looks at.
+/// How long a count may take: with a row policy the server has to read the columns that it tests.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 impl Inspector {
-    /// Refuses where the user may not even say which settings a statement has, or only read where
-    /// something is to be written.
+    /// Fails if the user may not change settings, or is read-only although the command writes.
     pub(super) async fn require_changeable_settings(&mut self) -> Result<(), Error> {
         let user = self.options.connection.user.clone();
         match self.ask(self.connection.readonly_level()).await? {
@@ -22,31 +21,31 @@ impl Inspector {
             Some(2) => match self.options.intent {
                 Intent::Look => Ok(()),
                 _ => self.refuse_to_write(format!(
-                    "user '{user}' may only read (readonly = 2 in its settings profile): name another \
-                     user in CLICKHOUSE_USER"
+                    "user '{user}' is read-only (readonly = 2 in its settings profile): set \
+                    CLICKHOUSE_USER to another user"
                 )),
             },
             Some(level) => Err(Error::configuration(format!(
                 "user '{user}' may not change settings (readonly = {level} in its settings profile), \
-                 on which the meaning of statements depends: name another user in CLICKHOUSE_USER; \
-                 readonly = 2 is enough to verify"
+                but this program has to: set CLICKHOUSE_USER to another user; readonly = 2 is enough \
+                for verify"
             ))),
         }
     }
 
-    /// Tells of limits that the profile holds: what takes more than that ends the run.
+    /// Warns of limits that the profile pins: exceeding one ends the run.
     pub(super) fn warn_of_held_limits(&mut self) -> Result<(), Error> {
         for (name, value) in self.connection.held_limits().to_vec() {
             self.warn(format!(
-                "the settings profile of user '{}' holds {name} = {value}: what takes more than that \
-                 ends the run; let the profile allow to change it",
+                "the settings profile of user '{}' pins {name} = {value}: a statement that exceeds it ends \
+                the run; remove the constraint",
                 self.options.connection.user
             ))?;
         }
         Ok(())
     }
 
-    /// The target, and the tables that its views fill, which are kept right with it.
+    /// The target and the tables that its views fill, which the run keeps correct too.
     pub(super) async fn written_tables(&self, target: &TableInfo) -> Result<Vec<TableInfo>, Error> {
         let mut tables = vec![target.clone()];
         for fed in self.ask(self.connection.fed_tables(target)).await? {
@@ -56,7 +55,7 @@ impl Inspector {
         Ok(tables)
     }
 
-    /// Refuses where the user may not write into one of the tables that are written to.
+    /// Fails if the user may not insert into one of the tables that the run writes.
     pub(super) async fn require_insert(&mut self, written: &[TableInfo]) -> Result<(), Error> {
         if self.options.intent == Intent::Look {
             return Ok(());
@@ -66,15 +65,15 @@ impl Inspector {
             if !self.ask(self.connection.may("INSERT", table)).await? {
                 let name = format!("{}.{}", table.database, table.name);
                 self.refuse_to_write(format!(
-                    "user '{user}' may not write into {name}: GRANT INSERT ON {name} TO {user}"
+                    "user '{user}' may not write to {name}: GRANT INSERT ON {name} TO {user}"
                 ))?;
             }
         }
         Ok(())
     }
 
-    /// Refuses where the user may not read one of the tables that are written to: what is there
-    /// already is left out, and what is not there yet is looked for.
+    /// Fails if the user may not read one of the tables that the run writes: the run reads them to skip
+    /// rows that are already there, verify to find missing ones.
     pub(super) async fn require_select(&mut self, written: &[TableInfo]) -> Result<(), Error> {
         let user = self.options.connection.user.clone();
         for table in written.iter().filter(|table| holds_events(table)) {
@@ -83,11 +82,11 @@ impl Inspector {
                 Err(error) if error.code() == Some(ACCESS_DENIED) => {
                     let name = format!("{}.{}", table.database, table.name);
                     let what = format!(
-                        "user '{user}' may not read {name}, so what is there already cannot be told: \
-                         GRANT SELECT ON {name} TO {user}"
+                        "user '{user}' may not read {name}, so rows that are already there cannot be skipped: \
+                        GRANT SELECT ON {name} TO {user}"
                     );
                     match self.options.intent {
-                        // A plan does without.
+                        // A plan works without.
                         Intent::Rehearse if !self.options.dry_run => self.warn(what)?,
                         _ => return Err(Error::configuration(what)),
                     }
@@ -98,8 +97,8 @@ impl Inspector {
         Ok(())
     }
 
-    /// Tells where the user may not see which statements are under way: a run that is resumed waits
-    /// for the inserts of the process before.
+    /// Warns if the user may not list running statements: a resumed run waits for inserts of the previous
+    /// process.
     pub(super) async fn look_for_processes(&mut self) -> Result<(), Error> {
         if self.options.intent == Intent::Look {
             return Ok(());
@@ -117,7 +116,7 @@ impl Inspector {
         }
     }
 
-    /// What is in the way of writing: a warning as long as nothing is to be written.
+    /// An error for commands that write, a warning for the others.
     fn refuse_to_write(&mut self, what: String) -> Result<(), Error> {
         match self.options.intent {
             Intent::Write => Err(Error::configuration(what)),
@@ -125,9 +124,8 @@ impl Inspector {
         }
     }
 
-    /// Notes where the user does not see all rows of a table that is read, or refuses where it is
-    /// written to: what is there already would be written once more. Gives a sentence about the
-    /// rows that are not seen.
+    /// Warns if rows of a source are hidden from the user, and fails if rows of the target are: they would
+    /// be written a second time. Returns a sentence about the hidden rows.
     pub(super) async fn look_for_hidden_rows(
         &mut self,
         sources: &[&TableInfo],
@@ -141,9 +139,9 @@ impl Inspector {
             if is_written && self.has_row_policy(table).await? {
                 let user = &self.options.connection.user;
                 self.refuse_to_write(format!(
-                    "a row policy of user '{user}' is about {}.{}: what it hides would be written a \
-                     second time, or kept from events_core, which a view fills; name a user without \
-                     one in CLICKHOUSE_USER",
+                    "a row policy for user '{user}' applies to {}.{}: rows that it hides would be written \
+                    a second time, or be missing in events_core, which a view fills; set CLICKHOUSE_USER \
+                    to a user without a row policy",
                     table.database, table.name
                 ))?;
                 continue;
@@ -155,19 +153,19 @@ impl Inspector {
                 continue;
             }
             let what = format!(
-                "user '{}' sees {seen} of the {all} rows of {}.{} (a row policy, or a filter in its \
-                 settings profile)",
+                "user '{}' sees only {seen} of the {all} rows of {}.{} (a row policy, or a filter in its \
+                settings profile)",
                 self.options.connection.user, table.database, table.name
             );
             if is_written {
                 self.refuse_to_write(format!(
-                    "{what}: what it does not see would be written a second time; name a user that \
-                     sees all rows in CLICKHOUSE_USER"
+                    "{what}: the hidden rows would be written a second time; set CLICKHOUSE_USER to a user \
+                    that sees all rows"
                 ))?;
             } else {
                 self.warn(format!(
-                    "{what}: nothing is made of the others; name a user that sees all rows in \
-                     CLICKHOUSE_USER, unless that is what you want"
+                    "{what}: the hidden rows are not backfilled; set CLICKHOUSE_USER to a user that sees \
+                    all rows, unless you want this"
                 ))?;
             }
             hidden.get_or_insert(what);
@@ -175,7 +173,7 @@ impl Inspector {
         Ok(hidden)
     }
 
-    /// Whether a row policy of the user is about a table, as far as the user may know of it.
+    /// Whether a row policy for the user applies to a table, as far as the user may see policies.
     async fn has_row_policy(&self, table: &TableInfo) -> Result<bool, Error> {
         let question = format!(
             "SELECT count() AS count FROM system.row_policies WHERE database = {} \
@@ -193,10 +191,10 @@ impl Inspector {
         }
     }
 
-    /// How many rows of a table the user sees, and how many are in its parts; nothing where they
-    /// change all the time, or it takes too long.
+    /// How many rows of a table the user sees, and how many its parts have; `None` if the parts keep
+    /// changing, or counting takes too long.
     async fn seen_rows(&self, table: &TableInfo) -> Result<Option<(u64, u64)>, Error> {
-        // Rows that a lightweight DELETE has masked are in the parts.
+        // The parts still count rows that a lightweight DELETE has masked.
         let count = format!(
             "SELECT count() AS count FROM {} SETTINGS apply_deleted_mask = 0",
             table.qualified_name()
@@ -205,7 +203,7 @@ impl Inspector {
             let before = self.ask(self.connection.parts(table)).await?;
             let seen = self.connection.rows_within::<Count>(&count, PATIENCE);
             let seen = match seen.await {
-                // That it may not read at all is told where it has to.
+                // A missing right is reported where the table has to be read.
                 Err(error)
                     if matches!(error, RequestError::TimedOut { .. })
                         || error.code() == Some(ACCESS_DENIED) =>
@@ -222,7 +220,7 @@ impl Inspector {
         Ok(None)
     }
 
-    /// Tells the user of something that may be as it is meant, unless it is to be an error.
+    /// Adds a warning; with --strict an error instead.
     pub(super) fn warn(&mut self, what: String) -> Result<(), Error> {
         if self.options.strict {
             return Err(Error::configuration(format!("{what} (--strict)")));
@@ -232,7 +230,7 @@ impl Inspector {
     }
 }
 
-/// Whether a table can be counted, and has an event in each row: a view may fill others, too.
+/// Whether a table holds events and can be counted: a view may fill other tables too.
 fn holds_events(table: &TableInfo) -> bool {
     table.engine.contains("MergeTree") && table.column("span_id").is_some()
 }

@@ -1,4 +1,4 @@
-//! Rows and values that the target's TTLs take as soon as they are written.
+//! Finds rows and values that the target's TTLs would delete as soon as they are written.
 
 use std::fmt;
 
@@ -9,12 +9,12 @@ use super::{Count, Inspector};
 use crate::clickhouse::{PartitionSize, TableInfo, quoting};
 use crate::error::Error;
 
-/// Columns of an event that are called otherwise in `observations`.
+/// Columns of an event that have another name in `observations`.
 const OTHER_NAMES: [(&str, &str); 1] = [("span_id", "id")];
 
 impl Inspector {
-    /// Warns where a TTL of one of these tables takes rows of the month, or what is in a column of
-    /// them; gives the sentence.
+    /// Warns if a TTL of one of these tables deletes rows of the month or empties a column; returns the
+    /// first warning.
     pub(super) async fn look_for_expiry(
         &mut self,
         written: &[TableInfo],
@@ -28,15 +28,15 @@ impl Inspector {
                 let may_take_roots = self.options.subject.root_spans && ttl.condition.is_some();
                 let how_many = match taken {
                     Some(0) if !may_take_roots => continue,
-                    Some(0) | None => "may take rows".to_owned(),
+                    Some(0) | None => "may delete events".to_owned(),
                     Some(taken) => format!(
-                        "takes what is made of {taken} of {} rows of observations",
+                        "deletes the events of {taken} of {} rows of observations",
                         rows.rows
                     ),
                 };
                 let what = format!(
-                    "the TTL of {}.{} ({ttl}) and partition {}: it {how_many}, which ClickHouse deletes \
-                     when it merges; ALTER TABLE {} REMOVE TTL, or a longer one, keeps them",
+                    "the TTL of {}.{} ({ttl}) and partition {}: it {how_many} at the next merge; to keep \
+                    them, use a longer TTL, or ALTER TABLE {} REMOVE TTL",
                     table.database,
                     table.name,
                     self.options.partition,
@@ -49,14 +49,13 @@ impl Inspector {
                 let taken = self.rows_taken(&ttl, table, observations, rows).await;
                 let how_many = match taken {
                     Some(0) => continue,
-                    None => "rows".to_owned(),
+                    None => "some rows".to_owned(),
                     Some(taken) => format!("{taken} of {} rows", rows.rows),
                 };
                 let what = format!(
-                    "the TTL of column {column} of {}.{} ({ttl}) and partition {}: it takes the values \
-                     of what is made of {how_many} of observations, which ClickHouse empties when it \
-                     merges; ALTER TABLE {} MODIFY COLUMN {column} REMOVE TTL, or a longer one, keeps \
-                     them",
+                    "the TTL of column {column} of {}.{} ({ttl}) and partition {}: it deletes the values \
+                    in the events of {how_many} of observations at the next merge; to keep them, use a \
+                    longer TTL, or ALTER TABLE {} MODIFY COLUMN {column} REMOVE TTL",
                     table.database,
                     table.name,
                     self.options.partition,
@@ -80,7 +79,7 @@ impl Inspector {
         Ok(made.map_or_else(Vec::new, |made| column_ttls(&made.statement)))
     }
 
-    /// How many events of the month it takes, if that can be told from the observations.
+    /// How many events of the month it deletes, if the observations can tell.
     async fn rows_taken(
         &self,
         ttl: &Ttl,
@@ -98,7 +97,7 @@ impl Inspector {
                 let other = OTHER_NAMES.iter().find(|names| names.0 == column.name);
                 let name = other.map_or(column.name.as_str(), |names| names.1);
                 let source = observations.column(name)?;
-                // Of the type that it has in the table of events.
+                // With the type that it has in the table of events.
                 let name = quoting::identifier(&source.name);
                 let event = quoting::identifier(&column.name);
                 Some(format!(
@@ -119,19 +118,19 @@ impl Inspector {
             quoting::string(&rows.partition_id),
             ttl.expression,
         );
-        // It may look at a column that observations have not.
+        // Fails if the TTL uses a column that observations lack.
         let counted = self.connection.rows::<Count>(&query).await.ok()?;
         counted.first().map(|row| row.count)
     }
 }
 
-/// The statement that makes a table.
+/// The statement that creates a table.
 #[derive(Row, Deserialize)]
 struct Made {
     statement: String,
 }
 
-/// When rows are deleted.
+/// A TTL: the time from which rows or values are deleted, and the condition.
 #[derive(Debug, PartialEq, Eq)]
 struct Ttl {
     expression: String,
@@ -148,7 +147,7 @@ impl fmt::Display for Ttl {
     }
 }
 
-/// The TTLs of a table that delete rows, from its engine as `system.tables` has it:
+/// The TTLs of a table that delete rows, from `engine_full` in `system.tables`:
 /// `MergeTree PARTITION BY … ORDER BY … TTL a, b DELETE WHERE c, d TO VOLUME 'e' SETTINGS …`.
 fn delete_ttls(engine_full: &str) -> Vec<Ttl> {
     let Some(start) = find_word(engine_full, "TTL") else {
@@ -160,7 +159,7 @@ fn delete_ttls(engine_full: &str) -> Vec<Ttl> {
     elements.into_iter().filter_map(ttl).collect()
 }
 
-/// The columns of a table that have a TTL, from the statement that makes it:
+/// The columns of a table that have a TTL, from the statement that creates it:
 /// `CREATE TABLE … (a T, b T CODEC(…) TTL c SETTINGS (…), INDEX …) ENGINE = …`.
 fn column_ttls(create: &str) -> Vec<(String, Ttl)> {
     let Some((_, columns)) = create.split_once('(') else {
@@ -183,7 +182,7 @@ fn column_ttls(create: &str) -> Vec<(String, Ttl)> {
 
 fn ttl(element: &str) -> Option<Ttl> {
     for word in ["TO", "RECOMPRESS", "GROUP"] {
-        // Rows are moved, compressed or put together.
+        // These move, compress or aggregate rows, but do not delete them.
         if find_word(element, word).is_some() {
             return None;
         }
@@ -202,7 +201,7 @@ fn ttl(element: &str) -> Option<Ttl> {
     })
 }
 
-/// What of a text is outside of quotes and parentheses: places and characters.
+/// The characters outside quotes and parentheses, with their positions.
 fn outside(text: &str) -> impl Iterator<Item = (usize, char)> {
     let (mut depth, mut quote, mut is_escaped) = (0_usize, None, false);
     text.char_indices().filter(move |&(_, c)| {

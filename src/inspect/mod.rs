@@ -1,5 +1,4 @@
-//! Looks at the server and its tables before anything is done, and says in one
-//! sentence what is missing.
+//! Checks the server and its tables before anything is done, and says in one sentence what is missing.
 
 mod access;
 mod expiry;
@@ -24,41 +23,42 @@ use crate::mapping::{Mapping, MappingError, SelectItem, Source};
 use crate::memory::numbers::whole;
 use crate::partition::{Partition, ShareOfMonth};
 
-/// Tables tried in this order when no target is named.
+/// Target tables to try, in this order, when none is named.
 const TARGETS: [&str; 2] = ["events_full", "events"];
-/// Table that says which traces belong to dataset runs.
+/// The table that links traces to dataset runs.
 const DATASET_ITEMS: &str = "dataset_run_items_rmt";
 
-/// The way out that is always there, at the end of a sentence.
-const UNVERIFIED: &str = "or, where nobody can be between you and the server, say \
-                          --dangerously-accept-invalid-certificates";
-/// What is said of a certificate that no authority's signature would help.
+/// The last resort for every certificate problem, as the end of a sentence.
+const UNVERIFIED: &str = "or, on a network that you fully trust, add \
+--dangerously-accept-invalid-certificates";
+/// Parts of the explanations (`clickhouse/error.rs`) of certificates that are wrong in themselves, whoever
+/// signs them.
 const IN_ITSELF: [&str; 2] = ["an authority's own", "version 1"];
-/// What rustls says of a certificate for another server.
+/// rustls's words for a certificate of another server.
 const OTHER_NAME: &str = "not valid for name";
-/// So long before a moment, in microseconds, rows may have changed that Langfuse has not written as
-/// events yet: they are left to it, unless the user says another moment.
+/// Rows changed within this time, in microseconds, are left to Langfuse, which may not have written their
+/// events yet. --until overrides it.
 pub(crate) const LEFT_TO_LANGFUSE: i64 = 3_600_000_000;
 /// The user lacks a right.
 const ACCESS_DENIED: u32 = 497;
 
-/// The id of the only partition of a table that has none.
+/// The partition id of an unpartitioned table.
 const UNPARTITIONED: &str = "all";
 
-/// Bytes of a stored trace besides its attributes: key, lengths, filter, index.
+/// Bytes per stored trace in addition to its attributes: key, lengths, filter, index.
 const STORE_BYTES_PER_TRACE: u64 = 32;
-/// Bytes of a store without traces.
+/// Bytes of an empty store.
 const STORE_BYTES_EMPTY: u64 = 1 << 20;
-/// Disk for each observation of the month while their versions are compared.
+/// Bytes of disk per observation of the month while versions are compared.
 const FILE_BYTES_PER_OBSERVATION: u64 = 29;
 
-/// Everything that is known before the work begins.
+/// The result of the inspection: everything known before the work begins.
 pub(crate) struct Inspected {
-    /// What is done of the month.
+    /// The share of the month to do.
     pub share: ShareOfMonth,
-    /// About how many rows of `observations` that are, versions that are not merged yet included.
+    /// Estimated rows of `observations` in this share, including versions that are not merged yet.
     pub observation_rows: u64,
-    /// The same of `traces`.
+    /// The same for `traces`.
     pub trace_rows: u64,
     /// The server.
     pub server: ServerInfo,
@@ -68,55 +68,54 @@ pub(crate) struct Inspected {
     pub traces: TableInfo,
     /// The events table to fill.
     pub target: TableInfo,
-    /// `dataset_run_items_rmt`, if its traces are left out, or are told from others, or would be
-    /// if there were any.
+    /// `dataset_run_items_rmt`, if its traces are excluded or written as experiments, or would be if
+    /// there were any.
     pub dataset_items: Option<TableInfo>,
-    /// What these tables suggest where the user says nothing.
+    /// Defaults for these tables, where the user has not decided.
     pub defaults: Defaults,
-    /// What the user should know of the tables.
+    /// Notes for the user about the tables.
     pub notes: Vec<String>,
-    /// What may cost rows, and is not to be an error.
+    /// Problems that may cost rows; errors with --strict.
     pub warnings: Vec<String>,
-    /// Whether the spans of dataset runs are left out.
+    /// Whether the spans of dataset runs are excluded.
     pub excludes_dataset_items: bool,
     /// How observations become events.
     pub mapping: Mapping,
-    /// How traces become root spans, if they are to.
+    /// How traces become root spans, if these are wanted.
     pub root_spans: Option<Mapping>,
-    /// The partition of `observations`; without rows if there is none.
+    /// The partition of `observations`; with 0 rows if it does not exist.
     pub observation_partition: PartitionSize,
-    /// The partition of `traces`; without rows if there is none.
+    /// The partition of `traces`; with 0 rows if it does not exist.
     pub trace_partition: PartitionSize,
-    /// About how many rows of `traces` are to be loaded, those of the days before and after
-    /// the month included.
+    /// Estimated rows of `traces` to load, including those of the days before and after the month.
     pub traces_to_load: u64,
-    /// Whether `traces` has others besides those of the share.
+    /// Whether `traces` has rows outside the share.
     pub has_more_traces: bool,
-    /// Whether `observations` has others besides those of the share.
+    /// Whether `observations` has rows outside the share.
     pub has_more_observations: bool,
-    /// Uncompressed bytes of what the store keeps of the traces to load.
+    /// Uncompressed bytes of the columns that the store keeps of the traces to load.
     pub trace_bytes: u64,
     /// Uncompressed bytes of all dataset run items, if experiments are wanted.
     pub item_bytes: u64,
-    /// What a TTL of the target takes of the month, as a sentence.
+    /// A sentence about what a TTL of the target deletes of the month, if one does.
     pub expiry: Option<String>,
-    /// Which rows the user does not see, as a sentence.
+    /// A sentence about rows that are hidden from the user, if any are.
     pub hidden: Option<String>,
-    /// The target, and the tables that its views fill.
+    /// The target and the tables that its views fill.
     pub written: Vec<TableInfo>,
 }
 
 impl Inspected {
-    /// How many bytes the trace store can take. LZ4 brings ids and short texts to
-    /// about two thirds, but not every text, and a disk that is full is worse than
-    /// one that has room left.
+    /// Upper bound for the size of the trace store, in bytes. Ignores compression: LZ4 shrinks ids and
+    /// short texts to about two thirds, but not every text, and it is better to have room left than a
+    /// full disk.
     pub(crate) fn store_bytes(&self) -> u64 {
         let traces = self.trace_bytes + self.traces_to_load * STORE_BYTES_PER_TRACE;
         let versions = self.observation_rows * FILE_BYTES_PER_OBSERVATION;
         STORE_BYTES_EMPTY + traces + versions + self.item_bytes
     }
 
-    /// Type of `observations.start_time`, by whose time zone days are told.
+    /// Type of `observations.start_time`, whose time zone decides where days begin.
     pub(crate) fn start_type(&self) -> String {
         let column = self.observations.column("start_time");
         column.map_or_else(
@@ -148,12 +147,12 @@ impl Inspected {
         }
     }
 
-    /// How the rows of a segment are asked for.
+    /// The query that reads the rows of a segment.
     pub(crate) fn segment_query(&self, source: Source) -> SegmentQuery {
         let partition = self.partition(source);
         let alias = source.alias();
-        // The ARRAY JOIN changes no row. It divides blocks to max_block_size,
-        // which FINAL alone does not: it yields granules of up to 10 MiB.
+        // The ARRAY JOIN leaves the rows as they are, but splits blocks to max_block_size. FINAL alone does
+        // not: it returns granules of up to 10 MiB.
         let select = format!(
             "SELECT {} FROM {} AS {alias} FINAL ARRAY JOIN [1] AS one",
             self.mapping_of(source).select_list(),
@@ -169,20 +168,19 @@ impl Inspected {
     }
 }
 
-/// The months that there is something to do for.
+/// The months that have rows to backfill.
 #[derive(Debug, Default)]
 pub(crate) struct Months {
-    /// Each with its rows in parts, which may hold several versions of one.
+    /// Their rows, including versions that are not merged yet.
     pub rows: BTreeMap<Partition, u64>,
-    /// Partitions in which days cannot be counted: their rows have times before 1970, or
-    /// after 2148.
+    /// Partitions before 1970 or after 2148, whose days a `Date` cannot hold.
     pub out_of_range: Vec<String>,
-    /// Names of the tables.
+    /// The tables that were asked.
     tables: Vec<&'static str>,
 }
 
 impl Months {
-    /// Says that these months are not there.
+    /// The error for months that do not exist.
     pub(crate) fn missing(&self, database: &str, missing: &[Partition]) -> Error {
         let there_are: Vec<String> = self.rows.keys().map(Partition::to_string).collect();
         let missing: Vec<String> = missing.iter().map(Partition::to_string).collect();
@@ -190,11 +188,11 @@ impl Months {
     }
 }
 
-/// Asks which months there is something to do for: those of the tables whose rows are to become
-/// events. Once the server has answered, what may pass is asked again.
+/// Finds the months of the source tables. Once the server has answered a first time, temporary errors are
+/// retried.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) with what is wrong and what to do.
+/// [`Kind::Configuration`](crate::error::Kind), saying what is wrong and what to do.
 pub(crate) async fn months(
     connection: &Connection,
     options: &Options,
@@ -225,11 +223,11 @@ pub(crate) async fn months(
     Ok(months)
 }
 
-/// Inspects server, tables and partition, and settles in the options what the user has left to the
-/// tables. Once the server has answered, what may pass is asked again.
+/// Inspects server, tables and partition, and fills in the options that the user left to the tables. Once
+/// the server has answered a first time, temporary errors are retried.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) with what is wrong and what to do.
+/// [`Kind::Configuration`](crate::error::Kind), saying what is wrong and what to do.
 pub(crate) async fn inspect(
     connection: &Connection,
     options: &mut Options,
@@ -243,8 +241,8 @@ pub(crate) async fn inspect(
     Ok(inspected)
 }
 
-/// Whether a target has all columns of an event. An older one has none for experiments, and v4
-/// never reads it.
+/// Whether a target has all columns of an event. Older tables have none for experiments, and v4 never
+/// reads them.
 fn is_complete(target: &TableInfo) -> bool {
     target.column("experiment_id").is_some()
 }
@@ -257,7 +255,6 @@ struct Count {
 struct Inspector {
     connection: Connection,
     options: Options,
-    /// What the user should know.
     notes: Vec<String>,
     warnings: Vec<String>,
 }
@@ -272,8 +269,8 @@ impl Inspector {
         }
     }
 
-    /// Asks the server for the first time. An address that is wrong is told at once, unless nobody
-    /// watches: then the server may not be there yet.
+    /// Contacts the server for the first time. Reports a wrong address at once; only unattended runs retry,
+    /// since the server may not have started yet.
     async fn reach_server(&mut self, retries: &Retries) -> Result<ServerInfo, Error> {
         if self.options.is_unattended() {
             self.connection = self.connection.with_retries(retries);
@@ -385,8 +382,8 @@ impl Inspector {
         })
     }
 
-    /// About how many rows of a source the run does. Which granules of the partition have a shard's
-    /// days the server tells from its index.
+    /// Estimated rows of a source in this share. For a shard, the server estimates from its index which
+    /// granules have the shard's days.
     async fn rows_of_share(
         &self,
         source: Source,
@@ -415,45 +412,44 @@ impl Inspector {
         request.await.map_err(|error| self.describe(&error))
     }
 
-    /// Puts what commonly goes wrong at the beginning into the operator's words.
+    /// Explains the errors that are common on first contact.
     fn describe(&self, error: &RequestError) -> Error {
         let address = self.connection.address();
         let user = &self.options.connection.user;
         let sentence = match (error, error.code()) {
             (_, Some(516 | 192 | 193 | 194)) => format!(
-                "ClickHouse at {address} does not let user '{user}' in: check CLICKHOUSE_USER and \
-                 CLICKHOUSE_PASSWORD"
+                "ClickHouse at {address} rejects the login of user '{user}': check CLICKHOUSE_USER and \
+                CLICKHOUSE_PASSWORD"
             ),
             (_, Some(452 | 164)) => format!(
-                "the settings profile of user '{user}' does not let a setting be changed that is \
-                 needed: {error}"
+                "the settings profile of user '{user}' forbids a setting that is needed: {error}"
             ),
             (RequestError::Certificate(why), _) if why.contains(OTHER_NAME) => format!(
-                "the certificate of ClickHouse at {address} is for another name ({why}): name the \
-                 server in CLICKHOUSE_URL as its certificate does, {UNVERIFIED}"
+                "the certificate of ClickHouse at {address} is for another name ({why}): use the \
+                certificate's name in CLICKHOUSE_URL, {UNVERIFIED}"
             ),
             (RequestError::Certificate(why), _)
                 if IN_ITSELF.iter().any(|one| why.contains(one)) =>
             {
                 format!(
                     "the certificate of ClickHouse at {address} is not accepted ({why}): give the server \
-                     one of version 3 with CA:FALSE and its name as subjectAltName, signed by an \
-                     authority that SSL_CERT_FILE names, {UNVERIFIED}"
+                    one of version 3 with CA:FALSE and its name as subjectAltName, signed by an \
+                    authority in SSL_CERT_FILE, {UNVERIFIED}"
                 )
             }
             (RequestError::Certificate(why), _) => format!(
-                "the certificate of ClickHouse at {address} is not accepted ({why}): name a file with \
-                 the certificates of the authority that signed it in SSL_CERT_FILE, {UNVERIFIED}"
+                "the certificate of ClickHouse at {address} is not accepted ({why}): set SSL_CERT_FILE to \
+                a file with the certificate of the authority that signed it, {UNVERIFIED}"
             ),
             (RequestError::Compressed, _) => error.to_string(),
             (_, Some(ACCESS_DENIED)) => format!("user '{user}' lacks a right: {error}"),
             (RequestError::Network(cause), _) => format!(
-                "ClickHouse at {address} cannot be reached ({cause}): check CLICKHOUSE_URL, and \
-                 that it is the port of the HTTP interface"
+                "ClickHouse at {address} cannot be reached ({cause}): check CLICKHOUSE_URL; its port \
+                must be that of the HTTP interface"
             ),
             (RequestError::TimedOut { .. }, _) => format!(
-                "ClickHouse at {address} takes the connection and does not answer ({error}): check \
-                 CLICKHOUSE_URL, and that the server is not overloaded"
+                "ClickHouse at {address} accepts the connection but does not answer ({error}): check \
+                CLICKHOUSE_URL and the load of the server"
             ),
             (
                 RequestError::Http {
@@ -462,24 +458,23 @@ impl Inspector {
                 },
                 _,
             ) => format!(
-                "a proxy before ClickHouse at {address} answers with status {status}: check that the \
-                 server runs and that the proxy reaches it"
+                "a proxy in front of ClickHouse at {address} answers with status {status}: check that the \
+                server is running and that the proxy can reach it"
             ),
             (RequestError::Http { .. } | RequestError::Unexpected(_), _) => format!(
-                "what answers at {address} is not ClickHouse's HTTP interface: check \
-                 CLICKHOUSE_URL ({error})"
+                "something other than ClickHouse's HTTP interface answers at {address}: check \
+                CLICKHOUSE_URL ({error})"
             ),
             _ => error.to_string(),
         };
         match self.options.is_unattended() && error.is_passing() {
-            // Whoever started it is to start it again, which is not done where the configuration is wrong.
+            // Exit code 1, so that the service manager starts it again; with 2 it would not.
             true => Error::failed(sentence),
             false => Error::configuration(sentence),
         }
     }
 
-    /// Lets the server check that it can compute every column, and finds the one
-    /// that it cannot.
+    /// Lets the server check that it can compute every column; finds the one that it cannot.
     async fn probe(
         &self,
         table: &TableInfo,
@@ -507,8 +502,7 @@ impl Inspector {
                     .map(|column| format!("{} is {}", column.name, column.data_type))
                     .collect();
                 return Err(Error::configuration(format!(
-                    "table {}.{} has a column of another type than Langfuse's ({}): {} fails, \
-                     {error}",
+                    "table {}.{} has a column of another type than Langfuse's ({}): {} fails, {error}",
                     table.database,
                     table.name,
                     types.join(", "),
@@ -560,29 +554,29 @@ impl Inspector {
         let database = &self.options.database;
         let Some(table) = self.find(name).await? else {
             return Err(Error::configuration(format!(
-                "database '{database}' has no table {name}: is it the one that Langfuse uses? \
-                 Check CLICKHOUSE_DB"
+                "database '{database}' has no table {name}: is it Langfuse's database? Check \
+                CLICKHOUSE_DB"
             )));
         };
         refuse_distributed(&table)?;
         if !table.is_replacing() {
             return Err(Error::configuration(format!(
-                "table {database}.{name} is a {}, not a ReplacingMergeTree, so which version of a \
-                 row counts cannot be told",
+                "table {database}.{name} is a {}, not a ReplacingMergeTree, so the current version \
+                of a row cannot be determined",
                 table.engine
             )));
         }
         Ok(table)
     }
 
-    /// What the tables suggest where the user says nothing.
+    /// Defaults for the options that the user left open.
     async fn defaults(&mut self, target: &TableInfo) -> Result<Defaults, Error> {
         let asked = self.options.subject.asked;
         if !is_complete(target) {
             if asked.root_spans == Choice::Default || asked.experiments == Choice::Default {
                 self.notes.push(format!(
-                    "{} has no column experiment_id, so root spans and experiments are written \
-                     only where they are asked for",
+                    "{} has no column experiment_id: root spans and experiments are off, unless you ask for \
+                    them",
                     target.name
                 ));
             }
@@ -596,7 +590,7 @@ impl Inspector {
         })
     }
 
-    /// Whether there are dataset run items. Without any, nobody has to look for their spans.
+    /// Whether there are dataset run items. Without any, there are no experiments to look for.
     async fn has_dataset_items(&mut self) -> Result<bool, Error> {
         let Some(table) = self.find(DATASET_ITEMS).await? else {
             self.notes.push(format!(
@@ -610,13 +604,13 @@ impl Inspector {
         Ok(counts.iter().any(|count| count.count > 0))
     }
 
-    /// The target, and whether it is the one that v4 does not read.
+    /// The target, and whether it is the old table that v4 does not read.
     async fn find_target(&self) -> Result<(TableInfo, bool), Error> {
         match &self.options.target_table {
             Some(name) => {
                 let table = self.find(name).await?.ok_or_else(|| {
                     Error::configuration(format!(
-                        "database '{}' has no table {name} to write to",
+                        "database '{}' has no table {name} (--target-table)",
                         self.options.database
                     ))
                 })?;
@@ -631,9 +625,8 @@ impl Inspector {
         refuse_distributed(&table)?;
         if is_old {
             self.warn(format!(
-                "database '{}' has no table {}, and the table {} that it has is never \
-                 read by Langfuse v4: run Langfuse's v4 migrations first, unless you need this \
-                 table for something else",
+                "database '{}' has no table {}, only {}, which Langfuse v4 never reads: run Langfuse's v4 \
+                migrations first, unless you need this table for something else",
                 self.options.database, TARGETS[0], table.name
             ))?;
         }
@@ -641,23 +634,21 @@ impl Inspector {
         if let Some(source) = self.ask(self.connection.fed_by_view(&table)).await? {
             return Err(Error::configuration(format!(
                 "table {database}.{} is filled from {source} by a materialized view: write to \
-                 {source}",
+                 {source} (--target-table)",
                 table.name
             )));
         }
         if table.has_views && !self.ask(self.connection.sees_views_of(&table)).await? {
             return Err(Error::configuration(format!(
-                "user '{}' does not see the materialized views that read {database}.{}, so that the \
-                 table which v4 reads (events_core) could not be kept right: \
-                 GRANT SHOW TABLES ON {database}.* TO {}",
+                "user '{}' cannot see the materialized views that read {database}.{}, so events_core, \
+                which v4 reads, could not be kept correct: GRANT SHOW TABLES ON {database}.* TO {}",
                 self.options.connection.user, table.name, self.options.connection.user
             )));
         }
         if !table.is_replacing() && !self.options.allow_duplicates {
             return Err(Error::configuration(format!(
-                "the target {database}.{} is a {}, not a ReplacingMergeTree: a run that is done \
-                 again or resumed, and a segment that is tried again, would leave rows in it twice; \
-                 say --allow-duplicates if that is what you want",
+                "the target {database}.{} is a {}, not a ReplacingMergeTree: a retry, a resume or \
+                another run would leave duplicate rows in it; add --allow-duplicates if you accept that",
                 table.name, table.engine
             )));
         }
@@ -672,7 +663,7 @@ impl Inspector {
         }
         Err(Error::configuration(format!(
             "database '{}' has neither a table events_full nor events: run Langfuse's v4 \
-             migrations first, or name the table with --target-table",
+            migrations first, or name the table with --target-table",
             self.options.database
         )))
     }
@@ -707,13 +698,13 @@ impl Inspector {
     }
 }
 
-/// Which version of a row counts is decided on its shard, and what is written is counted there.
+/// Refuses Distributed tables: FINAL and the count of written rows only work on the shard itself.
 fn refuse_distributed(table: &TableInfo) -> Result<(), Error> {
     match table.is_distributed() {
         false => Ok(()),
         true => Err(Error::configuration(format!(
-            "{}.{} is a Distributed table, whose rows lie on the shards of a cluster: say --all-shards, \
-             which does the same on each of them, or --local-tables for the shard of this server alone",
+            "{}.{} is a Distributed table, whose rows are on the shards of a cluster: add --all-shards to \
+            do every shard, or --local-tables to do only this server's",
             table.database, table.name
         ))),
     }
@@ -721,11 +712,11 @@ fn refuse_distributed(table: &TableInfo) -> Result<(), Error> {
 
 fn describe_mapping(error: MappingError) -> Error {
     Error::configuration(format!(
-        "{error}; is this database a Langfuse v3 or v4 that has run all its migrations?"
+        "{error}; does this database belong to a Langfuse v3 or v4, and have all its migrations run?"
     ))
 }
 
-/// The partition, or one without rows.
+/// The partition, or an empty one.
 fn find_partition(partitions: &[PartitionSize], partition_id: &str) -> PartitionSize {
     partitions
         .iter()
@@ -738,7 +729,7 @@ fn find_partition(partitions: &[PartitionSize], partition_id: &str) -> Partition
         })
 }
 
-/// One of the tables that are to be read must have the partition.
+/// Fails unless one of the source tables has the partition.
 fn require_partition(
     options: &Options,
     observations: &[PartitionSize],
@@ -771,9 +762,9 @@ fn require_partition(
     ))
 }
 
-/// The partitions whose traces are loaded, and which part of their days.
+/// The partitions to load traces from, each with the fraction of its days.
 pub(crate) fn shares_of_partitions(options: &Options) -> BTreeMap<String, f64> {
-    /// Days of a month.
+    /// Days of a month, roughly.
     const MONTH: f64 = 30.0;
     let mut shares = BTreeMap::new();
     for day in options.days_of_traces() {
@@ -788,7 +779,7 @@ pub(crate) fn shares_of_partitions(options: &Options) -> BTreeMap<String, f64> {
     shares
 }
 
-/// Says that none of these tables has these partitions, and which they have.
+/// The error for partitions that none of these tables has; lists those that they have.
 fn no_partition(
     database: &str,
     tables: &[&str],
@@ -828,8 +819,8 @@ fn require_monthly(source: Source, table: &TableInfo) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::configuration(format!(
-        "table {}.{} is partitioned by '{}', not by month ({expected}), so its partitions are not \
-         months",
+        "table {}.{} is partitioned by '{}', not by month ({expected}), so it cannot be backfilled \
+        month by month",
         table.database, table.name, table.partition_key
     )))
 }

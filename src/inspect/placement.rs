@@ -1,4 +1,4 @@
-//! On which shard the traces of observations lie.
+//! Checks whether observations and their traces are on the same shard.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use serde_bytes::ByteBuf;
 use crate::clickhouse::{Connection, RequestError, TABLE_TIMEOUT, quoting};
 use crate::partition::Partition;
 
-/// Traces that are looked at.
+/// Traces to sample.
 pub(crate) const SAMPLE: usize = 200;
 
 /// The table of dataset run items.
@@ -51,7 +51,7 @@ pub(crate) async fn months(
 /// such tables.
 ///
 /// # Errors
-/// [`RequestError`] where it does not answer.
+/// [`RequestError`] if the shard rejects the query or cannot be reached.
 pub(crate) async fn sample(
     connection: &Connection,
     database: &str,
@@ -78,10 +78,10 @@ pub(crate) async fn sample(
     Ok(named)
 }
 
-/// How many of some traces a shard has.
+/// How many of these traces a shard has.
 ///
 /// # Errors
-/// [`RequestError`] where it does not answer.
+/// [`RequestError`] if the shard rejects the query or cannot be reached.
 pub(crate) async fn count(
     connection: &Connection,
     database: &str,
@@ -97,7 +97,7 @@ pub(crate) async fn count(
     Ok(counts.iter().map(|count| count.count).sum())
 }
 
-/// The statement that gives those of some traces that a shard has.
+/// The query for those of `traces` that a shard has.
 async fn found(
     connection: &Connection,
     database: &str,

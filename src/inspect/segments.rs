@@ -1,14 +1,13 @@
-//! Partition → segments.
+//! Divides a partition into segments.
 //!
-//! A segment is a half-open range of a source's sort key, a few hundred
-//! thousand rows long: the unit of work, of parallelism, of progress and of the
-//! checkpoint. The first one begins before every key and the last one ends
-//! after every key, so together they cover every row exactly once, rows that
-//! arrive after the plan was made included. A shard has segments of its own, which cover
-//! the rows of its days; which days these are depends on the calendar alone.
+//! A segment is a half-open range of a source's sort key, a few hundred thousand rows long: the unit of work,
+//! of parallelism, of progress and of the checkpoint. The first one begins before every key and the last one
+//! ends after every key, so together they cover every row exactly once, even rows that arrive after the plan
+//! was made. Each shard has its own segments, which cover the rows of its days; the calendar alone decides
+//! which days these are.
 //!
-//! Where the keys lie is read from the primary index itself (`mergeTreeIndex`),
-//! at one row per granule, so planning does not scan the table.
+//! The plan reads the keys from the primary index (`mergeTreeIndex`), one row per granule, so it does not
+//! scan the table.
 
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use crate::mapping::Source;
 use crate::memory::numbers::{in_memory, short};
 use crate::partition::{Day, ShareOfMonth};
 
-/// The primary key whose index [`read_groups`] knows how to read.
+/// The primary key that [`read_groups`] can read from the index.
 const fn primary_key(source: Source) -> &'static str {
     match source {
         Source::Observations => "project_id, type, toDate(start_time)",
@@ -30,7 +29,7 @@ const fn primary_key(source: Source) -> &'static str {
     }
 }
 
-/// The part of the sort key between project and day.
+/// The sort key column between project and day.
 const fn type_column(source: Source) -> &'static str {
     match source {
         Source::Observations => "CAST(type, 'String')",
@@ -38,18 +37,17 @@ const fn type_column(source: Source) -> &'static str {
     }
 }
 
-/// Rows of a granule, at most (`index_granularity`).
+/// Maximum rows of a granule (`index_granularity`).
 const GRANULE_ROWS: u64 = 8_192;
-/// Each segment reads one or two granules per part that belong to its neighbours
-/// too (1.8 on average, measured); segments of this many granules per part keep
-/// that below a quarter.
+/// Minimum granules per part and segment. Each segment also reads one or two granules per part that belong
+/// to its neighbours (1.8 on average, measured); this minimum keeps the overhead below a quarter.
 const GRANULES_PER_PART: u64 = 8;
-/// A group this many times larger than a segment is split by id.
+/// A group at least this many times larger than a segment is split by id.
 const SPLIT_FROM: u64 = 4;
-/// Each piece of a split group scans the group's ids again, since the id is not
-/// in the primary index. All splits together may scan a tenth of the partition.
+/// Each piece of a split group scans the group's ids again, since the primary index does not contain them.
+/// All splits together may scan a tenth of the partition.
 const SPLIT_SCAN_DIVISOR: u64 = 10;
-/// How long a query may take that reads a column of a group, or of the partition.
+/// How long a query may take that reads one column of a group or of the partition.
 const SCAN_TIMEOUT: Duration = Duration::from_secs(900);
 /// Ids sampled per piece of a split.
 const SAMPLES_PER_PIECE: u64 = 64;
@@ -63,7 +61,7 @@ pub struct Group {
     pub observation_type: ByteBuf,
     /// `toDate(start_time)`, or `toDate(timestamp)`
     pub day: Day,
-    /// About how many rows, versions that are not merged yet included.
+    /// Estimated rows, including versions that are not merged yet.
     pub rows: u64,
 }
 
@@ -76,7 +74,7 @@ pub struct Boundary {
     pub observation_type: ByteBuf,
     /// `toDate(start_time)`, or `toDate(timestamp)`
     pub day: Day,
-    /// Rows of the group with this id or a greater one come after the boundary.
+    /// Within a group, rows with this id or a greater one come after the boundary.
     pub id: Option<ByteBuf>,
 }
 
@@ -90,9 +88,8 @@ impl Boundary {
         }
     }
 
-    /// The sort key's columns and this boundary's values, for SQL, as far as
-    /// they matter: at its end, the least value of a column says nothing, and
-    /// ClickHouse may keep only a prefix of the key in its index.
+    /// The sort key's columns with this boundary's values, as SQL. Drops trailing columns that have their
+    /// least value: they exclude nothing, and ClickHouse may keep only a prefix of the key in its index.
     fn terms(&self, source: Source) -> Vec<(String, String)> {
         let mut terms = self.all_terms(source);
         if self.id.is_none() {
@@ -132,25 +129,24 @@ impl Boundary {
 pub struct Segment {
     /// Number of the segment, from 0.
     pub number: u32,
-    /// Of which table it is a range.
+    /// The table that it is a range of.
     pub source: Source,
-    /// Where it begins; `None` is before every row.
+    /// Start, inclusive; `None` is before every row.
     pub from: Option<Boundary>,
-    /// Where it ends, exclusively; `None` is after every row.
+    /// End, exclusive; `None` is after every row.
     pub to: Option<Boundary>,
-    /// About how many rows, versions that are not merged yet included.
+    /// Estimated rows, including versions that are not merged yet.
     pub rows: u64,
 }
 
 impl Segment {
-    /// The condition that is true for the segment's rows. Written so that
-    /// ClickHouse prunes by its primary key: equality on what both ends share,
-    /// then nested `>` and `=` (a comparison of whole tuples is not pruned).
+    /// The SQL condition for the segment's rows. Its form lets ClickHouse prune by the primary key: equality
+    /// on the columns that both ends share, then nested `>` and `=` (comparing whole tuples does not prune).
     pub fn predicate(&self) -> String {
         let terms = |boundary: &Boundary| boundary.terms(self.source);
         let from = self.from.as_ref().map(terms).unwrap_or_default();
         let to = self.to.as_ref().map(terms).unwrap_or_default();
-        // The last term is never shared: the range would be empty.
+        // The last term is never shared, or the range would be empty.
         let shared = from
             .iter()
             .zip(&to)
@@ -173,8 +169,7 @@ impl Segment {
         conditions.join(" AND ")
     }
 
-    /// A condition on a column `project_id` that holds for every project of the
-    /// segment, or none.
+    /// A condition on a `project_id` column that holds for every project of the segment, if there is one.
     pub fn project_condition(&self, column: &str) -> Option<String> {
         let from = self
             .from
@@ -205,7 +200,7 @@ fn compare(terms: &[(String, String)], strict: &str, last: &str) -> String {
     )
 }
 
-/// What a plan is made of: one partition of a source.
+/// One partition of a source, to be planned.
 #[derive(Debug, Clone, Copy)]
 pub struct SourcePartition<'a> {
     /// Which source.
@@ -214,15 +209,14 @@ pub struct SourcePartition<'a> {
     pub table: &'a TableInfo,
     /// The partition, `YYYYMM`.
     pub id: &'a str,
-    /// In how many parts it lies.
+    /// Its number of parts.
     pub parts: u64,
-    /// What is done of it.
+    /// The share of it to do.
     pub share: ShareOfMonth,
 }
 
-/// Makes the plan for the partitions of some sources, one after the other: segments of
-/// about `segment_rows` rows, larger where a partition lies in so many parts that shorter ones
-/// would scan too much twice.
+/// Plans these partitions one after the other: segments of about `segment_rows` rows, or larger if a partition
+/// has so many parts that short segments would read too much twice.
 ///
 /// # Errors
 /// [`RequestError`] if the server rejects a query or cannot be reached.
@@ -250,8 +244,8 @@ pub async fn make(
     Ok(segments)
 }
 
-/// The groups of a partition in sort order, from the primary index; where the
-/// table has another primary key than Langfuse's, from a scan.
+/// The groups of a partition in sort order, from the primary index; from a scan if the primary key is not
+/// Langfuse's.
 async fn read_groups(
     connection: &Connection,
     SourcePartition {
@@ -293,10 +287,10 @@ async fn read_groups(
     }
 }
 
-/// How many rows a share has of some granules, and the condition for those that have any. Where the
-/// first columns of the key tell the granules apart, ClickHouse keeps no day in its index
-/// (`primary_key_ratio_of_unique_prefix_values_to_skip_suffix_columns`), but 0: of such a granule each
-/// shard has some rows.
+/// SQL for a share's rows in some granules, and the condition for granules that have any. If the first
+/// columns of the key are nearly unique, ClickHouse keeps 0 instead of the day in its index
+/// (`primary_key_ratio_of_unique_prefix_values_to_skip_suffix_columns`); every shard may have rows in
+/// such a granule.
 fn rows_of_days(day: &str, share: ShareOfMonth) -> [String; 2] {
     if share.shard.is_none() {
         return ["sum(rows_in_granule)".to_owned(), String::new()];
@@ -315,7 +309,7 @@ fn rows_of_days(day: &str, share: ShareOfMonth) -> [String; 2] {
     ]
 }
 
-/// Into how many pieces to split each group.
+/// The number of pieces to split each group into.
 fn pieces_per_group(groups: &[Group], target: u64) -> Vec<u64> {
     let total: u64 = groups.iter().map(|group| group.rows).sum();
     let mut scan_budget = total / SPLIT_SCAN_DIVISOR;
@@ -327,7 +321,7 @@ fn pieces_per_group(groups: &[Group], target: u64) -> Vec<u64> {
         if rows < target.saturating_mul(SPLIT_FROM) {
             break;
         }
-        // One scan to sample, and one for each piece but the first.
+        // One scan for the sample, and one for each piece but the first.
         let affordable = scan_budget / rows;
         let wanted = rows / (target * SPLIT_FROM / 2);
         let count = wanted.min(affordable);
@@ -344,7 +338,7 @@ struct SampledIds {
     ids: Vec<ByteBuf>,
 }
 
-/// The ids at which to cut a group into `count` pieces of about equal size.
+/// Ids that cut a group into `count` pieces of about equal size.
 async fn sample_ids(
     connection: &Connection,
     SourcePartition {
@@ -381,12 +375,12 @@ async fn sample_ids(
         })
         .collect();
     cuts.dedup();
-    // An empty id is before every row of the group: no cut.
+    // An empty id would cut before the group's first row.
     cuts.retain(|id| !id.is_empty());
     Ok(cuts)
 }
 
-/// A group, or a piece of one: where it begins, and its rows.
+/// A group or a piece of one: its start and its rows.
 type Piece = (Boundary, u64);
 
 fn split(group: &Group, cuts: Vec<ByteBuf>) -> Vec<Piece> {

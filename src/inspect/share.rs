@@ -1,4 +1,4 @@
-//! The rows of a share of a month, as a condition.
+//! The SQL condition for the rows of a share of a month.
 
 use crate::clickhouse::quoting;
 use crate::mapping::Source;
@@ -15,7 +15,7 @@ pub fn is_of_share(source: Source, share: ShareOfMonth) -> String {
     let (days, month) = (share.days(), ShareOfMonth::whole(share.partition).days());
     let day = format!("toDate({alias}.{})", source.time_column());
     let mut conditions = vec![of_partition];
-    // The first and the last shard are open, so that whatever the partition holds has a shard.
+    // The first and the last shard are open-ended, so that every row of the partition has a shard.
     if days.start() != month.start() {
         conditions.push(format!("{day} >= toDate({})", days.start()));
     }

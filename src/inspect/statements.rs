@@ -1,17 +1,17 @@
-//! The statements by which rows are read, and the settings that go with them. They are checked before
-//! anything is done, and decoded where they are read.
+//! The statements that read rows, and their settings. They are checked before anything is done; the code
+//! that runs them decodes the result.
 
 use super::segments::Segment;
 use crate::clickhouse::{Statement, TableInfo};
 use crate::mapping::{Mapping, SelectItem, Source, TRACE_TEXTS};
 
-/// How the rows of a segment are asked for.
+/// The query that reads the rows of a segment.
 pub(crate) struct SegmentQuery {
-    /// `SELECT … FROM … FINAL …`, to which conditions are added.
+    /// `SELECT … FROM … FINAL …`, without conditions.
     pub select: String,
-    /// The condition for the days of the partition that the run does.
+    /// The condition for the days of the run's share.
     pub of_share: String,
-    /// Table whose traces are left out, quoted, if any are.
+    /// The table whose traces are excluded, quoted, if any are.
     pub excluded_by: Option<String>,
 }
 
@@ -27,7 +27,7 @@ impl SegmentQuery {
         )
     }
 
-    /// The condition for the rows that are left out.
+    /// The condition that excludes rows; empty if none are excluded.
     pub(crate) fn exclusion(&self, segment: &Segment) -> String {
         let mut sql = String::new();
         if let Some(table) = &self.excluded_by {
@@ -44,33 +44,32 @@ impl SegmentQuery {
     }
 }
 
-/// The statement that reads a segment, in blocks of at most `block_rows` rows and about `block_bytes`
-/// bytes.
+/// A statement that reads a segment in blocks of at most `block_rows` rows and about `block_bytes` bytes.
 pub fn of_segment(sql: impl Into<String>, block_rows: usize, block_bytes: usize) -> Statement {
     Statement::new(sql, block_rows)
         .in_bytes(block_bytes)
-        // Deleted rows must be seen by FINAL before a condition hides them.
+        // FINAL must see deleted rows before a condition hides them.
         .with("optimize_move_to_prewhere_if_final", 0)
-        // Otherwise every thread's layer reads a granule of every part again.
+        // Otherwise each thread's layer reads one granule of every part again.
         .with("split_intersecting_parts_ranges_into_layers_final", 0)
-        // A key never lies in two partitions, so none has to be compared across them.
+        // A key is never in two partitions, so FINAL need not compare across them.
         .with("do_not_merge_across_partitions_select_final", 1)
 }
 
-/// How the traces table is called inside the SELECT.
+/// Alias of the traces table in the SELECT.
 pub(crate) const TRACE: &str = Source::Traces.alias();
 
-/// Columns of the SELECT list over traces before what events take from them.
+/// The leading key columns of the SELECT list over traces.
 pub(crate) const KEYS: usize = 5;
 
-/// Columns of the SELECT list over traces: the keys, `public` and `bookmarked`, [`TRACE_TEXTS`], the tags,
-/// and names and values of the metadata.
+/// Number of columns in the SELECT list over traces: the keys, `public` and `bookmarked`, [`TRACE_TEXTS`],
+/// tags, and names and values of the metadata.
 pub(crate) const TRACE_COLUMNS: usize = KEYS + 2 + TRACE_TEXTS.len() + 3;
 
-/// The items of that list.
+/// The items of the SELECT list over traces.
 pub(crate) fn trace_items(mapping: &Mapping) -> Vec<SelectItem> {
     let wanted = mapping.trace_columns();
-    // Nothing is read of a column that nothing is taken from.
+    // A column that no event uses is not read.
     let read = |column: &'static str, expression: &str, otherwise: &str, data_type: &str| {
         let column_of_table = format!("{TRACE}.{column}");
         match wanted.contains(&column) {
@@ -114,7 +113,7 @@ pub(crate) fn trace_items(mapping: &Mapping) -> Vec<SelectItem> {
     items.collect()
 }
 
-/// What is read of an item, as text that is never null.
+/// Expressions read from an item as text, never null.
 pub(crate) const ITEM_TEXTS: [&str; 10] = [
     "i.project_id",
     "i.trace_id",
@@ -127,23 +126,23 @@ pub(crate) const ITEM_TEXTS: [&str; 10] = [
     "i.dataset_item_id",
     "i.dataset_item_expected_output",
 ];
-/// What is read of it as arrays of text.
+/// Expressions read from an item as arrays of text.
 pub(crate) const ITEM_ARRAYS: [&str; 4] = [
     "mapKeys(i.dataset_run_metadata)",
     "mapValues(i.dataset_run_metadata)",
     "mapKeys(i.dataset_item_metadata)",
     "mapValues(i.dataset_item_metadata)",
 ];
-/// Columns of the result: these, and three for the times.
+/// Columns of the result: these, plus three for the times.
 pub(crate) const ITEM_COLUMNS: usize = ITEM_TEXTS.len() + ITEM_ARRAYS.len() + 3;
 
-/// The latest versions of the items for which `condition` on the table `i` is true.
+/// Reads the latest versions of the items that satisfy `condition` (table alias `i`).
 pub(crate) fn items_query(table: &TableInfo, condition: &str) -> String {
     let texts = ITEM_TEXTS.map(|column| format!("CAST(ifNull({column}, ''), 'String')"));
     let arrays = ITEM_ARRAYS.map(|expression| format!("CAST({expression}, 'Array(String)')"));
     let version = match table.column("dataset_item_version") {
         Some(_) => "CAST(i.dataset_item_version, 'Nullable(DateTime64(6))')",
-        // Older deployments have no versions of items.
+        // Older deployments have no item versions.
         None => "CAST(NULL, 'Nullable(DateTime64(6))')",
     };
     let times = [
@@ -158,7 +157,7 @@ pub(crate) fn items_query(table: &TableInfo, condition: &str) -> String {
         .enumerate()
         .map(|(number, expression)| format!("{expression} AS c{number}"))
         .collect();
-    // The ARRAY JOIN changes no row. It divides blocks to max_block_size, which FINAL does not.
+    // The ARRAY JOIN leaves the rows as they are, but splits blocks to max_block_size; FINAL does not.
     format!(
         "SELECT {} FROM {} AS i FINAL ARRAY JOIN [1] AS one WHERE {condition}",
         items.join(", "),

@@ -212,7 +212,7 @@ fn a_right_to_write_that_is_missing_is_told_before_anything_is_loaded() {
         tool.run().assert_one_error(
             2,
             &[
-                "may not write into",
+                "may not write to",
                 "GRANT INSERT ON",
                 "events_full TO reader",
             ],
@@ -370,7 +370,7 @@ fn rows_that_a_ttl_takes_are_told() {
         );
         match reaches {
             Some(rows) => {
-                let all = format!("takes what is made of {rows} of {rows} rows");
+                let all = format!("deletes the events of {rows} of {rows} rows");
                 plan(&["warning", "events_full", "30)", &all]);
             }
             None => assert!(!plan(&[]).contains("TTL"), "{ttl}"),
@@ -381,9 +381,9 @@ fn rows_that_a_ttl_takes_are_told() {
         .args(["plan", "--root-spans"])
         .args(month)
         .run();
-    outcome
-        .assert_code(0)
-        .assert_stderr_contains("WHERE type = 'nothing') and partition 202406: it may take rows");
+    outcome.assert_code(0).assert_stderr_contains(
+        "WHERE type = 'nothing') and partition 202406: it may delete events",
+    );
     execute(&database, "ALTER TABLE events_full REMOVE TTL");
     // Also where nothing else is told.
     let late = "toDateTime(start_time) + INTERVAL 30 DAY";

@@ -233,7 +233,7 @@ fn a_web_page_in_place_of_clickhouse_is_told() {
         assert_refused(
             &tool.run(),
             CONFIGURATION,
-            &[&address, "not ClickHouse", "CLICKHOUSE_URL"],
+            &[&address, "other than ClickHouse", "CLICKHOUSE_URL"],
         );
     }
 }
