@@ -204,7 +204,7 @@ async fn look_at(
     }
     let selected = request.selection.resolve(&there_are).map_err(|missing| {
         Error::configuration(format!(
-            "no shard of the cluster has rows of {} in database {database}",
+            "no shard has rows for {} in database {database}: check the month, and CLICKHOUSE_DB",
             in_words(&missing)
         ))
     })?;
@@ -214,7 +214,7 @@ async fn look_at(
             .retain(|month| selected.partitions.contains(month));
         if shard.months.is_empty() {
             session.display.note(format_args!(
-                "shard {} has no rows of these months: skipping it",
+                "shard {} has no rows for these months: skipping it",
                 shard.number
             ));
         }
@@ -224,7 +224,8 @@ async fn look_at(
     match shards.is_empty() {
         false => Ok(shards),
         true => Err(Error::configuration(format!(
-            "no shard of the cluster has rows of these months in database {database}"
+            "no shard has rows for the months asked for in database {database}: check the months, and \
+             CLICKHOUSE_DB"
         ))),
     }
 }

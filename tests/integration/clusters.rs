@@ -224,7 +224,7 @@ fn a_shard_without_rows_of_the_month_is_left_out() {
     let outcome = tool(&shared).run();
     outcome
         .assert_code(0)
-        .assert_stderr_contains("shard 2 has no rows of these months");
+        .assert_stderr_contains("shard 2 has no rows for these months");
     let [first, second] = cluster.rows("events_full");
     assert!(first > 1_000 && second == 0, "{first} {second}");
     let none = Tool::new(&shared).args(["--partition", "202301", "--all-shards"]);

@@ -388,7 +388,7 @@ pub(crate) fn require_outside(flag: &str, report: &Path, state_dir: &Path) -> Re
     {
         Some(false) => Ok(()),
         Some(true) | None => Err(Error::configuration(format!(
-            "{flag} names {}, which holds the state of a run: choose a file outside the state \
+            "{flag} points to {}, which holds the state of a run: choose a file outside the state \
              directory {}",
             report.display(),
             state_dir.display()
