@@ -1,9 +1,8 @@
-//! What of a run is done, on disk, so that another process can continue it.
+//! The progress of a run on disk, so that another process can continue it.
 //!
-//! The file is: 8 bytes that say what it is, the format's version (`u32`), the
-//! length of the payload (`u64`), a CRC-32 of all of these and the payload
-//! (`u32`), all little-endian, then the payload in bincode. It is replaced as a
-//! whole: written to a temporary file, synced, renamed, and the directory synced.
+//! The file has 8 magic bytes, the format's version (`u32`), the length of the payload (`u64`), a CRC-32 of all
+//! of these and the payload (`u32`), all little-endian, then the payload in bincode. It is replaced as a whole:
+//! written to a temporary file, synced, renamed, and the directory synced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -25,80 +24,80 @@ use crate::mapping::Source;
 use crate::partition::{Day, seconds_since_1970};
 
 const MAGIC: &[u8; 8] = b"EVBACKFL";
-/// Increased whenever [`Checkpoint`] changes, or what the trace store holds.
+/// Increase it whenever [`Checkpoint`] or the contents of the trace store change.
 const FORMAT_VERSION: u32 = 8;
-/// Most bytes that a length in the payload may claim; otherwise a damaged one
-/// would ask for more memory than there is.
+/// Maximum bytes that a length in the payload may claim; otherwise a damaged file could ask for more memory
+/// than there is.
 const MAX_PAYLOAD: usize = 256 * 1024 * 1024;
 /// Magic, version, length, checksum.
 const HEADER: usize = 8 + 4 + 8 + 4;
 
-/// Everything a run needs to know of what was done before.
+/// Everything a resumed run needs to know about earlier work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// What the run was made for.
+    /// The settings and tables of the run.
     pub identity: RunIdentity,
-    /// Name of the run; its trace store bears it too.
+    /// Name of the run, also recorded in its trace store.
     pub run_id: String,
-    /// Seconds since 1970 when the run began.
+    /// When the run began, in seconds since 1970.
     pub started_at: u64,
-    /// Seconds since 1970 when this was written.
+    /// When this was written, in seconds since 1970.
     pub saved_at: u64,
-    /// Days whose traces are in the store: rows read, and traces that are not deleted.
+    /// Days whose traces are in the store, with rows read and traces not deleted.
     pub days: BTreeMap<Day, (u64, u64)>,
-    /// Once all days are loaded and settled: loaded versions that do not count.
+    /// Outdated versions among the loaded ones, once all days are loaded and settled.
     pub superseded: Option<u64>,
-    /// The plan, once it is made.
+    /// The plan, once it exists.
     pub segments: Option<Vec<Segment>>,
-    /// What the target was like before anything was written, once that is known.
+    /// The state of the target before anything was written, once known.
     pub target: Option<TargetState>,
-    /// Segments that were begun and are not done: rows of them may be in the target.
+    /// Segments that were started and are not done: the target may have rows of them.
     pub begun: BTreeSet<u32>,
-    /// Segments of which what they had left for later was begun, and is not done.
+    /// Segments whose deferred rows were started and are not done.
     pub deferred_begun: BTreeSet<u32>,
-    /// Segments that were begun more than once: rows of them may be in the target, and not in the
-    /// table that its view fills.
+    /// Segments that were started more than once: the target may have rows of them that the table filled by its
+    /// view lacks.
     pub repeated: BTreeSet<u32>,
-    /// Traces that were loaded again since they had changed.
+    /// Traces that were loaded again because they had changed.
     pub traces_reloaded: u64,
-    /// Those of them that changed after events had been written.
+    /// Of these, traces that changed after events had been written.
     pub traces_changed: u64,
-    /// Segments that are done, but for what they left for later.
+    /// Segments that are done, except for their deferred rows.
     pub done: BTreeMap<u32, SegmentCounts>,
-    /// What segments left for later, and is not done yet.
+    /// Deferred rows that are not done yet, by segment.
     pub deferred: BTreeMap<u32, DeferredCounts>,
-    /// What segments left for later, and is done.
+    /// Deferred rows that are done, by segment.
     pub deferred_done: BTreeMap<u32, SegmentCounts>,
-    /// What became of the traces that were asked for one by one.
+    /// The outcome for traces that were looked up in other months.
     pub remote: RemoteTraces,
-    /// What belongs to experiments, once that is known and wanted.
+    /// Counts of experiments, if wanted and once known.
     pub experiments: Option<ExperimentCounts>,
     /// Whether everything is done.
     pub finished: bool,
 }
 
-/// Traces that are on none of the days that were loaded.
+/// Traces outside the loaded days.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteTraces {
-    /// How many ClickHouse was asked for.
+    /// How many were looked up in ClickHouse.
     pub asked: u64,
-    /// How many of them it has, in whatever month.
+    /// How many of them it has, in any month.
     pub found: u64,
-    /// Project and id of some that were not found.
+    /// Project and id of some of those not found.
     pub not_found: Vec<(ByteBuf, ByteBuf)>,
 }
 
-/// What a run was made for. A run must not be continued for anything else.
+/// The settings and tables of a run. It must not be continued with others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunIdentity {
-    /// What became of which rows.
+    /// The options that define which events are written.
     pub(crate) subject: Subject,
-    /// Which month and tables, as pairs of a name and a value that people can read.
+    /// Month and tables, as readable pairs of name and value.
     facts: BTreeMap<String, String>,
 }
 
 impl RunIdentity {
-    /// These facts: names with their values.
+    /// An identity of these facts, with default options.
     pub fn of(facts: BTreeMap<String, String>) -> Self {
         Self {
             subject: Subject::default(),
@@ -106,7 +105,7 @@ impl RunIdentity {
         }
     }
 
-    /// What a run with these options on these tables is made for.
+    /// The identity of a run with these options on these tables.
     pub(crate) fn new(options: &Options, inspected: &Inspected) -> Self {
         let partition = options.partition.to_string();
         let mut facts = BTreeMap::from([("the partition".to_owned(), partition)]);
@@ -121,8 +120,8 @@ impl RunIdentity {
             ("the target", Some(&inspected.target)),
             ("the dataset run items", dataset_items),
         ];
-        // Tables are told by what they are, wherever they are reached: a replica has the same ones, and a load
-        // balancer may get another address.
+        // Tables are identified by UUID, not by address: replicas share it, and a load balancer's address may
+        // change.
         if tables
             .iter()
             .any(|(_, table)| table.is_some_and(|table| !table.has_identity()))
@@ -144,17 +143,17 @@ impl RunIdentity {
         }
     }
 
-    /// The most telling difference, as a sentence, if there is one.
+    /// The most telling difference as a sentence, if there is one.
     pub(crate) fn difference(&self, now: &Self) -> Option<String> {
         most_telling(&self.all_facts(), &now.all_facts())
     }
 
-    /// The same of what decides which events there are to be: not the columns, which are compared as
-    /// they are now, nor how that was asked for. What is left to Langfuse by default is compared later.
+    /// Like [`RunIdentity::difference`], but only for what decides which events there are: ignores the columns,
+    /// which verify compares as they are now, and how an option was given. A default --until is compared later.
     pub(crate) fn difference_in_events(&self, now: &Self) -> Option<String> {
         let facts = [self, now].map(|identity| {
             let mut facts = identity.all_facts();
-            // Who verifies or mends a month looks at all its shards.
+            // verify and repair look at all shards of a month.
             facts.retain(|name, _| !name.starts_with(COLUMN) && *name != SHARD);
             facts.insert("--experiments", identity.subject.experiments.to_string());
             if now.subject.until.is_none() {
@@ -172,22 +171,22 @@ impl RunIdentity {
     }
 }
 
-/// The fact that names the server, where tables have no identities.
+/// The fact that names the server, for tables without UUIDs.
 const SERVER: &str = "the server";
 
-/// The fact that says which days of the month are done.
+/// The fact that names the shard.
 const SHARD: &str = "the shard";
 
-/// What the names of facts about columns begin with.
+/// Prefix of the names of facts about columns.
 const COLUMN: &str = "column ";
 
-/// The first difference, if there is one; of several the one that explains the others.
+/// The difference, if there is one; of several, the one that explains the others.
 fn most_telling(before: &BTreeMap<&str, String>, now: &BTreeMap<&str, String>) -> Option<String> {
     let names = before.keys().chain(now.keys());
-    // A checkpoint of an earlier version names the server beside tables that are told without it.
+    // Checkpoints of earlier versions name the server even if the tables have UUIDs.
     let is_told_otherwise =
         |name: &&&str| **name == SERVER && before.contains_key(SERVER) != now.contains_key(SERVER);
-    // Another server or database has other columns and identities too.
+    // A different server or database explains different columns and UUIDs.
     let name = names
         .filter(|name| before.get(*name) != now.get(*name))
         .filter(|name| !is_told_otherwise(name))
@@ -203,10 +202,10 @@ fn most_telling(before: &BTreeMap<&str, String>, now: &BTreeMap<&str, String>) -
         })?;
     let value = |facts: &BTreeMap<&str, String>| {
         let value = facts.get(name).cloned();
-        value.unwrap_or_else(|| "not there".to_owned())
+        value.unwrap_or_else(|| "missing".to_owned())
     };
     Some(format!(
-        "{name} was {} and is {}",
+        "{name} was {} and is now {}",
         value(before),
         value(now)
     ))
@@ -227,22 +226,22 @@ fn columns_of<'a>(
 /// Why a checkpoint cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// The file system does not let it.
+    /// The file cannot be read.
     #[error("{0}")]
     File(#[from] std::io::Error),
-    /// The bytes are not what was written.
+    /// The bytes are not those that were written.
     #[error("it is damaged ({0})")]
     Damaged(&'static str),
     /// Another version of this program wrote it.
-    #[error("it has format {found}, and this version of the program reads format {FORMAT_VERSION}")]
+    #[error("it has format {found}, but this version of the program reads format {FORMAT_VERSION}")]
     Version {
-        /// The format it has.
+        /// Its format.
         found: u32,
     },
 }
 
 impl Checkpoint {
-    /// A run that has just begun.
+    /// The checkpoint of a run that has just started.
     pub fn begin(identity: RunIdentity, run_id: String, now: u64) -> Self {
         Self {
             identity,
@@ -267,24 +266,24 @@ impl Checkpoint {
         }
     }
 
-    /// Whether something live has written to the target, as far as the run has looked.
+    /// Whether Langfuse itself has written to the target, as far as the run has looked.
     pub(crate) fn has_live_rows(&self) -> bool {
         let target = self.target.as_ref();
         target.is_some_and(|target| target.has_live_rows)
     }
 
-    /// Traces that count.
+    /// Traces in their current version.
     pub fn traces(&self) -> u64 {
         let loaded: u64 = self.days.values().map(|(_, traces)| traces).sum();
         loaded.saturating_sub(self.superseded.unwrap_or(0))
     }
 
-    /// Whether the spans of dataset runs are looked for now.
+    /// Whether the search for spans of dataset runs comes next.
     pub fn awaits_experiments(&self) -> bool {
         self.superseded.is_some() && self.identity.subject.experiments && self.experiments.is_none()
     }
 
-    /// Counts of all that is done of a source.
+    /// Total counts of a source's finished work.
     pub fn counts(&self, source: Source) -> SegmentCounts {
         let mut sum = SegmentCounts::default();
         for segment in self.segments_of(source) {
@@ -296,25 +295,25 @@ impl Checkpoint {
         sum
     }
 
-    /// Segments of the plan that are ranges of a source.
+    /// Segments of a source in the plan.
     pub fn segments_of(&self, source: Source) -> impl Iterator<Item = &Segment> {
         let segments = self.segments.iter().flatten();
         segments.filter(move |segment| segment.source == source)
     }
 
-    /// The segment of that number.
+    /// The segment with this number.
     pub fn segment(&self, number: u32) -> Option<&Segment> {
         let mut segments = self.segments.iter().flatten();
         segments.find(|segment| segment.number == number)
     }
 
-    /// Segments of which rows may be in the target that no checkpoint speaks of.
+    /// Segments of which the target may have rows that no checkpoint counts.
     pub fn in_doubt(&self) -> impl Iterator<Item = &Segment> {
         let numbers = self.begun.union(&self.deferred_begun);
         numbers.filter_map(|&number| self.segment(number))
     }
 
-    /// What segments of a source have deferred, and is not done yet.
+    /// Deferred rows of a source that are not done yet.
     pub(crate) fn deferred_of(
         &self,
         source: Source,
@@ -326,13 +325,13 @@ impl Checkpoint {
         })
     }
 
-    /// Segments of which an attempt failed that may have written something.
+    /// Segments with a failed attempt that may have written rows.
     pub(crate) fn repeated_segments(&self) -> impl Iterator<Item = &Segment> {
         let numbers = self.repeated.iter();
         numbers.filter_map(|&number| self.segment(number))
     }
 
-    /// Segments of a source that are not done.
+    /// Unfinished segments of a source.
     pub fn remaining(&self, source: Source) -> Vec<Segment> {
         self.segments_of(source)
             .filter(|segment| !self.done.contains_key(&segment.number))
@@ -340,10 +339,10 @@ impl Checkpoint {
             .collect()
     }
 
-    /// Reads a checkpoint; `None` where there is none.
+    /// Reads a checkpoint; `None` if there is none.
     ///
     /// # Errors
-    /// [`CheckpointError`] where there is one that cannot be used.
+    /// [`CheckpointError`] if there is one that cannot be used.
     pub fn read(path: &Path) -> Result<Option<Self>, CheckpointError> {
         match std::fs::read(path) {
             Ok(bytes) => Self::decode(&bytes).map(Some),
@@ -352,10 +351,10 @@ impl Checkpoint {
         }
     }
 
-    /// Keeps it at `path`, as [`Checkpoint::write`] does.
+    /// Like [`Checkpoint::write`], with an error that says what to do.
     ///
     /// # Errors
-    /// [`Error`] with what to do where the file system does not let it.
+    /// [`Error`] if the file cannot be written.
     pub(crate) fn keep(&self, path: &Path) -> Result<(), Error> {
         self.write(path).map_err(|error| {
             let what = format!("the checkpoint {} cannot be written", path.display());
@@ -366,14 +365,14 @@ impl Checkpoint {
     /// Replaces the checkpoint at `path`, atomically and durably.
     ///
     /// # Errors
-    /// Whatever the file system says; the checkpoint that was there is then still there.
+    /// The I/O error if it cannot be written; the old checkpoint is then still there.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
         let directory = path.parent().unwrap_or(Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         file.write_all(&self.encode()?)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
-        // Without it, the rename itself may be lost with the power.
+        // Without this, a power failure may undo the rename.
         File::open(directory)?.sync_all()
     }
 
@@ -393,10 +392,10 @@ impl Checkpoint {
         Ok(bytes)
     }
 
-    /// Reads the bytes of a checkpoint file.
+    /// Decodes the bytes of a checkpoint file.
     ///
     /// # Errors
-    /// [`CheckpointError`] where they are not exactly what was written.
+    /// [`CheckpointError`] if they are not exactly those that were written.
     pub fn decode(bytes: &[u8]) -> Result<Self, CheckpointError> {
         use CheckpointError::{Damaged, Version};
         let (header, payload) = bytes
@@ -404,7 +403,7 @@ impl Checkpoint {
             .ok_or(Damaged("it is too short"))?;
         let (described, stored_checksum) = header.split_at(HEADER - 4);
         if !described.starts_with(MAGIC) {
-            return Err(Damaged("it does not begin as a checkpoint does"));
+            return Err(Damaged("it does not start like a checkpoint"));
         }
         if stored_checksum != checksum(described, payload).to_le_bytes() {
             return Err(Damaged("its checksum is wrong"));
@@ -433,7 +432,7 @@ fn checksum(described: &[u8], payload: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// A name no other run has.
+/// A name that no other run has.
 pub(crate) fn new_run_id() -> String {
     format!("{:x}-{:x}", seconds_since_1970(), fastrand::u64(..))
 }
@@ -523,13 +522,13 @@ mod tests {
         assert_eq!(facts("a").difference(&facts("a")), None);
         assert_eq!(
             facts("a").difference(&facts("b")).unwrap(),
-            "the target table was a and is b"
+            "the target table was a and is now b"
         );
         assert_eq!(
             facts("a")
                 .difference(&RunIdentity::of(BTreeMap::new()))
                 .unwrap(),
-            "the target table was a and is not there"
+            "the target table was a and is now missing"
         );
     }
 
@@ -544,7 +543,7 @@ mod tests {
         assert_eq!(before.difference(&facts(None)), None);
         assert_eq!(facts(None).difference(&before), None);
         let other = before.difference(&facts(Some("http://b"))).unwrap();
-        assert_eq!(other, "the server was http://a and is http://b");
+        assert_eq!(other, "the server was http://a and is now http://b");
     }
 
     #[test]
@@ -561,7 +560,7 @@ mod tests {
         assert_eq!(run.difference_in_events(&facts("a.events", 3)), None);
         assert!(run.difference(&facts("a.events", 3)).is_some());
         let other = run.difference_in_events(&facts("b.events", 2)).unwrap();
-        assert_eq!(other, "the target table was a.events and is b.events");
+        assert_eq!(other, "the target table was a.events and is now b.events");
         let with = |change: &dyn Fn(&mut Subject)| {
             let mut identity = run.clone();
             change(&mut identity.subject);

@@ -1,25 +1,25 @@
-//! What the checkpoint says of the parts of a run. Whoever changes one of these increases the version of
-//! the checkpoint's format.
+//! Counts in the checkpoint. If you change one of these types, increase the version of the checkpoint's
+//! format.
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-/// What one segment came to.
+/// The counts of one segment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentCounts {
-    /// Observations enriched, or traces that have a root span.
+    /// Observations enriched, or traces with a root span.
     pub observations: u64,
-    /// Rows acknowledged, those of attempts that did not end well included.
+    /// Rows that the server acknowledged, including those of failed attempts.
     pub inserted: u64,
     /// Observations whose trace was not found.
     pub without_trace: u64,
     /// Spans that belong to an experiment.
     pub in_experiments: u64,
-    /// Versions of traces that do not count, and have no root span.
+    /// Outdated versions of traces, which get no root span.
     pub superseded: u64,
-    /// Rows that are not written.
+    /// Rows not written.
     pub left_out: LeftOut,
 }
 
@@ -34,25 +34,25 @@ impl AddAssign for SegmentCounts {
     }
 }
 
-/// Rows that are not written, by the reason.
+/// Rows not written, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// Another version of the observation counts, or it is deleted.
+    /// The observation has a newer version, or is deleted.
     pub superseded: u64,
-    /// A live row of the target is as new.
+    /// Langfuse's own row in the target is at least as new.
     pub live: u64,
-    /// A backfill's row is as new, and was there before the run.
+    /// A backfill's row from before the run is at least as new.
     pub already_there: u64,
-    /// This run has written the row, in an attempt that did not end well.
+    /// This run wrote the row in a failed attempt.
     pub written_before: u64,
-    /// The trace has a live root.
+    /// The trace has a root span from Langfuse.
     pub live_root: u64,
-    /// An observation is called as the trace's root span.
+    /// An observation has the id of the trace's root span.
     pub root_observation: u64,
-    /// It changed so late that Langfuse is about to write it.
+    /// The row changed so recently that Langfuse is about to write it.
     pub live_path: u64,
-    /// None of those: rows that are written beside an older version, which stands there until
-    /// ClickHouse merges the two.
+    /// Not left out: rows written although the target has an older version, which stays until ClickHouse
+    /// merges the two.
     pub beside_older: u64,
 }
 
@@ -69,7 +69,7 @@ impl AddAssign for LeftOut {
     }
 }
 
-/// What a segment has left for later.
+/// Rows that a segment has deferred.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeferredCounts {
     /// Observations.
@@ -78,16 +78,16 @@ pub struct DeferredCounts {
     pub bytes: u64,
 }
 
-/// What was found.
+/// What the search for experiments found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExperimentCounts {
-    /// Traces that have an item.
+    /// Traces with an item.
     pub traces: u64,
-    /// Items, all those that point into these traces.
+    /// Items that point into these traces.
     pub items: u64,
-    /// Spans that belong to one, in whatever partition; the root spans of traces count.
+    /// Spans that belong to an item, in any partition, including root spans of traces.
     pub spans: u64,
-    /// Items that live spans carry, so that no other span does.
+    /// Items that Langfuse's own spans carry already, so that no other span gets them.
     pub items_left_to_live_spans: u64,
 }
 
@@ -100,32 +100,32 @@ impl AddAssign for ExperimentCounts {
     }
 }
 
-/// What the target was like when the run began.
+/// The state of the target when the run began.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetState {
     /// Rows in the month.
     pub rows: u64,
-    /// Whether it has rows at all that something else than a backfill wrote.
+    /// Whether it has any rows that something other than a backfill wrote.
     pub has_live_rows: bool,
-    /// Rows that changed later, in microseconds since 1970, are left to Langfuse.
+    /// Rows changed after this time, in microseconds since 1970, are left to Langfuse.
     pub until: Option<i64>,
-    /// What becomes of a backfill's rows that are there.
+    /// What to do with rows that a backfill wrote earlier.
     pub own_rows: OwnRows,
-    /// The last block of each table that a view fills, where all are written again and the table
-    /// keeps the numbers of blocks.
+    /// The last block of each table that a view fills, if all rows are written again and the table keeps
+    /// block numbers.
     pub view_blocks: BTreeMap<String, u64>,
-    /// Whether the keys of the rows that were there are in the store.
+    /// Whether the keys of existing rows are in the store.
     pub keys_loaded: bool,
 }
 
-/// What becomes of the rows in the target that a backfill wrote.
+/// What to do with rows in the target that a backfill wrote.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OwnRows {
-    /// They are not written again.
+    /// Do not write them again.
     #[default]
     Keep,
-    /// Those that this run has written are not written again: the ones in later blocks.
+    /// Do not write again those in blocks after this one, which this run wrote.
     KeepAfterBlock(u64),
-    /// They are written again, since nothing tells old ones from new ones.
+    /// Write them all again, since nothing distinguishes old ones from this run's.
     Rewrite,
 }

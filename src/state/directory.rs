@@ -1,5 +1,5 @@
-//! The state directory: `STATE_DIR/<partition>/`, or `STATE_DIR/<partition>-3of8/` of a shard, readable by its owner only,
-//! because it holds user data, and used by one process at a time.
+//! The state directory: `STATE_DIR/<partition>/`, or `STATE_DIR/<partition>-3of8/` for a shard. Only its owner
+//! can read it, since it holds user data, and only one process at a time uses it.
 
 use std::fmt;
 use std::fs::File;
@@ -15,10 +15,10 @@ use crate::error::Error;
 use crate::memory::ByteSize;
 use crate::partition::{Partition, ShareOfMonth};
 
-/// Read, write and enter: the owner only.
+/// Mode that gives only the owner access.
 const OWNER_ONLY: u32 = 0o700;
 
-/// The commands that keep what they said of a month, in the order in which one uses them.
+/// The commands whose outcome is kept, in the usual order of use.
 pub(super) const LEAVE_FINDINGS: [&str; 2] = ["verify", "repair"];
 
 /// What the names of directories begin with in which the states of a ClickHouse cluster's shards are.
@@ -27,21 +27,20 @@ pub(crate) const OF_CLUSTER: &str = "shard-";
 /// What the name of a dry run's directory ends with.
 const DRY_RUN: &str = "-dry-run";
 
-/// Where the state of one partition, or of a shard of it, is, or that of a dry run. Nothing need
-/// be there.
+/// The location of the state of a partition, of one of its shards, or of a dry run. It need not exist.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PartitionDir {
-    /// What is done of the partition.
+    /// The share of the partition.
     pub share: ShareOfMonth,
-    /// Whether it is a dry run's.
+    /// Whether it belongs to a dry run.
     pub dry_run: bool,
     /// The directory.
     pub path: PathBuf,
 }
 
 impl PartitionDir {
-    /// The directory in `root` for this share of a partition. A dry run has one of its own,
-    /// so that it never stands in the way of a real one.
+    /// The directory in `root` for this share of a partition. A dry run has its own, so that it never gets in
+    /// the way of a real run.
     pub(crate) fn new(root: &Path, share: ShareOfMonth, dry_run: bool) -> Self {
         let end = if dry_run { DRY_RUN } else { "" };
         let path = root.join(format!("{}{end}", share.name()));
@@ -62,10 +61,10 @@ impl PartitionDir {
         }
     }
 
-    /// The directories that are in `root`, the oldest partition first.
+    /// The directories in `root`, oldest partition first.
     ///
     /// # Errors
-    /// Whatever the file system says.
+    /// The I/O error if `root` cannot be read.
     pub(crate) fn all(root: &Path) -> std::io::Result<Vec<Self>> {
         let mut directories = Vec::new();
         for entry in std::fs::read_dir(root)? {
@@ -76,7 +75,7 @@ impl PartitionDir {
                 Some(share) => (share, true),
                 None => (name, false),
             };
-            // What else is there is somebody else's.
+            // Anything else in there is not ours.
             if let Some(share) = ShareOfMonth::of_name(share)
                 && entry.path().is_dir()
             {
@@ -108,48 +107,47 @@ impl PartitionDir {
     /// The directories in `root` of all runs that have written something of this partition: of all its
     /// days, or of those of shards.
     pub(crate) fn of_partition(root: &Path, partition: Partition) -> Vec<Self> {
-        // Where there is no directory there is no run.
+        // Without a directory there is no run.
         let mut directories = Self::all(root).unwrap_or_default();
         directories.retain(|one| one.share.partition == partition && !one.dry_run);
         directories
     }
 
-    /// Where the checkpoint is.
+    /// Path of the checkpoint.
     pub(crate) fn checkpoint(&self) -> PathBuf {
         self.path.join("checkpoint")
     }
 
-    /// Where the report of the last run is.
+    /// Path of the last run's report.
     pub(crate) fn report(&self) -> PathBuf {
         self.path.join("report.json")
     }
 
-    /// Where it is kept how the runs went over time.
+    /// Path of the measurements over time.
     pub(crate) fn history(&self) -> PathBuf {
         self.path.join("history.json")
     }
 
-    /// Where it is kept what a command said of the month: `verify` or `repair`.
+    /// Path of a command's outcome for the month (`verify` or `repair`).
     pub(crate) fn finding(&self, command: &str) -> PathBuf {
         self.path.join(format!("{command}.json"))
     }
 
-    /// Where the trace store is.
+    /// Path of the trace store.
     pub(crate) fn trace_store(&self) -> PathBuf {
         self.path.join("traces")
     }
 
-    /// Where the lock is.
+    /// Path of the lock file.
     fn lock(&self) -> PathBuf {
         self.path.join("lock")
     }
 
-    /// Who holds the lock, if somebody does and the operating system tells it:
-    /// Linux does, of processes that this one can see.
+    /// Who holds the lock, if anyone, and if the operating system tells: Linux does, for processes that this
+    /// one can see.
     ///
-    /// Only `/proc/locks` is read. To take the lock in order to see whether that
-    /// works, and be it a shared one for a moment, would turn away a run that
-    /// starts in this moment, and `fcntl(F_GETLK)` knows nothing of `flock`.
+    /// Reads only `/proc/locks`. Trying to take the lock, even a shared one for a moment, would turn away a run
+    /// that starts just then, and `fcntl(F_GETLK)` does not see `flock`.
     pub(crate) fn holder(&self) -> Option<Holder> {
         let path = self.lock();
         let file = std::fs::metadata(&path).ok()?;
@@ -184,7 +182,7 @@ pub(crate) fn state_roots(root: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// The process that holds a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Holder {
-    /// Its number, where that is known.
+    /// Its process id, if known.
     pub process: Option<u32>,
 }
 
@@ -197,15 +195,12 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Who holds the exclusive `flock` of a file, according to the text of
-/// `/proc/locks`, given the file's device, as there, its inode and what is written
-/// in it.
+/// Who holds the exclusive `flock` of a file, from the text of `/proc/locks`. Takes the file's device as
+/// written there, its inode, and its content.
 ///
-/// A line is `1: FLOCK  ADVISORY  WRITE 4088 fe:00:131 0 EOF`; one with `->` after
-/// the number speaks of a process that waits. Some file systems (btrfs, overlayfs)
-/// tell another device to those who ask for it than they write there; then the
-/// process must be the one that is written in the file. A process in another
-/// namespace is 0.
+/// A line is `1: FLOCK  ADVISORY  WRITE 4088 fe:00:131 0 EOF`; with `->` after the number, the process is
+/// still waiting. Some file systems (btrfs, overlayfs) report another device to `stat` than they write there;
+/// then the process must be the one named in the file. A process in another namespace is 0.
 fn find_holder(locks: &str, device: Option<String>, inode: u64, written: &str) -> Option<Holder> {
     let written = written
         .trim()
@@ -230,7 +225,7 @@ fn find_holder(locks: &str, device: Option<String>, inode: u64, written: &str) -
     })
 }
 
-/// A device as `/proc/locks` writes it.
+/// A device number as `/proc/locks` writes it.
 #[cfg(target_os = "linux")]
 fn device(number: u64) -> Option<String> {
     use nix::sys::stat::{major, minor};
@@ -242,27 +237,27 @@ fn device(_number: u64) -> Option<String> {
     None
 }
 
-/// Bytes that are free for this user in the file system where `path` is, or
-/// would be made; `None` where the operating system does not tell.
+/// Bytes free for this user on the file system where `path` is or would be created; `None` if the operating
+/// system does not tell.
 pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     let path = std::path::absolute(path).ok()?;
     let disk = path
         .ancestors()
         .find_map(|existing| statvfs(existing).ok())?;
-    // Both are u64 on Linux and u32 elsewhere.
+    // Both are u64 on Linux but u32 elsewhere.
     #[allow(clippy::useless_conversion)]
     let free = u64::from(disk.blocks_available()) * u64::from(disk.fragment_size());
     Some(free)
 }
 
-/// What the lock file says before the number of the process.
+/// What precedes the process id in the lock file.
 const HOLDER: &str = "process ";
 
-/// A state directory that another process has locked.
+/// The state directory is locked by another process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct InUse {
     directory: PathBuf,
-    /// As that process has written it.
+    /// As that process wrote it.
     holder: String,
 }
 
@@ -289,15 +284,15 @@ impl From<InUse> for Error {
 #[derive(Debug)]
 pub(crate) struct StateDir {
     directory: PartitionDir,
-    /// The operating system releases it when the process ends, however it ends.
+    /// The operating system releases it however the process ends.
     _lock: Flock<File>,
 }
 
 impl StateDir {
-    /// Makes the directory, or takes the one that is there, unless another process uses it.
+    /// Creates or reuses the directory and locks it. The inner error means that another process uses it.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind) where it cannot be made or written to.
+    /// [`Kind::Configuration`](crate::error::Kind) if it cannot be created or written.
     pub(crate) fn prepare(
         root: &Path,
         share: ShareOfMonth,
@@ -306,11 +301,11 @@ impl StateDir {
         Self::take(PartitionDir::new(root, share, dry_run))
     }
 
-    /// Makes the directory of a repair, or takes the one that is there.
+    /// Creates or reuses the directory of a repair and locks it.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind) where it cannot be made or written to, or
-    /// another process uses it.
+    /// [`Kind::Configuration`](crate::error::Kind) if it cannot be created or written, or if another process
+    /// uses it.
     pub(crate) fn prepare_repair(
         root: &Path,
         partition: Partition,
@@ -341,31 +336,30 @@ impl StateDir {
         }))
     }
 
-    /// Where it is.
+    /// Path of the directory.
     pub(crate) fn path(&self) -> &Path {
         &self.directory.path
     }
 
-    /// Where the checkpoint is.
+    /// Path of the checkpoint.
     pub(crate) fn checkpoint(&self) -> PathBuf {
         self.directory.checkpoint()
     }
 
-    /// Where the report of the last run is.
+    /// Path of the last run's report.
     pub(crate) fn report(&self) -> PathBuf {
         self.directory.report()
     }
 
-    /// Where it is kept how the runs went over time.
+    /// Path of the measurements over time.
     pub(crate) fn history(&self) -> PathBuf {
         self.directory.history()
     }
 
-    /// Removes what is kept of a run, if it is there; the checkpoint first, since it speaks of the
-    /// store.
+    /// Removes the state of a run, if there is one: the checkpoint first, since it refers to the store.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) if something cannot be removed.
     pub(crate) fn clear(&self) -> Result<(), Error> {
         match std::fs::remove_file(self.checkpoint()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::caused(
@@ -382,12 +376,12 @@ impl StateDir {
         }
     }
 
-    /// Forgets how an earlier run went, and what was found in what it had written.
+    /// Removes the report and measurements of an earlier run, and what verify and repair said about it.
     fn forget_what_was_said(&self) {
         let findings = LEAVE_FINDINGS.map(|command| self.directory.finding(command));
         let of_run = [self.directory.report(), self.directory.history()];
         for file in of_run.into_iter().chain(findings) {
-            // Most often it is not there. One that stays is older than what it would speak of.
+            // Usually it does not exist. If it stays, its time shows that it is older than the new run.
             let _ = std::fs::remove_file(file);
         }
     }
@@ -396,11 +390,10 @@ impl StateDir {
         self.path().join("restart")
     }
 
-    /// Remembers that the run is a restart, until the checkpoint says so: also where it is
-    /// interrupted before it has come so far.
+    /// Marks the run as a restart, in case it is interrupted before its first checkpoint says so.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) if the mark cannot be written.
     pub(crate) fn mark_restart(&self) -> Result<(), Error> {
         let mark = self.restart_mark();
         std::fs::write(&mark, b"").map_err(|error| {
@@ -411,61 +404,61 @@ impl StateDir {
         })
     }
 
-    /// Whether the run that begins, or began, is a restart.
+    /// Whether the run is marked as a restart.
     pub(crate) fn is_restart(&self) -> bool {
         self.restart_mark().exists()
     }
 
-    /// From now on the checkpoint says what the run is.
+    /// Removes the mark: from now on the checkpoint says it.
     pub(crate) fn forget_restart(&self) {
-        // What is left of it is removed with the directory, or makes the next run a restart too.
+        // A mark that stays goes with the directory, or makes the next run a restart too.
         let _ = std::fs::remove_file(self.restart_mark());
     }
 
-    /// Removes the directory with all that is in it.
+    /// Removes the directory with everything in it.
     pub(crate) fn remove(&self) {
-        // Only a dry run's, or one of a repair that is done: what is left of it is in nobody's way.
+        // Only for dry runs and finished repairs, where leftovers do no harm.
         let _ = std::fs::remove_dir_all(self.path());
     }
 
-    /// Where observations wait whose trace is not known.
+    /// Path of the observations whose trace is not known yet.
     pub(crate) fn deferred_rows(&self) -> PathBuf {
         self.path().join("deferred")
     }
 
-    /// Where the trace store is.
+    /// Path of the trace store.
     pub(crate) fn trace_store(&self) -> PathBuf {
         self.directory.trace_store()
     }
 
-    /// Removes the trace store, and observations that wait.
+    /// Removes the trace store and the deferred observations.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) if one of them cannot be removed.
     pub(crate) fn remove_work_files(&self) -> Result<(), Error> {
-        remove(&self.deferred_rows(), "the directory of rows that wait")?;
+        remove(&self.deferred_rows(), "the directory of deferred rows")?;
         self.remove_trace_store()
     }
 
     /// Removes the trace store, if there is one.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) if it cannot be removed.
     pub(crate) fn remove_trace_store(&self) -> Result<(), Error> {
         remove(&self.trace_store(), "the trace store")
     }
 
-    /// Makes sure that the disk has room for a store of about `needed` bytes.
+    /// Checks that the disk has room for a store of about `needed` bytes.
     ///
     /// # Errors
-    /// [`Kind::Configuration`](crate::error::Kind) where it has not.
+    /// [`Kind::Configuration`](crate::error::Kind) if it has not.
     pub(crate) fn require_space(&self, needed: u64) -> Result<(), Error> {
         let Some(available) = free_bytes(self.path()) else {
             return Ok(());
         };
         if available < needed {
             return Err(Error::configuration(format!(
-                "the traces of this partition need about {} of disk, and {} has {} left: name a \
+                "the traces of this partition need about {} of disk, but {} has only {} left: name a \
                  state directory on a larger disk with --state-dir",
                 ByteSize(needed),
                 self.path().display(),
@@ -476,7 +469,7 @@ impl StateDir {
     }
 }
 
-/// Takes the lock of a state directory, or says who has it.
+/// Locks a state directory, or says who has locked it.
 fn lock(directory: &PartitionDir) -> Result<Result<Flock<File>, InUse>, Error> {
     let path = directory.lock();
     let wrong = |error: std::io::Error| {
@@ -515,7 +508,7 @@ fn lock(directory: &PartitionDir) -> Result<Result<Flock<File>, InUse>, Error> {
     Ok(Ok(lock))
 }
 
-/// Removes a directory with all that is in it, if it is there.
+/// Removes a directory with everything in it, if it exists.
 fn remove(directory: &Path, what: &str) -> Result<(), Error> {
     match std::fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::caused(

@@ -1,9 +1,9 @@
-//! What to do about errors of the file system.
+//! Advice for file system errors.
 
 use crate::error::Advice;
 use crate::memory::open_files;
 
-/// What to do about an error of the file system, if there is something.
+/// What to do about a file system error, if anything.
 pub(crate) fn advice_on_files(error: &std::io::Error) -> Option<Advice> {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     match error.kind() {
@@ -12,7 +12,7 @@ pub(crate) fn advice_on_files(error: &std::io::Error) -> Option<Advice> {
     }
 }
 
-/// The same where only the words of the system are known.
+/// The same, if only the error's text is known.
 pub(crate) fn advice_on_words(message: &str) -> Option<Advice> {
     if message.contains("No space left") {
         return Some(Advice::MakeRoom);

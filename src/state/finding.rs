@@ -1,4 +1,4 @@
-//! What a command said of a month: kept beside the run's state, for who looks at all of it later.
+//! The outcome of `verify` or `repair` for a month, kept beside the run's state for `report`.
 
 use std::fmt::Display as Words;
 use std::io::ErrorKind;
@@ -12,26 +12,26 @@ use crate::cli::options::Options;
 use crate::error::Error;
 use crate::progress::Display;
 
-/// What a command said of a month.
+/// The outcome of a command for a month.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Finding {
     /// `verify` or `repair`.
     pub command: String,
-    /// What was written up to then it has seen, in milliseconds since 1970: one command often follows
-    /// another at once.
+    /// It has seen everything written before this time, in milliseconds since 1970 (commands often follow each
+    /// other within a second).
     pub said_at: u64,
-    /// What changed up to then it has compared, all of it, in seconds since 1970: less where the rest is
-    /// left to Langfuse.
+    /// It has compared every change before this time, in seconds since 1970; later changes are left to
+    /// Langfuse.
     #[serde(default)]
     pub compared_until: u64,
-    /// What it printed.
+    /// Its output.
     pub words: String,
-    /// What it ended with, if not with success.
+    /// Its error, if it failed.
     pub error: Option<String>,
 }
 
 impl Finding {
-    /// Said of what there was at that moment.
+    /// The outcome of `command` for the state at `said_at`.
     pub(crate) fn new(
         command: &str,
         said_at: u64,
@@ -47,11 +47,11 @@ impl Finding {
         }
     }
 
-    /// Keeps it beside every run of the month that wrote what it is about: that of all days, or those of
-    /// shards. Of anything else it says nothing, and that is told.
+    /// Saves it beside every run of the month that wrote the same events: the run of the whole month, or
+    /// those of its shards. Tells the user if a run wrote something else.
     ///
     /// # Errors
-    /// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
+    /// [`Kind::Failed`](crate::error::Kind) if the file cannot be written.
     pub(crate) fn keep(
         &self,
         options: &Options,
@@ -75,14 +75,14 @@ impl Finding {
             Ok(Some(checkpoint)) => checkpoint
                 .identity
                 .difference_in_events(identity)
-                .map(|difference| format!("the run in {place} wrote something else: {difference}")),
+                .map(|difference| format!("the run in {place} had other settings: {difference}")),
             Err(error) => Some(format!("the checkpoint in {place} cannot be used: {error}")),
         };
         match why_not {
             None => report::keep(self, &directory.finding(&self.command)),
             Some(why_not) => {
                 display.note_once(format!(
-                    "what this {} says is not kept for `report`: {why_not}",
+                    "the result of this {} is not kept for `report`: {why_not}",
                     self.command
                 ));
                 Ok(())
@@ -90,12 +90,12 @@ impl Finding {
         }
     }
 
-    /// The second in which that was, since 1970.
+    /// The same time in seconds since 1970.
     pub(crate) fn second(&self) -> u64 {
         self.said_at / 1_000
     }
 
-    /// All that is kept of a month, the oldest first, and a sentence for each file that cannot be used.
+    /// The saved outcomes of a month, oldest first, and a sentence for each file that cannot be used.
     pub(crate) fn all(directory: &PartitionDir) -> (Vec<Self>, Vec<String>) {
         let (mut findings, mut unusable) = (Vec::new(), Vec::new());
         for command in LEAVE_FINDINGS {
@@ -108,8 +108,8 @@ impl Finding {
             match read {
                 Ok(finding) => findings.push(finding),
                 Err(error) => unusable.push(format!(
-                    "{} cannot be used ({error}): `events-backfill {command} --partition {}` writes \
-                     it anew",
+                    "{} cannot be used ({error}): `events-backfill {command} --partition {}` writes a \
+                    new one",
                     path.display(),
                     directory.share.partition
                 )),

@@ -1,45 +1,46 @@
-//! How a run went over time: a bounded series of measurements, kept in the state directory for the
-//! charts of a report.
+//! The measurements of a run over time: a bounded series, kept in the state directory for the charts of
+//! the report.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Measurements that are kept, over all processes that have worked on the month.
+/// Maximum measurements kept, over all processes that have worked on the month.
 const MOST_POINTS: usize = 512;
-/// The process that began last has room for so many of them, however many came before it.
+/// The share reserved for the latest process, however many came before it.
 const MOST_OF_LAST: usize = MOST_POINTS / 2;
-/// Seconds between two measurements of a process, until there are too many of them.
+/// Seconds between two measurements of a process, until there are too many.
 const FIRST_INTERVAL: f64 = 1.0;
-/// The same of a run of many years: what a file says beyond that was not written by a run.
+/// The largest plausible interval in seconds, of a run of many years. A file with a larger one was not
+/// written by a run.
 const LAST_INTERVAL: f64 = 1e7;
 
-/// What was measured at a moment. Everything but memory and disk counts from the beginning of the
-/// process's work on the month.
+/// One measurement. Everything except memory and disk counts from the start of the process's work on the
+/// month.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Point {
-    /// Seconds since then.
+    /// Seconds since that start.
     pub seconds: f64,
-    /// Those of them in which nothing was under way, since nothing might be begun.
+    /// Of these, the seconds in which nothing was under way because no new work was allowed.
     pub still_seconds: f64,
-    /// Rows of traces that were loaded.
+    /// Rows of traces loaded.
     pub trace_rows: u64,
-    /// Rows that became events, those of repeated work included.
+    /// Rows that became events, including repeated work.
     pub rows: u64,
-    /// Seconds that segments have waited for the server's inserts, over all of them.
+    /// Seconds spent waiting for inserts, summed over all segments.
     pub insert_seconds: f64,
-    /// Seconds by the clock for which it went slower than it could, by reason.
+    /// Wall-clock seconds during which the run was throttled, by reason.
     pub throttled_seconds: BTreeMap<String, f64>,
-    /// Most resident memory since the point before, in bytes.
+    /// Peak resident memory since the previous point, in bytes.
     pub resident_bytes: u64,
-    /// The largest trace store on disk since then, in bytes.
+    /// Peak size of the trace store on disk since the previous point, in bytes.
     pub store_bytes: u64,
 }
 
 impl Point {
-    /// The later one in place of both. What was most remains.
+    /// Merges two points: the later one, with the peaks of both.
     fn followed_by(&self, later: Self) -> Self {
         Self {
             resident_bytes: self.resident_bytes.max(later.resident_bytes),
@@ -53,11 +54,11 @@ impl Point {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Stretch {
-    /// When it began, in seconds since 1970.
+    /// When it started, in seconds since 1970.
     pub began_at: u64,
-    /// Seconds between two points, at least; the last one may come sooner.
+    /// Minimum seconds between two points, except before the last one.
     interval: f64,
-    /// What was measured, in the order of time.
+    /// Its measurements in order of time.
     pub points: Vec<Point>,
 }
 
@@ -72,13 +73,13 @@ impl Default for Stretch {
 }
 
 impl Stretch {
-    /// Seconds at work: those in which it stood still are none.
+    /// Seconds at work, without those in which it stood still.
     fn seconds_at_work(&self) -> f64 {
         let last = self.points.last();
         last.map_or(0.0, |last| last.seconds - last.still_seconds)
     }
 
-    /// Adds a point, in place of the last one where that came too soon.
+    /// Adds a point. Replaces the last one if that came too soon after its predecessor.
     fn add(&mut self, point: Point) {
         match &mut self.points[..] {
             [.., before, last] if last.seconds - before.seconds < self.interval => {
@@ -88,7 +89,7 @@ impl Stretch {
         }
     }
 
-    /// Keeps half as many points.
+    /// Halves the number of points.
     fn thin(&mut self) {
         self.interval *= 2.0;
         for point in std::mem::take(&mut self.points) {
@@ -97,21 +98,21 @@ impl Stretch {
     }
 }
 
-/// The work of all processes, the first one first.
+/// The work of all processes, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct History {
-    /// Processes whose measurements had to make room for later ones.
+    /// Processes whose measurements were dropped to make room.
     pub dropped: u64,
-    /// Seconds that these were at work.
+    /// Seconds that these processes were at work.
     pub dropped_seconds: f64,
-    /// The others.
+    /// The other processes.
     pub stretches: Vec<Stretch>,
 }
 
 impl History {
-    /// What is kept in a file; nothing where there is none, or where it is not to be read: it is only
-    /// there to be looked at, and no reason not to work.
+    /// Reads a file. Empty if the file is missing or unreadable: it only serves the charts and must not stop
+    /// a run.
     pub(crate) fn read(path: &Path) -> Self {
         let read = std::fs::read(path).ok();
         let history: Option<Self> = read.and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -122,7 +123,7 @@ impl History {
             .unwrap_or_default()
     }
 
-    /// Seconds between two measurements of the process that began last.
+    /// Seconds between two measurements of the latest process.
     pub(crate) fn interval(&self) -> f64 {
         let last = self.stretches.last();
         last.map_or(FIRST_INTERVAL, |last| last.interval)
@@ -134,7 +135,7 @@ impl History {
         self.dropped_seconds + stretches.sum::<f64>()
     }
 
-    /// A process begins to work.
+    /// Adds a process that starts to work.
     pub(crate) fn begin(&mut self, began_at: u64) {
         self.stretches.push(Stretch {
             began_at,
@@ -143,7 +144,7 @@ impl History {
         self.make_room();
     }
 
-    /// The process that began last has measured something.
+    /// Adds a measurement of the latest process.
     pub(crate) fn add(&mut self, point: Point) {
         if let Some(stretch) = self.stretches.last_mut() {
             stretch.add(point);
@@ -151,8 +152,8 @@ impl History {
         }
     }
 
-    /// The process that began last ends with this. Where that comes soon after what it measured before, it
-    /// takes its place: rates of an instant say nothing.
+    /// Adds the last measurement of the latest process. If it comes soon after the previous one, it replaces
+    /// that: a rate over an instant means nothing.
     pub(crate) fn end(&mut self, point: Point) {
         self.add(point);
         let Some(stretch) = self.stretches.last_mut() else {
@@ -166,8 +167,8 @@ impl History {
         }
     }
 
-    /// Keeps fewer points where there are too many: of the last process where it has its share, else of
-    /// those before it, and not those of the first ones where each has but its beginning and its end.
+    /// Thins points if there are too many: those of the latest process if it exceeds its share, else those of
+    /// the earlier process with most points. If each of these has only its two ends left, drops the oldest.
     fn make_room(&mut self) {
         let points = |stretches: &[Stretch]| -> usize {
             let points = stretches.iter().map(|stretch| stretch.points.len());

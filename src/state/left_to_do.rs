@@ -1,4 +1,4 @@
-//! What is left to do after a run that is done, in sentences.
+//! Sentences about what is left to do after a finished run.
 
 use indicatif::HumanCount;
 
@@ -7,9 +7,9 @@ use super::report::Report;
 use crate::inspect::LEFT_TO_LANGFUSE;
 use crate::progress::moment::Moment;
 
-/// Sentences for the operator about what the run of a month has left that has written last at
-/// `written_at`, in seconds since 1970; none of a dry run. Of what a command has said of all of it
-/// since, the run's own report knows nothing.
+/// Sentences for the operator about what a run left to do. The run last wrote at `written_at`, in seconds
+/// since 1970. Empty for a dry run. `since` is what verify or repair found later, which is newer than the
+/// run's report.
 pub(crate) fn left_to_do(report: &Report, written_at: u64, since: Option<&Finding>) -> Vec<String> {
     let partition = &report.partition;
     let mut sentences = Vec::new();
@@ -18,11 +18,11 @@ pub(crate) fn left_to_do(report: &Report, written_at: u64, since: Option<&Findin
     }
     let is_compared = since.is_some_and(|finding| finding.compared_until >= written_at);
     if report.left_to_live_path > 0 && !is_compared {
-        // Whole minutes, the last one included.
+        // Rounded up to the minute.
         let from = written_at + u64::try_from(LEFT_TO_LANGFUSE / 1_000_000).unwrap_or(0) + 59;
         sentences.push(format!(
-            "{} rows are left to Langfuse: `events-backfill verify --partition {partition}`, from {} \
-             UTC on, says whether it has written them",
+            "{} rows are left to Langfuse: from {} UTC on, `events-backfill verify --partition \
+            {partition}` checks that it has written them",
             HumanCount(report.left_to_live_path),
             Moment(from).to_minute()
         ));
@@ -39,7 +39,7 @@ pub(crate) fn left_to_do(report: &Report, written_at: u64, since: Option<&Findin
     }
     if let Some(rows) = report.rows_to_merge.filter(|&rows| rows > 0) {
         sentences.push(format!(
-            "{} rows stand twice until ClickHouse merges them, and v4 counts both: \
+            "{} rows are in the table twice until ClickHouse merges them, and v4 counts both: \
              `events-backfill repair --partition {partition} --optimize` merges them now",
             HumanCount(rows)
         ));

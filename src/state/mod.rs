@@ -1,5 +1,5 @@
-//! What a run leaves on this machine: the directory of a month, the checkpoint from which it can go on,
-//! and the report.
+//! What a run keeps on this machine: the directory of a month, the checkpoint to continue from, and the
+//! report.
 
 pub(crate) mod checkpoint;
 pub(crate) mod counts;

@@ -1,6 +1,6 @@
-//! A file that the user names, to be written at the end of the work: whatever it is. A regular file is
-//! replaced as a whole where that can be done; a device, a pipe, or a file that is mounted somewhere
-//! is written as it is. Links are followed, and `-` is the standard output.
+//! Writes a file that the user names, at the end of the work. A regular file is replaced as a whole if
+//! possible; a device, a pipe or a mounted file is written in place. Links are followed, and `-` is
+//! standard output.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -11,31 +11,31 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{AccessFlags, access};
 
-/// Links that are followed at most: what Linux itself does.
+/// Maximum links to follow, as in Linux.
 const MOST_LINKS: usize = 40;
-/// How long a pipe is waited for that nobody reads.
+/// How long to wait for a reader of a pipe.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The mode of a new file that others may read, before the umask.
+/// Mode of a new file that others may read, before the umask.
 pub(super) const PUBLIC: u32 = 0o666;
-/// The same of one that may quote rows.
+/// Mode of a new file that may quote rows.
 pub(super) const PRIVATE: u32 = 0o600;
 
-/// What a path leads to.
+/// The target of a path.
 enum Output {
     /// Nothing yet.
     New(PathBuf),
-    /// A file that may be replaced, unless it cannot.
+    /// A regular file, to be replaced if possible.
     Regular(PathBuf, Metadata),
-    /// A device, a pipe, or something else that is written as it is.
+    /// A device, a pipe, or something else that is written in place.
     Special(PathBuf),
-    /// A descriptor of this process, such as /dev/stdout: what was written to it before stays.
+    /// A descriptor of this process, such as /dev/stdout: earlier output to it stays.
     Descriptor(PathBuf),
 }
 
-/// Makes sure, before there is anything to write, that it can be written there.
+/// Checks in advance that `path` can be written.
 ///
 /// # Errors
-/// Whatever the file system says.
+/// The I/O error that writing would meet.
 pub(super) fn require_writable(path: &Path) -> io::Result<()> {
     match place(path)? {
         Output::New(path) => {
@@ -54,11 +54,11 @@ pub(super) fn require_writable(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether two paths lead to one file, or stream: by name or, where it is there, in fact. A device such
-/// as `/dev/null` keeps nothing that could be overwritten.
+/// Whether two paths lead to the same file or stream: by name, or by inode if it exists. A device such as
+/// `/dev/null` does not count, since it has nothing to overwrite.
 ///
 /// # Errors
-/// Whatever the file system says.
+/// The I/O error if a path cannot be resolved.
 pub(super) fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
     let name = |path: &Path| {
         let directory = directory_of(path).canonicalize()?;
@@ -78,10 +78,10 @@ pub(super) fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
     })
 }
 
-/// Writes a file: a regular one whole or not at all, wherever it can be replaced. A new one gets that mode.
+/// Writes a file. A regular one is written whole or not at all if it can be replaced; a new one gets `mode`.
 ///
 /// # Errors
-/// Whatever the file system says.
+/// The I/O error if the file cannot be written.
 pub(super) fn write(path: &Path, bytes: &[u8], new_mode: u32) -> io::Result<()> {
     match place(path)? {
         Output::New(path) => {
@@ -103,7 +103,7 @@ pub(super) fn write(path: &Path, bytes: &[u8], new_mode: u32) -> io::Result<()> 
             let mut file = open_special(&path)?;
             file.write_all(bytes)
         }
-        // Not opened anew, which would begin at its first byte again.
+        // Do not reopen it: writing would start over at its first byte.
         Output::Descriptor(path) if path.ends_with("1") => {
             let mut output = io::stdout().lock();
             output.write_all(bytes)?;
@@ -117,8 +117,8 @@ pub(super) fn write(path: &Path, bytes: &[u8], new_mode: u32) -> io::Result<()> 
     }
 }
 
-/// Follows links, one by one: what they lead to need not be there, and a descriptor is called like
-/// the file that it happens to be.
+/// Follows links one by one, since their target need not exist, and the link of a descriptor shows the name
+/// of the file behind it.
 fn place(path: &Path) -> io::Result<Output> {
     let mut path = match path == Path::new("-") {
         true => PathBuf::from("/dev/stdout"),
@@ -143,10 +143,10 @@ fn place(path: &Path) -> io::Result<Output> {
             Err(error) => return Err(error),
         }
     }
-    Err(io::Error::other("its links lead to each other"))
+    Err(io::Error::other("its symbolic links form a loop"))
 }
 
-/// Whether it is `/proc/self/fd/N`.
+/// Whether the path is `/proc/self/fd/N`.
 fn is_descriptor(path: &Path) -> bool {
     let descriptors = Path::new("/proc/self/fd").canonicalize();
     descriptors.is_ok_and(|descriptors| {
@@ -155,21 +155,21 @@ fn is_descriptor(path: &Path) -> bool {
     })
 }
 
-/// Replaces a file by a new one of the same mode and owner. Says whether it could.
+/// Replaces a file by a new one of the same mode and owner. Returns whether that was possible.
 fn replace(path: &Path, before: &Metadata, bytes: &[u8]) -> io::Result<bool> {
     let mode = Permissions::from_mode(before.mode() & 0o7777);
     let Ok(mut file) = tempfile::NamedTempFile::new_in(directory_of(path)) else {
         return Ok(false);
     };
     let made = file.as_file().metadata()?;
-    // Another name for the same file would keep what it had, and its owner would lose it.
+    // A hard link elsewhere would keep the old content, and the owner would not see the new file.
     let is_alike = before.nlink() == 1 && (before.uid(), before.gid()) == (made.uid(), made.gid());
     if !is_alike || file.as_file().set_permissions(mode).is_err() {
         return Ok(false);
     }
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
-    // A file that is mounted cannot be replaced.
+    // A mounted file cannot be replaced.
     Ok(file.persist(path).is_ok())
 }
 
@@ -179,7 +179,7 @@ fn write_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Opens what is no regular file. To open a pipe that nobody reads would take for ever.
+/// Opens a file that is not regular. Does not block forever on a pipe that nobody reads.
 fn open_special(path: &Path) -> io::Result<File> {
     let is_pipe = fs::metadata(path)?.file_type().is_fifo();
     let started = Instant::now();
@@ -194,7 +194,7 @@ fn open_special(path: &Path) -> io::Result<File> {
             }
             Err(error) if is_pipe && is_without_reader(&error) => {
                 if started.elapsed() > PATIENCE {
-                    return Err(io::Error::other("it is a pipe that nobody reads"));
+                    return Err(io::Error::other("nobody reads from this pipe"));
                 }
                 std::thread::sleep(Duration::from_millis(50));
             }

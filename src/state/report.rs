@@ -1,4 +1,4 @@
-//! The summary of a run, as text and as JSON.
+//! The report of a run, as text and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,35 +17,34 @@ use crate::progress::words::{count, seconds, write_lines};
 /// Characters before a value in the summary.
 pub(crate) const SUMMARY_WIDTH: usize = 28;
 
-/// Seconds by the clock.
+/// Wall-clock seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Seconds {
     /// Loading traces.
     pub load: f64,
-    /// Streaming observations, inserts included.
+    /// Streaming observations, including inserts.
     pub stream: f64,
-    /// Writing root spans, likewise.
+    /// Writing root spans, including inserts.
     pub root_spans: f64,
-    /// Waiting for inserts, summed over the segments that ran side by side;
-    /// so it can exceed `stream`.
+    /// Waiting for inserts, summed over parallel segments, so it can exceed `stream`.
     pub insert: f64,
     /// Everything.
     pub total: f64,
 }
 
-/// What a run did. Of an older version's, what it does not name is nothing.
+/// What a run did. Fields missing in an older version's report read as zero or empty.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Report {
     /// The partition, `YYYYMM`.
     pub partition: String,
-    /// Which shard's days of it, as `3/8`; all days where there is none.
+    /// The shard, such as `3/8`; absent for the whole month.
     #[serde(default)]
     pub shard: Option<String>,
-    /// `database.table` that was written to.
+    /// The table written to, as `database.table`.
     pub target_table: String,
-    /// Whether nothing was inserted on purpose.
+    /// Whether it was a dry run, which inserts nothing.
     pub dry_run: bool,
     /// Whether the run continued an earlier one.
     pub resumed: bool,
@@ -57,57 +56,56 @@ pub(crate) struct Report {
     pub events_inserted: u64,
     /// Observations whose trace was not found.
     pub observations_without_trace: u64,
-    /// Root spans the server acknowledged, if they were wanted.
+    /// Root spans the server acknowledged, if wanted.
     pub root_spans_inserted: Option<u64>,
-    /// Versions of traces that have no root span, since another version counts or the trace is
-    /// deleted, if root spans were wanted.
+    /// Versions of traces without a root span, because a newer version exists or the trace is deleted;
+    /// only if root spans were wanted.
     pub traces_superseded: Option<u64>,
-    /// Spans that belong to an experiment, if that was wanted.
+    /// Spans that belong to an experiment, if experiments were wanted.
     pub spans_in_experiments: Option<u64>,
-    /// Rows of observations that are not the version that counts.
+    /// Outdated versions of observations.
     pub observations_superseded: u64,
-    /// Spans that were not written, since the target has a row of Langfuse's own that is as new.
+    /// Spans not written because Langfuse's own row in the target is at least as new.
     pub left_to_live_rows: u64,
-    /// Traces without a root span of ours, since they have one of Langfuse's own.
+    /// Traces that got no root span because Langfuse wrote one itself.
     pub root_spans_left_to_live_roots: u64,
-    /// Traces without a root span of ours, since one of their observations is called like it.
+    /// Traces that got no root span because one of their observations has its id.
     pub root_spans_left_to_observations: u64,
-    /// Dataset run items that no span of ours belongs to, since spans of Langfuse's own do.
+    /// Dataset run items left to spans that Langfuse wrote itself.
     pub items_left_to_live_spans: u64,
-    /// Events that a backfill had written before the run, and that are as new.
+    /// Events not written because an earlier backfill's row is at least as new.
     pub already_there: u64,
-    /// Rows that changed after `until`, which Langfuse is about to write.
+    /// Rows changed after `until`, left to Langfuse, which is about to write them.
     pub left_to_live_path: u64,
-    /// Rows that changed later are left to Langfuse.
+    /// Rows changed after this time are left to Langfuse.
     pub until: Option<String>,
-    /// Traces that changed while the run went on, and were loaded again.
+    /// Traces that changed during the run and were loaded again.
     pub traces_reloaded: u64,
-    /// Those of them that changed after events had been written.
+    /// Of these, traces that changed after their events had been written.
     pub traces_changed_after_writing: u64,
-    /// Rows that stand in the target once more until they are merged, where all were written again.
+    /// Rows that are in the target twice until ClickHouse merges them, if all rows were written again.
     pub rows_to_merge: Option<u64>,
-    /// Traces that were found in ClickHouse although they are on none of the days that were
-    /// loaded.
+    /// Traces found in ClickHouse outside the loaded days.
     pub traces_remote: u64,
-    /// Traces that observations name and ClickHouse does not have, or has as deleted.
+    /// Traces that observations name but that ClickHouse lacks, or has as deleted.
     pub traces_not_found: u64,
-    /// Some of these, 100 at most.
+    /// Up to 100 of these.
     pub traces_not_found_listed: Vec<TraceId>,
-    /// What the process ended with, if not with success.
+    /// The error that ended the process, if it failed.
     pub ended_with: Option<String>,
-    /// Errors that ended work for good.
+    /// Errors that retries did not overcome.
     pub errors: u64,
-    /// Tries that were repeated after a passing error.
+    /// Retries after temporary errors.
     pub retries: u64,
     /// Segments of the plan.
     pub segments_total: u64,
     /// Segments that are done.
     pub segments_done: u64,
-    /// Seconds for which it went slower than it could, by reason.
+    /// Seconds during which the run was throttled, by reason.
     pub throttled_seconds: BTreeMap<String, f64>,
     /// Peak resident memory of the process, in bytes.
     pub peak_rss_bytes: u64,
-    /// The trace store on disk, in bytes.
+    /// Size of the trace store on disk, in bytes.
     pub store_bytes: u64,
     /// Where the time went.
     pub seconds: Seconds,
@@ -117,7 +115,7 @@ pub(crate) struct Report {
     pub root_spans_per_second: f64,
 }
 
-/// Which trace. What is not UTF-8 in it is replaced.
+/// A trace. Bytes that are not UTF-8 are replaced.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TraceId {
     /// `project_id`
@@ -127,7 +125,7 @@ pub(crate) struct TraceId {
 }
 
 impl TraceId {
-    /// Of these bytes.
+    /// From raw bytes.
     pub(crate) fn new(project_id: &[u8], trace_id: &[u8]) -> Self {
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         Self {
@@ -137,10 +135,10 @@ impl TraceId {
     }
 }
 
-/// Makes sure that a report can be written to `path`, which `flag` names, before there is one.
+/// Checks in advance that a report can be written to `path`, which `flag` names.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) where it cannot.
+/// [`Kind::Configuration`](crate::error::Kind) if it cannot.
 pub(crate) fn require_writable(path: &Path, flag: &str) -> Result<(), Error> {
     output_file::require_writable(path).map_err(|error| {
         Error::configuration(format!(
@@ -150,11 +148,11 @@ pub(crate) fn require_writable(path: &Path, flag: &str) -> Result<(), Error> {
     })
 }
 
-/// Makes sure that two files that are to be written are two: the later one would take the place of the
-/// other. Each comes with the flag that names it.
+/// Checks that two output files differ, since the second would replace the first. Each comes with the flag
+/// that names it.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind) where they are one.
+/// [`Kind::Configuration`](crate::error::Kind) if they are the same.
 pub(crate) fn require_different(
     (one, flag): (&Path, &str),
     (other, other_flag): (&Path, &str),
@@ -164,42 +162,42 @@ pub(crate) fn require_different(
             "{flag} and {other_flag} both name {}: name another file with {other_flag}",
             other.display()
         ))),
-        // What is wrong with a path is told where it is looked at alone.
+        // `require_writable` reports a bad path.
         _ => Ok(()),
     }
 }
 
-/// Writes a summary as JSON, whole or not at all where it is a regular file.
+/// Writes a summary as JSON; a regular file whole or not at all.
 ///
 /// # Errors
-/// Whatever the file system says.
+/// The I/O error if the file cannot be written.
 fn write_json(summary: &impl Serialize, path: &Path) -> std::io::Result<()> {
     let mut json = serde_json::to_vec_pretty(summary)?;
     json.push(b'\n');
     output_file::write(path, &json, output_file::PUBLIC)
 }
 
-/// Writes a summary where it is wanted.
+/// Writes a summary to the file that the user named.
 ///
 /// # Errors
-/// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
+/// [`Kind::Failed`](crate::error::Kind) if the file cannot be written.
 pub(crate) fn publish(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
     write_json(summary, path).map_err(|error| unwritable(path, &error))
 }
 
-/// Writes a page where it is wanted.
+/// Writes an HTML page to the file that the user named.
 ///
 /// # Errors
-/// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
+/// [`Kind::Failed`](crate::error::Kind) if the file cannot be written.
 pub(crate) fn publish_page(html: &str, path: &Path) -> Result<(), Error> {
     output_file::write(path, html.as_bytes(), output_file::PRIVATE)
         .map_err(|error| unwritable(path, &error))
 }
 
-/// Keeps a summary in the state directory, whole or not at all, for its owner alone.
+/// Saves a summary in the state directory, whole or not at all, readable by its owner only.
 ///
 /// # Errors
-/// [`Kind::Failed`](crate::error::Kind) where the file system does not let it.
+/// [`Kind::Failed`](crate::error::Kind) if the file cannot be written.
 pub(crate) fn keep(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
     let kept = || {
         let directory = path.parent().unwrap_or(Path::new("."));
@@ -218,12 +216,12 @@ pub(crate) fn keep(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Error {
     Error::failed(format!(
-        "the report {} cannot be written: {error}; the work itself is done as far as it is said above",
+        "the report {} cannot be written: {error}; the work above is done all the same",
         path.display(),
     ))
 }
 
-/// Whether it is one, in the summary.
+/// The summary's words for a dry run.
 pub(crate) fn dry_run_in_words(dry_run: bool) -> String {
     match dry_run {
         true => "yes: nothing was inserted".to_owned(),
@@ -231,7 +229,7 @@ pub(crate) fn dry_run_in_words(dry_run: bool) -> String {
     }
 }
 
-/// How long, and why.
+/// Throttled time by reason, for the summary.
 fn throttled_in_words(by_reason: &BTreeMap<String, f64>) -> String {
     if by_reason.is_empty() {
         return "none".to_owned();
@@ -242,8 +240,7 @@ fn throttled_in_words(by_reason: &BTreeMap<String, f64>) -> String {
     reasons.collect::<Vec<_>>().join(", ")
 }
 
-/// The lines of a summary, and behind the number of events those that are only written where
-/// they are asked for.
+/// Writes the lines of a summary. After "Events inserted" come the counts that only exist if asked for.
 pub(crate) fn write_summary(
     f: &mut fmt::Formatter<'_>,
     lines: &[(&'static str, String)],
@@ -269,7 +266,7 @@ pub(crate) fn write_summary(
 }
 
 impl Report {
-    /// What of the month the run did: `202406`, or `202406 3/8`.
+    /// The share of the month that the run did: `202406`, or `202406 3/8`.
     pub(crate) fn name(&self) -> String {
         match &self.shard {
             Some(shard) => format!("{} {shard}", self.partition),
@@ -277,7 +274,7 @@ impl Report {
         }
     }
 
-    /// All rows the server acknowledged, root spans included.
+    /// All rows the server acknowledged, including root spans.
     pub(crate) fn all_events(&self) -> u64 {
         self.events_inserted + self.root_spans_inserted.unwrap_or(0)
     }
@@ -302,7 +299,7 @@ impl fmt::Display for Report {
                 count(self.root_spans_left_to_live_roots),
             ),
             ("Left to Langfuse", count(self.left_to_live_path)),
-            ("There already", count(self.already_there)),
+            ("Already there", count(self.already_there)),
             ("Older versions", count(self.observations_superseded)),
             (
                 "Traces changed meanwhile",

@@ -1,5 +1,5 @@
-//! Whether a run begins, goes on, or is over: what the state directory holds,
-//! put together with `--resume`, `--resume-or-start` and `--restart`.
+//! Decides from the state directory and `--resume`, `--resume-or-start` or `--restart` whether a run starts,
+//! continues, or is already finished.
 
 use std::path::Path;
 
@@ -14,18 +14,18 @@ use crate::error::Error;
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Start from nothing; whatever is there is to be removed.
+    /// Start from scratch and remove what is there.
     Fresh,
-    /// Go on from here.
+    /// Continue from this checkpoint.
     Continue(Box<Checkpoint>),
-    /// It is done, as this says; see [`over`].
+    /// Already finished, with this checkpoint; see [`over`].
     AlreadyFinished(Box<Checkpoint>),
 }
 
 /// Decides for the state in `directory`.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind), with what is there and what can be done.
+/// [`Kind::Configuration`](crate::error::Kind), saying what is there and what to do.
 pub(crate) fn decide(
     stored: Result<Option<Checkpoint>, CheckpointError>,
     identity: &RunIdentity,
@@ -39,9 +39,8 @@ pub(crate) fn decide(
                 if before.identity.subject.experiments && !options.subject.experiments =>
             {
                 Err(Error::configuration(format!(
-                    "the run in {directory} was made with experiments, and one without would \
-                     write over what it said of them: add --experiments, or remove {directory} \
-                     first if that is what you want"
+                    "the run in {directory} wrote experiments, and one without would overwrite \
+                    them: add --experiments, or remove {directory} first if you want that"
                 )))
             }
             _ => Ok(Decision::Fresh),
@@ -65,15 +64,15 @@ pub(crate) fn decide(
         return match checkpoint.identity.difference(identity) {
             None => Ok(Decision::AlreadyFinished(Box::new(checkpoint))),
             Some(difference) => Err(Error::configuration(format!(
-                "the run in {directory} is finished, and was made for something else: \
-                 {difference}; make it the same again, or do it again with --restart"
+                "the run in {directory} is finished, but with other settings: {difference}; \
+                undo the change, or write the month again with --restart"
             ))),
         };
     }
     if !options.earlier.continues() {
         return Err(Error::configuration(format!(
-            "{directory} holds an unfinished run, begun on {}, last saved on {}, with {}: add \
-             --resume to continue it, or --restart to discard it and start over",
+            "{directory} holds an unfinished run, started on {}, last saved on {}, with {}: add \
+            --resume to continue it, or --restart to discard it and start over",
             moment(checkpoint.started_at),
             moment(checkpoint.saved_at),
             progress(&checkpoint)
@@ -82,14 +81,14 @@ pub(crate) fn decide(
     match checkpoint.identity.difference(identity) {
         None => Ok(Decision::Continue(Box::new(checkpoint))),
         Some(difference) => Err(Error::configuration(format!(
-            "the run in {directory} was made for something else: {difference}; make it the same \
-             again to resume, or start over with --restart"
+            "the run in {directory} was started with other settings: {difference}; undo the change \
+            to resume, or start over with --restart"
         ))),
     }
 }
 
-/// What a run that goes on says of experiments: see [`Options::experiments_so_far`]. One that cannot
-/// be read is told of by [`decide`].
+/// Whether the run to continue writes experiments: see [`Options::experiments_so_far`]. [`decide`] reports
+/// a checkpoint that cannot be read.
 pub(crate) fn experiments_so_far(
     stored: &Result<Option<Checkpoint>, CheckpointError>,
     options: &Options,
@@ -102,19 +101,19 @@ pub(crate) fn experiments_so_far(
     }
 }
 
-/// Refuses where a run of the month, or of a shard of it, in the same state directory is not finished: it
-/// would write once more what somebody else writes meanwhile.
+/// Fails if the state directory has an unfinished run of the month, or of one of its shards: that run will
+/// write the missing rows itself, and a repair would write them twice.
 ///
 /// # Errors
-/// [`Kind::Configuration`](crate::error::Kind), with what can be done.
+/// [`Kind::Configuration`](crate::error::Kind), saying what to do.
 pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
     for directory in PartitionDir::of_partition(&options.state_dir, options.partition) {
         if let Ok(Some(checkpoint)) = Checkpoint::read(&directory.checkpoint())
             && !checkpoint.finished
         {
             return Err(Error::configuration(format!(
-                "the run in {} is not finished, with {}: finish it first, with --resume; it writes \
-                 what is missing",
+                "the run in {} is not finished, with {}: finish it with --resume first; it writes \
+                the missing events",
                 directory.path.display(),
                 progress(&checkpoint)
             )));
@@ -123,20 +122,20 @@ pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
-/// Says that a run is over.
+/// The note that a run is already finished.
 pub(crate) fn over(checkpoint: &Checkpoint, directory: &Path) -> String {
     format!(
-        "this partition was finished on {} ({}); --restart does it again",
+        "this partition was finished on {} ({}); --restart writes it again",
         moment(checkpoint.saved_at),
         directory.display()
     )
 }
 
-/// How far a run got, in words.
+/// The progress of a run, in words.
 pub(crate) fn progress(checkpoint: &Checkpoint) -> String {
     match (&checkpoint.segments, checkpoint.superseded) {
         _ if checkpoint.awaits_experiments() => {
-            "all traces loaded, and the spans of dataset runs being looked for".to_owned()
+            "all traces loaded; searching for the spans of dataset runs".to_owned()
         }
         (Some(segments), Some(_)) => format!(
             "{} of {} segments done",

@@ -579,10 +579,7 @@ fn assert_not_resumed(tool: Tool, words: &[&str]) -> Tool {
     let tool = tool.arg("--resume");
     let outcome = tool.run();
     outcome.assert_code(2);
-    for word in words
-        .iter()
-        .chain(&["made for something else", "--restart"])
-    {
+    for word in words.iter().chain(&["with other settings", "--restart"]) {
         outcome.assert_stderr_contains(word);
     }
     tool.without_arg("--resume")

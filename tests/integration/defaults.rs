@@ -185,5 +185,5 @@ fn the_first_item_does_not_keep_a_run_from_going_on() {
     execute(&database, "TRUNCATE TABLE dataset_run_items_rmt");
     restarted
         .run()
-        .assert_one_error(2, &["with experiments", "--experiments"]);
+        .assert_one_error(2, &["wrote experiments", "--experiments"]);
 }

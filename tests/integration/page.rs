@@ -266,7 +266,7 @@ fn a_repair_that_has_not_ended_is_left_to_do_and_what_else_was_compared_says_not
         let outcome = tool("verify").args(arguments.iter().copied()).run();
         outcome
             .assert_code(1)
-            .assert_stderr_contains("what this verify says is not kept for `report`");
+            .assert_stderr_contains("the result of this verify is not kept for `report`");
         assert!(html().contains("<td>equal</td>"));
     }
     for table in ["events_full", "events_core"] {

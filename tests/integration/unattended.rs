@@ -145,9 +145,9 @@ fn what_was_made_for_something_else_or_is_damaged_is_refused_and_not_begun_anew(
 
     let tool = tool.arg("--no-trace-metadata");
     let words = [
-        "made for something else",
+        "with other settings",
         "--no-trace-metadata",
-        "make it the same",
+        "undo the change",
     ];
     tool.run().assert_one_error(2, &words);
     let tool = tool.without_arg("--no-trace-metadata");
