@@ -200,7 +200,7 @@ impl fmt::Display for Advice {
             }
             Advice::RaiseServerLimit => {
                 "even a single row is too large for the server, or for a proxy in front of it; raise \
-                its limit"
+                 its limit"
             }
             Advice::Restart => "--restart discards it and starts over",
             Advice::Resume { so_far: None } => "continue with --resume",

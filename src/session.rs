@@ -75,7 +75,7 @@ impl Session {
         let serving = serving.map_err(|error| {
             Error::configuration(format!(
                 "--metrics-listen: cannot listen on {address} ({error}): name another address, for \
-                example 127.0.0.1:9464"
+                 example 127.0.0.1:9464"
             ))
         })?;
         let whose = match serving.address.ip().is_loopback() {

@@ -46,7 +46,7 @@ pub enum RequestError {
     /// The user's profile pins a setting that the meaning of statements depends on to another value.
     #[error(
         "the user's settings profile pins {name} = {value}, which would make statements fail, or read \
-        and write wrong data: remove the constraint{}",
+         and write wrong data: remove the constraint{}",
         wanted.map(|wanted| format!(", or set it to '{wanted}' in the profile")).unwrap_or_default()
     )]
     Held {
@@ -60,7 +60,7 @@ pub enum RequestError {
     /// A proxy has compressed the answer. The client does not tell with what.
     #[error(
         "a proxy in front of ClickHouse compresses the answers (with gzip, for example) although nobody \
-        asked for it: turn compression off for this address"
+         asked for it: turn compression off for this address"
     )]
     Compressed,
     /// The server's certificate is not accepted.
@@ -78,8 +78,8 @@ const MAX_MESSAGE: usize = 600;
 /// Numbers and names from <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
 const PASSING: &[u32] = &[
     3,    // UNEXPECTED_END_OF_FILE: the connection broke while the server read an insert
-    32,   // ATTEMPT_TO_READ_AFTER_EOF: likewise
-    33,   // CANNOT_READ_ALL_DATA: likewise
+    32,   // ATTEMPT_TO_READ_AFTER_EOF: the same
+    33,   // CANNOT_READ_ALL_DATA: the same
     107,  // FILE_DOESNT_EXIST: a part was merged away
     159,  // TIMEOUT_EXCEEDED
     173,  // CANNOT_ALLOCATE_MEMORY
@@ -170,12 +170,12 @@ fn limit_named(code: u32, message: &str) -> Cow<'static, str> {
     let advice = match code {
         TIMEOUT if is_limit_of_time(code, message) => {
             "; the user's settings profile pins max_execution_time: raise it, or start over (--restart) with a \
-            smaller --segment-rows if a read took too long, or a smaller --part-bytes if an insert did"
+             smaller --segment-rows if a read took too long, or a smaller --part-bytes if an insert did"
         }
         code if READ_ONLY.contains(&code) => {
             "; a replica that has lost ClickHouse Keeper (or ZooKeeper) is read-only: \
-            SELECT database, table, zookeeper_exception FROM system.replicas WHERE is_readonly shows which \
-            tables are, and why"
+             SELECT database, table, zookeeper_exception FROM system.replicas WHERE is_readonly shows which \
+             tables are, and why"
         }
         // The server's own limit, "(total)", covers all its work and needs no advice here.
         MEMORY if message.contains("Query memory limit") => {
@@ -183,7 +183,7 @@ fn limit_named(code: u32, message: &str) -> Cow<'static, str> {
         }
         MEMORY if message.contains("User memory limit") => {
             "; the user needs more memory than max_memory_usage_for_user of the settings profile allows: \
-            raise it"
+             raise it"
         }
         _ => "",
     };

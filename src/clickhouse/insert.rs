@@ -184,7 +184,7 @@ impl OpenInsert {
             ))),
             None => Err(RequestError::Unexpected(
                 "the answer to an insert does not say how many rows were written (no \
-                X-ClickHouse-Summary header): does a proxy remove headers?"
+                 X-ClickHouse-Summary header): does a proxy remove headers?"
                     .to_owned(),
             )),
         }

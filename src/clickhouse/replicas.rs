@@ -122,11 +122,11 @@ impl Connection {
         Ok(match (tables.len(), servers.len()) {
             (2.., _) => Err(format!(
                 "the addresses in CLICKHOUSE_URL lead to servers with different tables {name}: name \
-                replicas of one shard only"
+                 replicas of one shard only"
             )),
             (_, 2..) if !table.is_shared() => Err(format!(
                 "the addresses in CLICKHOUSE_URL lead to {} servers, and each has its own {name} (a {}): \
-                name only one of them",
+                 name only one of them",
                 servers.len(),
                 table.engine
             )),

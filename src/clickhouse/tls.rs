@@ -60,7 +60,7 @@ fn authorities_of_machine() -> Result<RootCertStore, String> {
         (true, Ok(directory)) => Err(unreadable(DIRECTORY, Path::new(&directory), &error)),
         (true, Err(_)) => Err(
             "this machine has no certificate authorities to verify the server with: install the \
-            ca-certificates package, or name a file with their certificates in SSL_CERT_FILE"
+             ca-certificates package, or name a file with their certificates in SSL_CERT_FILE"
                 .to_owned(),
         ),
     }

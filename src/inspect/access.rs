@@ -22,13 +22,13 @@ impl Inspector {
                 Intent::Look => Ok(()),
                 _ => self.refuse_to_write(format!(
                     "user '{user}' is read-only (readonly = 2 in its settings profile): set \
-                    CLICKHOUSE_USER to another user"
+                     CLICKHOUSE_USER to another user"
                 )),
             },
             Some(level) => Err(Error::configuration(format!(
                 "user '{user}' may not change settings (readonly = {level} in its settings profile), \
-                but this program has to: set CLICKHOUSE_USER to another user; readonly = 2 is enough \
-                for verify"
+                 but this program has to: set CLICKHOUSE_USER to another user; readonly = 2 is enough \
+                 for verify"
             ))),
         }
     }
@@ -38,7 +38,7 @@ impl Inspector {
         for (name, value) in self.connection.held_limits().to_vec() {
             self.warn(format!(
                 "the settings profile of user '{}' pins {name} = {value}: a statement that exceeds it ends \
-                the run; remove the constraint",
+                 the run; remove the constraint",
                 self.options.connection.user
             ))?;
         }
@@ -83,7 +83,7 @@ impl Inspector {
                     let name = format!("{}.{}", table.database, table.name);
                     let what = format!(
                         "user '{user}' may not read {name}, so rows that are already there cannot be skipped: \
-                        GRANT SELECT ON {name} TO {user}"
+                         GRANT SELECT ON {name} TO {user}"
                     );
                     match self.options.intent {
                         // A plan works without.
@@ -140,8 +140,8 @@ impl Inspector {
                 let user = &self.options.connection.user;
                 self.refuse_to_write(format!(
                     "a row policy for user '{user}' applies to {}.{}: rows that it hides would be written \
-                    a second time, or be missing in events_core, which a view fills; set CLICKHOUSE_USER \
-                    to a user without a row policy",
+                     a second time, or be missing in events_core, which a view fills; set CLICKHOUSE_USER \
+                     to a user without a row policy",
                     table.database, table.name
                 ))?;
                 continue;
@@ -154,18 +154,18 @@ impl Inspector {
             }
             let what = format!(
                 "user '{}' sees only {seen} of the {all} rows of {}.{} (a row policy, or a filter in its \
-                settings profile)",
+                 settings profile)",
                 self.options.connection.user, table.database, table.name
             );
             if is_written {
                 self.refuse_to_write(format!(
                     "{what}: the hidden rows would be written a second time; set CLICKHOUSE_USER to a user \
-                    that sees all rows"
+                     that sees all rows"
                 ))?;
             } else {
                 self.warn(format!(
                     "{what}: the hidden rows are not backfilled; set CLICKHOUSE_USER to a user that sees \
-                    all rows, unless you want this"
+                     all rows, unless you want this"
                 ))?;
             }
             hidden.get_or_insert(what);

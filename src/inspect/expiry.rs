@@ -36,7 +36,7 @@ impl Inspector {
                 };
                 let what = format!(
                     "the TTL of {}.{} ({ttl}) and partition {}: it {how_many} at the next merge; to keep \
-                    them, use a longer TTL, or ALTER TABLE {} REMOVE TTL",
+                     them, use a longer TTL, or ALTER TABLE {} REMOVE TTL",
                     table.database,
                     table.name,
                     self.options.partition,
@@ -54,8 +54,8 @@ impl Inspector {
                 };
                 let what = format!(
                     "the TTL of column {column} of {}.{} ({ttl}) and partition {}: it deletes the values \
-                    in the events of {how_many} of observations at the next merge; to keep them, use a \
-                    longer TTL, or ALTER TABLE {} MODIFY COLUMN {column} REMOVE TTL",
+                     in the events of {how_many} of observations at the next merge; to keep them, use a \
+                     longer TTL, or ALTER TABLE {} MODIFY COLUMN {column} REMOVE TTL",
                     table.database,
                     table.name,
                     self.options.partition,

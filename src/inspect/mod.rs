@@ -30,7 +30,7 @@ const DATASET_ITEMS: &str = "dataset_run_items_rmt";
 
 /// The last resort for every certificate problem, as the end of a sentence.
 const UNVERIFIED: &str = "or, on a network that you fully trust, add \
---dangerously-accept-invalid-certificates";
+                          --dangerously-accept-invalid-certificates";
 /// Parts of the explanations (`clickhouse/error.rs`) of certificates that are wrong in themselves, whoever
 /// signs them.
 const IN_ITSELF: [&str; 2] = ["an authority's own", "version 1"];
@@ -419,37 +419,37 @@ impl Inspector {
         let sentence = match (error, error.code()) {
             (_, Some(516 | 192 | 193 | 194)) => format!(
                 "ClickHouse at {address} rejects the login of user '{user}': check CLICKHOUSE_USER and \
-                CLICKHOUSE_PASSWORD"
+                 CLICKHOUSE_PASSWORD"
             ),
             (_, Some(452 | 164)) => format!(
                 "the settings profile of user '{user}' forbids a setting that is needed: {error}"
             ),
             (RequestError::Certificate(why), _) if why.contains(OTHER_NAME) => format!(
                 "the certificate of ClickHouse at {address} is for another name ({why}): use the \
-                certificate's name in CLICKHOUSE_URL, {UNVERIFIED}"
+                 certificate's name in CLICKHOUSE_URL, {UNVERIFIED}"
             ),
             (RequestError::Certificate(why), _)
                 if IN_ITSELF.iter().any(|one| why.contains(one)) =>
             {
                 format!(
                     "the certificate of ClickHouse at {address} is not accepted ({why}): give the server \
-                    one of version 3 with CA:FALSE and its name as subjectAltName, signed by an \
-                    authority in SSL_CERT_FILE, {UNVERIFIED}"
+                     one of version 3 with CA:FALSE and its name as subjectAltName, signed by an \
+                     authority in SSL_CERT_FILE, {UNVERIFIED}"
                 )
             }
             (RequestError::Certificate(why), _) => format!(
                 "the certificate of ClickHouse at {address} is not accepted ({why}): set SSL_CERT_FILE to \
-                a file with the certificate of the authority that signed it, {UNVERIFIED}"
+                 a file with the certificate of the authority that signed it, {UNVERIFIED}"
             ),
             (RequestError::Compressed, _) => error.to_string(),
             (_, Some(ACCESS_DENIED)) => format!("user '{user}' lacks a right: {error}"),
             (RequestError::Network(cause), _) => format!(
                 "ClickHouse at {address} cannot be reached ({cause}): check CLICKHOUSE_URL; its port \
-                must be that of the HTTP interface"
+                 must be that of the HTTP interface"
             ),
             (RequestError::TimedOut { .. }, _) => format!(
                 "ClickHouse at {address} accepts the connection but does not answer ({error}): check \
-                CLICKHOUSE_URL and the load of the server"
+                 CLICKHOUSE_URL and the load of the server"
             ),
             (
                 RequestError::Http {
@@ -459,11 +459,11 @@ impl Inspector {
                 _,
             ) => format!(
                 "a proxy in front of ClickHouse at {address} answers with status {status}: check that the \
-                server is running and that the proxy can reach it"
+                 server is running and that the proxy can reach it"
             ),
             (RequestError::Http { .. } | RequestError::Unexpected(_), _) => format!(
                 "something other than ClickHouse's HTTP interface answers at {address}: check \
-                CLICKHOUSE_URL ({error})"
+                 CLICKHOUSE_URL ({error})"
             ),
             _ => error.to_string(),
         };
@@ -555,14 +555,14 @@ impl Inspector {
         let Some(table) = self.find(name).await? else {
             return Err(Error::configuration(format!(
                 "database '{database}' has no table {name}: is it Langfuse's database? Check \
-                CLICKHOUSE_DB"
+                 CLICKHOUSE_DB"
             )));
         };
         refuse_distributed(&table)?;
         if !table.is_replacing() {
             return Err(Error::configuration(format!(
                 "table {database}.{name} is a {}, not a ReplacingMergeTree, so the current version \
-                of a row cannot be determined",
+                 of a row cannot be determined",
                 table.engine
             )));
         }
@@ -576,7 +576,7 @@ impl Inspector {
             if asked.root_spans == Choice::Default || asked.experiments == Choice::Default {
                 self.notes.push(format!(
                     "{} has no column experiment_id: root spans and experiments are off, unless you ask for \
-                    them",
+                     them",
                     target.name
                 ));
             }
@@ -626,7 +626,7 @@ impl Inspector {
         if is_old {
             self.warn(format!(
                 "database '{}' has no table {}, only {}, which Langfuse v4 never reads: run Langfuse's v4 \
-                migrations first, unless you need this table for something else",
+                 migrations first, unless you need this table for something else",
                 self.options.database, TARGETS[0], table.name
             ))?;
         }
@@ -641,14 +641,14 @@ impl Inspector {
         if table.has_views && !self.ask(self.connection.sees_views_of(&table)).await? {
             return Err(Error::configuration(format!(
                 "user '{}' cannot see the materialized views that read {database}.{}, so events_core, \
-                which v4 reads, could not be kept correct: GRANT SHOW TABLES ON {database}.* TO {}",
+                 which v4 reads, could not be kept correct: GRANT SHOW TABLES ON {database}.* TO {}",
                 self.options.connection.user, table.name, self.options.connection.user
             )));
         }
         if !table.is_replacing() && !self.options.allow_duplicates {
             return Err(Error::configuration(format!(
                 "the target {database}.{} is a {}, not a ReplacingMergeTree: a retry, a resume or \
-                another run would leave duplicate rows in it; add --allow-duplicates if you accept that",
+                 another run would leave duplicate rows in it; add --allow-duplicates if you accept that",
                 table.name, table.engine
             )));
         }
@@ -663,7 +663,7 @@ impl Inspector {
         }
         Err(Error::configuration(format!(
             "database '{}' has neither a table events_full nor events: run Langfuse's v4 \
-            migrations first, or name the table with --target-table",
+             migrations first, or name the table with --target-table",
             self.options.database
         )))
     }
@@ -704,7 +704,7 @@ fn refuse_distributed(table: &TableInfo) -> Result<(), Error> {
         false => Ok(()),
         true => Err(Error::configuration(format!(
             "{}.{} is a Distributed table, whose rows are on the shards of a cluster: add --all-shards to \
-            do every shard, or --local-tables to do only this server's",
+             do every shard, or --local-tables to do only this server's",
             table.database, table.name
         ))),
     }
@@ -820,7 +820,7 @@ fn require_monthly(source: Source, table: &TableInfo) -> Result<(), Error> {
     }
     Err(Error::configuration(format!(
         "table {}.{} is partitioned by '{}', not by month ({expected}), so it cannot be backfilled \
-        month by month",
+         month by month",
         table.database, table.name, table.partition_key
     )))
 }

@@ -307,7 +307,7 @@ impl Checkpoint {
         segments.find(|segment| segment.number == number)
     }
 
-    /// Segments of which the target may have rows that no checkpoint counts.
+    /// Segments that may have rows in the target that no checkpoint counts.
     pub fn in_doubt(&self) -> impl Iterator<Item = &Segment> {
         let numbers = self.begun.union(&self.deferred_begun);
         numbers.filter_map(|&number| self.segment(number))

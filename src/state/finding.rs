@@ -109,7 +109,7 @@ impl Finding {
                 Ok(finding) => findings.push(finding),
                 Err(error) => unusable.push(format!(
                     "{} cannot be used ({error}): `events-backfill {command} --partition {}` writes a \
-                    new one",
+                     new one",
                     path.display(),
                     directory.share.partition
                 )),

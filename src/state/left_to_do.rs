@@ -22,7 +22,7 @@ pub(crate) fn left_to_do(report: &Report, written_at: u64, since: Option<&Findin
         let from = written_at + u64::try_from(LEFT_TO_LANGFUSE / 1_000_000).unwrap_or(0) + 59;
         sentences.push(format!(
             "{} rows are left to Langfuse: from {} UTC on, `events-backfill verify --partition \
-            {partition}` checks that it has written them",
+             {partition}` checks that it has written them",
             HumanCount(report.left_to_live_path),
             Moment(from).to_minute()
         ));

@@ -216,7 +216,7 @@ pub(crate) fn keep(summary: &impl Serialize, path: &Path) -> Result<(), Error> {
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Error {
     Error::failed(format!(
-        "the report {} cannot be written: {error}; the work above is done all the same",
+        "the report {} cannot be written: {error}; the work reported above is done",
         path.display(),
     ))
 }

@@ -40,7 +40,7 @@ pub(crate) fn decide(
             {
                 Err(Error::configuration(format!(
                     "the run in {directory} wrote experiments, and one without would overwrite \
-                    them: add --experiments, or remove {directory} first if you want that"
+                     them: add --experiments, or remove {directory} first if you want that"
                 )))
             }
             _ => Ok(Decision::Fresh),
@@ -65,14 +65,14 @@ pub(crate) fn decide(
             None => Ok(Decision::AlreadyFinished(Box::new(checkpoint))),
             Some(difference) => Err(Error::configuration(format!(
                 "the run in {directory} is finished, but with other settings: {difference}; \
-                undo the change, or write the month again with --restart"
+                 undo the change, or write the month again with --restart"
             ))),
         };
     }
     if !options.earlier.continues() {
         return Err(Error::configuration(format!(
             "{directory} holds an unfinished run, started on {}, last saved on {}, with {}: add \
-            --resume to continue it, or --restart to discard it and start over",
+             --resume to continue it, or --restart to discard it and start over",
             moment(checkpoint.started_at),
             moment(checkpoint.saved_at),
             progress(&checkpoint)
@@ -82,7 +82,7 @@ pub(crate) fn decide(
         None => Ok(Decision::Continue(Box::new(checkpoint))),
         Some(difference) => Err(Error::configuration(format!(
             "the run in {directory} was started with other settings: {difference}; undo the change \
-            to resume, or start over with --restart"
+             to resume, or start over with --restart"
         ))),
     }
 }
@@ -113,7 +113,7 @@ pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
         {
             return Err(Error::configuration(format!(
                 "the run in {} is not finished, with {}: finish it with --resume first; it writes \
-                the missing events",
+                 the missing events",
                 directory.path.display(),
                 progress(&checkpoint)
             )));
