@@ -31,8 +31,8 @@ const DATASET_ITEMS: &str = "dataset_run_items_rmt";
 /// The last resort for every certificate problem, as the end of a sentence.
 const UNVERIFIED: &str = "or, on a network that you fully trust, add \
                           --dangerously-accept-invalid-certificates";
-/// Parts of the explanations (`clickhouse/error.rs`) of certificates that are wrong in themselves, whoever
-/// signs them.
+/// Parts of the explanations (`clickhouse/error.rs`) of certificates that no authority could make valid by
+/// signing them.
 const IN_ITSELF: [&str; 2] = ["an authority's own", "version 1"];
 /// rustls's words for a certificate of another server.
 const OTHER_NAME: &str = "not valid for name";

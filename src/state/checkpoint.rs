@@ -376,10 +376,10 @@ impl Checkpoint {
         File::open(directory)?.sync_all()
     }
 
-    /// The bytes of its file.
+    /// Encodes it as the bytes of its file.
     ///
     /// # Errors
-    /// None for a checkpoint in memory.
+    /// In theory only: encoding into memory does not fail.
     pub fn encode(&self) -> std::io::Result<Vec<u8>> {
         let payload =
             bincode::serde::encode_to_vec(self, configuration()).map_err(std::io::Error::other)?;

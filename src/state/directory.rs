@@ -157,10 +157,10 @@ impl PartitionDir {
     }
 }
 
-/// A state directory, and those that are in it of the shards of a ClickHouse cluster.
+/// A state directory, followed by the directories in it for the shards of a ClickHouse cluster.
 ///
 /// # Errors
-/// The file system's.
+/// The I/O error if `root` cannot be read.
 pub(crate) fn state_roots(root: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut roots = Vec::new();
     for entry in std::fs::read_dir(root)? {
