@@ -1,7 +1,7 @@
 //! Throttling: slows a run when the server shows stress, or to limits set by the operator.
 //!
 //! A run starts up to [`Throttle::segments_at_once`] segments and pauses before each block as
-//! [`Throttle::pause_before`] says. Both follow a [`Level`], which [`watch`] raises and lowers by
+//! [`Throttle::pause_before`] says. Both follow a `Level`, which [`watch`] raises and lowers by
 //! what the server reports, and the operator's limits on rows and bytes. Modelled on gh-ost:
 //! thresholds, with the reason always visible to the operator.
 

@@ -43,13 +43,13 @@ pub(super) fn day_family(day: Day) -> String {
 /// A family that rows are checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Against {
-    /// Target rows from before the run: [`RowKey`] → [`TargetRow`].
+    /// Target rows from before the run: `RowKey` → `TargetRow`.
     RowsBefore,
-    /// Target rows found after the run started writing: [`RowKey`] → [`TargetRow`].
+    /// Target rows found after the run started writing: `RowKey` → `TargetRow`.
     RowsSince,
     /// Latest versions: [`HashKey`](super::target_rows::HashKey) → [`Version`](super::target_rows::Version).
     Versions,
-    /// Traces that already have a root: [`HashKey`] → [`Root`].
+    /// Traces that already have a root: `HashKey` → `Root`.
     Roots,
 }
 

@@ -133,7 +133,7 @@ impl Statements {
         self.by_month
     }
 
-    /// Row widths of both tables: [`Widths`].
+    /// Row widths of both tables: `Widths`.
     pub(super) fn widths(&self) -> String {
         let of_table = self.parts.each_ref().map(|condition| {
             format!(
@@ -144,7 +144,7 @@ impl Statements {
         of_table.join(" UNION ALL ")
     }
 
-    /// The start of each day: [`DayStart`]s in order.
+    /// The start of each day: `DayStart`s in order.
     pub(super) fn day_starts(&self, days: &RangeInclusive<Day>) -> String {
         let of_day = format!(
             "CAST(concat(toString(toDate(toUInt16(day))), ' 00:00:00'), {})",
@@ -158,7 +158,7 @@ impl Statements {
         )
     }
 
-    /// Observation rows per piece: [`PieceRows`].
+    /// Observation rows per piece: `PieceRows`.
     pub(super) fn count_observations(&self) -> String {
         format!(
             "SELECT CAST({OBSERVATION}.project_id, 'String') AS project, \
@@ -169,7 +169,7 @@ impl Statements {
         )
     }
 
-    /// Event rows per piece, and how many are live: [`EventRows`].
+    /// Event rows per piece, and how many are live: `EventRows`.
     pub(super) fn count_events(&self, moments: (i64, i64)) -> String {
         format!(
             "SELECT CAST({EVENT}.project_id, 'String') AS project, {} AS day, \
@@ -181,7 +181,7 @@ impl Statements {
         )
     }
 
-    /// Trace versions on some days: [`PieceRows`].
+    /// Trace versions on some days: `PieceRows`.
     pub(super) fn count_traces(&self, days: &RangeInclusive<Day>) -> String {
         format!(
             "SELECT CAST({TRACE}.project_id, 'String') AS project, \
@@ -191,7 +191,7 @@ impl Statements {
         )
     }
 
-    /// Traces with versions on several days that span or overlap `days`: [`MovedTrace`]s.
+    /// Traces with versions on several days that span or overlap `days`: `MovedTrace`s.
     /// Groups by hashes, which take a fraction of the ids' memory.
     pub(super) fn moved_traces(&self, days: &RangeInclusive<Day>) -> String {
         let day = format!("toUInt16(toDate({TRACE}.timestamp))");
@@ -207,7 +207,7 @@ impl Statements {
         )
     }
 
-    /// Trace ids of observations, at most `most`, found on none of the days searched first: [`Id`]s.
+    /// Trace ids of observations, at most `most`, found on none of the days searched first: `Id`s.
     pub(super) fn unresolved_traces(&self, scope: &Scope, most: Option<usize>) -> String {
         let near = scope.trace_conditions(&scope.trace_days);
         let limit = most.map_or_else(String::new, |most| format!(" LIMIT {most}"));
@@ -236,7 +236,7 @@ impl Statements {
     }
 
     /// Where observations with these ids are, in any month, and where their other versions are:
-    /// [`FoundObservation`]s.
+    /// `FoundObservation`s.
     pub(super) fn find_observations(&self, project: &ByteBuf, ids: &[ByteBuf]) -> String {
         /// Maximum number of distinct starts kept per observation.
         const MOST_STARTS: usize = 1_000;
@@ -261,7 +261,7 @@ impl Statements {
         )
     }
 
-    /// Counts and sums of one side per piece, each in `slices` slices: [`Sums`].
+    /// Counts and sums of one side per piece, each in `slices` slices: `Sums`.
     pub(super) fn sums(&self, pair: Pair, side: Side, scope: &Scope, slices: u64) -> String {
         if pair == Pair::ViewAndCore {
             return self.sums_of_core(side, scope, slices);
@@ -281,7 +281,7 @@ impl Statements {
         )
     }
 
-    /// The spans that differ: [`SpanRow`]s.
+    /// The spans that differ: `SpanRow`s.
     pub(super) fn different_spans(&self, scope: &Scope) -> String {
         let side = |number: u8, rows: String| {
             format!(
@@ -316,7 +316,7 @@ impl Statements {
         )
     }
 
-    /// All compared columns of one row on one side: at most one [`Details`].
+    /// All compared columns of one row on one side: at most one `Details`.
     pub(super) fn details(&self, side: Side, scope: &Scope, key: &EventKey) -> String {
         if side == Side::Target {
             let (mut hashes, mut texts) = self.columns.own_details(Origin::Event);
