@@ -655,7 +655,7 @@ fn a_target_that_keeps_duplicates_needs_a_word_of_the_operator() {
             "plain",
             "MergeTree",
             "not a ReplacingMergeTree",
-            "twice",
+            "duplicate",
             "--allow-duplicates",
         ],
     );
