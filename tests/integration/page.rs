@@ -316,7 +316,7 @@ fn a_repair_that_has_not_ended_is_left_to_do_and_what_else_was_compared_says_not
     fs::write(&verified, "{").unwrap();
     let damaged = html();
     assert!(damaged.contains("verify.json cannot be used"), "{damaged}");
-    assert!(damaged.contains("writes it anew"));
+    assert!(damaged.contains("writes a new one"));
     assert!(damaged.contains("<td>unknown</td>"));
     let again = run.args(["--html", "again.html"]);
     again.run().assert_code(0);

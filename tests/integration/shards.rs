@@ -102,7 +102,7 @@ fn the_shards_of_a_month_are_seen_as_one_run_wherever_their_state_lies() {
     let words = status(&[]);
     assert!(words.contains("202406 1/3"), "{words}");
     assert!(words.contains("1 of 3 shards finished"), "{words}");
-    assert!(words.contains("their state elsewhere: 2/3, 3/3"), "{words}");
+    assert!(words.contains("state elsewhere: 2/3, 3/3"), "{words}");
     for (number, place) in [("2/3", there.path()), ("3/3", here.path())] {
         shard(&database, number, place).run().assert_code(0);
     }
