@@ -369,7 +369,7 @@ fn an_insert_goes_without_what_the_profile_does_not_let_it_state() {
 fn a_user_who_may_only_read_is_told_so_and_can_verify() {
     let database = copy("reads");
     tool(&database, "default").run().assert_code(0);
-    let words = ["'only_reads' may only read", "readonly = 2"];
+    let words = ["'only_reads' is read-only", "readonly = 2"];
     tool(&database, "only_reads")
         .arg("--restart")
         .run()
