@@ -639,22 +639,22 @@ fn a_run_is_not_continued_with_other_source_columns_until_they_are_the_same_agai
         (
             "ALTER TABLE observations ADD COLUMN later String",
             "ALTER TABLE observations DROP COLUMN later",
-            "column later of the observations table was not there and is String",
+            "column later of the observations table was missing and is now String",
         ),
         (
             "ALTER TABLE traces ADD COLUMN later UInt8",
             "ALTER TABLE traces DROP COLUMN later",
-            "column later of the traces table was not there and is UInt8",
+            "column later of the traces table was missing and is now UInt8",
         ),
         (
             "ALTER TABLE observations MODIFY COLUMN level String",
             "ALTER TABLE observations MODIFY COLUMN level LowCardinality(String)",
-            "column level of the observations table was LowCardinality(String) and is String",
+            "column level of the observations table was LowCardinality(String) and is now String",
         ),
         (
             "ALTER TABLE traces MODIFY COLUMN release LowCardinality(Nullable(String))",
             "ALTER TABLE traces MODIFY COLUMN release Nullable(String)",
-            "column release of the traces table was Nullable(String) and is \
+            "column release of the traces table was Nullable(String) and is now \
              LowCardinality(Nullable(String))",
         ),
     ] {
