@@ -36,17 +36,27 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// A line without what stands between backticks.
-fn without_code(line: &str) -> String {
-    line.split('`').step_by(2).collect()
+/// A line without what stands between backticks, which may have begun on a line before.
+fn without_code(line: &str, in_code: &mut bool) -> String {
+    // Code ends with its paragraph.
+    *in_code &= !line.trim().is_empty();
+    let mut words = String::new();
+    for (place, part) in line.split('`').enumerate() {
+        *in_code ^= place > 0;
+        if !*in_code {
+            words.push_str(part);
+        }
+    }
+    words
 }
 
 /// The links of a document: `[words](to)`, `![words](to)`, `[name]: to`, and those of HTML.
 fn links(text: &str) -> Vec<Link> {
     let mut links = Vec::new();
+    let mut in_code = false;
     for (number, line) in prose(text) {
         let mut found: Vec<&str> = Vec::new();
-        let line = without_code(line);
+        let line = without_code(line, &mut in_code);
         for rest in line.split("](").skip(1) {
             found.extend(rest.split([')', ' ']).next());
         }
@@ -213,7 +223,9 @@ fn broken_links_are_found_wherever_they_stand() {
                 `[not](one)` [gone](gone.md) <img src=\"gone.svg\"> [there](docs/#any)\n\
                 ```sh\n[no link](in-code.md)\n# no heading\n```\n\
                 [heading](#no-heading), [elsewhere](https://a.b/c#d) [up](docs/../README.md#gone)\n\
-                [named]: gone.txt\n";
+                [named]: gone.txt\n\
+                code that `goes\n[on](not.md)` and [ends](ended.md)\n\
+                and `does not\n\n[end](paragraph.md)\n";
     fs::write(directory.path().join("README.md"), text).unwrap();
     let files = ["README.md", "docs/there.svg"].map(PathBuf::from).into();
     let broken = broken(directory.path(), "README.md", &files);
@@ -221,13 +233,15 @@ fn broken_links_are_found_wherever_they_stand() {
         .iter()
         .map(|wrong| wrong.split(": ").take(2).collect())
         .collect();
-    let expected: [Vec<&str>; 6] = [
+    let expected: [Vec<&str>; 8] = [
         vec!["README.md:1", "other.md"],
         vec!["README.md:4", "gone.md"],
         vec!["README.md:4", "gone.svg"],
         vec!["README.md:9", "#no-heading"],
         vec!["README.md:9", "docs/../README.md#gone"],
         vec!["README.md:10", "gone.txt"],
+        vec!["README.md:12", "ended.md"],
+        vec!["README.md:15", "paragraph.md"],
     ];
     assert_eq!(of_lines, expected, "{broken:#?}");
 }
