@@ -42,7 +42,7 @@ impl Shutdown {
                 tell(match number {
                     2 => "interrupted (SIGINT)",
                     15 => "asked to stop (SIGTERM)",
-                    _ => "the terminal is gone (SIGHUP)",
+                    _ => "the terminal was closed (SIGHUP)",
                 });
             }
         });

@@ -234,8 +234,8 @@ pub struct SubjectArguments {
     pub target_table: Option<String>,
 
     /// Also write a root span for each trace, with its input, output and attributes and the span_id
-    /// t-<trace_id> [env: ROOT_SPANS] [default: on; off into an older table, without the column
-    /// experiment_id]
+    /// t-<trace_id> [env: ROOT_SPANS] [default: on; off if the target is an older table without the
+    /// column experiment_id]
     #[arg(long)]
     pub root_spans: bool,
 
@@ -248,8 +248,8 @@ pub struct SubjectArguments {
     pub only: Option<Only>,
 
     /// Record in the spans of dataset runs which experiment and item they belong to
-    /// [env: EXPERIMENTS] [default: on; off without dataset run items, into an older table, without
-    /// the column experiment_id, and with --exclude-dataset-items]
+    /// [env: EXPERIMENTS] [default: on; off if there are no dataset run items, if the target is an older
+    /// table without the column experiment_id, and with --exclude-dataset-items]
     #[arg(long)]
     pub experiments: bool,
 
@@ -277,8 +277,8 @@ pub struct SubjectArguments {
     pub no_remote_lookup: bool,
 
     /// Leave rows that changed after this time to Langfuse: 2026-11-26T22:00:00+01:00, or
-    /// '2026-11-26 21:00:00' in UTC [env: UNTIL] [default: one hour before the run, where the target
-    /// has rows that Langfuse itself wrote; else none are left]
+    /// '2026-11-26 21:00:00' in UTC [env: UNTIL] [default: one hour before the run if Langfuse
+    /// has written rows to the target, otherwise no limit]
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
 
@@ -424,7 +424,7 @@ pub struct TellingArguments {
     pub html: Option<PathBuf>,
 
     /// Serve Prometheus metrics at http://ADDRESS/metrics, and /healthz and /readyz, during the run; for
-    /// example 127.0.0.1:9464 [env: METRICS_LISTEN] [default: not]
+    /// example 127.0.0.1:9464 [env: METRICS_LISTEN] [default: off]
     #[arg(long, value_name = "ADDRESS", help_heading = "Output")]
     pub metrics_listen: Option<String>,
 }
@@ -452,13 +452,13 @@ pub struct ThrottleArguments {
     #[arg(long, value_name = "TIMES")]
     pub window: Option<String>,
 
-    /// Slow down above this many active parts in one partition [env: MAX_PARTS] [default: half of what
-    /// the server delays or refuses inserts from]
+    /// Slow down above this many active parts in one partition [env: MAX_PARTS] [default: half the
+    /// number at which the server delays or rejects inserts]
     #[arg(long, value_name = "N")]
     pub max_parts: Option<String>,
 
     /// Slow down above this many concurrent merges
-    /// [env: MAX_MERGES] [default: one fewer than the server has threads for]
+    /// [env: MAX_MERGES] [default: one fewer than the server's merge threads]
     #[arg(long, value_name = "N")]
     pub max_merges: Option<String>,
 

@@ -61,7 +61,7 @@ fn text_of(content: &[u8]) -> Result<String, String> {
             && line.contains(char::REPLACEMENT_CHARACTER)
         {
             return Err(format!(
-                "line {} of the file .env ({name}) is not valid UTF-8",
+                "line {} of the file .env ({name}) is not valid UTF-8: save the file as UTF-8",
                 number + 1
             ));
         }

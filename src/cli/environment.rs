@@ -40,7 +40,7 @@ impl Environment {
                 Err(std::env::VarError::NotPresent) => {}
                 Err(std::env::VarError::NotUnicode(_)) => {
                     return Err(Error::configuration(format!(
-                        "environment variable {name} is not valid UTF-8"
+                        "environment variable {name} is not valid UTF-8: set it again, or unset it"
                     )));
                 }
             }

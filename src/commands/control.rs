@@ -53,7 +53,7 @@ fn directories(root: &Path) -> Result<Vec<PathBuf>, Error> {
         Ok(of_roots.collect::<std::io::Result<Vec<_>>>()?.concat())
     };
     let mut directories = all().map_err(|error| unreadable(root, &error))?;
-    // What else is there is somebody else's.
+    // Anything else in there is not ours.
     directories.retain(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         is_of_month(&name) && path.is_dir()

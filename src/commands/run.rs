@@ -215,7 +215,7 @@ pub(super) async fn select(
     if selected.partitions.is_empty() {
         return Err(match &*selected.without_rows {
             [] => Error::configuration(format!(
-                "database {} has no rows that could become events",
+                "database {} has no rows that could become events: check CLICKHOUSE_DB",
                 shared.database
             )),
             asked_for => missing(asked_for),

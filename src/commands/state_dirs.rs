@@ -24,7 +24,7 @@ fn refuse_overlap(options: &Options) -> Result<(), Error> {
             && !options.dry_run
         {
             return Err(Error::configuration(format!(
-                "{holder} is at partition {}, which has days of {own} too: wait for it to end, or stop it",
+                "{holder} is working on partition {}, which has days of {own} too: wait for it to end, or stop it",
                 other.share
             )));
         }

@@ -34,7 +34,8 @@ pub(crate) fn ask(directory: &Path, command: &Command) -> Result<SpeedState, NoA
             NoAnswer::NobodyThere
         }
         ErrorKind::WouldBlock | ErrorKind::TimedOut => NoAnswer::Refused(format!(
-            "the run did not answer within {} s, but may still obey",
+            "the run did not answer within {} s, but may still obey: check with \
+             `events-backfill status`",
             PATIENCE.as_secs()
         )),
         _ => NoAnswer::Refused(format!("cannot reach the run: {error}")),

@@ -422,7 +422,8 @@ impl Inspector {
                  CLICKHOUSE_PASSWORD"
             ),
             (_, Some(452 | 164)) => format!(
-                "the settings profile of user '{user}' forbids a setting that is needed: {error}"
+                "the settings profile of user '{user}' forbids a setting that is needed: {error}; remove \
+                 the constraint, or set CLICKHOUSE_USER to another user"
             ),
             (RequestError::Certificate(why), _) if why.contains(OTHER_NAME) => format!(
                 "the certificate of ClickHouse at {address} is for another name ({why}): use the \
@@ -562,7 +563,7 @@ impl Inspector {
         if !table.is_replacing() {
             return Err(Error::configuration(format!(
                 "table {database}.{name} is a {}, not a ReplacingMergeTree, so the current version \
-                 of a row cannot be determined",
+                 of a row cannot be determined: check CLICKHOUSE_DB",
                 table.engine
             )));
         }

@@ -49,7 +49,7 @@ fn whatever_signal_ends_a_run_it_says_so_at_once_and_keeps_what_is_done() {
     for (signal, code, words) in [
         (libc::SIGINT, 130, "interrupted (SIGINT)"),
         (libc::SIGTERM, 143, "asked to stop (SIGTERM)"),
-        (libc::SIGHUP, 129, "the terminal is gone (SIGHUP)"),
+        (libc::SIGHUP, 129, "the terminal was closed (SIGHUP)"),
     ] {
         let database = month(&format!("signal_{signal}"));
         // Whoever runs the tests may have them ignore SIGHUP.

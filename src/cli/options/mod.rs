@@ -72,7 +72,7 @@ impl Request {
         {
             return Err(Error::configuration(format!(
                 "--no-remote-lookup cannot be combined with shard {shard}: an observation's trace may lie on \
-                 another shard's days, and would not be found"
+                 another shard's days, and would not be found; remove one of the two"
             )));
         }
         self.job.shard = shard;
@@ -238,7 +238,8 @@ impl Options {
         let dry_run = arguments.dry_run || environment.flag("DRY_RUN")?;
         if dry_run && earlier == Earlier::Resume {
             return Err(Error::configuration(
-                "--resume cannot be combined with a dry run, which keeps no checkpoint",
+                "--resume cannot be combined with a dry run, which keeps no checkpoint: \
+                 remove --resume",
             ));
         }
         let processors = std::thread::available_parallelism().map_or(2, usize::from);

@@ -106,7 +106,8 @@ impl Settings<'_> {
             .unwrap_or_else(|| "default".to_owned());
         if user.contains(':') {
             return Err(Error::configuration(
-                "CLICKHOUSE_USER contains a colon, which HTTP authentication does not allow",
+                "CLICKHOUSE_USER contains a colon, which HTTP authentication does not allow: \
+                 name a user without one",
             ));
         }
         let authorities = self.environment.get("SSL_CERT_FILE");
