@@ -78,7 +78,9 @@ def _round(bench, dataset, arguments):
             dataset,
             "full",
             arguments=arguments,
-            examine=lambda began: {"queries": _queries(bench.server, dataset, began)},
+            examine=lambda began: {
+                "queries": runs.queries_by_purpose(bench.server, began, _purposes(dataset))
+            },
         )
         measurement |= {
             "state": state,
@@ -105,19 +107,9 @@ def _events(server, dataset):
     return int(server.query("SELECT count() FROM events_full", dataset.database))
 
 
-def _queries(server, dataset, began):
-    """Rows, seconds and processor seconds of the run's queries on the server, by their purpose."""
-    columns = (
-        "count() AS queries, sum(read_rows) AS rows, sum(query_duration_ms) / 1000 AS seconds, "
-        "sum(ProfileEvents['UserTimeMicroseconds'] + ProfileEvents['SystemTimeMicroseconds']) / 1e6 "
-        "AS processor_seconds"
-    )
+def _purposes(dataset):
     return {
-        purpose: server.queries_since(
-            began,
-            columns,
-            f"{runs.TOOL_AGENT} AND query_kind = 'Select' AND ({condition.format(database=dataset.database)})",
-        )[0]
+        purpose: f"query_kind = 'Select' AND ({condition.format(database=dataset.database)})"
         for purpose, condition in PURPOSES.items()
     }
 

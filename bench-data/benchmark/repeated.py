@@ -45,7 +45,7 @@ def measure(bench, settings, like):
         dataset,
         "full",
         arguments=(),
-        examine=lambda began: {"queries": _queries(bench.server, began)},
+        examine=lambda began: {"queries": runs.queries_by_purpose(bench.server, began, PURPOSES)},
     )
     measurement["stored"] = {
         table: datasets.stored(bench.server, dataset, table)
@@ -62,23 +62,6 @@ def _add_traces(server, dataset, traces):
     parameters = {"month": datasets.MONTH, "traces": traces}
     server.query(EARLIER_TRACES, dataset.database, parameters)
     server.rest()
-
-
-def _queries(server, began):
-    """What the queries took that each of several processes would ask."""
-    columns = (
-        "count() AS queries, sum(read_rows) AS rows, sum(query_duration_ms) / 1000 AS seconds, "
-        "sum(ProfileEvents['UserTimeMicroseconds'] + ProfileEvents['SystemTimeMicroseconds']) / 1e6 "
-        "AS processor_seconds"
-    )
-    return {
-        purpose: server.queries_since(
-            began,
-            columns,
-            f"{runs.TOOL_AGENT} AND ({condition})",
-        )[0]
-        for purpose, condition in PURPOSES.items()
-    }
 
 
 def _merge(server, dataset, table):

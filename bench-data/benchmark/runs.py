@@ -320,6 +320,20 @@ def result_bytes_of_traces(bench, dataset, began):
     return bench.server.queries_since(began, columns, _of_traces(dataset))[0]["bytes"]
 
 
+def queries_by_purpose(server, began, purposes):
+    """Rows, seconds and processor seconds of the tool's queries on the server, by their purpose, which is a
+    condition on the query log each."""
+    columns = (
+        "count() AS queries, sum(read_rows) AS rows, sum(query_duration_ms) / 1000 AS seconds, "
+        "sum(ProfileEvents['UserTimeMicroseconds'] + ProfileEvents['SystemTimeMicroseconds']) / 1e6 "
+        "AS processor_seconds"
+    )
+    return {
+        purpose: server.queries_since(began, columns, f"{TOOL_AGENT} AND ({condition})")[0]
+        for purpose, condition in purposes.items()
+    }
+
+
 def replay_trace_queries(bench, dataset, began, output_format):
     """Runs the queries with which the tool loaded traces once more, one after another, and gives the
     seconds they took. Their result goes to /dev/null."""

@@ -3,14 +3,12 @@
 
 #![no_main]
 
-use std::collections::BTreeMap;
-
-use events_backfill::internals::{
-    Boundary, Checkpoint, RunIdentity, Segment, SegmentCounts, Source,
-};
+use events_backfill::internals::Checkpoint;
 use libfuzzer_sys::fuzz_target;
-use serde_bytes::ByteBuf;
 
+#[path = "../../tests/support/samples.rs"]
+#[allow(dead_code)]
+mod samples;
 mod seeds;
 
 /// Bytes of the file that its checksum, the end of the header, is made of: magic, version, length.
@@ -18,26 +16,8 @@ const DESCRIBED: usize = 20;
 /// Bytes of the file before its payload.
 const HEADER: usize = DESCRIBED + 4;
 
-/// A run that has loaded a day of traces and written a segment.
 fn begun() -> Vec<u8> {
-    let facts = BTreeMap::from([("the server".to_owned(), "http://a".to_owned())]);
-    let mut checkpoint = Checkpoint::begin(RunIdentity::of(facts), "run".to_owned(), 1);
-    let boundary = |day| Boundary {
-        project_id: ByteBuf::from("project"),
-        observation_type: ByteBuf::from("SPAN"),
-        day,
-        id: Some(ByteBuf::from("observation")),
-    };
-    checkpoint.segments = Some(vec![Segment {
-        number: 0,
-        source: Source::Observations,
-        from: Some(boundary(19_875)),
-        to: Some(boundary(19_876)),
-        rows: 250_000,
-    }]);
-    checkpoint.days.insert(19_875, (12, 10));
-    checkpoint.done.insert(0, SegmentCounts::default());
-    checkpoint.superseded = Some(1);
+    let checkpoint = samples::checkpoint(1);
     let mut file = checkpoint.encode().expect("a checkpoint can be written");
     file[DESCRIBED] = 1;
     file

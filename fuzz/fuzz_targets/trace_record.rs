@@ -5,21 +5,14 @@
 
 use events_backfill::internals::TraceRecord;
 use libfuzzer_sys::fuzz_target;
-use serde_bytes::Bytes;
 
+#[path = "../../tests/support/samples.rs"]
+#[allow(dead_code)]
+mod samples;
 mod seeds;
 
 fn full() -> Vec<u8> {
-    encoded(&TraceRecord {
-        event_ts: 1_717_200_000_000_000,
-        is_deleted: false,
-        day: 19_875,
-        public: true,
-        bookmarked: false,
-        texts: std::array::from_fn(|place| Bytes::new(&b"a text"[place..])),
-        tags: vec![Bytes::new(b"one"), Bytes::new(b"two")],
-        metadata: vec![(Bytes::new(b"key"), Bytes::new(b"value")); 3],
-    })
+    encoded(&samples::full_record())
 }
 
 fn deleted() -> Vec<u8> {

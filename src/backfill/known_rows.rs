@@ -54,20 +54,13 @@ pub(super) async fn read_target(
         return Ok(());
     };
     let counts_none = target.own_rows != OwnRows::Keep && !target.has_live_rows;
-    if let Some(rows) = rows_to_read_again(context, journal.checkpoint(), &recovery).await? {
-        // Beside those of before: of the run's own rows it is known then that they are its own.
-        let name = "days of the target read";
-        read_rows(context, &recovery, Against::RowsSince, rows, name).await?;
-    } else if !target.keys_loaded && target.rows > 0 && !counts_none {
+    let name = "days of the target read";
+    if !target.keys_loaded && target.rows > 0 && !counts_none {
         store.clear(Against::RowsBefore)?;
-        read_rows(
-            context,
-            &recovery,
-            Against::RowsBefore,
-            target.rows,
-            "days of the target read",
-        )
-        .await?;
+        read_rows(context, &recovery, Against::RowsBefore, target.rows, name).await?;
+    } else if let Some(rows) = rows_to_read_again(context, journal.checkpoint(), &recovery).await? {
+        // Not as rows of before: those of the run itself count as its own.
+        read_rows(context, &recovery, Against::RowsSince, rows, name).await?;
     } else if context.resumed && target.has_live_rows {
         // An earlier process read the target, but Langfuse has been writing since.
         read_live_rows(context, recovery).await?;

@@ -5,14 +5,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use clickhouse::Row;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use url::Url;
@@ -21,7 +22,7 @@ use crate::cli::options::{Choice, Options, Request, is_loopback};
 use crate::cli::selection::in_words;
 use crate::clickhouse::{Connection, ConnectionOptions, RequestError, quoting};
 use crate::error::Error;
-use crate::inspect::placement;
+use crate::inspect::{months, placement};
 use crate::partition::Partition;
 use crate::progress::log;
 use crate::session::Session;
@@ -81,12 +82,17 @@ pub(super) async fn run(
         .collect::<Result<_, Error>>()?;
     let (mut running, mut processes) = (JoinSet::new(), BTreeMap::new());
     for (number, mut command) in commands {
-        match command.spawn() {
-            Ok(child) => {
+        // On disk, however much it prints.
+        let printed = tempfile::tempfile();
+        let stdout = printed.and_then(|printed| Ok((printed.try_clone()?, printed)));
+        let spawned =
+            stdout.and_then(|(stdout, printed)| Ok((command.stdout(stdout).spawn()?, printed)));
+        match spawned {
+            Ok((child, printed)) => {
                 let process = child.id().and_then(|id| i32::try_from(id).ok());
                 let process = process.and_then(Pid::from_raw);
                 processes.extend(process.map(|process| (number, process)));
-                running.spawn(follow(number, child));
+                running.spawn(follow(number, child, printed));
             }
             // The others continue: each is a run of its own.
             Err(error) => {
@@ -104,25 +110,23 @@ pub(super) async fn run(
 async fn find(session: &Session, options: &Options, cluster: &str) -> Result<Vec<Shard>, Error> {
     let connection = session.connection.with_retries(&session.retries(options));
     let ask = async {
-        let asked = connection.settle_settings().await;
-        let replicas = match asked {
-            Ok(()) => connection
-                .rows::<Replica>(&format!(
-                    "SELECT toUInt32(shard_num) AS shard, host_name AS host, \
-                     toUInt8(is_local) AS is_local FROM system.clusters WHERE cluster = {} ORDER BY shard_num, replica_num",
-                    quoting::string(cluster)
-                ))
-                .await,
-            Err(error) => Err(error),
-        };
-        replicas.map_err(|error| {
+        connection.settle_settings().await?;
+        let replicas = format!(
+            "SELECT toUInt32(shard_num) AS shard, host_name AS host, toUInt8(is_local) AS is_local \
+             FROM system.clusters WHERE cluster = {} ORDER BY shard_num, replica_num",
+            quoting::string(cluster)
+        );
+        connection.rows::<Replica>(&replicas).await
+    };
+    let answered = async {
+        ask.await.map_err(|error| {
             Error::configuration(format!(
                 "cannot read the shards of cluster '{cluster}' from ClickHouse at {}: {error}",
                 connection.address()
             ))
         })
     };
-    let replicas = session.unless_interrupted(ask).await?;
+    let replicas = session.unless_interrupted(answered).await?;
     if replicas.is_empty() {
         return Err(Error::configuration(format!(
             "ClickHouse at {} has no cluster '{cluster}': name one from system.clusters with --cluster or \
@@ -191,16 +195,19 @@ async fn look_at(
     mut shards: Vec<Shard>,
 ) -> Result<Vec<Shard>, Error> {
     let database = &request.shared().database;
+    // What the shard's process will ask as well: it would fail for a month that has nothing to do.
+    let of_shard = Options {
+        local_tables: true,
+        ..request.shared().clone()
+    };
+    let retries = session.retries(&of_shard);
     let mut there_are = BTreeSet::new();
     for shard in &mut shards {
-        let look = async {
-            shard.connection.settle_settings().await?;
-            let months = placement::months(&shard.connection, database).await?;
-            Ok(months)
-        };
-        let months = look.await.map_err(|error| unanswered(shard, &error))?;
-        there_are.extend(&months);
-        shard.months = months.into_iter().collect();
+        let months = months(&shard.connection, &of_shard, &retries).await;
+        let months =
+            months.map_err(|error| error.during(format_args!("shard {}", shard.number)))?;
+        shard.months = months.rows.into_keys().collect();
+        there_are.extend(&shard.months);
     }
     let selected = request.selection.resolve(&there_are).map_err(|missing| {
         Error::configuration(format!(
@@ -276,7 +283,6 @@ async fn require_placement(options: &Options, shards: &[Shard]) -> Result<(), Er
 fn command(options: &Options, shard: &Shard, arguments: &[OsString]) -> Result<Command, Error> {
     let program = std::env::current_exe()
         .map_err(|error| Error::caused("cannot find the path of this program", error))?;
-    let urls = shard.connection.address().replace(' ', "");
     let months: Vec<String> = shard.months.iter().map(Partition::to_string).collect();
     let mut command = Command::new(program);
     command
@@ -286,10 +292,9 @@ fn command(options: &Options, shard: &Shard, arguments: &[OsString]) -> Result<C
         .arg(months.join(","))
         .arg("--state-dir")
         .arg(of_shard_dir(&options.state_dir, shard.number))
-        .env("CLICKHOUSE_URL", urls)
+        .env("CLICKHOUSE_URL", shard.connection.address())
         .env("ALL_SHARDS", "false")
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         // Keeps the terminal's signals from the child: this process passes them on, once.
         .process_group(0);
@@ -341,7 +346,8 @@ struct Ended {
     number: u32,
     /// Exit code; `None` if it was killed or did not start.
     code: Option<i32>,
-    stdout: Vec<u8>,
+    /// Its standard output; `None` if it did not start.
+    printed: Option<File>,
 }
 
 impl Ended {
@@ -349,35 +355,41 @@ impl Ended {
         Self {
             number,
             code: None,
-            stdout: Vec::new(),
+            printed: None,
         }
     }
 }
 
-/// Forwards a process's standard error line by line until it ends, and collects its standard output.
-async fn follow(number: u32, mut child: Child) -> Ended {
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let printed = async {
-        let mut printed = Vec::new();
-        if let Some(mut stdout) = stdout {
-            let _ = stdout.read_to_end(&mut printed).await;
-        }
-        printed
-    };
-    let said = async {
-        let Some(stderr) = stderr else { return };
+/// Forwards a process's standard error line by line until it ends.
+async fn follow(number: u32, mut child: Child, printed: File) -> Ended {
+    if let Some(stderr) = child.stderr.take() {
         let mut lines = BufReader::new(stderr).split(b'\n');
         while let Ok(Some(line)) = lines.next_segment().await {
             log::of_process("shard", number, &line);
         }
-    };
-    let (stdout, ()) = tokio::join!(printed, said);
+    }
     let code = child.wait().await.ok().and_then(|status| status.code());
     Ended {
         number,
         code,
-        stdout,
+        printed: Some(printed),
     }
+}
+
+/// Prints what a shard's process printed, if it did.
+fn print(ended: &Ended) -> std::io::Result<()> {
+    let Some(mut printed) = ended.printed.as_ref() else {
+        return Ok(());
+    };
+    if printed.metadata()?.len() == 0 {
+        return Ok(());
+    }
+    // The process wrote through the same open file, so it stands at the end.
+    printed.rewind()?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "\nShard {}", ended.number)?;
+    std::io::copy(&mut printed, &mut out)?;
+    Ok(())
 }
 
 /// Waits for all, and passes a signal on to them.
@@ -413,11 +425,9 @@ async fn wait(
 
 /// Prints the processes' output in the order of the shards, and reports which failed.
 fn conclude(session: &Session, ended: &[Ended]) -> Result<(), Error> {
-    let mut out = std::io::stdout().lock();
-    for one in ended.iter().filter(|one| !one.stdout.is_empty()) {
+    for one in ended {
         // The work is done even if standard output is closed.
-        let _ = writeln!(out, "\nShard {}", one.number);
-        let _ = out.write_all(&one.stdout);
+        let _ = print(one);
     }
     if let Some(signal) = session.shutdown.signal() {
         return Err(Error::interrupted(signal));

@@ -1,13 +1,10 @@
 //! Checks whether observations and their traces are on the same shard.
 
-use std::collections::BTreeSet;
-
 use clickhouse::Row;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
 
 use crate::clickhouse::{Connection, RequestError, TABLE_TIMEOUT, quoting};
-use crate::partition::Partition;
 
 /// Traces to sample.
 pub(crate) const SAMPLE: usize = 200;
@@ -27,24 +24,6 @@ pub(crate) struct Trace {
 #[derive(Row, Deserialize)]
 struct Count {
     count: u64,
-}
-
-/// The months of which a shard has observations or traces.
-///
-/// # Errors
-/// [`RequestError`] if the shard cannot be reached, or rejects the query.
-pub(crate) async fn months(
-    connection: &Connection,
-    database: &str,
-) -> Result<BTreeSet<Partition>, RequestError> {
-    let mut months = BTreeSet::new();
-    for name in ["observations", "traces"] {
-        if let Some(table) = connection.local_table(database, name).await? {
-            let partitions = connection.partitions(&table).await?.into_iter();
-            months.extend(partitions.filter_map(|one| one.partition_id.parse::<Partition>().ok()));
-        }
-    }
-    Ok(months)
 }
 
 /// Traces that some rows of a table name on a shard, and that this shard has not. Nothing where it has no

@@ -227,6 +227,14 @@ fn a_shard_without_rows_of_the_month_is_left_out() {
         .assert_stderr_contains("shard 2 has no rows for these months");
     let [first, second] = cluster.rows("events_full");
     assert!(first > 1_000 && second == 0, "{first} {second}");
+    // A trace is nothing to do where no root spans are written.
+    let trace = "INSERT INTO local.traces (id, project_id, timestamp, event_ts) \
+                 VALUES ('alone', 'project', '2024-06-03 10:00:00', '2024-06-03 10:00:00')";
+    cluster.servers[1].query(trace).unwrap();
+    let without = tool(&shared).args(["--no-root-spans", "--dry-run"]).run();
+    without
+        .assert_code(0)
+        .assert_stderr_contains("shard 2 has no rows for these months");
     let none = Tool::new(&shared).args(["--partition", "202301", "--all-shards"]);
     none.run().assert_one_error(2, &["no shard", "202301"]);
 }

@@ -6,14 +6,9 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{SAMPLE_PARTITION, Server, Tool, repository_file};
+use crate::support::{SAMPLE_PARTITION, Server, Tool, free_address, repository_file};
 
 type Metrics = BTreeMap<String, f64>;
-
-fn free_address() -> String {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().to_string()
-}
 
 /// Status line, headers and body of a path; none where nobody answers.
 fn get(address: &str, path: &str) -> Option<String> {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use serde_json::Value;
 
 use crate::support::differential::execute;
-use crate::support::{SAMPLE_PARTITION, Server, Tool, repository_file, small_month};
+use crate::support::{SAMPLE_PARTITION, Server, Tool, free_address, repository_file, small_month};
 
 fn document(name: &str) -> String {
     fs::read_to_string(repository_file(name)).unwrap()
@@ -145,10 +144,7 @@ fn the_reference_has_every_field_of_every_report() {
 #[test]
 fn the_reference_has_every_metric() {
     let database = Server::shared().sample_month("reference_metrics", 5_000);
-    let address = {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        listener.local_addr().unwrap().to_string()
-    };
+    let address = free_address();
     let run = Tool::new(&database)
         .args([
             "--partition",

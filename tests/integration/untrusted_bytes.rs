@@ -1,14 +1,11 @@
 //! Whatever a state directory holds is an error or a value, never a panic. (For the bytes that
 //! ClickHouse sends see `pass_through.rs`.)
 
-use std::collections::BTreeMap;
 use std::panic::catch_unwind;
 
 use crate::support::mutate::mutate;
-use events_backfill::internals::{
-    Boundary, Checkpoint, RunIdentity, Segment, SegmentCounts, Source, TraceRecord,
-};
-use serde_bytes::{ByteBuf, Bytes};
+use crate::support::samples;
+use events_backfill::internals::{Checkpoint, TraceRecord};
 
 const MUTATIONS: usize = 50_000;
 
@@ -36,36 +33,9 @@ fn errors_among_mutations(
     errors
 }
 
-fn checkpoint() -> Checkpoint {
-    let facts = BTreeMap::from([("the server".to_owned(), "http://a".to_owned())]);
-    let mut checkpoint = Checkpoint::begin(RunIdentity::of(facts), "run".to_owned(), 1);
-    let boundary = |day| Boundary {
-        project_id: ByteBuf::from("project"),
-        observation_type: ByteBuf::from("SPAN"),
-        day,
-        id: Some(ByteBuf::from("observation")),
-    };
-    let segments = (0..5).map(|number| Segment {
-        number,
-        source: Source::Observations,
-        from: Some(boundary(19_875)),
-        to: Some(boundary(19_876)),
-        rows: 250_000,
-    });
-    checkpoint.segments = Some(segments.collect());
-    for number in 0..5_u16 {
-        checkpoint.days.insert(19_875 + number, (12, 10));
-        checkpoint
-            .done
-            .insert(number.into(), SegmentCounts::default());
-    }
-    checkpoint.superseded = Some(1);
-    checkpoint
-}
-
 #[test]
 fn a_damaged_checkpoint_is_an_error_even_where_its_checksum_is_right() {
-    let file = checkpoint().encode().unwrap();
+    let file = samples::checkpoint(5).encode().unwrap();
     let (header, payload) = file.split_at(HEADER);
     let errors = errors_among_mutations(payload, |payload| {
         let mut described = header[..12].to_vec();
@@ -84,18 +54,8 @@ fn a_damaged_checkpoint_is_an_error_even_where_its_checksum_is_right() {
 
 #[test]
 fn a_damaged_record_is_an_error_or_a_record() {
-    let record = TraceRecord {
-        event_ts: 1_717_200_000_000_000,
-        is_deleted: false,
-        day: 19_875,
-        public: true,
-        bookmarked: false,
-        texts: std::array::from_fn(|place| Bytes::new(&b"a text"[place..])),
-        tags: vec![Bytes::new(b"one"), Bytes::new(b"two")],
-        metadata: vec![(Bytes::new(b"key"), Bytes::new(b"value")); 3],
-    };
     let mut encoded = Vec::new();
-    record.encode(&mut encoded).unwrap();
+    samples::full_record().encode(&mut encoded).unwrap();
     let errors = errors_among_mutations(&encoded, |bytes| TraceRecord::decode(bytes).is_ok());
     assert!(errors > MUTATIONS / 10, "mutations break something");
 }

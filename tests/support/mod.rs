@@ -28,6 +28,7 @@ pub mod mutate;
 pub mod proxy;
 pub mod repair;
 pub mod replicas;
+pub mod samples;
 pub mod well_formed;
 pub mod zookeeper;
 
@@ -48,7 +49,7 @@ pub use months::{
 };
 pub use outcome::Outcome;
 pub use program::{Running, Tool};
-pub use server::{Options, Server, free_ports};
+pub use server::{Options, Server, free_address, free_ports};
 pub use users::{BLIND_OPERATOR, LIMITED, OPERATOR, READER, TESTER};
 
 /// How often something that takes time is looked at.

@@ -391,6 +391,12 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
     listeners.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
+/// An address of this machine at which nobody listened a moment ago.
+pub fn free_address() -> String {
+    let [port] = free_ports();
+    format!("127.0.0.1:{port}")
+}
+
 /// Writes `config.xml` and `users.xml`.
 fn write_configuration(directory: &Path, options: &Options) {
     let Options {
