@@ -75,7 +75,7 @@ fn a_run_waits_for_merges_before_there_are_too_many_parts() {
     outcome
         .assert_code(0)
         .assert_stderr_contains("going slower: active parts in a partition: ")
-        .assert_stderr_contains("more than 35 (--max-parts)");
+        .assert_stderr_contains("above 35 (--max-parts)");
     assert_eq!(tool.report()["retries"], 0);
     assert!(throttled(&tool, "parts") > 8.0);
     assert_complete(&database, "events_full");
