@@ -35,7 +35,7 @@ build: prerequisites ## build target/release/events-backfill
 
 demo: prerequisites ## backfill and verify three generated months in a private ClickHouse
 	@$(announce_rocksdb)
-	@$(cargo) build --release --locked --bins --example embedded_clickhouse
+	@$(cargo) build --release --locked --package events-backfill --package embedded-clickhouse
 	@scripts/demo.sh
 
 test: prerequisites-of-tests ## run all tests against a real ClickHouse

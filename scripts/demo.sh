@@ -19,7 +19,7 @@ say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
 fail() { printf '%s\n' "$*" >&2; exit 1; }
 
 program=${DEMO_PROGRAM:-$programs/events-backfill}
-embedded=${DEMO_SERVER:-$programs/examples/embedded_clickhouse}
+embedded=${DEMO_SERVER:-$programs/embedded_clickhouse}
 for file in "$program" "$embedded"; do
     [[ -x $file ]] || fail "$file is not built. Run 'make demo'."
 done
