@@ -12,8 +12,8 @@ use super::load::trace_changes::TraceChanges;
 use super::load::{dates, load_traces, trace_changes};
 use super::recorder::Recorder;
 use super::run_report::{Spent, report};
-use super::{known_rows, stream, target, views};
-use crate::cli::options::Earlier;
+use super::{known_rows, several_days, stream, target, views};
+use crate::cli::options::{Earlier, Engine};
 use crate::control::{self, Listening};
 use crate::error::{Advice, Error, Kind};
 use crate::inspect::segments::{self, Segment};
@@ -289,7 +289,10 @@ async fn prepare(
     journal: &mut Journal,
     store: &Arc<TraceStore>,
 ) -> Result<TraceChanges, Error> {
-    load_traces(context, journal, store).await?;
+    match context.options.engine {
+        Engine::Embedded => load_traces(context, journal, store).await?,
+        Engine::ClickHouse => several_days::find(context, journal, store).await?,
+    }
     target::look(context, journal).await?;
     find_experiments(context, journal, store).await?;
     known_rows::read_target(context, journal, store).await?;

@@ -12,9 +12,11 @@ use super::pipeline::compress::Compressor;
 use super::pipeline::limits::{InsertLimits, first_part_bytes};
 use super::pipeline::send::Destination;
 use super::pipeline::{self, Done, Pipeline, Records, WorkItem};
+use super::pushdown::Pushdown;
 use super::remote_lookup;
 use super::remote_lookup::deferred_rows::DeferredRows;
 use super::wanted_rows::WantedRows;
+use crate::cli::options::Engine;
 use crate::enrich::{Enricher, Unknown};
 use crate::error::Error;
 use crate::mapping::Source;
@@ -192,6 +194,20 @@ fn pipeline(
     let target = journal.checkpoint().target.as_ref();
     let until = target.and_then(|target| target.until);
     let guard = Guard::new(&mapping, Arc::clone(store), until).map_err(Error::configuration)?;
+    let pushdown = (options.engine == Engine::ClickHouse && !context.is_repair).then(|| {
+        let (store, destination) = (Arc::clone(store), Arc::clone(destination));
+        let segments = options.concurrency;
+        Pushdown::new(
+            inspected,
+            source,
+            store,
+            until,
+            destination,
+            budget,
+            segments,
+        )
+    });
+    let pushdown = pushdown.transpose().map_err(Error::configuration)?;
     Ok(Pipeline {
         guard,
         recovery: recovery(context, journal.checkpoint(), store),
@@ -223,6 +239,7 @@ fn pipeline(
         },
         // The server does not split a block, so a block must not exceed a part.
         block_rows: options.block_rows.min(options.batch_rows),
+        pushdown,
     })
 }
 

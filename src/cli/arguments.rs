@@ -403,6 +403,12 @@ pub struct RunArguments {
     #[arg(long, value_name = "N", help_heading = HOW)]
     pub segment_rows: Option<String>,
 
+    /// What joins observations with their traces: embedded, with a trace store in the state directory, or
+    /// clickhouse, the server itself, so that inputs and outputs do not travel to this machine and back
+    /// [env: ENGINE] [default: embedded]
+    #[arg(long, value_name = "NAME", help_heading = HOW)]
+    pub engine: Option<String>,
+
     /// Allow a target that is not a ReplacingMergeTree. A second run then adds every row again
     #[arg(long, help_heading = HOW)]
     pub allow_duplicates: bool,

@@ -14,6 +14,7 @@ pub const VARIABLES: &[&str] = &[
     "COMPRESSION",
     "CONCURRENCY",
     "DRY_RUN",
+    "ENGINE",
     "EXCLUDE_DATASET_ITEMS",
     "EXPERIMENTS",
     "JOB_COMPLETIONS",

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_ENCODING, HeaderMap, USER_AGENT};
 use hyper::{Request, Response};
 use tokio::task::JoinHandle;
+use url::{Url, UrlQuery, form_urlencoded};
 
 use super::body::{Feed, StreamedBody, body};
 use super::connection::Connection;
@@ -34,6 +35,23 @@ pub struct InsertRequest {
     pub has_views: bool,
 }
 
+/// An insert whose rows the server itself selects.
+#[derive(Debug, Clone)]
+pub struct InsertSelect {
+    /// `INSERT INTO … SELECT …`
+    pub sql: String,
+    /// Settings of its SELECT, from `OF_STATEMENTS` in `settings.rs`.
+    pub settings: Vec<(&'static str, String)>,
+    /// Settings of the insert, from `OF_INSERTS` in `settings.rs`.
+    pub insert_settings: Vec<(&'static str, String)>,
+    /// Query id in `system.processes`, to find the insert after its client is gone.
+    pub query_id: String,
+    /// The rows that it has to write.
+    pub rows: u64,
+    /// Whether the target has materialized views; the server counts the rows they write too.
+    pub has_views: bool,
+}
+
 /// An insert under way. Dropping it before the answer aborts it; the server keeps the rows it has
 /// written by then.
 pub struct OpenInsert {
@@ -53,22 +71,46 @@ impl Connection {
         let (feed, body) = body();
         let server = self.server();
         let request = self.insert_request(&server, insert, body)?;
-        let answer = tokio::spawn(async move {
-            let answer = match server.http.request(request).await {
-                Ok(response) => read_answer(response).await,
-                Err(error) => Err(match (error.is_connect(), RequestError::network(&error)) {
-                    (true, RequestError::Network(words)) => RequestError::NotConnected(words),
-                    (_, error) => error,
-                }),
-            };
-            answer.inspect_err(|error| server.met(error))
-        });
+        let answer = tokio::spawn(async move { answer(&server, request).await });
         Ok(OpenInsert {
             feed,
             answer: Some(answer),
             rows: 0,
             has_views: insert.has_views,
         })
+    }
+
+    /// Has the server insert rows that it selects itself. Dropping the future does not end the insert.
+    ///
+    /// # Errors
+    /// [`RequestError`] if the server rejects the insert or the connection fails;
+    /// [`RequestError::Unexpected`] if it wrote another number of rows than it had to.
+    pub async fn insert_select(&self, insert: &InsertSelect) -> Result<(), RequestError> {
+        let server = self.server();
+        let request = self.insert_select_request(&server, insert)?;
+        let headers = answer(&server, request).await?;
+        check_written_rows(insert.rows, insert.has_views, &headers)
+    }
+
+    fn insert_select_request(
+        &self,
+        server: &Server,
+        insert: &InsertSelect,
+    ) -> Result<Request<StreamedBody>, RequestError> {
+        let mut url = server.url.clone();
+        let mut pairs = url.query_pairs_mut();
+        pairs.clear();
+        pairs.extend_pairs(self.settings.all().iter().copied());
+        pairs.extend_pairs(insert.settings.iter());
+        let settings = insert.insert_settings.iter();
+        pairs.extend_pairs(settings.filter(|setting| self.settings.may_insert_with(setting.0)));
+        end_of_pairs(&mut pairs, &insert.query_id);
+        drop(pairs);
+        // The statement may be too long for a request's first line.
+        let (feed, body) = body();
+        feed.push(vec![Bytes::from(insert.sql.clone())], 0);
+        feed.end();
+        self.request(&url, Compression::None, body)
     }
 
     fn insert_request(
@@ -90,10 +132,17 @@ impl Connection {
         }));
         let settings = insert.settings.iter();
         pairs.extend_pairs(settings.filter(|setting| self.settings.may_insert_with(setting.0)));
-        pairs.append_pair("query_id", &insert.query_id);
-        // The number of written rows is in a header, so the server must finish before it sends headers.
-        pairs.append_pair("wait_end_of_query", "1");
+        end_of_pairs(&mut pairs, &insert.query_id);
         drop(pairs);
+        self.request(&url, self.options.compression, body)
+    }
+
+    fn request(
+        &self,
+        url: &Url,
+        compression: Compression,
+        body: StreamedBody,
+    ) -> Result<Request<StreamedBody>, RequestError> {
         let mut request = Request::post(url.as_str())
             .header(
                 USER_AGENT,
@@ -103,13 +152,34 @@ impl Connection {
             // Otherwise the server reads the whole body before it reports that the insert has failed
             // (measured on 26.7), which may take as long as a segment.
             .header(CONNECTION, "close");
-        if self.options.compression == Compression::Lz4 {
+        if compression == Compression::Lz4 {
             request = request.header(CONTENT_ENCODING, "lz4");
         }
         request.body(body).map_err(|error| {
             RequestError::Unexpected(format!("the insert's request cannot be built: {error}"))
         })
     }
+}
+
+/// Sends an insert and waits for its answer.
+async fn answer(
+    server: &Server,
+    request: Request<StreamedBody>,
+) -> Result<HeaderMap, RequestError> {
+    let answer = match server.http.request(request).await {
+        Ok(response) => read_answer(response).await,
+        Err(error) => Err(match (error.is_connect(), RequestError::network(&error)) {
+            (true, RequestError::Network(words)) => RequestError::NotConnected(words),
+            (_, error) => error,
+        }),
+    };
+    answer.inspect_err(|error| server.met(error))
+}
+
+fn end_of_pairs(pairs: &mut form_urlencoded::Serializer<'_, UrlQuery<'_>>, query_id: &str) {
+    pairs.append_pair("query_id", query_id);
+    // The number of written rows is in a header, so the server must finish before it sends headers.
+    pairs.append_pair("wait_end_of_query", "1");
 }
 
 impl OpenInsert {
@@ -163,7 +233,7 @@ impl OpenInsert {
         };
         let answered = answer.await;
         self.answer = None;
-        self.check_written_rows(&joined(answered)?)
+        check_written_rows(self.rows, self.has_views, &joined(answered)?)
     }
 
     /// Aborts the insert and waits until its memory is released.
@@ -171,22 +241,6 @@ impl OpenInsert {
         if let Some(answer) = self.answer.take() {
             answer.abort();
             let _ = answer.await;
-        }
-    }
-
-    fn check_written_rows(&self, headers: &HeaderMap) -> Result<(), RequestError> {
-        let sent = self.rows;
-        match written_rows(headers) {
-            Some(written) if written == sent => Ok(()),
-            Some(written) if self.has_views && written > sent => Ok(()),
-            Some(written) => Err(RequestError::Unexpected(format!(
-                "ClickHouse reports {written} rows written, but {sent} were sent"
-            ))),
-            None => Err(RequestError::Unexpected(
-                "the answer to an insert does not say how many rows were written (no \
-                 X-ClickHouse-Summary header): does a proxy remove headers?"
-                    .to_owned(),
-            )),
         }
     }
 }
@@ -212,6 +266,25 @@ fn joined(
 
 fn already_answered() -> RequestError {
     RequestError::Unexpected("an insert was used after its answer".to_owned())
+}
+
+fn check_written_rows(
+    wanted: u64,
+    has_views: bool,
+    headers: &HeaderMap,
+) -> Result<(), RequestError> {
+    match written_rows(headers) {
+        Some(written) if written == wanted => Ok(()),
+        Some(written) if has_views && written > wanted => Ok(()),
+        Some(written) => Err(RequestError::Unexpected(format!(
+            "ClickHouse reports {written} rows written, but {wanted} were sent"
+        ))),
+        None => Err(RequestError::Unexpected(
+            "the answer to an insert does not say how many rows were written (no \
+             X-ClickHouse-Summary header): does a proxy remove headers?"
+                .to_owned(),
+        )),
+    }
 }
 
 fn written_rows(headers: &HeaderMap) -> Option<u64> {

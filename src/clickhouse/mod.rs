@@ -22,7 +22,7 @@ mod tls;
 pub use connection::Connection;
 pub use connection::NativeStream;
 pub(crate) use error::RequestError;
-pub(crate) use insert::{InsertRequest, OpenInsert};
+pub(crate) use insert::{InsertRequest, InsertSelect, OpenInsert};
 pub use options::{Compression, ConnectionOptions, Password};
 pub(crate) use schema::{PartitionSize, ServerInfo, now_in_microseconds};
 pub use schema::{TableColumn, TableInfo};

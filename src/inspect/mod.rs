@@ -149,13 +149,18 @@ impl Inspected {
 
     /// The query that reads the rows of a segment.
     pub(crate) fn segment_query(&self, source: Source) -> SegmentQuery {
+        self.segment_query_of(source, self.mapping_of(source))
+    }
+
+    /// The same for the columns of another mapping.
+    pub(crate) fn segment_query_of(&self, source: Source, mapping: &Mapping) -> SegmentQuery {
         let partition = self.partition(source);
         let alias = source.alias();
         // The ARRAY JOIN leaves the rows as they are, but splits blocks to max_block_size. FINAL alone does
         // not: it returns granules of up to 10 MiB.
         let select = format!(
             "SELECT {} FROM {} AS {alias} FINAL ARRAY JOIN [1] AS one",
-            self.mapping_of(source).select_list(),
+            mapping.select_list(),
             partition.table.qualified_name(),
         );
         let excluded_by = self.dataset_items.as_ref();

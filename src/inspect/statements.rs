@@ -3,7 +3,7 @@
 
 use super::segments::Segment;
 use crate::clickhouse::{Statement, TableInfo};
-use crate::mapping::{Mapping, SelectItem, Source, TRACE_TEXTS};
+use crate::mapping::{Mapping, SelectItem, Source, TRACE_TEXTS, TraceAttribute};
 
 /// The query that reads the rows of a segment.
 pub(crate) struct SegmentQuery {
@@ -20,6 +20,19 @@ impl SegmentQuery {
     pub(crate) fn sql(&self, segment: &Segment) -> String {
         format!(
             "{} WHERE {} AND {}{}",
+            self.select,
+            self.of_share,
+            segment.predicate(),
+            self.exclusion(segment)
+        )
+    }
+
+    /// The statement that reads some rows of a segment: those that satisfy `condition`. `prewhere` holds for
+    /// all of them and reads only columns of the sort key, so that `FINAL` sees all versions of a row or
+    /// none; the other columns are read only where it holds.
+    pub(crate) fn sql_of_rows(&self, segment: &Segment, prewhere: &str, condition: &str) -> String {
+        format!(
+            "{} PREWHERE {prewhere} WHERE {} AND {}{} AND ({condition})",
             self.select,
             self.of_share,
             segment.predicate(),
@@ -68,6 +81,29 @@ pub(crate) const TRACE_COLUMNS: usize = KEYS + 2 + TRACE_TEXTS.len() + 3;
 
 /// The items of the SELECT list over traces.
 pub(crate) fn trace_items(mapping: &Mapping) -> Vec<SelectItem> {
+    let items = trace_expressions(mapping).into_iter().enumerate();
+    let items = items.map(|(index, (expression, reads))| SelectItem {
+        sql: format!("{expression} AS c{index}"),
+        reads,
+    });
+    items.collect()
+}
+
+/// The place of an attribute in the SELECT list over traces.
+pub(crate) fn place_of(attribute: TraceAttribute) -> usize {
+    let lists = KEYS + 2 + TRACE_TEXTS.len();
+    match attribute {
+        TraceAttribute::Public => KEYS,
+        TraceAttribute::Bookmarked => KEYS + 1,
+        TraceAttribute::Text(text) => KEYS + 2 + text,
+        TraceAttribute::Tags => lists,
+        TraceAttribute::MetadataNames => lists + 1,
+        TraceAttribute::MetadataValues => lists + 2,
+    }
+}
+
+/// The expressions of that list, and the columns that each reads.
+pub(crate) fn trace_expressions(mapping: &Mapping) -> Vec<(String, Vec<&'static str>)> {
     let wanted = mapping.trace_columns();
     // A column that no event uses is not read.
     let read = |column: &'static str, expression: &str, otherwise: &str, data_type: &str| {
@@ -105,12 +141,7 @@ pub(crate) fn trace_items(mapping: &Mapping) -> Vec<SelectItem> {
         list("metadata", "mapKeys({c})"),
         list("metadata", "mapValues({c})"),
     ]);
-    let items = items.into_iter().enumerate();
-    let items = items.map(|(index, (expression, reads))| SelectItem {
-        sql: format!("{expression} AS c{index}"),
-        reads,
-    });
-    items.collect()
+    items
 }
 
 /// Expressions read from an item as text, never null.

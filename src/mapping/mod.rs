@@ -6,6 +6,7 @@
 
 mod columns;
 mod event_columns;
+mod expressions;
 mod source;
 
 use crate::clickhouse::{TableColumn, TableInfo, quoting};
@@ -16,6 +17,8 @@ pub(crate) use columns::{
     Enriched, EnrichedColumn, Experiment, Helper, SelectItem, Selected, TRACE_TEXTS, VERSION,
 };
 use event_columns::{EVENT_COLUMNS, EventColumn, From};
+pub(crate) use expressions::TraceAttribute;
+use expressions::{EventColumns, cast};
 pub use source::Source;
 
 /// Event columns needed to tell rows apart or to read them.
@@ -253,6 +256,69 @@ impl Mapping {
             .map(quoting::identifier)
             .collect();
         names.join(", ")
+    }
+
+    /// The SQL of all event columns, in the order of [`Mapping::insert_columns`]. `of_trace` gives it for
+    /// an attribute of the row's trace: empty, or 0, where there is no trace. Columns of experiments
+    /// get their type's default.
+    pub(crate) fn expressions(&self, of_trace: impl Fn(TraceAttribute) -> String) -> Vec<String> {
+        let columns = EventColumns {
+            source: self.source,
+            pass_through: &self.pass_through,
+            enriched: &self.enriched,
+            trace_metadata: self.trace_metadata,
+            tags_in_metadata: self.tags_in_metadata,
+        };
+        columns.expressions(of_trace)
+    }
+
+    /// The columns that SQL cannot make byte for byte as enriching does: JSON replaces invalid UTF-8
+    /// there, and keeps the first of two equal names.
+    pub(crate) fn not_as_sql(&self) -> Vec<&str> {
+        let columns = self.enriched.iter().filter(|column| {
+            matches!(column.form, Enriched::MetadataJson | Enriched::MetadataText)
+        });
+        columns.map(|column| column.name.as_str()).collect()
+    }
+
+    /// The source columns that [`Mapping::expressions`] reads, besides those of the trace.
+    pub(crate) fn source_columns(&self) -> Vec<&'static str> {
+        let items = self.source_items().into_iter();
+        let mut columns: Vec<_> = items.flat_map(|item| item.reads).collect();
+        columns.sort_unstable();
+        columns.dedup();
+        columns
+    }
+
+    /// The same mapping with only what identifies a row and its version: enough to decide whether to
+    /// write it.
+    pub(crate) fn of_keys(&self) -> Self {
+        let keys = [
+            "project_id",
+            "trace_id",
+            "span_id",
+            "start_time",
+            "event_ts",
+            "type",
+        ];
+        let selected = |name: &&str| {
+            let mut columns = self.pass_through.iter();
+            columns.find(|column| column.name == *name).cloned()
+        };
+        Self {
+            key_columns: (0, 1),
+            span_column: 2,
+            pass_through: keys.iter().filter_map(selected).collect(),
+            helpers: vec![Helper::Day],
+            enriched: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// The SQL of a pass-through column, as it is sent.
+    pub(crate) fn sent(&self, name: &str) -> Option<String> {
+        let column = self.pass_through.get(self.column_index(name)?)?;
+        Some(cast(&column.expression, &column.data_type))
     }
 
     /// Index of a pass-through column in the SELECT's result.

@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 
 use super::counts::{DeferredCounts, ExperimentCounts, SegmentCounts, TargetState};
 use super::files::advice_on_files;
-use crate::cli::options::{Options, Subject};
+use crate::cli::options::{Engine, Options, Subject};
 use crate::clickhouse::TableInfo;
 use crate::error::Error;
 use crate::inspect::Inspected;
@@ -112,6 +112,9 @@ impl RunIdentity {
         if let Some(shard) = options.shard {
             facts.insert(SHARD.to_owned(), shard.to_string());
         }
+        if options.engine != Engine::default() {
+            facts.insert(ENGINE.to_owned(), options.engine.name().to_owned());
+        }
         let reads_items = options.subject.reads_dataset_items();
         let dataset_items = inspected.dataset_items.as_ref().filter(|_| reads_items);
         let tables = [
@@ -154,7 +157,8 @@ impl RunIdentity {
         let facts = [self, now].map(|identity| {
             let mut facts = identity.all_facts();
             // verify and repair look at all shards of a month.
-            facts.retain(|name, _| !name.starts_with(COLUMN) && *name != SHARD);
+            let is_how = |name: &str| name.starts_with(COLUMN) || [SHARD, ENGINE].contains(&name);
+            facts.retain(|name, _| !is_how(name));
             facts.insert("--experiments", identity.subject.experiments.to_string());
             if now.subject.until.is_none() {
                 facts.remove("--until");
@@ -173,6 +177,9 @@ impl RunIdentity {
 
 /// The fact that names the server, for tables without UUIDs.
 const SERVER: &str = "the server";
+
+/// The fact that names the engine, if it is not the default.
+const ENGINE: &str = "--engine";
 
 /// The fact that names the shard.
 const SHARD: &str = "the shard";

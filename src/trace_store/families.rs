@@ -51,15 +51,18 @@ pub enum Against {
     Versions,
     /// Traces that already have a root: `HashKey` → `Root`.
     Roots,
+    /// Traces with versions on several days: `HashKey` → nothing.
+    SeveralDays,
 }
 
 impl Against {
     /// All families, by number.
-    pub(super) const ALL: [Against; 4] = [
+    pub(super) const ALL: [Against; 5] = [
         Against::RowsBefore,
         Against::RowsSince,
         Against::Versions,
         Against::Roots,
+        Against::SeveralDays,
     ];
 
     /// Name of the column family.
@@ -69,6 +72,7 @@ impl Against {
             Against::RowsSince => "target-rows-since",
             Against::Versions => "observation-versions",
             Against::Roots => "roots",
+            Against::SeveralDays => "traces-of-several-days",
         }
     }
 

@@ -202,9 +202,50 @@ impl TraceStore {
             of_row: vec![None; rows.len()],
             max_bytes,
         };
-        if !self.has_experiments.load(Ordering::Relaxed) {
+        if !self.has_experiments() {
             return Ok(found);
         }
+        let mut numbers = HashMap::new();
+        for (row, item) in self.items_of(traces, rows)? {
+            if !numbers.contains_key(&item) {
+                found.items.push(self.item(&item)?);
+                numbers.insert(item.clone(), short(found.items.len() - 1));
+            }
+            found.of_row[row] = numbers.get(&item).copied();
+            if found.is_too_large() {
+                return Ok(found);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether any span belongs to an item.
+    pub fn has_experiments(&self) -> bool {
+        self.has_experiments.load(Ordering::Relaxed)
+    }
+
+    /// Which rows have an item, each given as an index into `traces` (keys) and a span id.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] if RocksDB fails.
+    pub fn have_items(
+        &self,
+        traces: &[&[u8]],
+        rows: &[(u32, &[u8])],
+    ) -> Result<Vec<bool>, StoreError> {
+        let mut have = vec![false; rows.len()];
+        for (row, _) in self.items_of(traces, rows)? {
+            have[row] = true;
+        }
+        Ok(have)
+    }
+
+    /// The rows with an item, and its key.
+    fn items_of(
+        &self,
+        traces: &[&[u8]],
+        rows: &[(u32, &[u8])],
+    ) -> Result<Vec<(usize, Vec<u8>)>, StoreError> {
         let mut has_items = Vec::with_capacity(traces.len());
         for chunk in traces.chunks(KEYS_AT_ONCE) {
             let answers = self.values(TRACES, chunk)?;
@@ -213,22 +254,13 @@ impl TraceStore {
         let asked: Vec<usize> = (0..rows.len())
             .filter(|&row| has_items[rows[row].0 as usize])
             .collect();
-        let mut numbers = HashMap::new();
+        let mut found = Vec::new();
         for chunk in asked.chunks(KEYS_AT_ONCE) {
             let key = |&row: &usize| span_key(traces[rows[row].0 as usize], rows[row].1);
             let keys: Vec<Vec<u8>> = chunk.iter().map(key).collect();
             let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-            for (&row, item) in chunk.iter().zip(self.values(SPANS, &keys)?) {
-                let Some(item) = item else { continue };
-                if !numbers.contains_key(&item) {
-                    found.items.push(self.item(&item)?);
-                    numbers.insert(item.clone(), short(found.items.len() - 1));
-                }
-                found.of_row[row] = numbers.get(&item).copied();
-                if found.is_too_large() {
-                    return Ok(found);
-                }
-            }
+            let items = chunk.iter().zip(self.values(SPANS, &keys)?);
+            found.extend(items.filter_map(|(&row, item)| Some((row, item?))));
         }
         Ok(found)
     }

@@ -1,10 +1,10 @@
 //! What each row is checked against before it becomes an event: rows already in the target, and the
 //! latest versions of observations.
 //!
-//! Four families keyed by hashes that the caller computes: target rows from before the run, target
-//! rows found during the run, the latest version of each observation that has several, and the
-//! traces that already have a root. The first two are read in key order, since a segment's rows are
-//! neighbours there; the others by point look-ups.
+//! Families keyed by hashes that the caller computes: target rows from before the run, target rows
+//! found during the run, the latest version of each observation that has several, the traces that
+//! already have a root, and those with versions on several days. The first two are read in key order,
+//! since a segment's rows are neighbours there; the others by point look-ups.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -288,6 +288,15 @@ impl TraceStore {
     /// [`StoreError`] if RocksDB fails or a record is damaged.
     pub fn roots_of(&self, keys: &[HashKey]) -> Result<Vec<Option<Root>>, StoreError> {
         self.points(Against::Roots, keys, Root::decode)
+    }
+
+    /// Whether traces have versions on several days, in the order of `keys`.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`] if RocksDB fails.
+    pub fn are_of_several_days(&self, keys: &[HashKey]) -> Result<Vec<bool>, StoreError> {
+        let found = self.points(Against::SeveralDays, keys, |_| Ok(()))?;
+        Ok(found.iter().map(Option::is_some).collect())
     }
 
     fn points<T: Clone>(

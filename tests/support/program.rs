@@ -58,8 +58,10 @@ impl Tool {
             "LLVM_PROFILE_FILE",
         ]
         .into_iter()
-        .filter_map(|name| Some((name.into(), env::var_os(name)?)))
-        .collect();
+        .filter_map(|name| Some((name.into(), env::var_os(name)?)));
+        // `TEST_ENGINE=clickhouse cargo test` runs all tests with another engine.
+        let engine = env::var_os("TEST_ENGINE").map(|engine| ("ENGINE".into(), engine));
+        let environment = environment.chain(engine).collect();
         Tool {
             directory,
             has_defaults: false,

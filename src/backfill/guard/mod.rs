@@ -110,6 +110,28 @@ impl Verdict {
     fn is_write(self) -> bool {
         matches!(self, Verdict::Write | Verdict::WriteBesideOlder)
     }
+
+    fn count(self, left_out: &mut LeftOut) {
+        *match self {
+            Verdict::Write => return,
+            Verdict::WriteBesideOlder => &mut left_out.beside_older,
+            Verdict::Superseded => &mut left_out.superseded,
+            Verdict::Live => &mut left_out.live,
+            Verdict::AlreadyThere => &mut left_out.already_there,
+            Verdict::WrittenBefore => &mut left_out.written_before,
+            Verdict::LiveRoot => &mut left_out.live_root,
+            Verdict::RootObservation => &mut left_out.root_observation,
+            Verdict::LivePath => &mut left_out.live_path,
+        } += 1;
+    }
+}
+
+/// A row's key, and whether to write it.
+pub(crate) struct Judged {
+    /// Its key.
+    pub key: RowKey,
+    /// Whether to write it.
+    pub is_write: bool,
 }
 
 /// The parts of a row that the guard reads.
@@ -166,24 +188,15 @@ impl Guard {
             return Ok((Some(block), left_out));
         }
         let mut written: Vec<Range<usize>> = Vec::new();
-        for (row, verdict) in self.verdicts(&block)?.into_iter().enumerate() {
+        let rows = self.rows(&block)?;
+        for (row, verdict) in self.verdicts(&block, &rows)?.into_iter().enumerate() {
             if verdict.is_write() {
                 match written.last_mut() {
                     Some(last) if last.end == row => last.end += 1,
                     _ => written.push(row..row + 1),
                 }
             }
-            *match verdict {
-                Verdict::Write => continue,
-                Verdict::WriteBesideOlder => &mut left_out.beside_older,
-                Verdict::Superseded => &mut left_out.superseded,
-                Verdict::Live => &mut left_out.live,
-                Verdict::AlreadyThere => &mut left_out.already_there,
-                Verdict::WrittenBefore => &mut left_out.written_before,
-                Verdict::LiveRoot => &mut left_out.live_root,
-                Verdict::RootObservation => &mut left_out.root_observation,
-                Verdict::LivePath => &mut left_out.live_path,
-            } += 1;
+            verdict.count(&mut left_out);
         }
         let block = match &written[..] {
             [] => None,
@@ -194,6 +207,27 @@ impl Guard {
         Ok((block, left_out))
     }
 
+    /// The key of each row of a block, and whether to write it.
+    ///
+    /// # Errors
+    /// [`WorkError`] if the block is damaged or the store fails.
+    pub(crate) fn judge(&self, block: &Block) -> Result<(Vec<Judged>, LeftOut), WorkError> {
+        let mut left_out = LeftOut::default();
+        let rows = self.rows(block)?;
+        let verdicts = match self.lets_all_through() {
+            true => vec![Verdict::Write; rows.len()],
+            false => self.verdicts(block, &rows)?,
+        };
+        let judged = rows.iter().zip(verdicts).map(|(row, verdict)| {
+            verdict.count(&mut left_out);
+            Judged {
+                key: row.key,
+                is_write: verdict.is_write(),
+            }
+        });
+        Ok((judged.collect(), left_out))
+    }
+
     fn lets_all_through(&self) -> bool {
         self.until.is_none()
             && !self.store.has(Against::Versions)
@@ -202,8 +236,7 @@ impl Guard {
             && !self.store.has(Against::Roots)
     }
 
-    fn verdicts(&self, block: &Block) -> Result<Vec<Verdict>, WorkError> {
-        let rows = self.rows(block)?;
+    fn verdicts(&self, block: &Block, rows: &[SeenRow]) -> Result<Vec<Verdict>, WorkError> {
         let mut verdicts: Vec<Verdict> = rows
             .iter()
             .map(|row| match self.until {
@@ -212,12 +245,12 @@ impl Guard {
             })
             .collect();
         match self.source {
-            Source::Observations => self.find_superseded(&rows, &mut verdicts)?,
-            Source::Traces => self.find_roots(&rows, &mut verdicts)?,
+            Source::Observations => self.find_superseded(rows, &mut verdicts)?,
+            Source::Traces => self.find_roots(rows, &mut verdicts)?,
         }
-        self.find_target_rows(&rows, &mut verdicts)?;
+        self.find_target_rows(rows, &mut verdicts)?;
         if self.source == Source::Traces {
-            self.find_superseded_traces(block, &rows, &mut verdicts)?;
+            self.find_superseded_traces(block, rows, &mut verdicts)?;
         }
         Ok(verdicts)
     }

@@ -134,6 +134,13 @@ pub(crate) struct RowColumns<'a> {
     pub span: &'a str,
 }
 
+/// Columns of the table `traces` with alias `t`; only their [`RowColumns::trace_key`] has a meaning.
+pub(crate) const OF_TRACES: RowColumns<'static> = RowColumns {
+    project: "t.project_id",
+    trace: "t.id",
+    span: "''",
+};
+
 impl RowColumns<'_> {
     fn sum(&self) -> String {
         format!(

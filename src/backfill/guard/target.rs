@@ -6,7 +6,7 @@ use serde_bytes::ByteBuf;
 
 use super::row_hash::RowColumns;
 use crate::clickhouse::{Connection, TableInfo, quoting};
-use crate::inspect::segments::Segment;
+use crate::inspect::segments::{Boundary, Segment};
 use crate::mapping::Source;
 use crate::memory::buffer_pool::BufferPool;
 use crate::partition::{Day, ShareOfMonth};
@@ -74,21 +74,36 @@ impl Extent {
             ),
             ..Self::of_days(month.clone())
         };
+        extent.days = days_of(segment, month).into_inner();
         if let (Some(from), Some(to)) = (from, to)
-            && (&from.project_id, &from.observation_type) == (&to.project_id, &to.observation_type)
+            && is_of_one_group(from, to)
+            && from.day == to.day
+            && segment.source == Source::Observations
         {
-            // Without an id, the end lies before its day.
-            let last = match to.id {
-                Some(_) => to.day,
-                None => to.day.saturating_sub(1),
-            };
-            extent.days = (from.day, last.max(from.day));
-            if from.day == to.day && segment.source == Source::Observations {
-                extent.spans = (from.id.clone(), to.id.clone());
-            }
+            extent.spans = (from.id.clone(), to.id.clone());
         }
         extent
     }
+}
+
+/// The days of a segment's rows: within one type of one project its own, otherwise the whole `month`.
+pub(crate) fn days_of(segment: &Segment, month: &RangeInclusive<Day>) -> RangeInclusive<Day> {
+    let (Some(from), Some(to)) = (segment.from.as_ref(), segment.to.as_ref()) else {
+        return month.clone();
+    };
+    if !is_of_one_group(from, to) {
+        return month.clone();
+    }
+    // Without an id, the end lies before its day.
+    let last = match to.id {
+        Some(_) => to.day,
+        None => to.day.saturating_sub(1),
+    };
+    from.day..=last.max(from.day)
+}
+
+fn is_of_one_group(from: &Boundary, to: &Boundary) -> bool {
+    (&from.project_id, &from.observation_type) == (&to.project_id, &to.observation_type)
 }
 
 /// Access to the target. Owns everything, so that segments can share it.
@@ -187,7 +202,6 @@ impl TargetMonth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inspect::segments::Boundary;
 
     fn boundary(project: &str, kind: &str, day: Day, id: Option<&str>) -> Option<Boundary> {
         Some(Boundary {

@@ -10,6 +10,7 @@ use super::keep_alive::{Arriving, KeepAlive};
 use super::send::Sender;
 use super::work::{Done, Pipeline, WorkItem};
 use crate::backfill::error::WorkError;
+use crate::backfill::pushdown::Rest;
 use crate::backfill::remote_lookup::deferred_rows::{DeferredReader, DeferredWriter};
 use crate::clickhouse::NativeStream;
 use crate::enrich::{EnrichError, EnrichedBlock, SetAside, Unknown};
@@ -74,7 +75,7 @@ pub(super) struct Attempt<'a> {
 }
 
 impl<'a> Attempt<'a> {
-    /// Requests an item's rows in blocks of `block_rows`.
+    /// Requests an item's rows in blocks of `block_rows`; of a segment only the rest, if there is one.
     ///
     /// # Errors
     /// [`WorkError`] if the rows cannot be requested.
@@ -84,6 +85,7 @@ impl<'a> Attempt<'a> {
         item: &WorkItem,
         attempt_number: u32,
         block_rows: usize,
+        rest: Option<&Rest>,
     ) -> Result<Self, WorkError> {
         let number = item.number();
         let (rows, unknown, kind) = match item {
@@ -91,9 +93,13 @@ impl<'a> Attempt<'a> {
                 let throttle = &pipeline.destination.throttle;
                 let block_rows = throttle.block_rows(block_rows);
                 let preferred_bytes = throttle.block_bytes(pipeline.budget.preferred_block_bytes);
-                let sql = match &pipeline.wanted {
-                    Some(wanted) => wanted.sql(&pipeline.query, segment)?,
-                    None => pipeline.query.sql(segment),
+                let query = &pipeline.query;
+                let sql = match (&pipeline.wanted, rest) {
+                    (Some(wanted), _) => wanted.sql(query, segment)?,
+                    (None, Some(rest)) => {
+                        query.sql_of_rows(segment, &rest.prewhere, &rest.condition)
+                    }
+                    (None, None) => query.sql(segment),
                 };
                 let connection = pipeline.destination.connection_of(number);
                 let stream = connection.send(&of_segment(sql, block_rows, preferred_bytes))?;

@@ -1,12 +1,16 @@
 //! Works on one item with retries.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::attempt::{Attempt, Reached};
 use super::work::{Done, Pipeline, WorkItem};
 use crate::backfill::error::WorkError;
+use crate::backfill::pushdown::{Progress, Pushdown};
 use crate::error::{Error, Kind};
+use crate::inspect::segments::Segment;
 use crate::progress::Phase;
+use crate::state::counts::DeferredCounts;
 
 /// Maximum consecutive reductions of part or insert size that do not count as tries: from the
 /// largest size to a few kilobytes. Other segments may raise the limit again, so there must be an
@@ -41,8 +45,18 @@ impl ItemWork {
             let (pipeline, phase) = (&*self.pipeline, &*self.phase);
             let outcome = async {
                 pipeline.catch_up(&self.item).await?;
-                let attempt = Attempt::begin(pipeline, phase, &self.item, number, block_rows)?;
-                attempt.run(&mut reached).await
+                match (&pipeline.pushdown, &self.item) {
+                    (Some(pushdown), WorkItem::Segment(segment)) => {
+                        self.push_down(pushdown, segment, number, block_rows, &mut reached)
+                            .await
+                    }
+                    _ => {
+                        let item = &self.item;
+                        let attempt =
+                            Attempt::begin(pipeline, phase, item, number, block_rows, None)?;
+                        attempt.run(&mut reached).await
+                    }
+                }
             };
             let outcome = outcome.await;
             let error = match outcome {
@@ -94,6 +108,58 @@ impl ItemWork {
             }
         }
         Err(Error::failed(format!("{name} was never started")))
+    }
+
+    /// Has the server write a segment, then writes the rest.
+    async fn push_down(
+        &self,
+        pushdown: &Pushdown,
+        segment: &Segment,
+        number: u32,
+        block_rows: usize,
+        reached: &mut Reached,
+    ) -> Result<Done, WorkError> {
+        let (pipeline, phase) = (&*self.pipeline, &*self.phase);
+        let name = format!("{}-{number}", segment.number);
+        let shown = AtomicU64::new(0);
+        let on_rows = |rows| {
+            shown.fetch_add(rows, Ordering::Relaxed);
+            phase.advance(rows);
+        };
+        let mut progress = Progress::default();
+        let pushed = pushdown.write(segment, &name, &mut progress, &on_rows);
+        let pushed = pushed.await;
+        reached.shown_rows = shown.into_inner();
+        reached.has_sent = progress.has_sent;
+        reached.written = progress.written;
+        if progress.is_in_doubt {
+            let prefix = &pipeline.destination.query_prefix;
+            reached.in_doubt = Some(format!("{prefix}-{name}-"));
+        }
+        let pushed = pushed?;
+        reached.written += pushed.counts.left_out.written_before;
+        let mut done = Done {
+            number: segment.number,
+            counts: pushed.counts,
+            deferred: DeferredCounts::default(),
+            was_repeated: false,
+            is_segment: true,
+        };
+        let Some(rest) = &pushed.rest else {
+            return Ok(done);
+        };
+        let item = &self.item;
+        let attempt = Attempt::begin(pipeline, phase, item, number, block_rows, Some(rest))?;
+        let mut of_rest = Reached::default();
+        let outcome = attempt.run(&mut of_rest).await;
+        reached.shown_rows += of_rest.shown_rows;
+        reached.has_sent |= of_rest.has_sent;
+        reached.written += of_rest.written;
+        reached.in_doubt = of_rest.in_doubt;
+        let rest = outcome?;
+        done.counts += rest.counts;
+        done.deferred = rest.deferred;
+        Ok(done)
     }
 
     /// Finds out what an attempt wrote. Inserts with the query ids `in_doubt` may still be running.

@@ -25,7 +25,7 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(10);
 /// How long the server may take to accept a block, or to answer at the end.
 const LONGEST_STALL: Duration = Duration::from_secs(900);
 /// How long an insert may still take after a signal.
-const LAST_INSERT: Duration = Duration::from_secs(10);
+pub(crate) const LAST_INSERT: Duration = Duration::from_secs(10);
 /// How long an insert may still take after its attempt failed: what it finishes writing need not be
 /// sent again.
 const FAILED_INSERT: Duration = Duration::from_secs(60);
@@ -69,7 +69,7 @@ pub(crate) struct Destination {
 impl Destination {
     /// The connection for a segment. Segments alternate between servers, and all of one segment's
     /// queries go to the same server while it answers.
-    pub(super) fn connection_of(&self, segment: u32) -> Connection {
+    pub(crate) fn connection_of(&self, segment: u32) -> Connection {
         self.connection.at(segment as usize)
     }
 }

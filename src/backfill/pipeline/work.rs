@@ -7,6 +7,7 @@ use crate::backfill::block_stream::catch_up;
 use crate::backfill::error::WorkError;
 use crate::backfill::guard::Guard;
 use crate::backfill::guard::recovery::Recovery;
+use crate::backfill::pushdown::Pushdown;
 use crate::backfill::remote_lookup::deferred_rows::DeferredRows;
 use crate::backfill::wanted_rows::WantedRows;
 use crate::clickhouse::TableInfo;
@@ -44,6 +45,8 @@ pub(crate) struct Pipeline {
     pub unknown: Unknown,
     /// Maximum rows per block to read.
     pub block_rows: usize,
+    /// Makes the events in the server, as far as it can.
+    pub pushdown: Option<Pushdown>,
 }
 
 impl Pipeline {

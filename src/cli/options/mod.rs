@@ -3,6 +3,7 @@
 
 mod choice;
 mod earlier;
+mod engine;
 mod settings;
 mod shard;
 mod subject;
@@ -27,6 +28,7 @@ use crate::throttle::ThrottleOptions;
 
 pub(crate) use choice::{Choice, Defaults};
 pub(crate) use earlier::Earlier;
+pub(crate) use engine::Engine;
 pub(crate) use settings::is_loopback;
 pub(crate) use shard::shard_of;
 pub(crate) use subject::Subject;
@@ -195,6 +197,8 @@ pub struct Options {
     pub block_rows: usize,
     /// Rows per segment.
     pub segment_rows: u64,
+    /// What joins observations with their traces.
+    pub(crate) engine: Engine,
     /// Retries after temporary errors.
     pub max_retries: u32,
     /// Interval at which changed traces are loaded again.
@@ -291,6 +295,15 @@ impl Options {
                 require_outside(flag, file, &state_dir)?;
             }
         }
+        let segment_rows = settings.number(
+            arguments.segment_rows,
+            "--segment-rows",
+            "SEGMENT_ROWS",
+            250_000,
+            1..=1_000_000_000,
+        )?;
+        let of_run = settings.subject(&subject)?;
+        let engine = settings.engine(arguments.engine, &of_run, segment_rows)?;
         Ok(Self {
             partition,
             shard: None,
@@ -310,13 +323,8 @@ impl Options {
             batch_rows,
             part_bytes,
             block_rows,
-            segment_rows: settings.number(
-                arguments.segment_rows,
-                "--segment-rows",
-                "SEGMENT_ROWS",
-                250_000,
-                1..=1_000_000_000,
-            )?,
+            segment_rows,
+            engine,
             max_retries: settings.number(None, "", "MAX_RETRIES", 8, 0..=1_000)?,
             reload_every: Duration::from_secs(settings.number(
                 None,
@@ -327,7 +335,7 @@ impl Options {
             )?),
             throttle,
             metrics_listen,
-            subject: settings.subject(&subject)?,
+            subject: of_run,
             experiments_so_far: None,
             allow_duplicates: arguments.allow_duplicates,
             report: subject.report,

@@ -1,0 +1,300 @@
+//! The engine that has the server itself make the events: one `INSERT … SELECT … LEFT ANY JOIN` for
+//! each segment, bounded by the segment's rows, so that inputs and outputs never leave the server.
+//!
+//! Before it, the keys of the segment's rows are read, a few dozen bytes each, and judged by the same
+//! [`Guard`](super::guard::Guard) as in the embedded engine: which rows are not to be written, and
+//! which traces lie near. What the join cannot do goes through the pipeline of the embedded engine,
+//! row by row as always: rows whose trace is remote, deleted or has versions on several days, and
+//! spans of experiments. The statement names the rows and traces it takes by their hashes, so that
+//! both together write each row once, whatever arrives meanwhile.
+
+mod key_list;
+mod slice;
+mod statements;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use self::key_list::KeyList;
+use self::slice::{SortedRows, Sorter};
+use self::statements::{Slice, Statements};
+use super::error::WorkError;
+use super::guard::Guard;
+use super::guard::leftover_inserts;
+use super::guard::target::days_of;
+use super::pipeline::send::{Destination, LAST_INSERT};
+use crate::clickhouse::{Connection, InsertSelect, RequestError, TABLE_TIMEOUT};
+use crate::inspect::Inspected;
+use crate::inspect::segments::Segment;
+use crate::mapping::Source;
+use crate::memory::Budget;
+use crate::partition::{Day, ShareOfMonth};
+use crate::state::counts::{LeftOut, SegmentCounts};
+use crate::trace_store::TraceStore;
+
+/// Rows per statement: their keys take about 60 bytes each in memory, and as much in the statement.
+const ROWS_PER_SLICE: u64 = 1_000_000;
+/// Most slices of a segment. With so few rows each, memory is not what the server lacks.
+const MOST_SLICES: u32 = 256;
+/// Keys of rows for the embedded pipeline, for each segment.
+const MOST_KEYS: usize = 2_000_000;
+/// Rows per block that the server makes.
+const BLOCK_ROWS: usize = 8_192;
+
+/// Writes segments by statements. All segments share one.
+pub(crate) struct Pushdown {
+    sorter: Sorter,
+    share: ShareOfMonth,
+    destination: Arc<Destination>,
+    /// Least number of slices, raised when the server lacked memory.
+    slices: AtomicU32,
+    /// Memory for one statement, in bytes.
+    statement_bytes: Option<u64>,
+}
+
+/// What a segment's statements did.
+#[derive(Debug, Default)]
+pub(crate) struct Pushed {
+    /// Rows whose keys were read and that are settled.
+    pub rows: u64,
+    /// What became events, and what was left out.
+    pub counts: SegmentCounts,
+    /// What is left for the embedded pipeline, if anything is.
+    pub rest: Option<Rest>,
+}
+
+/// Rows of a segment, as conditions.
+#[derive(Debug, Clone)]
+pub(crate) struct Rest {
+    /// Holds for all of them, and reads only the span id.
+    pub prewhere: String,
+    /// Holds for exactly them.
+    pub condition: String,
+}
+
+/// How far the statements got.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Whether rows may be in the target.
+    pub has_sent: bool,
+    /// Whether a server may still be writing.
+    pub is_in_doubt: bool,
+    /// Rows that the server acknowledged.
+    pub written: u64,
+}
+
+impl Pushdown {
+    /// Prepares the statements of a source.
+    ///
+    /// # Errors
+    /// A sentence for the operator if the target's columns do not allow it.
+    pub(crate) fn new(
+        inspected: &Inspected,
+        source: Source,
+        store: Arc<TraceStore>,
+        until: Option<i64>,
+        destination: Arc<Destination>,
+        budget: Budget,
+        concurrency: usize,
+    ) -> Result<Self, String> {
+        let mapping = inspected.mapping_of(source);
+        if let [column, ..] = mapping.not_as_sql()[..] {
+            return Err(format!(
+                "--engine clickhouse cannot fill column {column} of {}, which holds JSON, as the embedded \
+                 engine does: use --engine embedded",
+                inspected.target.name
+            ));
+        }
+        let statements = Statements::new(inspected, source)
+            .ok_or("the target lacks a writable column that every event needs")?;
+        let server = &inspected.server;
+        let segments = concurrency.max(1) as u64;
+        // Half of the server for all statements at once: the rest is for merges and for others.
+        let of_server = server.memory.map(|bytes| bytes / 2 / segments);
+        let limits = [of_server, server.statement_memory];
+        Ok(Self {
+            sorter: Sorter {
+                source,
+                guard: Guard::new(&mapping.of_keys(), Arc::clone(&store), until)?,
+                statements,
+                store,
+                pool: budget.pool(),
+                budget,
+                shutdown: destination.shutdown.clone(),
+            },
+            share: inspected.share,
+            destination,
+            slices: AtomicU32::new(1),
+            statement_bytes: limits.into_iter().flatten().min(),
+        })
+    }
+
+    /// Writes a segment's events, as far as the server can make them. `name` is the attempt's own.
+    ///
+    /// # Errors
+    /// [`WorkError`] if a statement fails, or on a signal. Some of the rows may then be in the target.
+    pub(crate) async fn write(
+        &self,
+        segment: &Segment,
+        name: &str,
+        progress: &mut Progress,
+        on_rows: &(dyn Fn(u64) + Sync),
+    ) -> Result<Pushed, WorkError> {
+        let of = self.slices_of(segment);
+        let statements = &self.sorter.statements;
+        let connection = self.destination.connection_of(segment.number);
+        let days = self.days_near(segment);
+        let mut pushed = Pushed::default();
+        let (mut rows, mut traces, mut rows_of_traces) =
+            (KeyList::default(), KeyList::default(), KeyList::default());
+        for number in 0..of {
+            let slice = Slice { number, of };
+            let sorted = self.sorter.sort(&connection, segment, slice, &days).await?;
+            let written = sorted.to_write as u64;
+            if written > 0 && !self.destination.dry_run {
+                let sql =
+                    statements.insert(segment, slice, &days, &sorted.near, &sorted.not_by_server);
+                let id = format!("{}-{name}-{number}", self.destination.query_prefix);
+                self.insert(&connection, sql, id, written, progress).await?;
+            }
+            pushed.count(&sorted, written, self.destination.dry_run);
+            on_rows(sorted.read - sorted.apart as u64);
+            rows.extend(sorted.apart_rows);
+            traces.extend(sorted.apart_traces);
+            rows_of_traces.extend(sorted.rows_of_apart_traces);
+            if rows.len() + rows_of_traces.len() > MOST_KEYS {
+                return Err(RequestError::Unexpected(format!(
+                    "more than {MOST_KEYS} rows of segment {} have traces that are not near: use \
+                     --engine embedded for this month",
+                    segment.number
+                ))
+                .into());
+            }
+        }
+        if !(rows.is_empty() && traces.is_empty()) {
+            let (prewhere, condition) = statements.rest(&rows, &traces, &rows_of_traces);
+            pushed.rest = Some(Rest {
+                prewhere,
+                condition,
+            });
+        }
+        Ok(pushed)
+    }
+
+    fn slices_of(&self, segment: &Segment) -> u32 {
+        let by_rows = segment.rows.div_ceil(ROWS_PER_SLICE);
+        let by_rows = u32::try_from(by_rows).unwrap_or(MOST_SLICES);
+        by_rows
+            .max(self.slices.load(Ordering::Relaxed))
+            .clamp(1, MOST_SLICES)
+    }
+
+    /// The days of a segment's rows and those beside them.
+    fn days_near(&self, segment: &Segment) -> std::ops::RangeInclusive<Day> {
+        let days = days_of(segment, &self.share.days());
+        days.start().saturating_sub(1)..=days.end().saturating_add(1)
+    }
+
+    async fn insert(
+        &self,
+        connection: &Connection,
+        sql: String,
+        query_id: String,
+        rows: u64,
+        progress: &mut Progress,
+    ) -> Result<(), WorkError> {
+        let destination = &*self.destination;
+        let part_bytes = destination.limits.part.bytes();
+        let mut insert_settings = vec![
+            ("min_insert_block_size_bytes", part_bytes.to_string()),
+            (
+                "min_insert_block_size_rows",
+                destination.part_rows.to_string(),
+            ),
+        ];
+        if let Some(bytes) = self.statement_bytes {
+            insert_settings.push(("max_memory_usage", bytes.to_string()));
+        }
+        let number = |number: usize| number.to_string();
+        let insert = InsertSelect {
+            sql,
+            settings: vec![
+                ("max_block_size", number(BLOCK_ROWS)),
+                ("optimize_move_to_prewhere_if_final", number(0)),
+                (
+                    "split_intersecting_parts_ranges_into_layers_final",
+                    number(0),
+                ),
+                ("do_not_merge_across_partitions_select_final", number(1)),
+            ],
+            insert_settings,
+            query_id: query_id.clone(),
+            rows,
+            has_views: destination.has_views,
+        };
+        progress.has_sent = true;
+        progress.is_in_doubt = true;
+        let _inserting = destination.throttle.inserting();
+        let answer = tokio::time::timeout(TABLE_TIMEOUT, connection.insert_select(&insert));
+        tokio::pin!(answer);
+        let answer = tokio::select! {
+            answer = &mut answer => answer,
+            _ = destination.shutdown.requested() => {
+                match tokio::time::timeout(LAST_INSERT, &mut answer).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        // The server would go on without us.
+                        let end = leftover_inserts::end(&destination.connection, &query_id);
+                        let _ = tokio::time::timeout(LAST_INSERT, end).await;
+                        return Err(WorkError::Interrupted);
+                    }
+                }
+            }
+        };
+        let answer = answer.unwrap_or(Err(RequestError::TimedOut {
+            doing: "insert a segment's rows",
+            limit: TABLE_TIMEOUT,
+        }));
+        match answer {
+            Ok(()) => {
+                progress.is_in_doubt = false;
+                progress.written += rows;
+                Ok(())
+            }
+            Err(error) => Err(self.failed(error, part_bytes, progress)),
+        }
+    }
+
+    /// Has the next attempt ask for less where the server lacked memory.
+    fn failed(&self, error: RequestError, part_bytes: usize, progress: &mut Progress) -> WorkError {
+        let destination = &*self.destination;
+        if matches!(error, RequestError::NotConnected(_)) {
+            progress.has_sent = progress.written > 0;
+            progress.is_in_doubt = false;
+        }
+        let slices = self.slices.load(Ordering::Relaxed);
+        if error.is_lack_of_memory() {
+            destination.limits.part.was_too_large(part_bytes);
+            let more = (slices * 2).min(MOST_SLICES);
+            self.slices.fetch_max(more, Ordering::Relaxed);
+        }
+        WorkError::InsertFailed {
+            table: destination.table.clone(),
+            is_single_block: slices >= MOST_SLICES,
+            error,
+        }
+    }
+}
+
+impl Pushed {
+    fn count(&mut self, sorted: &SortedRows, written: u64, dry_run: bool) {
+        let LeftOut { written_before, .. } = sorted.left_out;
+        self.rows += sorted.read;
+        self.counts += SegmentCounts {
+            observations: written + written_before,
+            inserted: written_before + if dry_run { 0 } else { written },
+            left_out: sorted.left_out,
+            ..SegmentCounts::default()
+        };
+    }
+}
