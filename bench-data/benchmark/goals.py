@@ -67,6 +67,7 @@ def rows(parts):
         many_traces,
         flat_memory,
         small_server,
+        server_engine,
         rows_read,
         network,
         full_month,
@@ -338,6 +339,36 @@ def _ending(run):
     if run.get("error_code"):
         return f"dies with {run['error_code']} after {run['seconds']:.0f} s"
     return f"completes, {run['per_second']:,.0f}/s, {_mebibytes(run['peak_bytes'])}"
+
+
+def server_engine(measurements):
+    """The server's own engine against two joins at once: its peer with the same work."""
+    for target, least in (("full", 1.0), ("plain", 0.9)):
+        name = f"--engine clickhouse, {TARGET_NAMES[target]}"
+        tool = measurements.typical(target=target, peer="tool-clickhouse")
+        join = measurements.typical(target=target, peer="hash-2")
+        throughput = Row(f"{name}, against two joins at once", f"at least {least}x")
+        seconds = Row(f"{name}, the server's CPU per million", "at most 1.1x of the two joins'")
+        rows = Row(f"{name}, rows read", "at most 1.4x of the two joins'")
+        if tool and join:
+            _compare(throughput, tool, join, least)
+            ours, theirs = (
+                statistics.median(run["server_processor_seconds_of_all"]) / run["observations"] * 1e6
+                for run in (tool, join)
+            )
+            seconds.figure, seconds.peer = f"{ours:.1f} s", f"{theirs:.1f} s: {ours / theirs:.2f}x"
+            seconds.met = ours <= 1.1 * theirs
+            ratio = tool["rows_read_all"] / join["rows_read"]
+            rows.figure = f"{ratio:.2f}x"
+            rows.peer = f"{tool['rows_read_all']:,} and {join['rows_read']:,}"
+            rows.met = ratio <= 1.4
+        yield from (throughput, seconds, rows)
+    small = Row("--engine clickhouse, a server limited to 2 GiB, wide payload", "completes")
+    run = measurements.first("small-server", peer="tool-clickhouse")
+    if run:
+        small.met = not run.get("error_code") and run["distinct_events"] == run["observations"]
+        small.figure = f"completes, {run['per_second']:,.0f}/s" if small.met else _ending(run)
+    yield small
 
 
 def rows_read(measurements):

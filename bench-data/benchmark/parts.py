@@ -44,6 +44,7 @@ def _round(bench, settings, dataset, target):
     work += [
         lambda: runs.run_tool(bench, dataset, target, "none"),
         lambda: runs.run_tool(bench, dataset, target, "lz4"),
+        lambda: runs.run_tool(bench, dataset, target, engine="clickhouse"),
     ]
     measurements, fingerprints = [], {}
     for run in work:
@@ -140,12 +141,15 @@ def small_server(bench, settings):
         for algorithm in ("hash", "full_sorting_merge"):
             datasets.empty_targets(bench.server, dataset)
             measurements.append(runs.run_statement(bench, dataset, "full", algorithm))
-        datasets.empty_targets(bench.server, dataset)
-        measurements.append(runs.run_tool(bench, dataset, "full", may_fail=True))
-        distinct = bench.server.query(
-            "SELECT uniqExact(span_id) FROM events_full", dataset.database
-        )
-        measurements[-1]["distinct_events"] = int(distinct)
+        for engine in ("embedded", "clickhouse"):
+            datasets.empty_targets(bench.server, dataset)
+            measurements.append(
+                runs.run_tool(bench, dataset, "full", may_fail=True, engine=engine)
+            )
+            distinct = bench.server.query(
+                "SELECT uniqExact(span_id) FROM events_full", dataset.database
+            )
+            measurements[-1]["distinct_events"] = int(distinct)
         datasets.empty_targets(bench.server, dataset)
     finally:
         bench.server.restart()

@@ -152,12 +152,13 @@ def run_statement(bench, dataset, target, name, at_once=1):
         for thread in threads:
             thread.join()
         seconds = time.monotonic() - started
-        log = bench.server.queries_since(began, "memory_usage", "query_kind = 'Insert'")
+        log = bench.server.queries_since(began, "memory_usage, read_rows", "query_kind = 'Insert'")
         statements = _settings_since(bench, began, "query_kind = 'Insert'")
         _require_our_settings(bench, statements)
         return (errors[0] if errors else {}) | {
             "seconds": seconds,
             "peak_bytes": sum(query["memory_usage"] for query in log),
+            "rows_read": sum(query["read_rows"] for query in log),
             "settings": statements,
         }
 
@@ -205,6 +206,7 @@ def run_tool(
     may_fail=False,
     arguments=("--no-root-spans",),
     examine=lambda began: {},
+    engine="embedded",
 ):
     """events-backfill itself, with default settings but for the compression and the arguments: no peer
     makes root spans. What `examine` finds of it once it has ended is added."""
@@ -212,7 +214,7 @@ def run_tool(
     report_file = os.path.join(bench.workplace, "report.json")
     command = [bench.tool, "--partition", datasets.PARTITION, "--state-dir", state]
     command += ["--target-table", datasets.TARGETS[target], "--compression", compression]
-    command += ["--report", report_file, *arguments]
+    command += ["--report", report_file, "--engine", engine, *arguments]
     if target == "null":
         # An ENGINE = Null is no ReplacingMergeTree.
         command.append("--allow-duplicates")
@@ -242,14 +244,15 @@ def run_tool(
                 "settings": _settings_since(bench, began, OF_TOOL),
             }
             | _processor_time(bench, outcome, began)
-            | _rows_read(bench, dataset, began)
+            | _rows_read(bench, dataset, began, engine)
             | _inserts(bench, began)
             | examine(began)
         )
 
-    name = f"events-backfill, {compression}"
+    is_embedded = engine == "embedded"
+    name = f"events-backfill, {compression if is_embedded else engine}"
     return _measured(bench, name, dataset, target, work) | {
-        "peer": "tool",
+        "peer": "tool" if is_embedded else f"tool-{engine}",
         "compression": compression,
     }
 
@@ -281,13 +284,15 @@ def _first_moment(bench, began, condition):
     )[0]["seconds"]
 
 
-def _rows_read(bench, dataset, began):
-    """Rows that the tool's queries read, and how many rows there are."""
+def _rows_read(bench, dataset, began, engine):
+    """Rows that the tool's queries read, and how many rows there are. Inserts read only where the server
+    itself selects what they write."""
+    kinds = "'Select'" if engine == "embedded" else "'Select', 'Insert'"
     log = bench.server.queries_since(
         began,
         "sum(read_rows) AS all_tables, "
         f"sumIf(read_rows, NOT has(tables, '{dataset.database}.traces')) AS observations",
-        f"{TOOL_AGENT} AND query_kind = 'Select'",
+        f"{TOOL_AGENT} AND query_kind IN ({kinds})",
     )[0]
     observations = datasets.partition_rows(bench.server, dataset, "observations")
     traces = datasets.partition_rows(bench.server, dataset, "traces")

@@ -46,6 +46,7 @@ pub(crate) struct Ended {
 /// # Errors
 /// [`Error`] with a sentence for the operator and the exit code, if the job never started.
 pub(crate) async fn run(mut context: Context) -> Result<Ended, Error> {
+    require_engine(&context)?;
     let (checkpoint, resumed) = begin(&context)?;
     context.resumed = resumed;
     let was_finished = checkpoint.finished;
@@ -100,6 +101,19 @@ pub(super) fn listen(context: &Context) -> Option<Listening> {
             ));
         })
         .ok()
+}
+
+/// Refuses a target that the chosen engine cannot fill.
+fn require_engine(context: &Context) -> Result<(), Error> {
+    let not_as_sql = context.inspected.mapping.not_as_sql();
+    match (context.options.engine, not_as_sql.first()) {
+        (Engine::ClickHouse, Some(column)) => Err(Error::configuration(format!(
+            "--engine clickhouse cannot fill column {column} of {} with JSON as the embedded engine does: \
+             use --engine embedded",
+            context.inspected.target.name
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Where to start, and whether another process started the job.

@@ -10,6 +10,7 @@ mod job;
 mod journal;
 mod known_rows;
 pub(crate) mod load;
+mod look_ahead;
 mod mend;
 pub(crate) mod pipeline;
 pub(crate) mod pushdown;

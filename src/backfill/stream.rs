@@ -8,13 +8,15 @@ use super::guard::Guard;
 use super::journal::Journal;
 use super::known_rows::recovery;
 use super::load::trace_changes::TraceChanges;
+use super::look_ahead::LookAhead;
 use super::pipeline::compress::Compressor;
 use super::pipeline::limits::{InsertLimits, first_part_bytes};
 use super::pipeline::send::Destination;
 use super::pipeline::{self, Done, Pipeline, Records, WorkItem};
-use super::pushdown::Pushdown;
+use super::pushdown::{Pushdown, TraceName};
 use super::remote_lookup;
 use super::remote_lookup::deferred_rows::DeferredRows;
+use super::remote_lookup::query::Question;
 use super::wanted_rows::WantedRows;
 use crate::cli::options::Engine;
 use crate::enrich::{Enricher, Unknown};
@@ -44,9 +46,16 @@ pub(super) async fn stream(
     let phase = Arc::new(begin_phase(context, journal.checkpoint(), source));
     let pipeline = Arc::new(pipeline(context, journal, source, store, destination)?);
     let streaming = async {
+        let looks_ahead = pipeline.pushdown.is_some() && source == Source::Observations;
+        let mut ahead = looks_ahead.then(|| {
+            let remaining = journal.checkpoint().remaining(source);
+            LookAhead::new(&pipeline, remaining, context.options.concurrency)
+        });
         let mut outcome = Ok(());
         while outcome.is_ok() && !is_streamed(journal.checkpoint(), source) {
-            outcome = stream_segments(journal, source, &pipeline, &phase).await;
+            let ahead = ahead.as_mut();
+            outcome =
+                stream_segments(context, journal, source, &pipeline, store, &phase, ahead).await;
             if outcome.is_ok() {
                 outcome = stream_deferred(context, journal, source, &pipeline, store).await;
             }
@@ -89,16 +98,44 @@ fn is_streamed(checkpoint: &Checkpoint, source: Source) -> bool {
 
 /// Works on the remaining segments, until too many rows are deferred.
 async fn stream_segments(
+    context: &Context,
     journal: &mut Journal,
     source: Source,
     pipeline: &Arc<Pipeline>,
+    store: &TraceStore,
     phase: &Arc<Phase>,
+    ahead: Option<&mut LookAhead>,
 ) -> Result<(), Error> {
-    let items = journal.checkpoint().remaining(source);
-    let items = items.into_iter().map(WorkItem::Segment).collect();
+    let mut segments = journal.checkpoint().remaining(source);
+    if let Some(ahead) = ahead {
+        let traces;
+        (segments, traces) = context
+            .unless_interrupted(async { Ok(ahead.next(segments).await) })
+            .await?;
+        look_up(context, journal, store, traces).await?;
+    }
+    let items = segments.into_iter().map(WorkItem::Segment).collect();
     let mut records = SegmentRecords(journal);
     let (pipeline, phase) = (Arc::clone(pipeline), Arc::clone(phase));
     pipeline::run(pipeline, items, phase, &mut records).await
+}
+
+/// Looks up traces before the rows of their observations are written.
+async fn look_up(
+    context: &Context,
+    journal: &mut Journal,
+    store: &TraceStore,
+    traces: Vec<TraceName>,
+) -> Result<(), Error> {
+    let mut question = Question::default();
+    for (project, id) in traces {
+        question.add_trace(project, id);
+        if question.is_full() {
+            let question = std::mem::take(&mut question);
+            remote_lookup::look_up_missing(context, journal, question, store).await?;
+        }
+    }
+    remote_lookup::look_up_missing(context, journal, question, store).await
 }
 
 /// Looks up the traces of deferred rows and writes their events.

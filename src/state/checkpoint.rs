@@ -171,7 +171,10 @@ impl RunIdentity {
     fn all_facts(&self) -> BTreeMap<&str, String> {
         let facts = self.facts.iter();
         let facts = facts.map(|(name, value)| (name.as_str(), value.clone()));
-        facts.chain(self.subject.facts()).collect()
+        let mut facts: BTreeMap<_, _> = facts.chain(self.subject.facts()).collect();
+        let default = || Engine::default().name().to_owned();
+        facts.entry(ENGINE).or_insert_with(default);
+        facts
     }
 }
 

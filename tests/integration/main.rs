@@ -27,6 +27,7 @@ mod control;
 mod defaults;
 mod documents;
 mod elsewhere;
+mod engine;
 mod experiments;
 mod files;
 mod forecast;

@@ -16,6 +16,7 @@ use super::context::Context;
 use super::journal::Journal;
 use super::remote_lookup;
 use crate::backfill::work_attempts::WorkAttempts;
+use crate::cli::options::Engine;
 use crate::error::Error;
 use crate::partition::Day;
 use crate::partition::Partition;
@@ -127,6 +128,7 @@ pub(super) fn trace_changes(
     journal: &Journal,
     store: &Arc<TraceStore>,
 ) -> TraceChanges {
+    let started = context.server_time(journal.checkpoint().started_at);
     TraceChanges {
         connection: context.connection.clone(),
         traces: context.inspected.traces.clone(),
@@ -139,8 +141,9 @@ pub(super) fn trace_changes(
         days: context.days_of_traces(),
         every: context.options.reload_every,
         clock_ahead: context.inspected.server.clock_ahead,
-        read_until: context.server_time(journal.checkpoint().started_at).into(),
+        read_until: started.into(),
         counts: journal.changes(),
+        unknown_since: (context.options.engine == Engine::ClickHouse).then_some(started),
     }
 }
 

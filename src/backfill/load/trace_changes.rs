@@ -86,6 +86,9 @@ pub(crate) struct TraceChanges {
     pub read_until: AtomicI64,
     /// What was found.
     pub counts: Arc<ChangeCounts>,
+    /// If the store has no traces, since the server joins them: when the run began, in microseconds since
+    /// 1970. Nothing is known of a trace before it changed, so each newer version counts as a change.
+    pub unknown_since: Option<i64>,
 }
 
 impl TraceChanges {
@@ -202,8 +205,12 @@ impl TraceChanges {
             let before = known.record(index)?;
             let is_same = match &before {
                 Some(before) => !record.is_deleted && has_same_attributes(before, record),
+                None if known_ts.is_none() => {
+                    let since = self.unknown_since;
+                    since.is_none_or(|since| record.event_ts <= since)
+                }
                 // Events written without the trace have none of its attributes.
-                None => record.is_deleted || known_ts.is_none(),
+                None => record.is_deleted,
             };
             if !is_same && self.counts.has_written.load(Ordering::Relaxed) {
                 self.counts.after_writing.fetch_add(1, Ordering::Relaxed);

@@ -10,13 +10,21 @@
 
 mod key_list;
 mod slice;
+mod sorted_rows;
 mod statements;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::block_in_place;
+use tokio::time::Instant;
 
 use self::key_list::KeyList;
-use self::slice::{SortedRows, Sorter};
+pub(crate) use self::slice::TraceName;
+use self::slice::{ReadSlice, Sorter};
+use self::sorted_rows::SortedRows;
 use self::statements::{Slice, Statements};
 use super::error::WorkError;
 use super::guard::Guard;
@@ -32,8 +40,13 @@ use crate::partition::{Day, ShareOfMonth};
 use crate::state::counts::{LeftOut, SegmentCounts};
 use crate::trace_store::TraceStore;
 
-/// Rows per statement: their keys take about 60 bytes each in memory, and as much in the statement.
+/// Rows per statement, at most.
 const ROWS_PER_SLICE: u64 = 1_000_000;
+/// Bytes of memory for each row of a slice while its keys are read, if each has a trace of its own: its key,
+/// its trace's key twice and name once, and the text of the list in the statement.
+const BYTES_PER_ROW: usize = 250;
+/// Rows per statement where their number per second is limited: so many seconds' worth.
+const SECONDS_PER_SLICE: u64 = 10;
 /// Most slices of a segment. With so few rows each, memory is not what the server lacks.
 const MOST_SLICES: u32 = 256;
 /// Keys of rows for the embedded pipeline, for each segment.
@@ -48,6 +61,11 @@ pub(crate) struct Pushdown {
     destination: Arc<Destination>,
     /// Least number of slices, raised when the server lacked memory.
     slices: AtomicU32,
+    /// Keys of segments that were read ahead, with the number of slices.
+    read_ahead: Mutex<HashMap<u32, (u32, Vec<ReadSlice>)>>,
+    rows_per_slice: u64,
+    /// Memory for keys that are read ahead, in bytes.
+    ahead_bytes: usize,
     /// Memory for one statement, in bytes.
     statement_bytes: Option<u64>,
 }
@@ -98,13 +116,6 @@ impl Pushdown {
         concurrency: usize,
     ) -> Result<Self, String> {
         let mapping = inspected.mapping_of(source);
-        if let [column, ..] = mapping.not_as_sql()[..] {
-            return Err(format!(
-                "--engine clickhouse cannot fill column {column} of {}, which holds JSON, as the embedded \
-                 engine does: use --engine embedded",
-                inspected.target.name
-            ));
-        }
         let statements = Statements::new(inspected, source)
             .ok_or("the target lacks a writable column that every event needs")?;
         let server = &inspected.server;
@@ -125,6 +136,10 @@ impl Pushdown {
             share: inspected.share,
             destination,
             slices: AtomicU32::new(1),
+            read_ahead: Mutex::default(),
+            rows_per_slice: ((budget.segment_bytes / BYTES_PER_ROW) as u64)
+                .clamp(1, ROWS_PER_SLICE),
+            ahead_bytes: budget.segment_bytes / 2,
             statement_bytes: limits.into_iter().flatten().min(),
         })
     }
@@ -140,7 +155,10 @@ impl Pushdown {
         progress: &mut Progress,
         on_rows: &(dyn Fn(u64) + Sync),
     ) -> Result<Pushed, WorkError> {
-        let of = self.slices_of(segment);
+        let (of, ahead) = self
+            .take_read(segment)
+            .unwrap_or_else(|| (self.slices_of(segment), Vec::new()));
+        let mut ahead = ahead.into_iter();
         let statements = &self.sorter.statements;
         let connection = self.destination.connection_of(segment.number);
         let days = self.days_near(segment);
@@ -149,16 +167,21 @@ impl Pushdown {
             (KeyList::default(), KeyList::default(), KeyList::default());
         for number in 0..of {
             let slice = Slice { number, of };
-            let sorted = self.sorter.sort(&connection, segment, slice, &days).await?;
-            let written = sorted.to_write as u64;
+            let started = Instant::now();
+            let read = match ahead.next() {
+                Some(read) => read,
+                None => self.sorter.read(&connection, segment, slice, &days).await?,
+            };
+            let sorted = block_in_place(|| self.sorter.sort(read))?;
+            let written = sorted.to_write;
             if written > 0 && !self.destination.dry_run {
-                let sql =
-                    statements.insert(segment, slice, &days, &sorted.near, &sorted.not_by_server);
+                self.keep_pace(written, started).await?;
+                let sql = statements.insert(segment, slice, &days, &sorted);
                 let id = format!("{}-{name}-{number}", self.destination.query_prefix);
                 self.insert(&connection, sql, id, written, progress).await?;
             }
             pushed.count(&sorted, written, self.destination.dry_run);
-            on_rows(sorted.read - sorted.apart as u64);
+            on_rows(sorted.read - sorted.apart);
             rows.extend(sorted.apart_rows);
             traces.extend(sorted.apart_traces);
             rows_of_traces.extend(sorted.rows_of_apart_traces);
@@ -181,8 +204,68 @@ impl Pushdown {
         Ok(pushed)
     }
 
+    /// Waits as the throttle requires before so many rows are written.
+    async fn keep_pace(&self, rows: u64, started: Instant) -> Result<(), WorkError> {
+        let throttle = &self.destination.throttle;
+        let mut changes = throttle.changes();
+        let Some(pause) = throttle.pause_before(rows, 0, started.elapsed()) else {
+            return Ok(());
+        };
+        let _waiting = throttle.waiting(pause.reason);
+        tokio::select! {
+            () = tokio::time::sleep_until(pause.until) => Ok(()),
+            // The pause was computed for another speed.
+            () = changes.next() => Ok(()),
+            _ = self.destination.shutdown.requested() => Err(WorkError::Interrupted),
+        }
+    }
+
+    /// Reads the keys of a segment before it is written, so that many segments' traces can be looked up at
+    /// once. Returns those of which nobody knows yet where they are.
+    ///
+    /// # Errors
+    /// [`WorkError`] if the server or the store fails, or on a signal. The segment will be read when it is
+    /// written.
+    pub(crate) async fn read_ahead(&self, segment: &Segment) -> Result<Vec<TraceName>, WorkError> {
+        let (of, days) = (self.slices_of(segment), self.days_near(segment));
+        let connection = self.destination.connection_of(segment.number);
+        let (mut slices, mut unknown) = (Vec::new(), Vec::new());
+        for number in 0..of {
+            let slice = Slice { number, of };
+            let read = self.sorter.read(&connection, segment, slice, &days).await?;
+            unknown.extend(block_in_place(|| self.sorter.unknown(&read))?);
+            slices.push(read);
+        }
+        let mut ahead = self
+            .read_ahead
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        ahead.insert(segment.number, (of, slices));
+        Ok(unknown)
+    }
+
+    /// Whether no more segments should be read ahead.
+    pub(crate) fn has_read_enough(&self) -> bool {
+        let ahead = self
+            .read_ahead
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let slices = ahead.values().flat_map(|(_, slices)| slices);
+        slices.map(ReadSlice::bytes).sum::<usize>() >= self.ahead_bytes
+    }
+
+    fn take_read(&self, segment: &Segment) -> Option<(u32, Vec<ReadSlice>)> {
+        let mut ahead = self
+            .read_ahead
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        ahead.remove(&segment.number)
+    }
+
     fn slices_of(&self, segment: &Segment) -> u32 {
-        let by_rows = segment.rows.div_ceil(ROWS_PER_SLICE);
+        let per_second = self.destination.throttle.state().rows_per_second;
+        let of_pace = per_second.map_or(u64::MAX, |rows| (rows * SECONDS_PER_SLICE).max(1));
+        let by_rows = segment.rows.div_ceil(self.rows_per_slice.min(of_pace));
         let by_rows = u32::try_from(by_rows).unwrap_or(MOST_SLICES);
         by_rows
             .max(self.slices.load(Ordering::Relaxed))
@@ -190,7 +273,7 @@ impl Pushdown {
     }
 
     /// The days of a segment's rows and those beside them.
-    fn days_near(&self, segment: &Segment) -> std::ops::RangeInclusive<Day> {
+    fn days_near(&self, segment: &Segment) -> RangeInclusive<Day> {
         let days = days_of(segment, &self.share.days());
         days.start().saturating_sub(1)..=days.end().saturating_add(1)
     }
@@ -292,6 +375,7 @@ impl Pushed {
         self.rows += sorted.read;
         self.counts += SegmentCounts {
             observations: written + written_before,
+            without_trace: sorted.without_trace,
             inserted: written_before + if dry_run { 0 } else { written },
             left_out: sorted.left_out,
             ..SegmentCounts::default()

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::task::block_in_place;
 
 use super::key_list::KeyList;
+use super::sorted_rows::SortedRows;
 use super::statements::{Slice, Statements};
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
@@ -23,48 +24,27 @@ use crate::memory::numbers::short;
 use crate::native::{Block, FixedCursor, StringCursor};
 use crate::partition::Day;
 use crate::shutdown::Shutdown;
-use crate::state::counts::LeftOut;
 use crate::trace_store::{HASH_BYTES, HashKey, RowKey, TraceStore, key};
 
 /// Rows per block of keys.
 const KEY_ROWS: usize = 65_536;
 
-/// The rows of a slice, sorted.
-#[derive(Debug, Default)]
-pub(super) struct SortedRows {
-    /// Rows read.
-    pub read: u64,
-    /// Rows for the server.
-    pub to_write: usize,
-    /// Rows for the embedded pipeline.
-    pub apart: usize,
-    /// Rows that are not to be written.
-    pub left_out: LeftOut,
-    /// The traces of the rows for the server.
-    pub near: KeyList,
-    /// Keys of rows that the server must not take although their trace is near: those left out, and
-    /// those in experiments.
-    pub not_by_server: KeyList,
-    /// Rows for the embedded pipeline, by their own key.
-    pub apart_rows: Vec<HashKey>,
-    /// Traces all of whose rows are for the embedded pipeline.
-    pub apart_traces: Vec<HashKey>,
-    /// The keys of those rows.
-    pub rows_of_apart_traces: Vec<HashKey>,
-}
-
-/// Rows that may be written, before it is known where their traces are.
+/// The keys of a slice's rows, before it is known where all of their traces are.
 #[derive(Default)]
-struct Candidates {
+pub(super) struct ReadSlice {
     sorted: SortedRows,
-    /// The place of each trace in `traces`.
-    places: HashMap<HashKey, u32>,
     traces: Vec<HashKey>,
+    is_near: Vec<bool>,
+    /// Project and id of those that are not near, by place.
+    not_near: Vec<(u32, TraceName)>,
     /// The row's key and its trace's place.
     rows: Vec<(HashKey, u32)>,
 }
 
-/// Sorts the rows of segments.
+/// A trace's `project_id` and `id`.
+pub(crate) type TraceName = (Vec<u8>, Vec<u8>);
+
+/// Reads and sorts the rows of segments.
 pub(super) struct Sorter {
     pub source: Source,
     /// Judges rows by their keys.
@@ -76,34 +56,56 @@ pub(super) struct Sorter {
     pub shutdown: Shutdown,
 }
 
+impl ReadSlice {
+    /// Approximate memory it takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let keys =
+            self.traces.len() + self.sorted.not_by_server.len() + self.sorted.apart_rows.len();
+        let names = self.not_near.iter();
+        let names: usize = names
+            .map(|(_, (project, id))| project.len() + id.len() + 64)
+            .sum();
+        self.rows.len() * 16 + keys * (HASH_BYTES + 1) + names
+    }
+}
+
 impl Sorter {
-    /// Reads and sorts the keys of a slice's rows.
+    /// Reads the keys of a slice's rows.
     ///
     /// # Errors
     /// [`WorkError`] if the server or the store fails, or on a signal.
-    pub(super) async fn sort(
+    pub(super) async fn read(
         &self,
         connection: &Connection,
         segment: &Segment,
         slice: Slice,
         days: &RangeInclusive<Day>,
-    ) -> Result<SortedRows, WorkError> {
+    ) -> Result<ReadSlice, WorkError> {
         let bytes = self.budget.preferred_block_bytes;
         let statement = of_segment(self.statements.keys_of(segment, slice), KEY_ROWS, bytes);
-        let mut candidates = Candidates::default();
+        let mut slice = ReadSlice::default();
+        let mut names = Names::default();
         self.for_each_block(connection, &statement, |block| {
-            self.take(block, &mut candidates)
+            self.take(block, &mut slice, &mut names)
         })
         .await?;
         let near = match self.source {
-            Source::Observations => {
-                self.near(connection, segment, days, &candidates.traces)
-                    .await?
-            }
+            Source::Observations => self.near(connection, segment, days, &slice.traces).await?,
             // Nothing is joined.
-            Source::Traces => candidates.traces.iter().copied().collect(),
+            Source::Traces => slice.traces.iter().copied().collect(),
         };
-        block_in_place(|| self.settle(candidates, near))
+        block_in_place(|| {
+            let of_several_days = self.store.are_of_several_days(&slice.traces)?;
+            let traces = slice.traces.iter().zip(of_several_days).enumerate();
+            for (place, (trace, of_several_days)) in traces {
+                let is_near = near.contains(trace) && !of_several_days;
+                slice.is_near.push(is_near);
+                if !is_near {
+                    slice.not_near.push((short(place), names.name(place)));
+                }
+            }
+            Ok(slice)
+        })
     }
 
     async fn for_each_block(
@@ -121,10 +123,16 @@ impl Sorter {
         Ok(())
     }
 
-    fn take(&self, block: &Block, candidates: &mut Candidates) -> Result<(), WorkError> {
+    fn take(
+        &self,
+        block: &Block,
+        slice: &mut ReadSlice,
+        names: &mut Names,
+    ) -> Result<(), WorkError> {
         let (judged, left_out) = self.guard.judge(block)?;
-        candidates.sorted.left_out += left_out;
-        candidates.sorted.read += block.rows as u64;
+        let sorted = &mut slice.sorted;
+        sorted.left_out += left_out;
+        sorted.read += block.rows as u64;
         let in_experiments = self.in_experiments(block)?;
         let text = |column| StringCursor::new(block.values(column));
         let (mut projects, mut ids) = (text(0), text(1));
@@ -132,12 +140,12 @@ impl Sorter {
             let (project, trace) = (projects.next_value()?, ids.next_value()?);
             let key = short_key(&judged.key);
             if !judged.is_write {
-                candidates.sorted.not_by_server.push(key);
+                sorted.not_by_server.push(key);
             } else if in_experiments.get(row).is_some_and(|&is_one| is_one) {
-                candidates.sorted.not_by_server.push(key);
-                candidates.sorted.apart_rows.push(key);
+                sorted.not_by_server.push(key);
+                sorted.apart_rows.push(key);
             } else if trace.is_empty() {
-                candidates.sorted.apart_rows.push(key);
+                sorted.apart_rows.push(key);
             } else {
                 let span = &b""[..];
                 let parts = RowParts {
@@ -145,7 +153,12 @@ impl Sorter {
                     trace,
                     span,
                 };
-                candidates.add(key, parts.trace_key());
+                let trace_key = parts.trace_key();
+                let (place, is_new) = names.place(trace_key, project, trace);
+                if is_new {
+                    slice.traces.push(trace_key);
+                }
+                slice.rows.push((key, place));
             }
         }
         Ok(())
@@ -200,54 +213,119 @@ impl Sorter {
         Ok(near)
     }
 
-    fn settle(
-        &self,
-        candidates: Candidates,
-        near: HashSet<HashKey>,
-    ) -> Result<SortedRows, WorkError> {
-        let Candidates {
-            mut sorted,
-            traces,
-            rows,
-            ..
-        } = candidates;
-        let of_several_days = self.store.are_of_several_days(&traces)?;
-        let is_near: Vec<bool> = traces
+    /// The traces that are not near, and of which the store does not know where they are.
+    ///
+    /// # Errors
+    /// [`WorkError::Store`] if the store fails.
+    pub(super) fn unknown(&self, slice: &ReadSlice) -> Result<Vec<TraceName>, WorkError> {
+        let known = self.not_near_traces(slice)?;
+        let names = slice.not_near.iter().zip(known);
+        let names = names.filter(|(_, known)| *known == Known::Nothing);
+        Ok(names.map(|((_, name), _)| name.clone()).collect())
+    }
+
+    fn not_near_traces(&self, slice: &ReadSlice) -> Result<Vec<Known>, WorkError> {
+        let keys: Vec<Vec<u8>> = slice
+            .not_near
             .iter()
-            .zip(of_several_days)
-            .map(|(trace, of_several_days)| near.contains(trace) && !of_several_days)
+            .map(|(_, (project, id))| {
+                let mut encoded = Vec::new();
+                key::encode(&mut encoded, project, id);
+                encoded
+            })
             .collect();
-        for (&trace, &is_near) in traces.iter().zip(&is_near) {
-            match is_near {
-                true => sorted.near.push(trace),
-                false => sorted.apart_traces.push(trace),
+        let keys: Vec<(Day, &[u8])> = keys.iter().map(|key| (0, key.as_slice())).collect();
+        let versions = self.store.trace_versions(&keys)?.into_iter();
+        let known = versions.map(|version| match version {
+            None => Known::Nothing,
+            Some(version) if version.is_deleted => Known::Gone,
+            Some(_) => Known::Elsewhere,
+        });
+        Ok(known.collect())
+    }
+
+    /// Sorts the rows of a slice by what is known of their traces now.
+    ///
+    /// # Errors
+    /// [`WorkError::Store`] if the store fails.
+    pub(super) fn sort(&self, slice: ReadSlice) -> Result<SortedRows, WorkError> {
+        let mut known = vec![Known::Near; slice.traces.len()];
+        let not_near = self.not_near_traces(&slice)?;
+        for ((place, _), of_it) in slice.not_near.iter().zip(not_near) {
+            known[*place as usize] = of_it;
+        }
+        let mut sorted = slice.sorted;
+        for (&trace, known) in slice.traces.iter().zip(&known) {
+            match known {
+                Known::Near => sorted.near.push(trace),
+                Known::Gone if self.source == Source::Observations => sorted.gone.push(trace),
+                _ => sorted.apart_traces.push(trace),
             }
         }
-        for (row, trace) in rows {
-            match is_near[trace as usize] {
-                true => sorted.to_write += 1,
-                false => sorted.rows_of_apart_traces.push(row),
+        for (row, trace) in slice.rows {
+            match known[trace as usize] {
+                Known::Near => sorted.to_write += 1,
+                Known::Gone if self.source == Source::Observations => {
+                    sorted.to_write += 1;
+                    sorted.without_trace += 1;
+                }
+                _ => sorted.rows_of_apart_traces.push(row),
             }
         }
         if self.source == Source::Traces {
             // Its statement takes all rows that it is not told to leave.
-            sorted
-                .not_by_server
-                .extend(sorted.rows_of_apart_traces.iter().copied());
+            let rows = sorted.rows_of_apart_traces.iter().copied();
+            sorted.not_by_server.extend(rows);
         }
-        sorted.apart = sorted.apart_rows.len() + sorted.rows_of_apart_traces.len();
+        sorted.apart = (sorted.apart_rows.len() + sorted.rows_of_apart_traces.len()) as u64;
         Ok(sorted)
     }
 }
 
-impl Candidates {
-    fn add(&mut self, row: HashKey, trace: HashKey) {
-        let next = short(self.traces.len());
-        let place = *self.places.entry(trace).or_insert(next);
+/// What is known of a trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// It is near, on one day.
+    Near,
+    /// Its latest version is in the store.
+    Elsewhere,
+    /// There is none, or it is deleted.
+    Gone,
+    /// Nobody has asked yet.
+    Nothing,
+}
+
+/// The distinct traces of a slice.
+#[derive(Default)]
+struct Names {
+    places: HashMap<HashKey, u32>,
+    bytes: Vec<u8>,
+    /// Where project and id of each end.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Names {
+    /// The place of a trace, and whether it is new.
+    fn place(&mut self, key: HashKey, project: &[u8], id: &[u8]) -> (u32, bool) {
+        let next = short(self.ends.len());
+        let place = *self.places.entry(key).or_insert(next);
         if place == next {
-            self.traces.push(trace);
+            self.bytes.extend_from_slice(project);
+            let end_of_project = self.bytes.len();
+            self.bytes.extend_from_slice(id);
+            self.ends.push((end_of_project, self.bytes.len()));
         }
-        self.rows.push((row, place));
+        (place, place == next)
+    }
+
+    fn name(&self, place: usize) -> TraceName {
+        let start = match place {
+            0 => 0,
+            place => self.ends[place - 1].1,
+        };
+        let (end_of_project, end) = self.ends[place];
+        let project = self.bytes[start..end_of_project].to_vec();
+        (project, self.bytes[end_of_project..end].to_vec())
     }
 }
 

@@ -4,6 +4,7 @@
 use std::ops::RangeInclusive;
 
 use super::key_list::KeyList;
+use super::sorted_rows::SortedRows;
 use crate::backfill::guard::row_hash::{OF_TRACES, RowColumns};
 use crate::clickhouse::{TableInfo, quoting};
 use crate::inspect::Inspected;
@@ -105,15 +106,15 @@ impl Statements {
     }
 
     /// Inserts a slice's events, except those that are left out. Observations need their trace among
-    /// `traces`, which are on these days.
+    /// those that are near, on these days, or gone.
     pub(super) fn insert(
         &self,
         segment: &Segment,
         slice: Slice,
         days: &RangeInclusive<Day>,
-        traces: &KeyList,
-        left_out: &KeyList,
+        sorted: &SortedRows,
     ) -> String {
+        let left_out = &sorted.not_by_server;
         let alias = self.source.alias();
         let prewhere = self.of_slice(slice);
         let prewhere = prewhere.map_or_else(String::new, |slice| format!(" PREWHERE {slice}"));
@@ -134,17 +135,18 @@ impl Statements {
         }
         format!(
             "{} SELECT {} FROM (SELECT {} FROM {} AS {alias} FINAL{prewhere} WHERE {conditions} \
-             AND {}) AS {alias} LEFT ANY JOIN (SELECT {} FROM {} AS {TRACE} FINAL PREWHERE {} \
+             AND ({} OR {})) AS {alias} LEFT ANY JOIN (SELECT {} FROM {} AS {TRACE} FINAL PREWHERE {} \
              WHERE {}) AS {JOINED} ON {alias}.project_id = {JOINED}.c0 AND {alias}.trace_id = \
              {JOINED}.c1",
             self.insert,
             self.expressions,
             self.columns,
             self.table,
-            traces.contains(&self.trace_key),
+            sorted.near.contains(&self.trace_key),
+            sorted.gone.contains(&self.trace_key),
             self.trace_items,
             self.traces.qualified_name(),
-            traces.contains(&OF_TRACES.trace_key()),
+            sorted.near.contains(&OF_TRACES.trace_key()),
             near(segment, days),
         )
     }

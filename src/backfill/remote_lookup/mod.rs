@@ -61,6 +61,22 @@ pub(super) async fn look_up_deferred(
     }
 }
 
+/// Looks up traces that are not near their rows, before these are written.
+///
+/// # Errors
+/// [`Error`] if the server or the store fails, or on a signal.
+pub(super) async fn look_up_missing(
+    context: &Context,
+    journal: &mut Journal,
+    question: Question,
+    store: &TraceStore,
+) -> Result<(), Error> {
+    match question.is_empty() {
+        true => Ok(()),
+        false => ask_and_count(context, journal, question, About::Missing, store).await,
+    }
+}
+
 async fn ask_and_count(
     context: &Context,
     journal: &mut Journal,

@@ -85,6 +85,15 @@ impl Question {
         question
     }
 
+    /// Adds a trace.
+    pub(crate) fn add_trace(&mut self, project: Vec<u8>, id: Vec<u8>) {
+        let mut encoded = Vec::new();
+        key::encode(&mut encoded, &project, &id);
+        if !self.traces.contains_key(&encoded) {
+            self.insert(encoded, project, id);
+        }
+    }
+
     /// Limits the search to some days, which `traces` finds by its primary key.
     pub(crate) fn on_days(self, days: RangeInclusive<Day>) -> Self {
         Self {
