@@ -152,13 +152,14 @@ def run_statement(bench, dataset, target, name, at_once=1):
         for thread in threads:
             thread.join()
         seconds = time.monotonic() - started
-        log = bench.server.queries_since(began, "memory_usage, read_rows", "query_kind = 'Insert'")
+        log = bench.server.queries_since(began, "memory_usage, read_rows, read_bytes", "query_kind = 'Insert'")
         statements = _settings_since(bench, began, "query_kind = 'Insert'")
         _require_our_settings(bench, statements)
         return (errors[0] if errors else {}) | {
             "seconds": seconds,
             "peak_bytes": sum(query["memory_usage"] for query in log),
             "rows_read": sum(query["read_rows"] for query in log),
+            "bytes_read": sum(query["read_bytes"] for query in log),
             "settings": statements,
         }
 
@@ -290,7 +291,7 @@ def _rows_read(bench, dataset, began, engine):
     kinds = "'Select'" if engine == "embedded" else "'Select', 'Insert'"
     log = bench.server.queries_since(
         began,
-        "sum(read_rows) AS all_tables, "
+        "sum(read_rows) AS all_tables, sum(read_bytes) AS bytes, "
         f"sumIf(read_rows, NOT has(tables, '{dataset.database}.traces')) AS observations",
         f"{TOOL_AGENT} AND query_kind IN ({kinds})",
     )[0]
@@ -299,6 +300,7 @@ def _rows_read(bench, dataset, began, engine):
     return {
         "rows_read": log["observations"],
         "rows_read_all": log["all_tables"],
+        "bytes_read_all": log["bytes"],
         "partition_rows": observations["rows"],
         "partition_rows_all": observations["rows"] + traces["rows"],
         "partition_parts": observations["parts"],

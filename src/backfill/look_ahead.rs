@@ -87,8 +87,8 @@ async fn read(pipeline: Arc<Pipeline>, segments: Vec<Segment>, at_once: usize) -
     for some in segments.chunks(at_once.max(1)) {
         pipeline.destination.throttle.may_begin().await;
         let mut reading = JoinSet::new();
-        for segment in some.iter().cloned() {
-            let pipeline = Arc::clone(&pipeline);
+        for segment in some {
+            let (pipeline, segment) = (Arc::clone(&pipeline), segment.clone());
             reading.spawn(async move {
                 match &pipeline.pushdown {
                     // If it fails, it is read again when the segment is written, with retries.

@@ -13,7 +13,7 @@ use super::pipeline::compress::Compressor;
 use super::pipeline::limits::{InsertLimits, first_part_bytes};
 use super::pipeline::send::Destination;
 use super::pipeline::{self, Done, Pipeline, Records, WorkItem};
-use super::pushdown::{Pushdown, TraceName};
+use super::pushdown::{Pushdown, TraceName, insert_threads};
 use super::remote_lookup;
 use super::remote_lookup::deferred_rows::DeferredRows;
 use super::remote_lookup::query::Question;
@@ -183,6 +183,11 @@ pub(super) fn name_of(source: Source) -> &'static str {
 pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> Destination {
     let (target, budget) = (&context.inspected.target, &context.options.budget);
     let server = &context.inspected.server;
+    let concurrency = context.options.concurrency;
+    let writers = match context.options.engine {
+        Engine::Embedded => concurrency,
+        Engine::ClickHouse => concurrency * insert_threads(server, concurrency),
+    };
     Destination {
         connection: context.connection.clone(),
         table: format!("{}.{}", target.database, target.name),
@@ -199,7 +204,7 @@ pub(super) fn destination(context: &Context, run_id: &str, source: Source) -> De
             context.options.part_bytes.0,
             server.memory,
             server.statement_memory,
-            context.options.concurrency,
+            writers,
         ))),
         longest_insert: context
             .connection

@@ -21,6 +21,9 @@ pub struct ServerInfo {
     pub memory: Option<u64>,
     /// Bytes of memory that one statement of the user may use, if there is a limit.
     pub statement_memory: Option<u64>,
+    /// Threads that one statement of the user may use: those of the machine unless a profile says
+    /// otherwise.
+    pub threads: Option<u64>,
 }
 
 #[derive(Row, Deserialize)]
@@ -189,10 +192,13 @@ impl Connection {
             statement_memory: self
                 .bytes("SELECT toUInt64(getSetting('max_memory_usage')) AS bytes")
                 .await,
+            threads: self
+                .bytes("SELECT toUInt64(getSetting('max_threads')) AS bytes")
+                .await,
         })
     }
 
-    /// A limit in bytes, if there is one and the user may see it.
+    /// A number, mostly of bytes, if it is not zero and the user may see it.
     async fn bytes(&self, sql: &str) -> Option<u64> {
         let rows = self.rows::<Bytes>(sql).await.ok()?;
         rows.first().map(|row| row.bytes).filter(|&bytes| bytes > 0)

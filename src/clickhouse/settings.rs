@@ -247,12 +247,13 @@ pub(super) const OF_STATEMENTS: &[(&str, &[&str])] = &[
 
 /// Settings of an insert, sent if the profile allows it, with the smallest and largest value: how much the
 /// server gathers for a part, how much of the body it may read as part of the statement, and how much memory
-/// it may take.
+/// and how many threads it may take.
 pub(super) const OF_INSERTS: &[(&str, &[&str])] = &[
     (MAX_QUERY_SIZE, &[QUERY_SIZE_OF_INSERTS]),
     ("min_insert_block_size_rows", &["1", "10000000"]),
     ("min_insert_block_size_bytes", &["1", "4294967296"]),
     ("max_memory_usage", &["268435456"]),
+    ("max_insert_threads", &["1", "16"]),
 ];
 
 /// The settings of all statements of a connection, once the server has been asked which it knows.

@@ -18,6 +18,7 @@
 mod support;
 
 mod disk_full;
+mod engine;
 mod faults;
 mod live;
 mod outages;

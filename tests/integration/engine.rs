@@ -125,6 +125,10 @@ fn what_the_servers_engine_cannot_do_is_refused() {
         &["--no-remote-lookup"],
     );
     refused(
+        &["--engine", "clickhouse", "--max-bytes-per-second", "4MiB"],
+        &["--max-bytes-per-second", "--max-rows-per-second"],
+    );
+    refused(
         &["--engine", "clickhouse", "--segment-rows", "2000000"],
         &["--segment-rows", "1000000"],
     );
@@ -134,10 +138,7 @@ fn what_the_servers_engine_cannot_do_is_refused() {
         execute(&older, &format!("DROP TABLE {table}"));
     }
     older.execute_file(&repository_file("bench-data/older-events.sql"), &[]);
-    execute(
-        &older,
-        "ALTER TABLE events MODIFY COLUMN metadata JSON",
-    );
+    execute(&older, "ALTER TABLE events MODIFY COLUMN metadata JSON");
     older.load_sample_month(1_000);
     Tool::new(&older)
         .args(["--partition", SAMPLE_PARTITION, "--engine", "clickhouse"])

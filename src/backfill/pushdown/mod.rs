@@ -2,7 +2,7 @@
 //! each segment, bounded by the segment's rows, so that inputs and outputs never leave the server.
 //!
 //! Before it, the keys of the segment's rows are read, a few dozen bytes each, and judged by the same
-//! [`Guard`](super::guard::Guard) as in the embedded engine: which rows are not to be written, and
+//! [`Guard`] as in the embedded engine: which rows are not to be written, and
 //! which traces lie near. What the join cannot do goes through the pipeline of the embedded engine,
 //! row by row as always: rows whose trace is remote, deleted or has versions on several days, and
 //! spans of experiments. The statement names the rows and traces it takes by their hashes, so that
@@ -31,7 +31,7 @@ use super::guard::Guard;
 use super::guard::leftover_inserts;
 use super::guard::target::days_of;
 use super::pipeline::send::{Destination, LAST_INSERT};
-use crate::clickhouse::{Connection, InsertSelect, RequestError, TABLE_TIMEOUT};
+use crate::clickhouse::{Connection, InsertSelect, RequestError, ServerInfo, TABLE_TIMEOUT};
 use crate::inspect::Inspected;
 use crate::inspect::segments::Segment;
 use crate::mapping::Source;
@@ -51,6 +51,8 @@ const SECONDS_PER_SLICE: u64 = 10;
 const MOST_SLICES: u32 = 256;
 /// Keys of rows for the embedded pipeline, for each segment.
 const MOST_KEYS: usize = 2_000_000;
+/// Most threads that write parts in one statement.
+const MOST_INSERT_THREADS: usize = 16;
 /// Rows per block that the server makes.
 const BLOCK_ROWS: usize = 8_192;
 
@@ -68,6 +70,7 @@ pub(crate) struct Pushdown {
     ahead_bytes: usize,
     /// Memory for one statement, in bytes.
     statement_bytes: Option<u64>,
+    insert_threads: usize,
 }
 
 /// What a segment's statements did.
@@ -141,6 +144,7 @@ impl Pushdown {
                 .clamp(1, ROWS_PER_SLICE),
             ahead_bytes: budget.segment_bytes / 2,
             statement_bytes: limits.into_iter().flatten().min(),
+            insert_threads: insert_threads(server, concurrency),
         })
     }
 
@@ -295,6 +299,7 @@ impl Pushdown {
                 destination.part_rows.to_string(),
             ),
         ];
+        insert_settings.push(("max_insert_threads", self.insert_threads.to_string()));
         if let Some(bytes) = self.statement_bytes {
             insert_settings.push(("max_memory_usage", bytes.to_string()));
         }
@@ -302,7 +307,7 @@ impl Pushdown {
         let insert = InsertSelect {
             sql,
             settings: vec![
-                ("max_block_size", number(BLOCK_ROWS)),
+                ("max_block_size", number(BLOCK_ROWS.min(destination.part_rows))),
                 ("optimize_move_to_prewhere_if_final", number(0)),
                 (
                     "split_intersecting_parts_ranges_into_layers_final",
@@ -367,6 +372,15 @@ impl Pushdown {
             error,
         }
     }
+}
+
+/// Threads that write parts in each of several statements: all of the server's together.
+pub(crate) fn insert_threads(server: &ServerInfo, concurrency: usize) -> usize {
+    let of_server = server
+        .threads
+        .and_then(|threads| usize::try_from(threads).ok());
+    let of_each = of_server.unwrap_or(1) / concurrency.max(1);
+    of_each.clamp(1, MOST_INSERT_THREADS)
 }
 
 impl Pushed {

@@ -3,6 +3,7 @@
 use super::settings::Settings;
 use super::subject::Subject;
 use crate::error::Error;
+use crate::throttle::ThrottleOptions;
 
 /// Largest segment for the server's join: the keys of its traces travel in the statement.
 const MOST_SEGMENT_ROWS: u64 = 1_000_000;
@@ -37,6 +38,7 @@ impl Settings<'_> {
         &self,
         argument: Option<String>,
         subject: &Subject,
+        throttle: &ThrottleOptions,
         segment_rows: u64,
     ) -> Result<Engine, Error> {
         let text = self.text(argument, "ENGINE");
@@ -53,6 +55,12 @@ impl Settings<'_> {
             return Err(Error::configuration(
                 "--engine clickhouse cannot be combined with --no-remote-lookup: it looks for traces near \
                  their observations first, and for all others by id; remove one of the two",
+            ));
+        }
+        if throttle.bytes_per_second.is_some() {
+            return Err(Error::configuration(
+                "--engine clickhouse cannot keep --max-bytes-per-second, since the bytes stay on the server: \
+                 use --max-rows-per-second",
             ));
         }
         if segment_rows > MOST_SEGMENT_ROWS {

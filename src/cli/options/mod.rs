@@ -303,7 +303,7 @@ impl Options {
             1..=1_000_000_000,
         )?;
         let of_run = settings.subject(&subject)?;
-        let engine = settings.engine(arguments.engine, &of_run, segment_rows)?;
+        let engine = settings.engine(arguments.engine, &of_run, &throttle, segment_rows)?;
         Ok(Self {
             partition,
             shard: None,
