@@ -45,7 +45,9 @@ fn both_engines_write_the_same_events() {
     for target in ["by_program", "by_server"] {
         new_target(&database, target);
     }
-    let embedded = tool(&database, "by_program").with_defaults();
+    let embedded = tool(&database, "by_program")
+        .with_defaults()
+        .args(["--engine", "embedded"]);
     embedded.run().assert_code(0);
     let pushed = tool(&database, "by_server").with_defaults().args([
         "--engine",
@@ -150,6 +152,7 @@ fn what_the_servers_engine_cannot_do_is_refused() {
 fn a_run_is_not_continued_with_another_engine() {
     let database = month("engine_changed");
     let tool = tool(&database, "events_full").args(["--max-rows-per-second", "2000"]);
+    let tool = tool.env("ENGINE", "embedded");
     let mut running = tool.spawn();
     crate::support::differential::wait_for_event(&mut running, &database);
     running.terminate();

@@ -180,7 +180,8 @@ impl Pushdown {
             let written = sorted.to_write;
             if written > 0 && !self.destination.dry_run {
                 self.keep_pace(written, started).await?;
-                let sql = statements.insert(segment, slice, &days, &sorted);
+                let splits_blocks = self.destination.part_rows < BLOCK_ROWS;
+                let sql = statements.insert(segment, slice, &days, &sorted, splits_blocks);
                 let id = format!("{}-{name}-{number}", self.destination.query_prefix);
                 self.insert(&connection, sql, id, written, progress).await?;
             }
@@ -208,18 +209,23 @@ impl Pushdown {
         Ok(pushed)
     }
 
-    /// Waits as the throttle requires before so many rows are written.
+    /// Waits as the throttle requires before so many rows are written, and while the run is paused.
     async fn keep_pace(&self, rows: u64, started: Instant) -> Result<(), WorkError> {
         let throttle = &self.destination.throttle;
-        let mut changes = throttle.changes();
-        let Some(pause) = throttle.pause_before(rows, 0, started.elapsed()) else {
-            return Ok(());
+        let waiting = async {
+            if let Some(pause) = throttle.pause_before(rows, 0, started.elapsed()) {
+                let mut changes = throttle.changes();
+                let _waiting = throttle.waiting(pause.reason);
+                tokio::select! {
+                    () = tokio::time::sleep_until(pause.until) => {}
+                    // The pause was computed for another speed.
+                    () = changes.next() => {}
+                }
+            }
+            throttle.may_begin().await;
         };
-        let _waiting = throttle.waiting(pause.reason);
         tokio::select! {
-            () = tokio::time::sleep_until(pause.until) => Ok(()),
-            // The pause was computed for another speed.
-            () = changes.next() => Ok(()),
+            () = waiting => Ok(()),
             _ = self.destination.shutdown.requested() => Err(WorkError::Interrupted),
         }
     }
@@ -307,7 +313,10 @@ impl Pushdown {
         let insert = InsertSelect {
             sql,
             settings: vec![
-                ("max_block_size", number(BLOCK_ROWS.min(destination.part_rows))),
+                (
+                    "max_block_size",
+                    number(BLOCK_ROWS.min(destination.part_rows)),
+                ),
                 ("optimize_move_to_prewhere_if_final", number(0)),
                 (
                     "split_intersecting_parts_ranges_into_layers_final",

@@ -106,18 +106,24 @@ impl Statements {
     }
 
     /// Inserts a slice's events, except those that are left out. Observations need their trace among
-    /// those that are near, on these days, or gone.
+    /// those that are near, on these days, or gone. With `splits_blocks` the server heeds
+    /// `max_block_size`, which `FINAL` alone does not.
     pub(super) fn insert(
         &self,
         segment: &Segment,
         slice: Slice,
         days: &RangeInclusive<Day>,
         sorted: &SortedRows,
+        splits_blocks: bool,
     ) -> String {
         let left_out = &sorted.not_by_server;
         let alias = self.source.alias();
         let prewhere = self.of_slice(slice);
         let prewhere = prewhere.map_or_else(String::new, |slice| format!(" PREWHERE {slice}"));
+        let prewhere = match splits_blocks {
+            true => format!(" ARRAY JOIN [1] AS one{prewhere}"),
+            false => prewhere,
+        };
         let mut conditions = format!(
             "{} AND {}{}",
             self.keys.of_share,
