@@ -403,13 +403,14 @@ const DESCRIBED: [Described; 6] = [
 ];
 
 /// Where the types are that others have fields of.
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
     "src/clickhouse/sizes.rs",
     "src/commands/partition_status.rs",
     "src/commands/run_summary.rs",
     "src/commands/sharded_months.rs",
     "src/commands/status.rs",
     "src/plan/disk.rs",
+    "src/plan/engines.rs",
     "src/plan/sample.rs",
     "src/plan/summary.rs",
     "src/plan/time.rs",

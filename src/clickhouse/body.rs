@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{Notify, mpsc};
 
 /// Bytes handed to the HTTP client at a time.
@@ -122,6 +122,16 @@ pub(super) struct StreamedBody {
     is_ended: bool,
 }
 
+/// A body that is known from the start, and so has a `Content-Length`.
+pub(super) fn whole(bytes: Bytes) -> StreamedBody {
+    let (_, fed) = mpsc::unbounded_channel();
+    StreamedBody {
+        fed,
+        block: VecDeque::from([bytes]),
+        is_ended: true,
+    }
+}
+
 /// The feed was dropped before the end.
 #[derive(Debug, thiserror::Error)]
 #[error("the insert was abandoned")]
@@ -154,6 +164,16 @@ impl Body for StreamedBody {
             }
         }
     }
+
+    fn size_hint(&self) -> SizeHint {
+        let bytes = self.block.iter().map(|piece| piece.len() as u64).sum();
+        let mut hint = SizeHint::new();
+        match self.is_ended {
+            true => hint.set_exact(bytes),
+            false => hint.set_lower(bytes),
+        }
+        hint
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +193,14 @@ mod tests {
         let sent = body.collect().await.unwrap().to_bytes();
         assert_eq!(sent, [b"one", &large[..], b"two"].concat());
         feed.backlog().at_most(0).await;
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_known_from_the_start_says_how_long_it_is() {
+        let text = Bytes::from(vec![7; FRAME_BYTES + 1]);
+        let body = whole(text.clone());
+        assert_eq!(body.size_hint().exact(), Some(text.len() as u64));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), text);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use hyper::{Request, Response};
 use tokio::task::JoinHandle;
 use url::{Url, UrlQuery, form_urlencoded};
 
-use super::body::{Feed, StreamedBody, body};
+use super::body::{Feed, StreamedBody, body, whole};
 use super::connection::Connection;
 use super::error::RequestError;
 use super::options::Compression;
@@ -107,9 +107,7 @@ impl Connection {
         end_of_pairs(&mut pairs, &insert.query_id);
         drop(pairs);
         // The statement may be too long for a request's first line.
-        let (feed, body) = body();
-        feed.push(vec![Bytes::from(insert.sql.clone())], 0);
-        feed.end();
+        let body = whole(Bytes::from(insert.sql.clone()));
         self.request(&url, Compression::None, body)
     }
 

@@ -2,6 +2,7 @@
 
 mod disk;
 mod earlier_runs;
+mod engines;
 mod experiments;
 mod sample;
 mod summary;
@@ -21,6 +22,7 @@ use crate::state::directory::{PartitionDir, free_bytes};
 use crate::state::resume;
 
 use disk::{Growth, RootSpanSources, RootSpans, Sources, Table};
+use engines::{Amounts, Engines};
 use sample::Sampler;
 pub(crate) use summary::Forecast;
 use summary::{ServerRoom, TableToRead, TraceStoreRoom};
@@ -134,6 +136,19 @@ impl Forecaster<'_> {
             root_spans.as_ref(),
             earlier_runs::longest(&options.state_dir, &target_table),
         );
+        let engines = Engines::new(
+            options,
+            inspected,
+            Amounts {
+                rows,
+                read_bytes: sources.observations.uncompressed
+                    + sources.traces.uncompressed
+                    + root_spans.as_ref().map_or(0, |r| r.bytes.uncompressed),
+                write_bytes,
+                root_spans: root_spans.as_ref(),
+                embedded_seconds: time.total_seconds,
+            },
+        );
         let warnings = [trace_store.warning(), server_disk.warning()];
         Ok(Forecast {
             partition: options.partition.to_string(),
@@ -163,6 +178,7 @@ impl Forecaster<'_> {
             server_disk,
             sample,
             time,
+            engines,
             warnings: warnings.into_iter().flatten().collect(),
         })
     }

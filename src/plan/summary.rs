@@ -6,6 +6,7 @@ use indicatif::HumanCount;
 use serde::Serialize;
 
 use super::disk::{Growth, RootSpans};
+use super::engines::Engines;
 use super::sample::Sample;
 use super::time::Time;
 use crate::clickhouse::StoredBytes;
@@ -82,6 +83,8 @@ pub(crate) struct Forecast {
     pub sample: Sample,
     /// Estimated duration.
     pub time: Time,
+    /// What each engine takes.
+    pub engines: Engines,
     /// Remarks.
     pub notes: Vec<String>,
     /// Problems the run would have.
@@ -230,6 +233,7 @@ impl Forecast {
             let name = format!("  {}", step.name);
             (name, format!("{seconds} ({})", step.basis))
         }));
+        rows.extend(self.engines.lines());
         rows
     }
 

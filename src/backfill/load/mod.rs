@@ -143,7 +143,9 @@ pub(super) fn trace_changes(
         clock_ahead: context.inspected.server.clock_ahead,
         read_until: started.into(),
         counts: journal.changes(),
-        unknown_since: (context.options.engine == Engine::ClickHouse).then_some(started),
+        // A repair loads the traces of its rows, whatever the engine of the run.
+        unknown_since: (context.options.engine == Engine::ClickHouse && !context.is_repair)
+            .then_some(started),
     }
 }
 
