@@ -54,6 +54,17 @@ pub(crate) enum WorkError {
         /// Memory limit for its ids, in bytes.
         limit: usize,
     },
+    /// The server wrote another number of rows than it had to.
+    #[error(
+        "a statement had to write {rows} rows, and ClickHouse reports {written}, those of views included: \
+         the rows of the segment may have changed meanwhile"
+    )]
+    RowsDiffer {
+        /// Rows that it had to write.
+        rows: u64,
+        /// Rows that it wrote, those of views included.
+        written: u64,
+    },
     /// The run received a signal.
     #[error("interrupted")]
     Interrupted,
@@ -77,6 +88,7 @@ impl WorkError {
             WorkError::Store(_) => "store".into(),
             WorkError::File { .. } => "file".into(),
             WorkError::LargeTrace { .. } => "large_trace".into(),
+            WorkError::RowsDiffer { .. } => "rows_differ".into(),
             WorkError::Interrupted => "interrupted".into(),
         }
     }
@@ -113,6 +125,8 @@ impl WorkError {
             WorkError::Native(
                 NativeError::Truncated { .. } | NativeError::Corrupt(_) | NativeError::Type { .. },
             ) => true,
+            // What is there is read first.
+            WorkError::RowsDiffer { .. } => true,
             WorkError::Native(_)
             | WorkError::Store(_)
             | WorkError::File { .. }

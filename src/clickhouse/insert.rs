@@ -46,10 +46,6 @@ pub struct InsertSelect {
     pub insert_settings: Vec<(&'static str, String)>,
     /// Query id in `system.processes`, to find the insert after its client is gone.
     pub query_id: String,
-    /// The rows that it has to write.
-    pub rows: u64,
-    /// Whether the target has materialized views; the server counts the rows they write too.
-    pub has_views: bool,
 }
 
 /// An insert under way. Dropping it before the answer aborts it; the server keeps the rows it has
@@ -81,15 +77,15 @@ impl Connection {
     }
 
     /// Has the server insert rows that it selects itself. Dropping the future does not end the insert.
+    /// Returns the number of rows written, those of views included.
     ///
     /// # Errors
-    /// [`RequestError`] if the server rejects the insert or the connection fails;
-    /// [`RequestError::Unexpected`] if it wrote another number of rows than it had to.
-    pub async fn insert_select(&self, insert: &InsertSelect) -> Result<(), RequestError> {
+    /// [`RequestError`] if the server rejects the insert or the connection fails.
+    pub async fn insert_select(&self, insert: &InsertSelect) -> Result<u64, RequestError> {
         let server = self.server();
         let request = self.insert_select_request(&server, insert)?;
         let headers = answer(&server, request).await?;
-        check_written_rows(insert.rows, insert.has_views, &headers)
+        written_rows(&headers).ok_or_else(no_summary)
     }
 
     fn insert_select_request(
@@ -277,12 +273,16 @@ fn check_written_rows(
         Some(written) => Err(RequestError::Unexpected(format!(
             "ClickHouse reports {written} rows written, but {wanted} were sent"
         ))),
-        None => Err(RequestError::Unexpected(
-            "the answer to an insert does not say how many rows were written (no \
-             X-ClickHouse-Summary header): does a proxy remove headers?"
-                .to_owned(),
-        )),
+        None => Err(no_summary()),
     }
+}
+
+fn no_summary() -> RequestError {
+    RequestError::Unexpected(
+        "the answer to an insert does not say how many rows were written (no X-ClickHouse-Summary \
+         header): does a proxy remove headers?"
+            .to_owned(),
+    )
 }
 
 fn written_rows(headers: &HeaderMap) -> Option<u64> {

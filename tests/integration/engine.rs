@@ -78,6 +78,28 @@ fn both_engines_write_the_same_events() {
 }
 
 #[test]
+fn versions_that_differ_in_type_alone_are_one_event() {
+    let database = month("engine_versions");
+    // The sort key keeps both: of some the later one has another type, of others it deletes them.
+    execute(
+        &database,
+        "INSERT INTO observations SELECT * REPLACE ('EVENT' AS type, \
+             addSeconds(event_ts, 1) AS event_ts, cityHash64(id) % 3 = 0 AS is_deleted) \
+         FROM observations FINAL WHERE type = 'SPAN' AND cityHash64(id) % 5 = 0",
+    );
+    Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    let tool = tool(&database, "events_full").args(["--engine", "clickhouse"]);
+    tool.run().assert_code(0);
+    assert_equal(&database, "expected", "events_full");
+    let report = tool.report();
+    assert!(report["observations_superseded"].as_u64().unwrap() > 20, "{report}");
+    assert_eq!(
+        report["events_inserted"],
+        ask_number(&database, "SELECT count() FROM expected")
+    );
+}
+
+#[test]
 fn a_second_run_adds_nothing() {
     let database = month("engine_again");
     Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");

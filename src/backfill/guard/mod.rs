@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::row_hash::{RowParts, version};
+use self::row_hash::{RowParts, version, version_key};
 use super::error::WorkError;
 use crate::mapping::{Helper, Mapping, Source};
 use crate::memory::buffer_pool::BufferPool;
@@ -126,10 +126,10 @@ impl Verdict {
     }
 }
 
-/// A row's key, and whether to write it.
+/// A version of a row, and whether to write it.
 pub(crate) struct Judged {
-    /// Its key.
-    pub key: RowKey,
+    /// Its [`version_key`].
+    pub key: HashKey,
     /// Whether to write it.
     pub is_write: bool,
 }
@@ -221,7 +221,7 @@ impl Guard {
         let judged = rows.iter().zip(verdicts).map(|(row, verdict)| {
             verdict.count(&mut left_out);
             Judged {
-                key: row.key,
+                key: version_key(&row.key, row.version),
                 is_write: verdict.is_write(),
             }
         });

@@ -13,6 +13,8 @@ const PROJECT: u64 = 0x9e37_79b9_7f4a_7c15;
 const TRACE: u64 = 0xc2b2_ae3d_27d4_eb4f;
 const SPAN: u64 = 0x1656_67b1_9e37_79f9;
 const START: u64 = 0x27d4_eb2f_1656_67c5;
+const EVENT_TS: u64 = 0x8538_ecb5_bd45_6ea3;
+const PLACE: u64 = 0xff51_afd7_ed55_8ccd;
 /// Leading span id bytes that determine a row's position.
 const PREFIX: usize = 6;
 const MICROSECONDS_PER_DAY: i64 = 86_400_000_000;
@@ -119,6 +121,22 @@ pub(crate) fn version(
     }
 }
 
+/// The key of one version of a row: versions of a row that `FINAL` leaves side by side differ in type, day or
+/// `event_ts`.
+pub(crate) fn version_key(row: &RowKey, version: Version) -> HashKey {
+    let (hash, check) = row[ROW_KEY_BYTES - HASH_BYTES..].split_at(8);
+    let hash = hash
+        .iter()
+        .fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte));
+    let check = check
+        .iter()
+        .fold(0_u32, |sum, &byte| sum << 8 | u32::from(byte));
+    let hash = hash
+        .wrapping_add(version.event_ts.cast_unsigned().wrapping_mul(EVENT_TS))
+        .wrapping_add(version.place.wrapping_mul(PLACE));
+    hash_key(hash, check)
+}
+
 /// Bits of the type's hash that distinguish an observation's types on one day.
 const TYPE_BITS: u32 = 48;
 const TYPE_MASK: u64 = (1 << TYPE_BITS) - 1;
@@ -169,6 +187,15 @@ impl RowColumns<'_> {
 
     fn row_hash(&self, microseconds: &str) -> String {
         format!("{} + toUInt64({microseconds}) * {START}", self.sum())
+    }
+
+    /// SQL for the hashes of [`version_key`], for rows that start at `start`. `place` is SQL for
+    /// [`Version::place`].
+    pub(crate) fn version_key(&self, start: &str, event_ts: &str, place: &str) -> [String; 2] {
+        let [_, _, hash, check] = self.row_key(start);
+        let event_ts = microseconds(event_ts);
+        let hash = format!("{hash} + toUInt64({event_ts}) * {EVENT_TS} + {place} * {PLACE}");
+        [hash, check]
     }
 
     /// SQL for one number per row that starts at `start`.

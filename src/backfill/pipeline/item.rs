@@ -10,7 +10,7 @@ use crate::backfill::pushdown::{Progress, Pushdown};
 use crate::error::{Error, Kind};
 use crate::inspect::segments::Segment;
 use crate::progress::Phase;
-use crate::state::counts::DeferredCounts;
+use crate::state::counts::{DeferredCounts, LeftOut, SegmentCounts};
 
 /// Maximum consecutive reductions of part or insert size that do not count as tries: from the
 /// largest size to a few kilobytes. Other segments may raise the limit again, so there must be an
@@ -157,7 +157,14 @@ impl ItemWork {
         reached.written += of_rest.written;
         reached.in_doubt = of_rest.in_doubt;
         let rest = outcome?;
-        done.counts += rest.counts;
+        // What it left out was counted before.
+        let LeftOut { written_before, .. } = rest.counts.left_out;
+        done.counts += SegmentCounts {
+            observations: rest.counts.observations - written_before,
+            inserted: rest.counts.inserted - written_before,
+            left_out: LeftOut::default(),
+            ..rest.counts
+        };
         done.deferred = rest.deferred;
         Ok(done)
     }

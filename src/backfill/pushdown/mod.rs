@@ -326,8 +326,6 @@ impl Pushdown {
             ],
             insert_settings,
             query_id: query_id.clone(),
-            rows,
-            has_views: destination.has_views,
         };
         progress.has_sent = true;
         progress.is_in_doubt = true;
@@ -353,10 +351,15 @@ impl Pushdown {
             limit: TABLE_TIMEOUT,
         }));
         match answer {
-            Ok(()) => {
+            Ok(written) => {
                 progress.is_in_doubt = false;
-                progress.written += rows;
-                Ok(())
+                match is_complete(written, rows, destination.has_views) {
+                    true => {
+                        progress.written += rows;
+                        Ok(())
+                    }
+                    false => Err(WorkError::RowsDiffer { rows, written }),
+                }
             }
             Err(error) => Err(self.failed(error, part_bytes, progress)),
         }
@@ -390,6 +393,15 @@ pub(crate) fn insert_threads(server: &ServerInfo, concurrency: usize) -> usize {
         .and_then(|threads| usize::try_from(threads).ok());
     let of_each = of_server.unwrap_or(1) / concurrency.max(1);
     of_each.clamp(1, MOST_INSERT_THREADS)
+}
+
+/// Whether a statement wrote its rows. Views count too: mostly one row for each, so that the number is a
+/// multiple. Where it is not, what is there is read, and the segment looked at again.
+fn is_complete(written: u64, rows: u64, has_views: bool) -> bool {
+    match has_views {
+        true => written > rows && written.is_multiple_of(rows),
+        false => written == rows,
+    }
 }
 
 impl Pushed {

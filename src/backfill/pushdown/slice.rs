@@ -12,8 +12,8 @@ use super::sorted_rows::SortedRows;
 use super::statements::{Slice, Statements};
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
-use crate::backfill::guard::Guard;
 use crate::backfill::guard::row_hash::{RowParts, hash_key};
+use crate::backfill::guard::{Guard, Judged};
 use crate::clickhouse::{Connection, Statement};
 use crate::inspect::segments::Segment;
 use crate::inspect::statements::of_segment;
@@ -24,7 +24,7 @@ use crate::memory::numbers::short;
 use crate::native::{Block, FixedCursor, StringCursor};
 use crate::partition::Day;
 use crate::shutdown::Shutdown;
-use crate::trace_store::{HASH_BYTES, HashKey, RowKey, TraceStore, key};
+use crate::trace_store::{HASH_BYTES, HashKey, TraceStore, key};
 
 /// Rows per block of keys.
 const KEY_ROWS: usize = 65_536;
@@ -136,10 +136,9 @@ impl Sorter {
         let in_experiments = self.in_experiments(block)?;
         let text = |column| StringCursor::new(block.values(column));
         let (mut projects, mut ids) = (text(0), text(1));
-        for (row, judged) in judged.into_iter().enumerate() {
+        for (row, Judged { key, is_write }) in judged.into_iter().enumerate() {
             let (project, trace) = (projects.next_value()?, ids.next_value()?);
-            let key = short_key(&judged.key);
-            if !judged.is_write {
+            if !is_write {
                 sorted.not_by_server.push(key);
             } else if in_experiments.get(row).is_some_and(|&is_one| is_one) {
                 sorted.not_by_server.push(key);
@@ -327,11 +326,4 @@ impl Names {
         let project = self.bytes[start..end_of_project].to_vec();
         (project, self.bytes[end_of_project..end].to_vec())
     }
-}
-
-/// The two hashes of a row's key.
-fn short_key(key: &RowKey) -> HashKey {
-    let mut short = [0; HASH_BYTES];
-    short.copy_from_slice(&key[key.len() - HASH_BYTES..]);
-    short
 }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::key_list::KeyList;
 use super::sorted_rows::SortedRows;
-use crate::backfill::guard::row_hash::{OF_TRACES, RowColumns};
+use crate::backfill::guard::row_hash::{OF_TRACES, RowColumns, version_place};
 use crate::clickhouse::{TableInfo, quoting};
 use crate::inspect::Inspected;
 use crate::inspect::segments::Segment;
@@ -30,7 +30,7 @@ pub(super) struct Statements {
     source: Source,
     /// Reads keys.
     pub keys: SegmentQuery,
-    row_key: [String; 2],
+    version_key: [String; 2],
     span_check: String,
     trace_key: [String; 2],
     insert: String,
@@ -52,13 +52,16 @@ impl Statements {
             trace: &trace,
             span: &span,
         };
-        let [_, _, hash, check] = columns.row_key(&mapping.sent("start_time")?);
+        let day_of = format!("{}.{}", source.alias(), source.time_column());
+        let place = version_place(&day_of, &mapping.sent("type")?);
+        let (start, event_ts) = (mapping.sent("start_time")?, mapping.sent("event_ts")?);
+        let version_key = columns.version_key(&start, &event_ts, &place);
         let table = inspected.partition(source).table;
         Some(Self {
             source,
             keys: inspected.segment_query_of(source, &mapping.of_keys()),
-            span_check: check.clone(),
-            row_key: [hash, check],
+            span_check: version_key[1].clone(),
+            version_key,
             trace_key: columns.trace_key(),
             insert: format!(
                 "INSERT INTO {} ({})",
@@ -131,7 +134,10 @@ impl Statements {
             self.keys.exclusion(segment)
         );
         if !left_out.is_empty() {
-            conditions.push_str(&format!(" AND NOT ({})", left_out.contains(&self.row_key)));
+            conditions.push_str(&format!(
+                " AND NOT ({})",
+                left_out.contains(&self.version_key)
+            ));
         }
         if self.source == Source::Traces {
             return format!(
@@ -172,7 +178,7 @@ impl Statements {
         );
         let condition = format!(
             "{} OR {}",
-            rows.contains(&self.row_key),
+            rows.contains(&self.version_key),
             traces.contains(&self.trace_key)
         );
         (format!("({prewhere})"), condition)
