@@ -1,5 +1,6 @@
 //! What ends a run: what is wrong, what to do about it, and an exit code.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::partition::Partition;
@@ -172,18 +173,38 @@ impl fmt::Display for Error {
         if let Some(partition) = self.partition {
             write!(f, "partition {partition}: ")?;
         }
-        f.write_str(&self.what)?;
+        f.write_str(&without_os_errors(&self.what))?;
         for advice in &self.advice {
             write!(f, "; {advice}")?;
         }
         for more in &self.more {
-            write!(f, "; {more}")?;
+            write!(f, "; {}", without_os_errors(more))?;
         }
         Ok(())
     }
 }
 
 impl std::error::Error for Error {}
+
+/// Removes the numbers of operating system errors from a text for people: the words before
+/// ` (os error 111)` say the same.
+pub(crate) fn without_os_errors(text: &str) -> Cow<'_, str> {
+    const BEFORE: &str = " (os error ";
+    let mut pieces = text.split(BEFORE);
+    let Some(mut plain) = pieces.next().map(str::to_owned) else {
+        return text.into();
+    };
+    if plain.len() == text.len() {
+        return text.into();
+    }
+    for piece in pieces {
+        match piece.trim_start_matches(|c: char| c.is_ascii_digit()) {
+            rest if rest.len() < piece.len() && rest.starts_with(')') => plain.push_str(&rest[1..]),
+            _ => plain.extend([BEFORE, piece]),
+        }
+    }
+    plain.into()
+}
 
 impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -239,5 +260,26 @@ mod tests {
         );
         assert_eq!(error.exit_code(), 1);
         assert_eq!(Error::interrupted(15).exit_code(), 143);
+    }
+
+    #[test]
+    fn an_error_of_the_operating_system_is_told_in_words_without_its_number() {
+        let refused = std::io::Error::from_raw_os_error(111);
+        let error = Error::caused("the connection to ClickHouse failed", refused)
+            .and("1 more (No such file or directory (os error 2))".to_owned());
+        assert_eq!(
+            error.to_string(),
+            "the connection to ClickHouse failed: Connection refused; 1 more (No such file or \
+             directory)"
+        );
+        for other in [
+            "(os error 5",
+            " (os error )",
+            " (os error x) y",
+            "no error",
+            "",
+        ] {
+            assert_eq!(without_os_errors(other), other);
+        }
     }
 }

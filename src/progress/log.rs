@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::error::without_os_errors;
+
 /// The format of lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum LogFormat {
@@ -59,10 +61,12 @@ pub(crate) fn line(level: Level, message: impl Display) {
 
 /// The same with additional fields, for JSON only.
 pub(super) fn line_with(level: Level, message: impl Display, fields: &[(&str, Value)]) {
+    let message = message.to_string();
+    let message = without_os_errors(&message);
     let mut out = std::io::stderr().lock();
     let _ = match format() {
         LogFormat::Text => writeln!(out, "{}{message}", level.prefix()),
-        LogFormat::Json => writeln!(out, "{}", as_json(level, &message.to_string(), fields)),
+        LogFormat::Json => writeln!(out, "{}", as_json(level, &message, fields)),
     };
 }
 
