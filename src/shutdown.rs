@@ -19,7 +19,7 @@ impl Shutdown {
     pub fn listen(tell: impl Fn(&'static str) + Send + 'static) -> std::io::Result<Self> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        // SIGHUP: the terminal is gone. Ignored under nohup, which asks to outlive the terminal.
+        // SIGHUP: the terminal was closed. Ignored under nohup, which asks to outlive the terminal.
         let mut hang_up = match is_ignored(SIGHUP) {
             true => None,
             false => Some(signal(SignalKind::hangup())?),

@@ -19,6 +19,7 @@ use crate::error::{Advice, Error, Kind};
 use crate::inspect::segments::{self, Segment};
 use crate::mapping::Source;
 use crate::partition::{Day, seconds_since_1970};
+use crate::progress::words::{first_of, plural};
 use crate::state::checkpoint::{Checkpoint, RunIdentity, new_run_id};
 use crate::state::history::History;
 use crate::state::left_to_do::left_to_do;
@@ -27,6 +28,9 @@ use crate::state::resume::{self, Decision};
 use crate::telemetry::Job;
 use crate::throttle::{SpeedState, Told, Watched};
 use crate::trace_store::TraceStore;
+
+/// Columns named in a note about many.
+const COLUMNS_NAMED: usize = 3;
 
 /// The result of a job.
 #[derive(Debug)]
@@ -201,9 +205,16 @@ fn describe(context: &Context) {
         ));
     }
     if !mapping.left_to_default.is_empty() {
+        let columns = &mapping.left_to_default;
+        let (have, are) = match columns.len() {
+            1 => ("has", "is left at its default"),
+            _ => ("have", "are left at their defaults"),
+        };
         display.note_once(format!(
-            "columns left at their defaults: {}",
-            mapping.left_to_default.join(", ")
+            "{} of {} {have} no source in observations or traces and {are}: {}",
+            plural(columns.len() as u64, "column"),
+            target.name,
+            first_of(columns, COLUMNS_NAMED)
         ));
     }
 }
@@ -233,12 +244,16 @@ async fn plan(context: &Context, journal: &Journal) -> Result<Option<Vec<Segment
     let partitions: Vec<_> = sources
         .map(|source| context.inspected.partition(source))
         .collect();
+    let rows = context.options.segment_rows;
     let plan = async {
-        let rows = context.options.segment_rows;
         let segments = segments::make(&context.connection, &partitions, rows).await;
         segments.map_err(|error| Error::caused("cannot divide the partition into segments", error))
     };
-    context.unless_interrupted(plan).await.map(Some)
+    let segments = context.unless_interrupted(plan).await?;
+    if let Some(note) = segments::larger_than_asked(&segments, &partitions, rows) {
+        context.display.note(note);
+    }
+    Ok(Some(segments))
 }
 
 /// Reopens an earlier process's store, or creates one and commits it to the checkpoint.

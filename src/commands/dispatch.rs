@@ -15,7 +15,7 @@ use crate::cli::arguments::{
 use crate::cli::options::{Options, Request, cluster_of, log_format, parse_wishes, shard_of};
 use crate::error::Error;
 use crate::memory::open_files;
-use crate::plan::{Forecast, Totals};
+use crate::plan::{Forecast, OneOfSeveral, Totals};
 use crate::progress::log::{self, Level};
 use crate::session::Session;
 use crate::{plan, repair, verify};
@@ -81,17 +81,27 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
                 ));
             }
             let is_quiet = request.shared().quiet;
+            let is_single = request.selection.single().is_some();
             let totals = RefCell::new(Totals::default());
             let foresee = async |session: &Session, options| {
                 let forecast = plan::run(session, options).await?;
                 totals.borrow_mut().add(&forecast);
-                foreseen(forecast, arguments.json)
+                let text = match (arguments.json, is_single) {
+                    (true, _) => as_json(&forecast)?,
+                    (false, true) => forecast.to_string(),
+                    (false, false) => OneOfSeveral(&forecast).to_string(),
+                };
+                Ok(Looked {
+                    text,
+                    report: forecast,
+                    outcome: Ok(()),
+                })
             };
             let outcome = block_on(each_partition::each(request, foresee));
             let totals = totals.into_inner();
-            if totals.are_of_several() && !is_quiet {
+            if !is_single && !totals.are_empty() && !is_quiet {
                 // A closed standard output is no reason to fail.
-                let _ = writeln!(std::io::stdout().lock(), "\n{totals}");
+                let _ = writeln!(std::io::stdout().lock(), "{totals}");
             }
             outcome
         }
@@ -165,17 +175,9 @@ fn looked<R: Display>((report, outcome): (R, Result<(), Error>)) -> Looked<R> {
     }
 }
 
-fn foreseen(forecast: Forecast, as_json: bool) -> Result<Looked<Forecast>, Error> {
-    let text = match as_json {
-        true => serde_json::to_string_pretty(&forecast)
-            .map_err(|error| Error::caused("cannot write the plan as JSON", error))?,
-        false => forecast.to_string(),
-    };
-    Ok(Looked {
-        text,
-        report: forecast,
-        outcome: Ok(()),
-    })
+fn as_json(forecast: &Forecast) -> Result<String, Error> {
+    serde_json::to_string_pretty(forecast)
+        .map_err(|error| Error::caused("cannot write the plan as JSON", error))
 }
 
 /// The options that verify shares with a run.

@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use clickhouse::Row;
+use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -20,6 +21,7 @@ use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::mapping::Source;
 use crate::memory::numbers::{in_memory, short};
 use crate::partition::{Day, ShareOfMonth};
+use crate::progress::words::plural;
 
 /// The primary key that [`read_groups`] can read from the index.
 const fn primary_key(source: Source) -> &'static str {
@@ -228,7 +230,7 @@ pub async fn make(
     let mut segments = Vec::new();
     for &partition in partitions {
         let groups = read_groups(connection, partition).await?;
-        let target = segment_rows.max(partition.parts * GRANULE_ROWS * GRANULES_PER_PART);
+        let target = rows_per_segment(partition, segment_rows);
         let mut pieces = Vec::new();
         for (group, count) in groups.iter().zip(pieces_per_group(&groups, target)) {
             let ids = if count > 1 {
@@ -242,6 +244,43 @@ pub async fn make(
         segments.extend(pack(partition.source, &pieces, target, first_number));
     }
     Ok(segments)
+}
+
+/// Rows per segment: as asked for, or more if the partition has many parts.
+fn rows_per_segment(partition: SourcePartition<'_>, segment_rows: u64) -> u64 {
+    segment_rows.max(partition.parts * GRANULE_ROWS * GRANULES_PER_PART)
+}
+
+/// A sentence for the operator if `segments` are larger than `segment_rows` because of the parts of these
+/// partitions.
+pub(crate) fn larger_than_asked(
+    segments: &[Segment],
+    partitions: &[SourcePartition<'_>],
+    segment_rows: u64,
+) -> Option<String> {
+    let larger = partitions.iter().filter_map(|&partition| {
+        let of_source = segments.iter().filter(|it| it.source == partition.source);
+        let rows: u64 = of_source.map(|segment| segment.rows).sum();
+        let target = rows_per_segment(partition, segment_rows);
+        // One segment may be all there is anyway.
+        (target > segment_rows && rows > segment_rows).then(|| {
+            let parts = plural(partition.parts, "part");
+            format!(
+                "{} for {} ({parts})",
+                HumanCount(target),
+                partition.source.table()
+            )
+        })
+    });
+    let larger: Vec<String> = larger.collect();
+    (!larger.is_empty()).then(|| {
+        format!(
+            "--segment-rows is raised from {} to {}: shorter segments would read too much of so many \
+             parts twice",
+            HumanCount(segment_rows),
+            larger.join(" and to ")
+        )
+    })
 }
 
 /// The groups of a partition in sort order, from the primary index; from a scan if the primary key is not

@@ -24,7 +24,7 @@ use crate::state::resume;
 use disk::{Growth, RootSpanSources, RootSpans, Sources, Table};
 use engines::{Amounts, Engines};
 use sample::Sampler;
-pub(crate) use summary::Forecast;
+pub(crate) use summary::{Forecast, OneOfSeveral};
 use summary::{ServerRoom, TableToRead, TraceStoreRoom};
 use time::Time;
 pub(crate) use totals::Totals;
@@ -80,6 +80,11 @@ async fn make(session: &Session, options: &Options) -> Result<Forecast, Error> {
         connection: &connection,
         inspected: &inspected,
         unseen: Vec::new(),
+        segments_in_words: segments::larger_than_asked(
+            &segments,
+            &partitions,
+            options.segment_rows,
+        ),
     };
     forecaster.put_together(&segments, sample).await
 }
@@ -99,6 +104,8 @@ struct Forecaster<'a> {
     inspected: &'a Inspected,
     /// What this user may not read, and why.
     unseen: Vec<String>,
+    /// Why segments are larger than asked for, if they are.
+    segments_in_words: Option<String>,
 }
 
 impl Forecaster<'_> {
@@ -150,6 +157,10 @@ impl Forecaster<'_> {
             },
         );
         let warnings = [trace_store.warning(), server_disk.warning()];
+        let own_notes = self.segments_in_words.take().into_iter();
+        let own_notes: Vec<String> = own_notes.chain(self.state_in_words()).collect();
+        let mut notes = self.notes(&server_disk, &time);
+        notes.extend(own_notes.iter().cloned());
         Ok(Forecast {
             partition: options.partition.to_string(),
             target_table,
@@ -173,7 +184,8 @@ impl Forecaster<'_> {
                 .map(|segment| segment.rows)
                 .max()
                 .unwrap_or(0),
-            notes: self.notes(&server_disk, &time),
+            notes,
+            own_notes,
             trace_store,
             server_disk,
             sample,
@@ -331,6 +343,7 @@ impl Forecaster<'_> {
         Ok(None)
     }
 
+    /// Remarks that apply to most months.
     fn notes(&self, server_disk: &ServerRoom, time: &Time) -> Vec<String> {
         let inspected = self.inspected;
         let mut notes = vec![
@@ -363,7 +376,6 @@ impl Forecaster<'_> {
             );
         }
         notes.extend(self.unseen.iter().cloned());
-        notes.extend(self.state_in_words());
         notes
     }
 

@@ -87,6 +87,9 @@ pub(crate) struct Forecast {
     pub engines: Engines,
     /// Remarks.
     pub notes: Vec<String>,
+    /// Those of them that are about this month alone.
+    #[serde(skip)]
+    pub own_notes: Vec<String>,
     /// Problems the run would have.
     pub warnings: Vec<String>,
 }
@@ -256,16 +259,37 @@ impl ServerRoom {
     }
 }
 
-impl fmt::Display for Forecast {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Forecast {
+    /// The remarks that other months are likely to share.
+    pub(super) fn shared_notes(&self) -> impl Iterator<Item = &String> {
+        let notes = self.notes.iter();
+        notes.filter(|note| !self.own_notes.contains(note))
+    }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>, notes: &[String]) -> fmt::Result {
         write_lines(f, 27, self.rows())?;
-        for note in &self.notes {
+        for note in notes {
             write!(f, "\nnote: {note}")?;
         }
         for warning in &self.warnings {
             write!(f, "\nwarning: {warning}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Forecast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, &self.notes)
+    }
+}
+
+/// One month of several: without what they share, which [`Totals`](super::Totals) says once.
+pub(crate) struct OneOfSeveral<'a>(pub &'a Forecast);
+
+impl fmt::Display for OneOfSeveral<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(f, &self.0.own_notes)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Totals over the plans of several months.
+//! Totals over the plans of several months, and what applies to all of them.
 
 use std::fmt;
 
@@ -23,6 +23,8 @@ pub(crate) struct Totals {
     store_bytes: u64,
     /// `None` once any month's is unknown.
     seconds: Option<f64>,
+    /// Remarks, each with the months it is about.
+    notes: Vec<(String, Vec<String>)>,
 }
 
 impl Totals {
@@ -42,16 +44,21 @@ impl Totals {
         self.server_bytes += forecast.server_disk.needed_bytes;
         self.server_free = forecast.server_disk.free_bytes;
         self.store_bytes = self.store_bytes.max(forecast.trace_store.needed_bytes);
+        for note in forecast.shared_notes() {
+            let month = forecast.partition.clone();
+            match self.notes.iter_mut().find(|known| known.0 == *note) {
+                Some((_, months)) => months.push(month),
+                None => self.notes.push((note.clone(), vec![month])),
+            }
+        }
     }
 
-    /// Whether there is more than one month.
-    pub(crate) fn are_of_several(&self) -> bool {
-        self.months > 1
+    /// Whether there is nothing to say.
+    pub(crate) fn are_empty(&self) -> bool {
+        self.months == 0
     }
-}
 
-impl fmt::Display for Totals {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_sums(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let free = self.server_free.map_or_else(String::new, |free| {
             let fits = match free < self.server_bytes {
                 true => ", not enough",
@@ -85,5 +92,25 @@ impl fmt::Display for Totals {
                 ("Estimated time", time),
             ],
         )
+    }
+
+    fn write_notes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (note, months) in &self.notes {
+            match months.len() as u64 == self.months {
+                true => write!(f, "\nnote: {note}")?,
+                false => write!(f, "\nnote on {}: {note}", months.join(", "))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.months > 1 {
+            writeln!(f)?;
+            self.write_sums(f)?;
+        }
+        self.write_notes(f)
     }
 }

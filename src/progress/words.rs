@@ -33,7 +33,26 @@ pub(crate) fn write_lines<Name: fmt::Display>(
     lines: impl IntoIterator<Item = (Name, String)>,
 ) -> fmt::Result {
     let mut lines = lines.into_iter();
-    lines.try_for_each(|(name, value)| writeln!(f, "{:<width$}{value}", name.to_string()))
+    lines.try_for_each(|(name, value)| {
+        let mut name = name.to_string();
+        if name.chars().count() >= width {
+            name.push(' ');
+        }
+        writeln!(f, "{name:<width$}{value}")
+    })
+}
+
+/// Formats a list, and only counts what is beyond `most` names: `a, b and 7 more`.
+pub(crate) fn first_of(names: &[String], most: usize) -> String {
+    match names.len().saturating_sub(most) {
+        0 => names.join(", "),
+        others => format!("{} and {others} more", names[..most].join(", ")),
+    }
+}
+
+/// A table's name without its database, of `database.table`.
+pub(crate) fn table_name(label: &str) -> &str {
+    label.rsplit_once('.').map_or(label, |(_, name)| name)
 }
 
 /// Formats a table. The first `words` columns are left-aligned, the others right-aligned.
@@ -103,6 +122,26 @@ pub(crate) fn short(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_long_list_the_first_are_named_and_the_others_counted() {
+        let names = ["a", "b", "c", "d"].map(str::to_owned);
+        assert_eq!(first_of(&names, 4), "a, b, c, d");
+        assert_eq!(first_of(&names, 2), "a, b and 2 more");
+        assert_eq!(first_of(&[], 2), "");
+    }
+
+    #[test]
+    fn a_long_name_keeps_its_distance_from_its_value() {
+        struct Lines;
+        impl fmt::Display for Lines {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let lines = ["ab", "abcd", "abcde"].map(|name| (name, "7".to_owned()));
+                write_lines(f, 4, lines)
+            }
+        }
+        assert_eq!(Lines.to_string(), "ab  7\nabcd 7\nabcde 7\n");
+    }
 
     #[test]
     fn times_are_told_as_exactly_as_they_are_known() {

@@ -688,3 +688,91 @@ fn the_plans_of_several_months_are_summed_up() {
     let one = Tool::new(&database).args(["plan", "--partition", SAMPLE_PARTITION]);
     assert!(!one.run().stdout.contains("All months"));
 }
+
+#[test]
+fn what_applies_to_all_months_of_a_plan_is_said_once_at_the_end() {
+    let database = small_month("plan_notes");
+    let tool = Tool::new(&database).args(["plan", "--all-partitions"]);
+    let run = Tool::new(&database)
+        .args(["--partition", "202407"])
+        .env("STATE_DIR", tool.state_dir());
+    run.run().assert_code(0);
+    let outcome = tool.run();
+    outcome.assert_code(0);
+    let (months, end) = outcome.stdout.rsplit_once("All months ").unwrap();
+    let report = tool.report();
+    let months_of_report = report["partitions"].as_array().unwrap();
+    assert!(months_of_report.len() > 1);
+    let notes = |month: &Value| -> BTreeSet<String> {
+        let notes = month["notes"].as_array().unwrap().iter();
+        notes
+            .map(|note| note.as_str().unwrap().to_owned())
+            .collect()
+    };
+    let all = months_of_report.iter().map(notes);
+    let shared = all.reduce(|all, some| &all & &some).unwrap();
+    assert!(shared.len() >= 3, "{shared:?}");
+    for note in shared {
+        let line = format!("\nnote: {note}\n");
+        assert!(!months.contains(&note), "{note}\n{}", outcome.stdout);
+        assert_eq!(end.matches(&line).count(), 1, "{note}\n{end}");
+    }
+    // What is about one month alone stays with it.
+    assert_eq!(months.matches("says this partition is finished").count(), 1);
+    assert!(!end.contains("says this partition is finished"), "{end}");
+    // A single month says all of it.
+    let one = Tool::new(&database).args(["plan", "--partition", "202406"]);
+    assert!(
+        one.run()
+            .stdout
+            .contains("\nnote: row counts come from parts")
+    );
+    let all_of_one = tool_of_one_month("plan_notes_of_one");
+    let said = all_of_one.stdout;
+    assert_eq!(
+        said.matches("\nnote: row counts come from").count(),
+        1,
+        "{said}"
+    );
+    assert!(!said.contains("All months"), "{said}");
+}
+
+/// A plan of all months where there is one.
+fn tool_of_one_month(name: &str) -> Outcome {
+    let database = small_month(name);
+    let later = "ALTER TABLE observations DROP PARTITION 202407";
+    database.query(later).unwrap();
+    let outcome = Tool::new(&database)
+        .args(["plan", "--all-partitions"])
+        .run();
+    outcome.assert_code(0);
+    outcome
+}
+
+#[test]
+fn larger_segments_than_asked_for_are_said_with_the_reason() {
+    let database = Server::shared().sample_month("plan_raised", 5_000);
+    let asked = |rows: &str| {
+        let arguments = ["--partition", SAMPLE_PARTITION, "--segment-rows", rows];
+        let plan = Tool::new(&database).arg("plan").args(arguments);
+        let run = Tool::new(&database).args(arguments).arg("--dry-run");
+        (plan.run(), run.run())
+    };
+    let words = "--segment-rows is raised from 1,000 to ";
+    let (plan, run) = asked("1000");
+    for (said, place) in [(&plan.stdout, "note: "), (&run.stderr, "")] {
+        let line = said.lines().find(|line| line.contains(words));
+        let line = line.unwrap_or_else(|| panic!("{said}"));
+        assert!(line.starts_with(&format!("{place}{words}")), "{line}");
+        assert!(line.contains(" for observations ("), "{line}");
+        assert!(line.ends_with("of so many parts twice"), "{line}");
+    }
+    assert_eq!(run.stderr.matches(words).count(), 1, "{}", run.stderr);
+    // One segment has them all.
+    let (plan, run) = asked("5001");
+    for outcome in [plan, run] {
+        outcome.assert_code(0);
+        let said = outcome.stdout + &outcome.stderr;
+        assert!(!said.contains("is raised from"), "{said}");
+    }
+}

@@ -194,6 +194,17 @@ fn all_partitions_become_what_the_specification_says_the_newest_first() {
     assert!(last.contains("(100 %)"), "{last}");
     // What is the same for all is said once.
     assert_eq!(outcome.stderr.matches("left at their defaults").count(), 1);
+    let columns = outcome
+        .stderr
+        .lines()
+        .find(|line| {
+            line.contains(
+                " have no source in observations or traces and are left at their defaults: ",
+            )
+        })
+        .unwrap_or_else(|| panic!("{}", outcome.stderr));
+    assert!(columns.contains(" columns of events_full "), "{columns}");
+    assert!(columns.ends_with(" more"), "{columns}");
 
     // What is finished stays finished, with and without --resume.
     let outcome = tool.run();
