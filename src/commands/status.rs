@@ -24,7 +24,11 @@ pub(crate) fn run(roots: &[PathBuf], as_json: bool) -> Result<(), Error> {
     let sharded = ShardedMonth::all(directories.iter().zip(&partitions));
     let text = match as_json {
         true => json(roots, &partitions, &sharded)?,
-        false if partitions.is_empty() => format!("there are no runs in {}", listed(roots)),
+        false if partitions.is_empty() => format!(
+            "no run has been started in {}: start one with `events-backfill --partition YYYYMM`, or \
+             name another directory with --state-dir",
+            listed(roots)
+        ),
         false => table(&partitions, &sharded),
     };
     // A closed standard output is no reason to fail.
@@ -66,9 +70,10 @@ pub(super) fn listed(roots: &[PathBuf]) -> String {
 pub(super) fn unreadable(root: &Path, error: &std::io::Error) -> Error {
     let root = root.display();
     Error::configuration(match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            format!("there is no state directory {root}: name the right one with --state-dir")
-        }
+        std::io::ErrorKind::NotFound => format!(
+            "there is no state directory {root}, so no run has been started there: start one with \
+             `events-backfill --partition YYYYMM`, or name the right directory with --state-dir"
+        ),
         _ => format!(
             "cannot read the state directory {root}: {error}; name the right one with --state-dir"
         ),

@@ -112,7 +112,8 @@ fn snapshot(directory: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
 fn without_runs_there_is_nothing_to_tell() {
     let directory = tempfile::tempdir().unwrap();
     let nowhere = directory.path().join("nowhere");
-    status(&nowhere, &[]).assert_one_error(2, &["nowhere", "--state-dir"]);
+    let start = "start one with `events-backfill --partition YYYYMM`";
+    status(&nowhere, &[]).assert_one_error(2, &["nowhere", "no run", start, "--state-dir"]);
     assert!(!nowhere.exists(), "it was made");
     let file = directory.path().join("file");
     fs::write(&file, "no directory").unwrap();
@@ -122,7 +123,10 @@ fn without_runs_there_is_nothing_to_tell() {
     fs::create_dir(directory.path().join("lost+found")).unwrap();
     let outcome = status(directory.path(), &[]);
     outcome.assert_code(0);
-    assert!(outcome.stdout.contains("no runs"), "{}", outcome.stdout);
+    let place = directory.path().display();
+    let words = format!("no run has been started in {place}: {start}");
+    assert!(outcome.stdout.starts_with(&words), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("--state-dir"), "{}", outcome.stdout);
     assert_eq!(outcome.stdout.lines().count(), 1);
     let outcome = status(directory.path(), &["--json"]);
     outcome.assert_code(0);
