@@ -16,8 +16,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use indicatif::HumanCount;
-
 use self::optimize::Optimizer;
 use self::pieces::Keeper;
 use self::report::Found;
@@ -30,6 +28,7 @@ use crate::inspect::Inspected;
 use crate::memory::peak_resident_bytes;
 use crate::partition::{Partition, milliseconds_since_1970, seconds_since_1970};
 use crate::progress::moment::Moment;
+use crate::progress::words::plural;
 use crate::session::Session;
 use crate::state::checkpoint::{Checkpoint, RunIdentity, new_run_id};
 use crate::state::directory::StateDir;
@@ -178,20 +177,21 @@ async fn find(
         verify::examine(session, options, inspected, retries, &mut keeper).await;
     let mut found = Found::of(&verified);
     report.found = found;
+    if verified.core_table.is_some() {
+        report.core_table.clone_from(&verified.core_table);
+    }
     outcome?;
     let divided = tokio::task::block_in_place(|| keeper.finish())?;
     let (wanted, segments) = divided;
     found.wanted = wanted;
     report.found = found;
     let mut checkpoint = Checkpoint::begin(identity, run_id, now);
-    session.display.note(format_args!(
-        "{} rows to write in {} segments, and {} missing only in the view's table",
-        HumanCount(
-            (segments.iter().map(|segment| segment.rows).sum::<u64>() + wanted.rows_of_whole_days)
-                .saturating_sub(wanted.of_either)
-        ),
-        HumanCount(segments.len() as u64),
-        HumanCount(wanted.only_missing_in_core),
+    session.display.note(to_do(
+        (segments.iter().map(|segment| segment.rows).sum::<u64>() + wanted.rows_of_whole_days)
+            .saturating_sub(wanted.of_either),
+        segments.len() as u64,
+        (wanted.only_missing_in_core, report.core_name()),
+        options.dry_run,
     ));
     checkpoint.segments = Some(segments);
     report.take(&checkpoint, wanted);
@@ -207,6 +207,28 @@ async fn find(
         checkpoint,
         resumed: false,
     })
+}
+
+/// What there is to write: rows in segments, and rows that only a view's table lacks.
+fn to_do(rows: u64, segments: u64, (in_core, core): (u64, &str), dry_run: bool) -> String {
+    let rows = (rows > 0).then(|| {
+        format!(
+            "{} to write in {}",
+            plural(rows, "row"),
+            plural(segments, "segment")
+        )
+    });
+    let in_core =
+        (in_core > 0).then(|| format!("{} missing only in {core}", plural(in_core, "row")));
+    let to_do: Vec<String> = rows.into_iter().chain(in_core).collect();
+    let to_do = match to_do.is_empty() {
+        true => "nothing to write".to_owned(),
+        false => to_do.join(", and "),
+    };
+    match dry_run {
+        true => format!("dry run, which writes nothing: {to_do}"),
+        false => to_do,
+    }
 }
 
 /// The unrepaired findings of an earlier process, if any.
@@ -295,4 +317,28 @@ async fn require_merges(
 
 fn found_file(state: &StateDir) -> PathBuf {
     state.path().join("found.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_there_is_to_do_leaves_out_what_there_is_not() {
+        let core = "events_core";
+        assert_eq!(
+            to_do(4, 1, (0, core), false),
+            "4 rows to write in 1 segment"
+        );
+        assert_eq!(
+            to_do(0, 0, (1, core), false),
+            "1 row missing only in events_core"
+        );
+        assert_eq!(
+            to_do(1_000, 2, (3, core), true),
+            "dry run, which writes nothing: 1,000 rows to write in 2 segments, and 3 rows missing \
+             only in events_core"
+        );
+        assert_eq!(to_do(0, 0, (0, core), false), "nothing to write");
+    }
 }

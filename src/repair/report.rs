@@ -9,8 +9,9 @@ use super::optimize::Optimized;
 use super::pieces::Wanted;
 use crate::cli::options::Options;
 use crate::inspect::Inspected;
-use crate::progress::words::{count, seconds, write_lines};
+use crate::progress::words::{count, seconds, table_name, write_lines};
 use crate::state::checkpoint::Checkpoint;
+use crate::state::report::dry_run_in_words;
 
 /// Column width of the labels.
 const WIDTH: usize = 42;
@@ -80,6 +81,9 @@ pub(crate) struct Report {
     pub partition: String,
     /// Repaired table, as `database.table`.
     pub target_table: String,
+    /// The table that a view fills from the target, as `database.table`.
+    #[serde(skip)]
+    pub core_table: Option<String>,
     /// A TTL of the target that removes rows or values of the month, as a sentence.
     #[serde(skip)]
     pub expiry: Option<String>,
@@ -113,13 +117,29 @@ pub(crate) struct Report {
     pub peak_rss_bytes: u64,
 }
 
+/// One kind of rows that a repair leaves.
+struct Left {
+    /// What they are.
+    name: String,
+    /// Their number.
+    count: u64,
+    /// What to do about them.
+    advice: &'static str,
+    /// Whether the target has some.
+    in_full: bool,
+    /// Whether the view's table has some.
+    in_core: bool,
+}
+
 impl Report {
     /// An empty report.
     pub(super) fn begin(options: &Options, inspected: &Inspected) -> Self {
-        let target = &inspected.target;
+        let names = inspected.written.iter();
+        let mut names = names.map(|table| format!("{}.{}", table.database, table.name));
         Self {
             partition: options.partition.to_string(),
-            target_table: format!("{}.{}", target.database, target.name),
+            target_table: names.next().unwrap_or_default(),
+            core_table: names.next(),
             dry_run: options.dry_run,
             expiry: inspected.expiry.clone(),
             ..Self::default()
@@ -151,24 +171,73 @@ impl Report {
         self.rows_wanted.saturating_sub(done)
     }
 
-    /// What is left: name, count and advice.
-    fn left(&self) -> Vec<(&'static str, u64, &'static str)> {
+    /// The view's table for people.
+    pub(super) fn core_name(&self) -> &str {
+        let core = self.core_table.as_deref();
+        core.map_or("the view's table", table_name)
+    }
+
+    /// Whether the target and the view's table have unmerged duplicates, if there are any.
+    fn have_duplicates(&self) -> (bool, bool) {
         let found = &self.found;
+        // A row that is written again stands beside the old one, and the view copies it.
+        let again = [
+            found.different,
+            found.stale,
+            found.different_experiments,
+            found.different_in_core,
+        ];
+        let wrote_again = self.rows_written > 0 && again.into_iter().any(|rows| rows > 0);
+        let in_full = wrote_again || found.doubled_in_full > 0;
+        let in_core = wrote_again || found.doubled_in_core > 0;
+        match in_full || in_core {
+            true => (in_full, in_core && self.core_table.is_some()),
+            // Something else has written meanwhile.
+            false => (true, self.core_table.is_some()),
+        }
+    }
+
+    /// What is left.
+    fn left(&self) -> Vec<Left> {
+        let found = &self.found;
+        let (full, core) = (table_name(&self.target_table), self.core_name());
         // The count from before the repair, until it is counted again.
         let found_doubled = found.doubled_in_full.max(found.doubled_in_core);
         let doubled = self.rows_to_merge.unwrap_or(found_doubled);
+        let duplicates = self.have_duplicates();
+        let tables = match duplicates {
+            (true, true) => format!("{full} and {core}"),
+            (false, true) => core.to_owned(),
+            _ => full.to_owned(),
+        };
         const DELETE: &str = "delete them by hand: a repair never deletes";
+        const MERGE: &str = "merge them with --optimize";
+        let left = |name: &str, count, advice, (in_full, in_core)| Left {
+            name: name.to_owned(),
+            count,
+            advice,
+            in_full,
+            in_core,
+        };
+        let of_full = |name: &str, count| left(name, count, DELETE, (true, false));
+        let only_core = format!("only in {core}");
+        let unmerged = format!("unmerged duplicates in {tables}");
         let left = [
-            ("doubled", found.doubled, DELETE),
-            ("superseded", found.superseded, DELETE),
-            ("extra", found.extra, DELETE),
-            ("with a second root span", found.second_roots, DELETE),
-            ("beside live rows", found.beside_live, DELETE),
-            ("only in the view's table", found.extra_in_core, DELETE),
-            ("unmerged duplicates", doubled, "merge them with --optimize"),
-            ("changed during the repair", self.gone(), "verify again"),
+            of_full("doubled", found.doubled),
+            of_full("superseded", found.superseded),
+            of_full("extra", found.extra),
+            of_full("with a second root span", found.second_roots),
+            of_full("beside live rows", found.beside_live),
+            left(&only_core, found.extra_in_core, DELETE, (false, true)),
+            left(&unmerged, doubled, MERGE, duplicates),
+            left(
+                "changed during the repair",
+                self.gone(),
+                "verify again",
+                (true, false),
+            ),
         ];
-        left.into_iter().filter(|left| left.1 > 0).collect()
+        left.into_iter().filter(|left| left.count > 0).collect()
     }
 
     /// One sentence about what is left, or `None`.
@@ -177,13 +246,27 @@ impl Report {
         if left.is_empty() {
             return None;
         }
-        let rows: u64 = left.iter().map(|left| left.1).sum();
+        let rows: u64 = left.iter().map(|left| left.count).sum();
+        let tables = [
+            (
+                left.iter().any(|left| left.in_full),
+                Some(&self.target_table),
+            ),
+            (
+                left.iter().any(|left| left.in_core),
+                self.core_table.as_ref(),
+            ),
+        ];
+        let tables = tables.into_iter().filter(|table| table.0);
+        let tables: Vec<&str> = tables
+            .filter_map(|table| table.1.map(String::as_str))
+            .collect();
         let mut advice: Vec<(&str, Vec<String>)> = Vec::new();
-        for (name, count, what) in left {
-            let named = format!("{} {name}", HumanCount(count));
-            match advice.iter_mut().find(|advice| advice.0 == what) {
+        for left in left {
+            let named = format!("{} {}", HumanCount(left.count), left.name);
+            match advice.iter_mut().find(|advice| advice.0 == left.advice) {
                 Some((_, names)) => names.push(named),
-                None => advice.push((what, vec![named])),
+                None => advice.push((left.advice, vec![named])),
             }
         }
         let mut advice: Vec<String> = advice
@@ -199,7 +282,7 @@ impl Report {
         };
         Some(format!(
             "{count} {rows_are} left in {}, partition {} ({})",
-            self.target_table,
+            tables.join(" and "),
             self.partition,
             advice.join("; ")
         ))
@@ -212,26 +295,35 @@ impl fmt::Display for Report {
         let found = &self.found;
         line("Partition", self.partition.clone())?;
         line("Target table", self.target_table.clone())?;
-        for (name, number) in [
-            ("Found missing", found.missing),
-            ("Found different", found.different),
-            ("Found stale (trace attributes)", found.stale),
-        ] {
-            line(name, count(number))?;
+        if self.dry_run {
+            line("Dry run", dry_run_in_words(true))?;
         }
-        for (name, number) in [
-            ("  wrong experiment columns", found.different_experiments),
-            ("  missing in the view's table", found.missing_in_core),
-            ("  different in the view's table", found.different_in_core),
-            ("  unmerged duplicates", found.doubled_in_full),
+        let (full, core) = (table_name(&self.target_table), self.core_name());
+        let kinds = [
+            ("missing".to_owned(), found.missing),
+            ("different".to_owned(), found.different),
+            ("stale (trace attributes)".to_owned(), found.stale),
             (
-                "  unmerged duplicates in the view's table",
+                "wrong experiment columns".to_owned(),
+                found.different_experiments,
+            ),
+            (format!("missing in {core}"), found.missing_in_core),
+            (format!("different in {core}"), found.different_in_core),
+            (
+                format!("unmerged duplicates in {full}"),
+                found.doubled_in_full,
+            ),
+            (
+                format!("unmerged duplicates in {core}"),
                 found.doubled_in_core,
             ),
-        ] {
-            if number > 0 {
-                line(name, count(number))?;
-            }
+        ];
+        let mut kinds = kinds.iter().filter(|kind| kind.1 > 0).peekable();
+        if kinds.peek().is_none() {
+            line("Found", "nothing to write or merge".to_owned())?;
+        }
+        for (name, number) in kinds {
+            line(&format!("Found {name}"), count(*number))?;
         }
         let segments = format!("{} of {}", self.segments_done, self.segments_total);
         match self.dry_run {
@@ -250,10 +342,10 @@ impl fmt::Display for Report {
                 optimized.to_string(),
             )?;
         }
-        for (name, number, advice) in self.left() {
+        for left in self.left() {
             line(
-                &format!("Left: {name}"),
-                format!("{} ({advice})", HumanCount(number)),
+                &format!("Left: {}", left.name),
+                format!("{} ({})", HumanCount(left.count), left.advice),
             )?;
         }
         line("Time", seconds(self.seconds))?;
@@ -264,6 +356,70 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn report() -> Report {
+        Report {
+            partition: "202406".to_owned(),
+            target_table: "a.events_full".to_owned(),
+            core_table: Some("a.events_core".to_owned()),
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn what_is_left_names_the_table_it_is_in() {
+        let mut report = report();
+        report.found.doubled_in_core = 4;
+        assert_eq!(
+            report.what_is_left().unwrap(),
+            "4 rows are left in a.events_core, partition 202406 (4 unmerged duplicates in \
+             events_core: merge them with --optimize)"
+        );
+        report.found.extra = 1;
+        report.found.extra_in_core = 2;
+        assert_eq!(
+            report.what_is_left().unwrap(),
+            "7 rows are left in a.events_full and a.events_core, partition 202406 (1 extra, 2 only \
+             in events_core: delete them by hand: a repair never deletes; 4 unmerged duplicates in \
+             events_core: merge them with --optimize)"
+        );
+    }
+
+    #[test]
+    fn rows_that_are_written_again_wait_in_both_tables() {
+        let mut report = report();
+        report.found.stale = 3;
+        (report.rows_wanted, report.rows_written) = (3, 3);
+        report.rows_to_merge = Some(3);
+        let sentence = report.what_is_left().unwrap();
+        let begin = "3 rows are left in a.events_full and a.events_core, partition 202406 (3 \
+                     unmerged duplicates in events_full and events_core: ";
+        assert!(sentence.starts_with(begin), "{sentence}");
+        report.core_table = None;
+        let sentence = report.what_is_left().unwrap();
+        let begin = "3 rows are left in a.events_full, partition 202406 (3 unmerged duplicates in \
+                     events_full: ";
+        assert!(sentence.starts_with(begin), "{sentence}");
+    }
+
+    #[test]
+    fn a_summary_says_that_nothing_was_written_and_leaves_out_what_was_not_found() {
+        let mut report = Report {
+            dry_run: true,
+            ..report()
+        };
+        report.found.missing_in_core = 2;
+        let text = report.to_string();
+        assert!(text.contains("Dry run "), "{text}");
+        assert!(text.contains("yes: nothing was inserted\n"), "{text}");
+        assert!(text.contains("Found missing in events_core "), "{text}");
+        assert_eq!(text.matches("Found").count(), 1, "{text}");
+        report.found.missing_in_core = 0;
+        report.dry_run = false;
+        let text = report.to_string();
+        assert!(text.contains("nothing to write or merge"), "{text}");
+        assert!(!text.contains("Dry run"), "{text}");
+    }
 
     #[test]
     fn what_a_ttl_takes_again_is_to_be_seen_to_first() {

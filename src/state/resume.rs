@@ -122,6 +122,15 @@ pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether the state directory has a finished run of the month, or of one of its shards.
+pub(crate) fn is_finished(options: &Options) -> bool {
+    let directories = PartitionDir::of_partition(&options.state_dir, options.partition);
+    let mut checkpoints = directories
+        .iter()
+        .map(|directory| Checkpoint::read(&directory.checkpoint()));
+    checkpoints.any(|stored| matches!(stored, Ok(Some(checkpoint)) if checkpoint.finished))
+}
+
 /// The note that a run is already finished.
 pub(crate) fn over(checkpoint: &Checkpoint, directory: &Path) -> String {
     format!(

@@ -157,7 +157,9 @@ impl Verification<'_> {
             }
             self.count_finding(&key, &finding);
             if self.report.examples.len() < EXAMPLES {
-                self.report.examples.push(Example::new(&key, &finding));
+                let table = self.report.core_name();
+                let example = Example::new(&key, &finding).in_core(kind, table);
+                self.report.examples.push(example);
             }
         }
         Ok(())

@@ -46,6 +46,18 @@ impl Example {
         }
     }
 
+    /// Says which table it is about, for a row of the table that a view fills.
+    #[must_use]
+    pub(crate) fn in_core(mut self, kind: Kind, table: &str) -> Self {
+        self.problem = match kind {
+            Kind::MissingInCore => format!("missing in {table}"),
+            Kind::DifferentInCore => format!("differs in {table} from what the view makes of it"),
+            Kind::ExtraInCore => format!("exists only in {table}"),
+            _ => return self,
+        };
+        self
+    }
+
     /// Adds the columns that differ.
     #[must_use]
     pub(crate) fn with_columns(
@@ -110,11 +122,6 @@ fn problem(key: &EventKey, finding: &Finding) -> String {
         (Kind::BesideLive, _) => {
             "extra event: the span has a live event that starts at another time".to_owned()
         }
-        (Kind::MissingInCore, _) => "missing in the view's table".to_owned(),
-        (Kind::DifferentInCore, _) => {
-            "differs in the view's table from what the view makes of it".to_owned()
-        }
-        (Kind::ExtraInCore, _) => "exists only in the view's table".to_owned(),
         _ if key.span_id.strip_prefix(b"t-") == Some(&key.trace_id[..]) => {
             "the event belongs to no observation and is not a trace's root span".to_owned()
         }

@@ -48,6 +48,7 @@ use crate::partition::milliseconds_since_1970;
 use crate::session::Session;
 use crate::state::checkpoint::RunIdentity;
 use crate::state::finding::Finding;
+use crate::state::resume;
 
 /// Verifies one partition and reports the result, even if it stopped early. A complete result is
 /// recorded with the run's state.
@@ -73,8 +74,10 @@ pub(crate) async fn run(
     let inspected = session.inspect(&mut options, &retries).await?;
     // Record the start: what is written from here on may still be wrong.
     let began_at = milliseconds_since_1970();
-    let (report, outcome) =
+    let (mut report, outcome) =
         examine(session, &options, &inspected, &retries, &mut OnlyCounted).await;
+    // A finished month is not run again: a repair writes what has been removed since.
+    report.is_unfilled &= !resume::is_finished(&options);
     let outcome = outcome.and_then(|()| report.verdict());
     if report.complete {
         let finding = Finding {

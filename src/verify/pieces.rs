@@ -90,6 +90,12 @@ impl Pieces {
         pieces.map(|rows| rows.events.max(rows.core)).sum()
     }
 
+    /// Whether any row of the events table is a backfill's.
+    pub(super) fn has_own_events(&self) -> bool {
+        let mut pieces = self.rows.values().flat_map(BTreeMap::values);
+        pieces.any(|rows| rows.events > rows.live)
+    }
+
     /// Adds trace versions that started on a day.
     pub(super) fn add_traces(&mut self, project: ByteBuf, day: Day, rows: u64) {
         *self

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::examples::Example;
 use super::findings::Kind;
 use crate::error::Error;
-use crate::progress::words::{count, seconds, write_lines};
+use crate::progress::words::{count, plural, seconds, table_name, write_lines};
 
 /// Column width of the labels.
 const WIDTH: usize = 30;
@@ -82,6 +82,9 @@ pub(crate) struct Report {
     pub root_spans_left_to_live_roots: u64,
     /// Dataset run items that live spans carry, and that no other spans should carry.
     pub items_left_to_live_spans: u64,
+    /// Whether the month has no row of a backfill, and the state directory no finished run.
+    #[serde(skip)]
+    pub is_unfilled: bool,
     /// What a TTL of the target removes from the month.
     pub expiry: Option<String>,
     /// Which rows the user cannot see.
@@ -136,59 +139,45 @@ impl Report {
         } += 1;
     }
 
-    /// Each kind of error with its count and remedy.
-    fn kinds(&self) -> [(String, u64, Remedy); 14] {
-        let full = table_name(&self.target_table);
-        let core = self
-            .core_table
-            .as_deref()
-            .map_or("the view's table", table_name);
-        let kind = |name: &str, count, remedy| (name.to_owned(), count, remedy);
+    /// The view's table for people.
+    pub(super) fn core_name(&self) -> &str {
+        let core = self.core_table.as_deref();
+        core.map_or("the view's table", table_name)
+    }
+
+    /// Each kind of error with its count, its table and its remedy.
+    fn kinds(&self) -> [(String, u64, Side, Remedy); 14] {
+        let (full, core) = (table_name(&self.target_table), self.core_name());
+        let in_full = |name: &str, count, remedy| (name.to_owned(), count, Side::Full, remedy);
+        let in_core =
+            |name: &str, count, remedy| (format!("{name} {core}"), count, Side::Core, remedy);
+        let experiments = self.different_experiments;
+        let unmerged = format!("unmerged duplicates in {full}");
         [
-            kind("missing", self.missing, Remedy::Repair),
-            kind("different", self.different, Remedy::Repair),
-            kind("stale", self.stale, Remedy::Repair),
-            (
-                "with wrong experiment columns".to_owned(),
-                self.different_experiments,
-                Remedy::Repair,
-            ),
-            (
-                format!("missing in {core}"),
-                self.missing_in_core,
-                Remedy::Repair,
-            ),
-            (
-                format!("different in {core}"),
-                self.different_in_core,
-                Remedy::Repair,
-            ),
-            (
-                format!("unmerged duplicates in {full}"),
-                self.doubled_in_full,
-                Remedy::Optimize,
-            ),
-            (
-                format!("unmerged duplicates in {core}"),
+            in_full("missing", self.missing, Remedy::Repair),
+            in_full("different", self.different, Remedy::Repair),
+            in_full("stale", self.stale, Remedy::Repair),
+            in_full("with wrong experiment columns", experiments, Remedy::Repair),
+            in_core("missing in", self.missing_in_core, Remedy::Repair),
+            in_core("different in", self.different_in_core, Remedy::Repair),
+            in_full(&unmerged, self.doubled_in_full, Remedy::Optimize),
+            in_core(
+                "unmerged duplicates in",
                 self.doubled_in_core,
                 Remedy::Optimize,
             ),
-            kind("doubled", self.doubled, Remedy::Delete),
-            ("superseded".to_owned(), self.superseded, Remedy::Delete),
-            kind("extra", self.extra, Remedy::Delete),
-            kind("with a second root span", self.second_roots, Remedy::Delete),
-            kind("beside live rows", self.beside_live, Remedy::Delete),
-            (
-                format!("only in {core}"),
-                self.extra_in_core,
-                Remedy::Delete,
-            ),
+            in_full("doubled", self.doubled, Remedy::Delete),
+            in_full("superseded", self.superseded, Remedy::Delete),
+            in_full("extra", self.extra, Remedy::Delete),
+            in_full("with a second root span", self.second_roots, Remedy::Delete),
+            in_full("beside live rows", self.beside_live, Remedy::Delete),
+            in_core("only in", self.extra_in_core, Remedy::Delete),
         ]
     }
 
     /// Number of wrong rows.
     pub(crate) fn wrong(&self) -> u64 {
-        self.kinds().iter().map(|(_, count, _)| count).sum()
+        self.kinds().iter().map(|(_, count, ..)| count).sum()
     }
 
     /// The verdict, once everything was compared.
@@ -199,17 +188,64 @@ impl Report {
         if self.wrong() == 0 {
             return Ok(());
         }
+        let at_least = match self.not_narrowed {
+            0 => "",
+            _ => "at least ",
+        };
+        if self.is_unfilled && self.wrong() == self.missing && self.hidden.is_none() {
+            return Err(Error::failed(format!(
+                "no run has filled partition {} of {} yet ({at_least}{} missing): run \
+                 `events-backfill --partition {}` first, with the same options",
+                self.partition,
+                self.target_table,
+                plural(self.missing, "event"),
+                self.partition
+            )));
+        }
         let kinds = self.kinds();
-        let wrong = || kinds.iter().filter(|(_, count, _)| *count > 0);
+        let wrong = || kinds.iter().filter(|(_, count, ..)| *count > 0);
         let there_are: Vec<String> = wrong()
-            .map(|(name, count, _)| format!("{} {name}", HumanCount(*count)))
+            .map(|(name, count, ..)| format!("{} {name}", HumanCount(*count)))
             .collect();
-        let mut advice = Vec::new();
+        let has_wrong = |side| wrong().any(|kind| kind.2 == side);
+        let tables = [
+            (Side::Full, Some(&self.target_table)),
+            (Side::Core, self.core_table.as_ref()),
+        ];
+        let tables = tables.into_iter().filter(|table| has_wrong(table.0));
+        let tables: Vec<&str> = tables
+            .filter_map(|table| table.1.map(String::as_str))
+            .collect();
+        let (rows, are) = match self.wrong() {
+            1 => ("row", "is"),
+            _ => ("rows", "are"),
+        };
+        Err(Error::failed(format!(
+            "{at_least}{} {rows} of {}, partition {}, {are} wrong ({}): {}",
+            HumanCount(self.wrong()),
+            tables.join(" and "),
+            self.partition,
+            there_are.join(", "),
+            self.advice()
+        )))
+    }
+
+    /// What to do about what is wrong.
+    fn advice(&self) -> String {
+        if let Some(hidden) = &self.hidden {
+            // Events of hidden rows are not wrong.
+            return format!(
+                "{hidden}: verify as a user that sees all rows before deleting or repairing \
+                 anything"
+            );
+        }
+        let kinds = self.kinds();
         let names_of = |remedy| {
-            let names = wrong().filter(move |kind| kind.2 == remedy);
+            let names = kinds.iter().filter(|kind| kind.1 > 0 && kind.3 == remedy);
             let names: Vec<&str> = names.map(|kind| kind.0.as_str()).collect();
             names.join(", ")
         };
+        let mut advice = Vec::new();
         if !names_of(Remedy::Repair).is_empty() {
             advice.push(
                 "run `events-backfill repair` on this partition, with the options of the run, to \
@@ -232,31 +268,17 @@ impl Report {
         }
         // The TTL would remove rewritten rows again.
         advice.extend(self.expiry.iter().map(|what| format!("fix first: {what}")));
-        if let Some(hidden) = &self.hidden {
-            // Events of hidden rows are not wrong.
-            advice = vec![format!(
-                "{hidden}: verify as a user that sees all rows before deleting or repairing \
-                 anything"
-            )];
-        }
-        let advice = advice.join("; ");
-        let (rows, do_not, their) = match self.wrong() {
-            1 => ("row", "does not", "its"),
-            _ => ("rows", "do not", "their"),
-        };
-        let at_least = match self.not_narrowed {
-            0 => "",
-            _ => "at least ",
-        };
-        Err(Error::failed(format!(
-            "{at_least}{} {rows} of {}, partition {}, {do_not} match {their} observation and trace \
-             ({}): {advice}",
-            HumanCount(self.wrong()),
-            self.target_table,
-            self.partition,
-            there_are.join(", ")
-        )))
+        advice.join("; ")
     }
+}
+
+/// Where a wrong row is, or should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// The target.
+    Full,
+    /// The view's table.
+    Core,
 }
 
 /// How to fix an error.
@@ -268,11 +290,6 @@ enum Remedy {
     Optimize,
     /// Delete them by hand.
     Delete,
-}
-
-/// A table's name without its database.
-fn table_name(label: &str) -> &str {
-    label.rsplit_once('.').map_or(label, |(_, name)| name)
 }
 
 impl fmt::Display for Report {
@@ -320,14 +337,19 @@ impl fmt::Display for Report {
         ];
         write_lines(f, WIDTH, rows)?;
         // Zero in most months, so shown only if not.
+        let (full, core) = (table_name(&self.target_table), self.core_name());
+        let unmerged = |table| format!("Unmerged in {table}");
+        let (unmerged_full, unmerged_core) = (unmerged(full), unmerged(core));
+        let [missing, different, only] =
+            ["Missing", "Different", "Only"].map(|what| format!("{what} in {core}"));
         let rest = [
             ("Superseded", self.superseded),
             ("Wrong experiment columns", self.different_experiments),
-            ("Unmerged duplicates", self.doubled_in_full),
-            ("  in the view's table", self.doubled_in_core),
-            ("Missing in the view's table", self.missing_in_core),
-            ("  different in that table", self.different_in_core),
-            ("  only in that table", self.extra_in_core),
+            (&*unmerged_full, self.doubled_in_full),
+            (&*unmerged_core, self.doubled_in_core),
+            (&*missing, self.missing_in_core),
+            (&*different, self.different_in_core),
+            (&*only, self.extra_in_core),
             ("Second root spans", self.second_roots),
             ("Beside live rows", self.beside_live),
             ("Newer (no error)", self.newer),
@@ -358,5 +380,88 @@ impl fmt::Display for Report {
             writeln!(f, "{example}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        Report {
+            partition: "202406".to_owned(),
+            target_table: "a.events_full".to_owned(),
+            core_table: Some("a.events_core".to_owned()),
+            ..Report::default()
+        }
+    }
+
+    fn told(report: &Report) -> String {
+        report.verdict().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_verdict_names_the_table_whose_rows_are_wrong() {
+        let core = Report {
+            doubled_in_core: 4,
+            ..report()
+        };
+        let begin = "4 rows of a.events_core, partition 202406, are wrong (4 unmerged duplicates \
+                     in events_core): ";
+        assert!(told(&core).starts_with(begin), "{}", told(&core));
+        let both = Report {
+            missing: 1_000,
+            not_narrowed: 5,
+            ..core
+        };
+        let begin = "at least 1,004 rows of a.events_full and a.events_core, partition 202406, are \
+                     wrong (1,000 missing, 4 unmerged duplicates in events_core): ";
+        assert!(told(&both).starts_with(begin), "{}", told(&both));
+        let full = Report {
+            extra: 1,
+            ..report()
+        };
+        let begin =
+            "1 row of a.events_full, partition 202406, is wrong (1 extra): delete rows by hand";
+        assert!(told(&full).starts_with(begin), "{}", told(&full));
+    }
+
+    #[test]
+    fn a_month_that_no_run_has_filled_is_to_be_run_and_not_repaired() {
+        let unfilled = Report {
+            missing: 12_345,
+            is_unfilled: true,
+            ..report()
+        };
+        assert_eq!(
+            told(&unfilled),
+            "no run has filled partition 202406 of a.events_full yet (12,345 events missing): run \
+             `events-backfill --partition 202406` first, with the same options"
+        );
+        // Whatever else is wrong is not mended by a run.
+        let damaged = Report {
+            extra_in_core: 1,
+            ..unfilled
+        };
+        assert!(told(&damaged).contains("by hand"), "{}", told(&damaged));
+    }
+
+    #[test]
+    fn the_summary_names_the_tables() {
+        let report = Report {
+            doubled_in_full: 1,
+            doubled_in_core: 2,
+            different_in_core: 3,
+            ..report()
+        };
+        let text = report.to_string();
+        for line in [
+            "\nUnmerged in events_full       1\n",
+            "\nUnmerged in events_core       2\n",
+            "\nDifferent in events_core      3\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert!(!text.contains("Missing in"), "{text}");
     }
 }

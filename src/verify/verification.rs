@@ -115,6 +115,7 @@ impl<'a> Verification<'a> {
         let pieces = self.count_pieces().await?;
         self.report.pieces = pieces.count();
         self.event_rows = pieces.events();
+        self.report.is_unfilled = !pieces.has_own_events();
         let moved_traces = self.statements.moved_traces(&with_margin(&self.month));
         let moved_traces = self
             .server
@@ -159,7 +160,7 @@ impl<'a> Verification<'a> {
         match &self.statements.core {
             Some(core) => self.report.core_table = Some(core.label.clone()),
             None => self.display.note(format_args!(
-                "no view fills another table from {}: verifying only that table",
+                "no view fills another table from {0}: verifying only {0}",
                 self.report.target_table
             )),
         }

@@ -289,6 +289,10 @@ fn a_dry_run_says_what_there_is_to_write_and_writes_nothing() {
     let tool = repair(&database).arg("--dry-run");
     let outcome = tool.run();
     outcome.assert_code(0);
+    outcome.assert_stderr_contains("dry run, which writes nothing: 4 rows to write in ");
+    assert!(!outcome.stderr.contains("missing only in"), "{outcome:?}");
+    assert!(outcome.stdout.contains("Dry run "), "{}", outcome.stdout);
+    assert!(!outcome.stdout.contains("stale"), "{}", outcome.stdout);
     assert!(!outcome.stdout.contains("Left"), "{}", outcome.stdout);
     assert_eq!(tool.report()["rows_wanted"], 4);
     assert_eq!(

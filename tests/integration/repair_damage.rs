@@ -356,7 +356,7 @@ fn events_that_only_events_core_has() {
     let events = events_of_a_day(&database, 2);
     let nobody = "concat('nobody-', span_id) AS span_id";
     change(&database, "events_core", nobody, &events);
-    let words = ["2 only in the view's table", "by hand"];
+    let words = ["2 only in events_core", "by hand"];
     let of_nobody = "startsWith(span_id, 'nobody-')";
     assert_left(&database, &[("extra_in_core", 2)], 0, &words, of_nobody);
 }
@@ -403,7 +403,7 @@ fn everything_at_once() {
         ("missing_in_core", 3),
         ("extra_in_core", 3),
     ];
-    let words = ["3 extra, 3 only in the view's table", "by hand"];
+    let words = ["3 extra, 3 only in events_core", "by hand"];
     let of_nobody = "startsWith(span_id, 'nobody-')";
     assert_left(&database, &found, 9, &words, of_nobody);
 }

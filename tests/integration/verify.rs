@@ -1,5 +1,6 @@
 //! `verify` says "equal" of a month that is, and finds whatever is not.
 
+use std::fs;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -1078,6 +1079,14 @@ fn what_stands_more_than_once_is_noticed_until_it_is_merged() {
     again("events_core", "observation-1");
     let (outcome, _) = assert_wrong(&verify(&database), &[("doubled_in_core", 1)]);
     outcome.assert_stderr_contains("repair --optimize");
+    // The sentence and the summary name the table that has them.
+    let name = &database.name;
+    outcome.assert_stderr_contains(&format!("1 row of {name}.events_core, partition 202406"));
+    assert!(
+        outcome.stdout.contains("\nUnmerged in events_core "),
+        "{}",
+        outcome.stdout
+    );
     again("events_full", "observation-2");
     assert_wrong(
         &verify(&database),
@@ -1160,6 +1169,9 @@ fn events_core_has_what_the_view_makes() {
     );
     let (outcome, _) = assert_wrong(&verify(&database), &[("extra_in_core", 1)]);
     outcome.assert_stderr_contains("by hand");
+    for words in ["\nOnly in events_core ", ": exists only in events_core\n"] {
+        assert!(outcome.stdout.contains(words), "{}", outcome.stdout);
+    }
     restore();
     assert_equal(&verify(&database));
     // Of a live row it is enough that it is there.
@@ -1700,6 +1712,51 @@ fn quiet_prints_nothing_but_the_error() {
     outcome.assert_one_error(1, &["1 missing"]);
     assert_eq!(outcome.stdout, "");
     assert_eq!(outcome.stderr.lines().count(), 1);
+}
+
+#[test]
+fn a_month_that_no_run_has_filled_is_to_be_run_and_not_repaired() {
+    let database = small_month("verified_unfilled");
+    let run = backfill(&database);
+    let state = run.state_dir().to_str().unwrap().to_owned();
+    let verify = verify(&database).env("STATE_DIR", &state);
+    let words = [
+        "no run has filled partition 202406",
+        "(6 events missing)",
+        "run `events-backfill --partition 202406` first",
+    ];
+    let advises_a_run = || {
+        let outcome = verify.run();
+        let sentence = outcome.assert_one_error(1, &words);
+        assert!(!sentence.contains("repair"), "{sentence}");
+    };
+    advises_a_run();
+    // What Langfuse wrote itself does not come from a run.
+    run.run().assert_code(0);
+    write_changed(
+        &database,
+        "events_full",
+        "'otel-dual-write' AS source",
+        "span_id = 'observation-1'",
+    );
+    execute(&database, "CREATE TABLE live AS events_full");
+    execute(
+        &database,
+        "INSERT INTO live SELECT * FROM events_full FINAL WHERE source = 'otel-dual-write'",
+    );
+    let of_live = verify_table(&database, "live");
+    of_live
+        .run()
+        .assert_one_error(1, &["no run has filled", "(5 events missing)"]);
+    // A month that is finished is not run again.
+    for table in ["events_full", "events_core"] {
+        execute(&database, &format!("TRUNCATE TABLE {table}"));
+    }
+    verify
+        .run()
+        .assert_one_error(1, &["(6 missing)", "events-backfill repair"]);
+    fs::remove_dir_all(&state).unwrap();
+    advises_a_run();
 }
 
 #[test]
