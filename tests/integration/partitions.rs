@@ -203,7 +203,7 @@ fn all_partitions_become_what_the_specification_says_the_newest_first() {
             )
         })
         .unwrap_or_else(|| panic!("{}", outcome.stderr));
-    assert!(columns.contains(" columns of events_full "), "{columns}");
+    assert!(columns.contains(" columns of whole "), "{columns}");
     assert!(columns.ends_with(" more"), "{columns}");
 
     // What is finished stays finished, with and without --resume.
