@@ -92,7 +92,10 @@ fn versions_that_differ_in_type_alone_are_one_event() {
     tool.run().assert_code(0);
     assert_equal(&database, "expected", "events_full");
     let report = tool.report();
-    assert!(report["observations_superseded"].as_u64().unwrap() > 20, "{report}");
+    assert!(
+        report["observations_superseded"].as_u64().unwrap() > 20,
+        "{report}"
+    );
     assert_eq!(
         report["events_inserted"],
         ask_number(&database, "SELECT count() FROM expected")
