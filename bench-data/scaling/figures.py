@@ -218,6 +218,7 @@ MEASURED: dict[str, tuple[str, Value]] = {
     "rows_per_second_two_cores": ("throughput", _of(_per_second, **TOOL)),
     "join_rows_per_second": ("throughput", _of(_per_second, **FULL, peer="hash")),
     "join_two_rows_per_second": ("throughput", _of(_per_second, **FULL, peer="hash-2")),
+    "engine_rows_per_second": ("throughput", _of(_per_second, **FULL, peer="tool-clickhouse")),
     "limit_two_rows_per_second": ("throughput", _of(_per_second, **FULL, peer="limit-2")),
     "server_seconds_write": ("throughput", _of(_server(SERVER), **TOOL)),
     "server_seconds_until_quiet": ("throughput", _of(_server(QUIET), **TOOL)),

@@ -297,6 +297,7 @@ class OtherWay:
     server_cores: int
     # Rows a second of two statements at once on two cores.
     per_second: float
+    makes_root_spans: bool = False
 
     @property
     def write_seconds(self) -> float:
@@ -319,5 +320,6 @@ class OtherWay:
 
     @property
     def seconds(self) -> float:
-        """Writing the events of all observations. It makes no root spans."""
-        return self.figures["observations"] / self.stream.per_second
+        """Writing the events of all observations, and root spans where it makes them."""
+        root_spans = self.figures["traces"] if self.makes_root_spans else 0
+        return (self.figures["observations"] + root_spans) / self.stream.per_second

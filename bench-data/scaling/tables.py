@@ -234,9 +234,9 @@ def other_ways(figures: Figures) -> str:
 
         return of
 
-    def theirs(name: str) -> Callable[[int], str]:
+    def theirs(name: str, makes_root_spans: bool = False) -> Callable[[int], str]:
         def of(cores: int) -> str:
-            way = OtherWay(figures, cores, figures[name])
+            way = OtherWay(figures, cores, figures[name], makes_root_spans)
             return cell(way.seconds, way.stream)
 
         return of
@@ -244,6 +244,7 @@ def other_ways(figures: Figures) -> str:
     rows = [
         ("eight processes of 8 cores, LZ4", ours(True)),
         ("the same, uncompressed", ours(False)),
+        ("`--engine clickhouse`", theirs("engine_rows_per_second", makes_root_spans=True)),
         ("join, as many statements as cores", theirs("join_two_rows_per_second")),
         ("`INSERT … SELECT` without a join, likewise", theirs("limit_two_rows_per_second")),
     ]
