@@ -182,12 +182,7 @@ pub(super) async fn scan_versions(
     let inspected = &context.inspected;
     // A newer version may be on another shard's days.
     let compared = inspected.observation_partition.rows;
-    let phase = Phase::begin(
-        &context.display,
-        "observation versions checked",
-        compared,
-        0,
-    );
+    let phase = Phase::begin(&context.display, "versions checked", compared, 0);
     let recovery = recovery(context, checkpoint, store);
     let mut attempts = recovery.attempts("reading observation versions");
     loop {

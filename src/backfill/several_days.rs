@@ -29,7 +29,7 @@ pub(super) async fn find(
     store: &TraceStore,
 ) -> Result<(), Error> {
     let expected = context.inspected.traces_to_load;
-    let phase = Phase::begin(&context.display, "trace versions checked", expected, 0);
+    let phase = Phase::begin(&context.display, "traces checked", expected, 0);
     let doing = "looking for traces with versions on several days";
     let failed = "cannot find the traces with versions on several days";
     let mut attempts = WorkAttempts::new(&context.retries, doing, failed);

@@ -151,7 +151,7 @@ async fn stream_deferred(
     if rows == 0 {
         return Ok(());
     }
-    let name = "observations with traces of other months";
+    let name = "with distant traces";
     let phase = Arc::new(Phase::begin(&context.display, name, rows, 0));
     remote_lookup::look_up_deferred(context, journal, pipeline, source, store).await?;
     let checkpoint = journal.checkpoint();

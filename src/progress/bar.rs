@@ -16,7 +16,7 @@ const WIDE: u16 = 100;
 const NARROW_TEMPLATE: &str = "{msg} [{wide_bar:.green}] {percent:>3} % {rate}{left}";
 /// With row counts.
 const WIDE_TEMPLATE: &str =
-    "{msg:<28} [{wide_bar:.green}] {percent:>3} % {human_pos}/{human_len} {rate}{left}";
+    "{msg:<22} [{wide_bar:.green}] {percent:>3} % {human_pos}/{human_len} {rate}{left}";
 
 /// Whether the terminal is too narrow for row counts.
 pub(super) fn is_narrow() -> bool {

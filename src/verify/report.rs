@@ -192,7 +192,8 @@ impl Report {
             0 => "",
             _ => "at least ",
         };
-        if self.is_unfilled && self.wrong() == self.missing && self.hidden.is_none() {
+        let is_explained = self.hidden.is_some() || self.expiry.is_some();
+        if self.is_unfilled && self.wrong() == self.missing && !is_explained {
             return Err(Error::failed(format!(
                 "no run has filled partition {} of {} yet ({at_least}{} missing): run \
                  `events-backfill --partition {}` first, with the same options",
