@@ -84,8 +84,9 @@ fn versions_that_differ_in_type_alone_are_one_event() {
     execute(
         &database,
         "INSERT INTO observations SELECT * REPLACE ('EVENT' AS type, \
-             addSeconds(event_ts, 1) AS event_ts, cityHash64(id) % 3 = 0 AS is_deleted) \
-         FROM observations FINAL WHERE type = 'SPAN' AND cityHash64(id) % 5 = 0",
+             addSeconds(observations.event_ts, 1) AS event_ts, cityHash64(id) % 3 = 0 AS is_deleted) \
+         FROM observations FINAL WHERE observations.type = 'SPAN' \
+         AND cityHash64(id) % 5 = 0",
     );
     Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
     let tool = tool(&database, "events_full").args(["--engine", "clickhouse"]);
