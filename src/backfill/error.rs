@@ -56,8 +56,8 @@ pub(crate) enum WorkError {
     },
     /// The server wrote another number of rows than it had to.
     #[error(
-        "a statement had to write {rows} rows, and ClickHouse reports {written}, those of views included: \
-         the rows of the segment may have changed meanwhile"
+        "ClickHouse reports {written} rows where {rows} were expected: the rows of the segment may have \
+         changed meanwhile, or a view counts otherwise"
     )]
     RowsDiffer {
         /// Rows that it had to write.

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::pipeline::Pipeline;
-use super::pushdown::TraceName;
+use super::pushdown::{Pushdown, TraceName};
 use crate::inspect::segments::Segment;
 
-/// Segments whose keys were read, and their traces that nobody knows yet.
+/// Segments whose keys were read, and their traces not yet looked up.
 type Read = (Vec<Segment>, Vec<TraceName>);
 
 /// Reads ahead of the pipeline.
@@ -83,7 +83,7 @@ impl Drop for LookAhead {
 
 /// Reads the keys of segments, as many as memory allows.
 async fn read(pipeline: Arc<Pipeline>, segments: Vec<Segment>, at_once: usize) -> Read {
-    let (mut done, mut unknown) = (Vec::new(), Vec::new());
+    let (mut done, mut unknown, mut is_enough) = (Vec::new(), Vec::new(), false);
     for some in segments.chunks(at_once.max(1)) {
         pipeline.destination.throttle.may_begin().await;
         let mut reading = JoinSet::new();
@@ -92,17 +92,20 @@ async fn read(pipeline: Arc<Pipeline>, segments: Vec<Segment>, at_once: usize) -
             reading.spawn(async move {
                 match &pipeline.pushdown {
                     // If it fails, it is read again when the segment is written, with retries.
-                    Some(pushdown) => pushdown.read_ahead(&segment).await.unwrap_or_default(),
-                    None => Vec::new(),
+                    Some(pushdown) => pushdown.read_ahead(&segment).await.ok(),
+                    None => None,
                 }
             });
         }
         while let Some(of_segment) = reading.join_next().await {
-            unknown.extend(of_segment.unwrap_or_default());
+            match of_segment {
+                Ok(Some(of_segment)) => unknown.extend(of_segment),
+                _ => is_enough = true,
+            }
         }
         done.extend_from_slice(some);
-        let is_enough = |pushdown: &super::pushdown::Pushdown| pushdown.has_read_enough();
-        if pipeline.pushdown.as_ref().is_some_and(is_enough) {
+        let pushdown = pipeline.pushdown.as_ref();
+        if is_enough || pushdown.is_some_and(Pushdown::has_read_enough) {
             break;
         }
     }

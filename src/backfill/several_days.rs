@@ -44,7 +44,9 @@ pub(super) async fn find(
 async fn read(context: &Context, store: &TraceStore) -> Result<(), WorkError> {
     block_in_place(|| store.clear(Against::SeveralDays))?;
     let [hash, check] = OF_TRACES.trace_key();
-    let days = context.days_of_traces();
+    // Traces beside the segments' days are joined, whatever the margin.
+    let margin = context.options.subject.trace_margin_days.max(1);
+    let days = context.options.share().days_with_margin(margin);
     let traces = &context.inspected.traces;
     // In the order of their keys, as the store takes them.
     let query = format!(

@@ -18,7 +18,7 @@ const BYTES_PER_ROW: u64 = 177;
 const JOINED_PER_SECOND: u64 = 95 << 20;
 /// The server holds the rows of a part three times over.
 const COPIES_OF_PART: u64 = 3;
-/// From this many bytes over the network on, the way is what bounds a run: two hours at 1 Gbit/s.
+/// From this many bytes over the network on, the network limits a run: two hours at 1 Gbit/s.
 const MANY_BYTES: u64 = 1 << 40;
 /// Below this much memory, the server's statements have to be divided, which makes them slow.
 const LITTLE_MEMORY: u64 = 8 << 30;

@@ -103,7 +103,8 @@ impl<'a> Attempt<'a> {
                 };
                 let connection = pipeline.destination.connection_of(number);
                 let stream = connection.send(&of_segment(sql, block_rows, preferred_bytes))?;
-                (Rows::Server(Box::new(stream)), pipeline.unknown, "")
+                let kind = if rest.is_some() { "rest-" } else { "" };
+                (Rows::Server(Box::new(stream)), pipeline.unknown, kind)
             }
             // There is nowhere else to look.
             WorkItem::Deferred { segment, counts } => {

@@ -137,7 +137,6 @@ impl ItemWork {
             reached.in_doubt = Some(format!("{prefix}-{name}-"));
         }
         let pushed = pushed?;
-        reached.written += pushed.counts.left_out.written_before;
         let mut done = Done {
             number: segment.number,
             counts: pushed.counts,
@@ -156,7 +155,13 @@ impl ItemWork {
         reached.has_sent |= of_rest.has_sent;
         reached.written += of_rest.written;
         reached.in_doubt = of_rest.in_doubt;
-        let rest = outcome?;
+        let read = of_rest.shown_rows;
+        let done_rest = outcome?;
+        if read < rest.rows {
+            let (rows, written) = (rest.rows, read);
+            return Err(WorkError::RowsDiffer { rows, written });
+        }
+        let rest = done_rest;
         // What it left out was counted before.
         let LeftOut { written_before, .. } = rest.counts.left_out;
         done.counts += SegmentCounts {

@@ -56,11 +56,14 @@ impl KeyList {
         if self.is_empty() {
             return "0".to_owned();
         }
-        let checks: Vec<String> = self.0.iter().map(|key| parts(key).1.to_string()).collect();
-        format!(
-            "CAST({check}, 'UInt32') IN (SELECT arrayJoin(CAST('[{}]', 'Array(UInt32)')))",
-            checks.join(",")
-        )
+        let mut text = String::with_capacity(self.0.len() * 11);
+        for key in &self.0 {
+            if !text.is_empty() {
+                text.push(',');
+            }
+            text.push_str(&parts(key).1.to_string());
+        }
+        format!("CAST({check}, 'UInt32') IN (SELECT arrayJoin(CAST('[{text}]', 'Array(UInt32)')))")
     }
 }
 

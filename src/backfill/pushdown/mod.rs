@@ -4,8 +4,8 @@
 //! Before it, the keys of the segment's rows are read, a few dozen bytes each, and judged by the same
 //! [`Guard`] as in the embedded engine: which rows are not to be written, and
 //! which traces lie near. What the join cannot do goes through the pipeline of the embedded engine,
-//! row by row as always: rows whose trace is remote, deleted or has versions on several days, and
-//! spans of experiments. The statement names the rows and traces it takes by their hashes, so that
+//! row by row as always: rows whose trace is remote or has versions on several days, spans of
+//! experiments, and rows without a trace id. The statement names the rows and traces it takes by their hashes, so that
 //! both together write each row once, whatever arrives meanwhile.
 
 mod key_list;
@@ -15,8 +15,9 @@ mod statements;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::task::block_in_place;
 use tokio::time::Instant;
@@ -45,12 +46,14 @@ const ROWS_PER_SLICE: u64 = 1_000_000;
 /// Bytes of memory for each row of a slice while its keys are read, if each has a trace of its own: its key,
 /// its trace's key twice and name once, and the text of the list in the statement.
 const BYTES_PER_ROW: usize = 250;
-/// Rows per statement where their number per second is limited: so many seconds' worth.
+/// Rows per statement where their number per second is limited: this many seconds' worth.
 const SECONDS_PER_SLICE: u64 = 10;
 /// Most slices of a segment. With so few rows each, memory is not what the server lacks.
 const MOST_SLICES: u32 = 256;
-/// Keys of rows for the embedded pipeline, for each segment.
-const MOST_KEYS: usize = 2_000_000;
+/// Bytes for the key of each row of the embedded pipeline, and for its text in the statement.
+const BYTES_PER_KEY: usize = 150;
+/// After so many statements that succeeded, one gets twice as many rows again.
+const PATIENCE: u32 = 16;
 /// Most threads that write parts in one statement.
 const MOST_INSERT_THREADS: usize = 16;
 /// Rows per block that the server makes.
@@ -68,6 +71,14 @@ pub(crate) struct Pushdown {
     rows_per_slice: u64,
     /// Memory for keys that are read ahead, in bytes.
     ahead_bytes: usize,
+    /// Most rows of a segment for the embedded pipeline.
+    most_apart: usize,
+    /// Statements that succeeded since the slices were changed.
+    succeeded: AtomicU32,
+    /// Milliseconds that the last statement took.
+    last_took: AtomicU64,
+    /// Whether views are known to write other numbers of rows than one for each.
+    views_vary: AtomicBool,
     /// Memory for one statement, in bytes.
     statement_bytes: Option<u64>,
     insert_threads: usize,
@@ -89,8 +100,10 @@ pub(crate) struct Pushed {
 pub(crate) struct Rest {
     /// Holds for all of them, and reads only the span id.
     pub prewhere: String,
-    /// Holds for exactly them.
+    /// Holds for exactly them, and for other rows of their traces that were left out.
     pub condition: String,
+    /// How many there are.
+    pub rows: u64,
 }
 
 /// How far the statements got.
@@ -119,7 +132,7 @@ impl Pushdown {
         concurrency: usize,
     ) -> Result<Self, String> {
         let mapping = inspected.mapping_of(source);
-        let statements = Statements::new(inspected, source)
+        let statements = Statements::new(inspected, source, until)
             .ok_or("the target lacks a writable column that every event needs")?;
         let server = &inspected.server;
         let segments = concurrency.max(1) as u64;
@@ -143,6 +156,10 @@ impl Pushdown {
             rows_per_slice: ((budget.segment_bytes / BYTES_PER_ROW) as u64)
                 .clamp(1, ROWS_PER_SLICE),
             ahead_bytes: budget.segment_bytes / 2,
+            most_apart: budget.segment_bytes / BYTES_PER_KEY,
+            succeeded: AtomicU32::new(0),
+            last_took: AtomicU64::new(0),
+            views_vary: AtomicBool::new(false),
             statement_bytes: limits.into_iter().flatten().min(),
             insert_threads: insert_threads(server, concurrency),
         })
@@ -167,6 +184,7 @@ impl Pushdown {
         let connection = self.destination.connection_of(segment.number);
         let days = self.days_near(segment);
         let mut pushed = Pushed::default();
+        let mut apart = 0;
         let (mut rows, mut traces, mut rows_of_traces) =
             (KeyList::default(), KeyList::default(), KeyList::default());
         for number in 0..of {
@@ -174,9 +192,13 @@ impl Pushdown {
             let started = Instant::now();
             let read = match ahead.next() {
                 Some(read) => read,
-                None => self.sorter.read(&connection, segment, slice, &days).await?,
+                None => {
+                    let read = self.sorter.read(&connection, segment, slice, &days).await;
+                    read.map_err(|error| self.read_failed(error))?
+                }
             };
             let sorted = block_in_place(|| self.sorter.sort(read))?;
+            progress.written += sorted.left_out.written_before;
             let written = sorted.to_write;
             if written > 0 && !self.destination.dry_run {
                 self.keep_pace(written, started).await?;
@@ -190,11 +212,12 @@ impl Pushdown {
             rows.extend(sorted.apart_rows);
             traces.extend(sorted.apart_traces);
             rows_of_traces.extend(sorted.rows_of_apart_traces);
-            if rows.len() + rows_of_traces.len() > MOST_KEYS {
+            apart += sorted.apart;
+            if rows.len() + rows_of_traces.len() > self.most_apart {
                 return Err(RequestError::Unexpected(format!(
-                    "more than {MOST_KEYS} rows of segment {} have traces that are not near: use \
-                     --engine embedded for this month",
-                    segment.number
+                    "more than {} of its rows have traces that are not near: use --engine embedded \
+                     with --restart, a smaller --segment-rows or a larger --memory-limit",
+                    self.most_apart
                 ))
                 .into());
             }
@@ -204,6 +227,7 @@ impl Pushdown {
             pushed.rest = Some(Rest {
                 prewhere,
                 condition,
+                rows: apart,
             });
         }
         Ok(pushed)
@@ -212,8 +236,11 @@ impl Pushdown {
     /// Waits as the throttle requires before so many rows are written, and while the run is paused.
     async fn keep_pace(&self, rows: u64, started: Instant) -> Result<(), WorkError> {
         let throttle = &self.destination.throttle;
+        // What was read ahead took its time before; the last statement is the load.
+        let last_took = Duration::from_millis(self.last_took.load(Ordering::Relaxed));
+        let worked = started.elapsed() + last_took;
         let waiting = async {
-            if let Some(pause) = throttle.pause_before(rows, 0, started.elapsed()) {
+            if let Some(pause) = throttle.pause_before(rows, 0, worked) {
                 let mut changes = throttle.changes();
                 let _waiting = throttle.waiting(pause.reason);
                 tokio::select! {
@@ -231,7 +258,7 @@ impl Pushdown {
     }
 
     /// Reads the keys of a segment before it is written, so that many segments' traces can be looked up at
-    /// once. Returns those of which nobody knows yet where they are.
+    /// once. Returns the traces not yet looked up.
     ///
     /// # Errors
     /// [`WorkError`] if the server or the store fails, or on a signal. The segment will be read when it is
@@ -245,6 +272,9 @@ impl Pushdown {
             let read = self.sorter.read(&connection, segment, slice, &days).await?;
             unknown.extend(block_in_place(|| self.sorter.unknown(&read))?);
             slices.push(read);
+            if slices.iter().map(ReadSlice::bytes).sum::<usize>() >= self.ahead_bytes {
+                break;
+            }
         }
         let mut ahead = self
             .read_ahead
@@ -274,7 +304,9 @@ impl Pushdown {
 
     fn slices_of(&self, segment: &Segment) -> u32 {
         let per_second = self.destination.throttle.state().rows_per_second;
-        let of_pace = per_second.map_or(u64::MAX, |rows| (rows * SECONDS_PER_SLICE).max(1));
+        let of_pace = per_second.map_or(u64::MAX, |rows| {
+            rows.saturating_mul(SECONDS_PER_SLICE).max(1)
+        });
         let by_rows = segment.rows.div_ceil(self.rows_per_slice.min(of_pace));
         let by_rows = u32::try_from(by_rows).unwrap_or(MOST_SLICES);
         by_rows
@@ -330,6 +362,7 @@ impl Pushdown {
         progress.has_sent = true;
         progress.is_in_doubt = true;
         let _inserting = destination.throttle.inserting();
+        let began = Instant::now();
         let answer = tokio::time::timeout(TABLE_TIMEOUT, connection.insert_select(&insert));
         tokio::pin!(answer);
         let answer = tokio::select! {
@@ -353,9 +386,13 @@ impl Pushdown {
         match answer {
             Ok(written) => {
                 progress.is_in_doubt = false;
-                match is_complete(written, rows, destination.has_views) {
+                let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                self.last_took.store(took, Ordering::Relaxed);
+                match self.is_complete(written, rows) {
                     true => {
                         progress.written += rows;
+                        destination.telemetry.enriched(rows);
+                        self.has_succeeded(part_bytes);
                         Ok(())
                     }
                     false => Err(WorkError::RowsDiffer { rows, written }),
@@ -372,17 +409,58 @@ impl Pushdown {
             progress.has_sent = progress.written > 0;
             progress.is_in_doubt = false;
         }
-        let slices = self.slices.load(Ordering::Relaxed);
         if error.is_lack_of_memory() {
             destination.limits.part.was_too_large(part_bytes);
-            let more = (slices * 2).min(MOST_SLICES);
-            self.slices.fetch_max(more, Ordering::Relaxed);
         }
         WorkError::InsertFailed {
             table: destination.table.clone(),
-            is_single_block: slices >= MOST_SLICES,
+            is_single_block: !self.divides_after(&error),
             error,
         }
+    }
+
+    /// Has the next attempt read fewer keys at once where they were too many for the server or a proxy.
+    fn read_failed(&self, error: WorkError) -> WorkError {
+        match error {
+            WorkError::Request(error) if error.is_too_large() => WorkError::InsertFailed {
+                table: self.destination.table.clone(),
+                is_single_block: !self.divides_after(&error),
+                error,
+            },
+            error => error,
+        }
+    }
+
+    /// Makes slices smaller after a statement that was too large. Returns whether that is possible.
+    fn divides_after(&self, error: &RequestError) -> bool {
+        let slices = self.slices.load(Ordering::Relaxed);
+        if error.is_too_large() {
+            let more = (slices * 2).min(MOST_SLICES);
+            self.slices.fetch_max(more, Ordering::Relaxed);
+            self.succeeded.store(0, Ordering::Relaxed);
+        }
+        slices < MOST_SLICES
+    }
+
+    /// Lets parts and slices grow again, slowly.
+    fn has_succeeded(&self, part_bytes: usize) {
+        self.destination.limits.part.was_taken(part_bytes);
+        let succeeded = self.succeeded.fetch_add(1, Ordering::Relaxed) + 1;
+        if succeeded.is_multiple_of(PATIENCE) {
+            let slices = self.slices.load(Ordering::Relaxed);
+            self.slices.store((slices / 2).max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a statement wrote its rows. Views count too: mostly one row for each, so that the number is a
+    /// multiple. Where it is not, what is there is read once, and the number is not asked for again.
+    fn is_complete(&self, written: u64, rows: u64) -> bool {
+        if !self.destination.has_views {
+            return written == rows;
+        }
+        let is_multiple = written > rows && written.is_multiple_of(rows);
+        let is_enough = written >= rows;
+        is_multiple || (is_enough && self.views_vary.swap(is_enough, Ordering::Relaxed))
     }
 }
 
@@ -393,15 +471,6 @@ pub(crate) fn insert_threads(server: &ServerInfo, concurrency: usize) -> usize {
         .and_then(|threads| usize::try_from(threads).ok());
     let of_each = of_server.unwrap_or(1) / concurrency.max(1);
     of_each.clamp(1, MOST_INSERT_THREADS)
-}
-
-/// Whether a statement wrote its rows. Views count too: mostly one row for each, so that the number is a
-/// multiple. Where it is not, what is there is read, and the segment looked at again.
-fn is_complete(written: u64, rows: u64, has_views: bool) -> bool {
-    match has_views {
-        true => written > rows && written.is_multiple_of(rows),
-        false => written == rows,
-    }
 }
 
 impl Pushed {

@@ -134,16 +134,15 @@ impl Sorter {
         sorted.left_out += left_out;
         sorted.read += block.rows as u64;
         let in_experiments = self.in_experiments(block)?;
+        let is_in_experiment = |row| in_experiments.get(row).is_some_and(|&is_one| is_one);
         let text = |column| StringCursor::new(block.values(column));
         let (mut projects, mut ids) = (text(0), text(1));
         for (row, Judged { key, is_write }) in judged.into_iter().enumerate() {
             let (project, trace) = (projects.next_value()?, ids.next_value()?);
             if !is_write {
                 sorted.not_by_server.push(key);
-            } else if in_experiments.get(row).is_some_and(|&is_one| is_one) {
+            } else if is_in_experiment(row) || trace.is_empty() {
                 sorted.not_by_server.push(key);
-                sorted.apart_rows.push(key);
-            } else if trace.is_empty() {
                 sorted.apart_rows.push(key);
             } else {
                 let span = &b""[..];
@@ -272,7 +271,7 @@ impl Sorter {
             }
         }
         if self.source == Source::Traces {
-            // Its statement takes all rows that it is not told to leave.
+            // They are no rows of the server.
             let rows = sorted.rows_of_apart_traces.iter().copied();
             sorted.not_by_server.extend(rows);
         }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::key_list::KeyList;
 use super::sorted_rows::SortedRows;
-use crate::backfill::guard::row_hash::{OF_TRACES, RowColumns, version_place};
+use crate::backfill::guard::row_hash::{OF_TRACES, RowColumns, microseconds, version_place};
 use crate::clickhouse::{TableInfo, quoting};
 use crate::inspect::Inspected;
 use crate::inspect::segments::Segment;
@@ -31,6 +31,8 @@ pub(super) struct Statements {
     /// Reads keys.
     pub keys: SegmentQuery,
     version_key: [String; 2],
+    /// The condition for rows that are not left to Langfuse.
+    until: Option<String>,
     span_check: String,
     trace_key: [String; 2],
     insert: String,
@@ -43,7 +45,7 @@ pub(super) struct Statements {
 
 impl Statements {
     /// The statements for a source. `None` if the target lacks a column that every event needs.
-    pub(super) fn new(inspected: &Inspected, source: Source) -> Option<Self> {
+    pub(super) fn new(inspected: &Inspected, source: Source, until: Option<i64>) -> Option<Self> {
         let mapping = inspected.mapping_of(source);
         let (project, trace) = (mapping.sent("project_id")?, mapping.sent("trace_id")?);
         let span = mapping.sent("span_id")?;
@@ -56,8 +58,10 @@ impl Statements {
         let place = version_place(&day_of, &mapping.sent("type")?);
         let (start, event_ts) = (mapping.sent("start_time")?, mapping.sent("event_ts")?);
         let version_key = columns.version_key(&start, &event_ts, &place);
+        let until = until.map(|until| format!("{} <= {until}", microseconds(&event_ts)));
         let table = inspected.partition(source).table;
         Some(Self {
+            until,
             source,
             keys: inspected.segment_query_of(source, &mapping.of_keys()),
             span_check: version_key[1].clone(),
@@ -89,7 +93,7 @@ impl Statements {
         (slice.of > 1).then(|| format!("{} % {} = {}", self.span_check, slice.of, slice.number))
     }
 
-    /// Finds those of some traces that have one version on these days, not deleted.
+    /// Finds those of some traces that have versions on one of these days alone, the latest not deleted.
     pub(super) fn near_traces(
         &self,
         segment: &Segment,
@@ -133,6 +137,10 @@ impl Statements {
             segment.predicate(),
             self.keys.exclusion(segment)
         );
+        // Versions that arrived since the keys were read are Langfuse's to write.
+        if let Some(until) = &self.until {
+            conditions.push_str(&format!(" AND {until}"));
+        }
         if !left_out.is_empty() {
             conditions.push_str(&format!(
                 " AND NOT ({})",
@@ -141,8 +149,11 @@ impl Statements {
         }
         if self.source == Source::Traces {
             return format!(
-                "{} SELECT {} FROM {} AS {alias} FINAL{prewhere} WHERE {conditions}",
-                self.insert, self.expressions, self.table,
+                "{} SELECT {} FROM {} AS {alias} FINAL{prewhere} WHERE {conditions} AND {}",
+                self.insert,
+                self.expressions,
+                self.table,
+                sorted.near.contains(&self.trace_key),
             );
         }
         format!(
