@@ -54,10 +54,11 @@ impl LookAhead {
         if !begun.is_empty() {
             return (begun, Vec::new());
         }
-        let Some(Ok((segments, unknown))) = (match self.reading.take() {
-            Some(reading) => Some(reading.await),
+        let ended = match self.reading.take() {
+            Some(reading) => reading.await.ok(),
             None => None,
-        }) else {
+        };
+        let Some((segments, unknown)) = ended else {
             // They are read when they are written.
             return (remaining, Vec::new());
         };

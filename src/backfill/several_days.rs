@@ -6,15 +6,14 @@ use tokio::task::block_in_place;
 use super::block_stream::{BlockStream, catch_up};
 use super::context::Context;
 use super::error::WorkError;
-use super::guard::row_hash::{OF_TRACES, hash_key};
+use super::guard::row_hash::{OF_TRACES, for_each_key};
 use super::journal::Journal;
 use super::work_attempts::WorkAttempts;
 use crate::clickhouse::Statement;
 use crate::error::Error;
 use crate::inspect::statements::TRACE;
-use crate::native::FixedCursor;
 use crate::progress::Phase;
-use crate::trace_store::{Against, HashKey, SortedWriter, TraceStore};
+use crate::trace_store::{Against, SortedWriter, TraceStore};
 
 /// Keys per block.
 const KEY_ROWS: usize = 65_536;
@@ -65,16 +64,7 @@ async fn read(context: &Context, store: &TraceStore) -> Result<(), WorkError> {
     let mut blocks = BlockStream::open(connection, &statement, most, &context.pool, shutdown)?;
     let mut writer = SortedWriter::new(store, Against::SeveralDays, "traces");
     while let Some(block) = blocks.next().await? {
-        block_in_place(|| {
-            let mut hashes = FixedCursor::<8>::new(block.values(0));
-            let mut checks = FixedCursor::<4>::new(block.values(1));
-            for _ in 0..block.rows {
-                let hash = u64::from_le_bytes(hashes.next_value()?);
-                let key: HashKey = hash_key(hash, u32::from_le_bytes(checks.next_value()?));
-                writer.put(&key, b"")?;
-            }
-            Ok::<_, WorkError>(())
-        })?;
+        block_in_place(|| for_each_key(&block, |key| Ok(writer.put(&key, b"")?)))?;
     }
     block_in_place(|| writer.finish())?;
     Ok(())

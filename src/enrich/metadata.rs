@@ -6,12 +6,9 @@ use serde_bytes::Bytes as Text;
 
 use super::json;
 use super::row_traces::RowTraces;
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, TAGS_KEY};
 use crate::native::{ArrayCursor, NativeError, StringArrayWriter, StringCursor, put_string};
 use crate::trace_store::TraceRecord;
-
-/// Metadata key for tags, if the target has no tags column.
-pub(super) const TAGS_KEY: &[u8] = b"trace_tags";
 
 /// For each row: the observation's pairs (encoded in `names` and `values`), then the trace's pairs
 /// with other keys, then the tags if they have no column.
@@ -45,7 +42,8 @@ fn tags_pair(trace: &TraceRecord<'_>, kept: &Kept<'_, '_>, own_names: &[&[u8]]) 
     if trace.tags.is_empty() {
         return None;
     }
-    let is_taken = own_names.contains(&TAGS_KEY) || kept.iter().any(|(name, _)| name == TAGS_KEY);
+    let is_taken = own_names.contains(&TAGS_KEY.as_bytes())
+        || kept.iter().any(|(name, _)| name == TAGS_KEY.as_bytes());
     (!is_taken).then(|| json::array(trace.tags.iter().map(|tag| tag.as_ref())))
 }
 
@@ -137,7 +135,7 @@ impl MergedRow<'_, '_> {
             .iter()
             .for_each(|(name, _)| out.element(name));
         if self.tags.is_some() {
-            out.element(TAGS_KEY);
+            out.element(TAGS_KEY.as_bytes());
         }
     }
 
@@ -162,7 +160,7 @@ impl MergedRow<'_, '_> {
             object.pair(name, value);
         }
         if let Some(tags) = &self.tags {
-            object.pair(TAGS_KEY, tags);
+            object.pair(TAGS_KEY.as_bytes(), tags);
         }
         Ok(object.finish())
     }

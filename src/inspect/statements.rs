@@ -57,16 +57,24 @@ impl SegmentQuery {
     }
 }
 
+/// Settings of every statement that reads a segment with `FINAL`.
+pub(crate) const OF_FINAL: [(&str, u8); 3] = [
+    // It must see deleted rows before a condition hides them.
+    ("optimize_move_to_prewhere_if_final", 0),
+    // Otherwise each thread's layer reads one granule of every part again.
+    ("split_intersecting_parts_ranges_into_layers_final", 0),
+    // A key is never in two partitions, so it need not compare across them.
+    ("do_not_merge_across_partitions_select_final", 1),
+];
+
 /// A statement that reads a segment in blocks of at most `block_rows` rows and about `block_bytes` bytes.
 pub fn of_segment(sql: impl Into<String>, block_rows: usize, block_bytes: usize) -> Statement {
-    Statement::new(sql, block_rows)
-        .in_bytes(block_bytes)
-        // FINAL must see deleted rows before a condition hides them.
-        .with("optimize_move_to_prewhere_if_final", 0)
-        // Otherwise each thread's layer reads one granule of every part again.
-        .with("split_intersecting_parts_ranges_into_layers_final", 0)
-        // A key is never in two partitions, so FINAL need not compare across them.
-        .with("do_not_merge_across_partitions_select_final", 1)
+    let statement = Statement::new(sql, block_rows).in_bytes(block_bytes);
+    OF_FINAL
+        .into_iter()
+        .fold(statement, |statement, (name, value)| {
+            statement.with(name, value)
+        })
 }
 
 /// Alias of the traces table in the SELECT.

@@ -22,6 +22,9 @@ pub(crate) const TRACE_TEXTS: [TraceText; TEXTS] = [
     trace_text("version", "version"),
 ];
 
+/// Metadata key for tags, if the target has no tags column.
+pub(crate) const TAGS_KEY: &str = "trace_tags";
+
 /// Index of the version, which a row's own version overrides.
 pub(crate) const VERSION: usize = 4;
 

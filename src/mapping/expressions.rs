@@ -3,12 +3,9 @@
 //! `enrich/` builds the same values from blocks, and `verify/columns.rs` has its own SQL to compare
 //! both with: neither is derived from what stands here.
 
-use super::columns::{Enriched, EnrichedColumn, Helper, Selected, VERSION};
+use super::columns::{Enriched, EnrichedColumn, Helper, Selected, TAGS_KEY, VERSION};
 use super::source::Source;
 use crate::clickhouse::quoting;
-
-/// Metadata key for tags, if the target has no tags column.
-const TAGS_KEY: &str = "'trace_tags'";
 
 /// What an event takes from its trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,11 +85,11 @@ impl EventColumns<'_> {
             );
         }
         if self.tags_in_metadata {
-            let tags = of_trace(TraceAttribute::Tags);
-            let adds_tags = format!("notEmpty({tags}) AND NOT has({names}, {TAGS_KEY})");
+            let (tags, key) = (of_trace(TraceAttribute::Tags), quoting::string(TAGS_KEY));
+            let adds_tags = format!("notEmpty({tags}) AND NOT has({names}, {key})");
             values =
                 format!("if({adds_tags}, arrayPushBack({values}, toJSONString({tags})), {values})");
-            names = format!("if({adds_tags}, arrayPushBack({names}, {TAGS_KEY}), {names})");
+            names = format!("if({adds_tags}, arrayPushBack({names}, {key}), {names})");
         }
         (names, values)
     }

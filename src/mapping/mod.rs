@@ -14,7 +14,8 @@ use crate::native::{DataType, TypeError};
 
 use columns::{EXPERIMENT, OF_TRACE, texts};
 pub(crate) use columns::{
-    Enriched, EnrichedColumn, Experiment, Helper, SelectItem, Selected, TRACE_TEXTS, VERSION,
+    Enriched, EnrichedColumn, Experiment, Helper, SelectItem, Selected, TAGS_KEY, TRACE_TEXTS,
+    VERSION,
 };
 use event_columns::{EVENT_COLUMNS, EventColumn, From};
 pub(crate) use expressions::TraceAttribute;

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::differential::{
-    Specification, ask, ask_number, assert_equal, execute, keep_versions_apart,
+    Specification, add_wide_rows, ask, ask_number, assert_equal, execute, keep_versions_apart,
 };
 use crate::support::{Database, Options, SAMPLE_PARTITION, Server, Tool, repository_file};
 
@@ -126,16 +126,7 @@ fn a_segment_that_a_statement_has_no_memory_for_is_divided() {
     database.execute_file(&repository_file("bench-data/older-events.sql"), &[]);
     execute(&database, "CREATE TABLE written AS events");
     keep_versions_apart(&database, &["written"]);
-    execute(
-        &database,
-        &format!(
-            "INSERT INTO observations (id, trace_id, project_id, type, start_time, event_ts, input)
-             SELECT concat('observation-', toString(number)), 'nowhere', 'project', 'SPAN',
-                 toDateTime64('2024-06-01 00:00:00', 3) + number, now64(),
-                 repeat(hex(sipHash128(number)), 625)
-             FROM numbers({WIDE_ROWS}) SETTINGS max_memory_usage = 0"
-        ),
-    );
+    add_wide_rows(&database, WIDE_ROWS);
     let tool = Tool::new(&database)
         .args(["--partition", SAMPLE_PARTITION, "--target-table", "written"])
         .args(["--engine", "clickhouse", "--concurrency", "1"])

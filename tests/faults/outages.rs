@@ -501,16 +501,7 @@ fn a_part_that_the_server_has_no_memory_for_is_made_smaller() {
     let database = server.database("memory");
     database.load_schema();
     database.execute_file(&repository_file("bench-data/older-events.sql"), &[]);
-    execute(
-        &database,
-        &format!(
-            "INSERT INTO observations (id, trace_id, project_id, type, start_time, event_ts, input)
-             SELECT concat('observation-', toString(number)), 'nowhere', 'project', 'SPAN',
-                 toDateTime64('2024-06-01 00:00:00', 3) + number, now64(),
-                 repeat(hex(sipHash128(number)), 625)
-             FROM numbers({WIDE_ROWS}) SETTINGS max_memory_usage = 0"
-        ),
-    );
+    differential::add_wide_rows(&database, WIDE_ROWS);
     for compression in ["none", "lz4"] {
         let target = format!("events_{compression}");
         execute(&database, &format!("CREATE TABLE {target} AS events"));

@@ -68,6 +68,21 @@ pub fn wait_for_end_of_queries(database: &Database) {
     }
 }
 
+/// Adds so many observations of June 2024 with 20 KB of input each, in one project, without a trace.
+#[track_caller]
+pub fn add_wide_rows(database: &Database, rows: u64) {
+    execute(
+        database,
+        &format!(
+            "INSERT INTO observations (id, trace_id, project_id, type, start_time, event_ts, input)
+             SELECT concat('observation-', toString(number)), 'nowhere', 'project', 'SPAN',
+                 toDateTime64('2024-06-01 00:00:00', 3) + number, now64(),
+                 repeat(hex(sipHash128(number)), 625)
+             FROM numbers({rows}) SETTINGS max_memory_usage = 0"
+        ),
+    );
+}
+
 /// Makes each insert into `events_full` take so many seconds longer, once its rows are there.
 #[track_caller]
 pub fn slow_down(database: &Database, seconds: f64) {

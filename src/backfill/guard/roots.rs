@@ -8,12 +8,12 @@ use std::ops::RangeInclusive;
 
 use tokio::task::block_in_place;
 
-use super::row_hash::{RowColumns, hash_key};
+use super::row_hash::{RowColumns, for_each_key};
 use super::target::{COLUMNS, TargetMonth};
 use crate::backfill::block_stream::catch_up;
 use crate::backfill::error::WorkError;
 use crate::clickhouse::{ON_DISK_FROM_BYTES, TableInfo, quoting};
-use crate::native::{Block, FixedCursor};
+use crate::native::Block;
 use crate::partition::Day;
 use crate::trace_store::{Against, HashKey, Root, SortedWriter, TraceStore};
 
@@ -89,17 +89,13 @@ impl RootScan<'_> {
         let mut last: Option<HashKey> = None;
         self.target
             .for_each_block(query, |block: &Block| {
-                let mut hashes = FixedCursor::<8>::new(block.values(0));
-                let mut checks = FixedCursor::<4>::new(block.values(1));
-                for _ in 0..block.rows {
-                    let hash = u64::from_le_bytes(hashes.next_value()?);
-                    let key = hash_key(hash, u32::from_le_bytes(checks.next_value()?));
+                for_each_key(block, |key| {
                     if last != Some(key) {
                         writer.put(&key, &root.encode())?;
                         last = Some(key);
                     }
-                }
-                Ok(())
+                    Ok(())
+                })
             })
             .await?;
         block_in_place(|| writer.finish())?;

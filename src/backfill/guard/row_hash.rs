@@ -6,6 +6,8 @@
 
 use twox_hash::{XxHash32, XxHash64};
 
+use crate::backfill::error::WorkError;
+use crate::native::{Block, FixedCursor};
 use crate::trace_store::{HASH_BYTES, HashKey, ROW_KEY_BYTES, RowKey, Version};
 
 /// Odd factors for the parts of a hash before they are added, so that swapping parts changes it.
@@ -106,6 +108,33 @@ pub(crate) fn hash_key(hash: u64, check: u32) -> HashKey {
     key
 }
 
+/// The two hashes of a key: the reverse of [`hash_key`].
+pub(crate) fn hashes(key: &HashKey) -> (u64, u32) {
+    let (hash, check) = key.split_at(8);
+    let hash = hash.iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+    let check = check
+        .iter()
+        .fold(0, |sum, &byte| sum << 8 | u32::from(byte));
+    (hash, check)
+}
+
+/// Calls `take` with each key of a block whose first two columns are the hashes, `UInt64` and `UInt32`.
+///
+/// # Errors
+/// [`WorkError::Native`] if the block is damaged, and those of `take`.
+pub(crate) fn for_each_key(
+    block: &Block,
+    mut take: impl FnMut(HashKey) -> Result<(), WorkError>,
+) -> Result<(), WorkError> {
+    let mut hashes = FixedCursor::<8>::new(block.values(0));
+    let mut checks = FixedCursor::<4>::new(block.values(1));
+    for _ in 0..block.rows {
+        let hash = u64::from_le_bytes(hashes.next_value()?);
+        take(hash_key(hash, u32::from_le_bytes(checks.next_value()?)))?;
+    }
+    Ok(())
+}
+
 /// A version of an observation.
 pub(crate) fn version(
     event_ts: i64,
@@ -124,13 +153,9 @@ pub(crate) fn version(
 /// The key of one version of a row: versions of a row that `FINAL` leaves side by side differ in type, day or
 /// `event_ts`.
 pub(crate) fn version_key(row: &RowKey, version: Version) -> HashKey {
-    let (hash, check) = row[ROW_KEY_BYTES - HASH_BYTES..].split_at(8);
-    let hash = hash
-        .iter()
-        .fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte));
-    let check = check
-        .iter()
-        .fold(0_u32, |sum, &byte| sum << 8 | u32::from(byte));
+    let mut key = [0; HASH_BYTES];
+    key.copy_from_slice(&row[ROW_KEY_BYTES - HASH_BYTES..]);
+    let (hash, check) = hashes(&key);
     let hash = hash
         .wrapping_add(version.event_ts.cast_unsigned().wrapping_mul(EVENT_TS))
         .wrapping_add(version.place.wrapping_mul(PLACE));

@@ -72,6 +72,14 @@ impl Destination {
     pub(crate) fn connection_of(&self, segment: u32) -> Connection {
         self.connection.at(segment as usize)
     }
+
+    /// The settings that have the server end a part at `part_bytes`, or at the most rows of a part.
+    pub(crate) fn part_settings(&self, part_bytes: usize) -> Vec<(&'static str, String)> {
+        vec![
+            ("min_insert_block_size_bytes", part_bytes.to_string()),
+            ("min_insert_block_size_rows", self.part_rows.to_string()),
+        ]
+    }
 }
 
 /// Sends the blocks of one attempt.
@@ -420,13 +428,7 @@ fn begin(
     let part_bytes = destination.limits.part.bytes();
     let request = InsertRequest {
         sql: destination.insert_sql.clone(),
-        settings: vec![
-            ("min_insert_block_size_bytes", part_bytes.to_string()),
-            (
-                "min_insert_block_size_rows",
-                destination.part_rows.to_string(),
-            ),
-        ],
+        settings: destination.part_settings(part_bytes),
         query_id: format!("{}-{name}-{inserts}", destination.query_prefix),
         has_views: destination.has_views,
     };

@@ -1,5 +1,6 @@
 //! Lists of keys within statements: two hashes each, which the server computes for itself.
 
+use crate::backfill::guard::row_hash::hashes;
 use crate::trace_store::HashKey;
 
 /// Keys of rows or traces.
@@ -37,7 +38,7 @@ impl KeyList {
         }
         let mut text = String::with_capacity(self.0.len() * 34);
         for key in &self.0 {
-            let (hash, check) = parts(key);
+            let (hash, check) = hashes(key);
             text.push_str(match text.is_empty() {
                 true => "(",
                 false => ",(",
@@ -61,19 +62,10 @@ impl KeyList {
             if !text.is_empty() {
                 text.push(',');
             }
-            text.push_str(&parts(key).1.to_string());
+            text.push_str(&hashes(key).1.to_string());
         }
         format!("CAST({check}, 'UInt32') IN (SELECT arrayJoin(CAST('[{text}]', 'Array(UInt32)')))")
     }
-}
-
-fn parts(key: &HashKey) -> (u64, u32) {
-    let (hash, check) = key.split_at(8);
-    let hash = hash.iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
-    let check = check
-        .iter()
-        .fold(0, |sum, &byte| sum << 8 | u32::from(byte));
-    (hash, check)
 }
 
 #[cfg(test)]

@@ -2,11 +2,10 @@
 //! each segment, bounded by the segment's rows, so that inputs and outputs never leave the server.
 //!
 //! Before it, the keys of the segment's rows are read, a few dozen bytes each, and judged by the same
-//! [`Guard`] as in the embedded engine: which rows are not to be written, and
-//! which traces lie near. What the join cannot do goes through the pipeline of the embedded engine,
-//! row by row as always: rows whose trace is remote or has versions on several days, spans of
-//! experiments, and rows without a trace id. The statement names the rows and traces it takes by their hashes, so that
-//! both together write each row once, whatever arrives meanwhile.
+//! [`Guard`] as in the embedded engine: which rows are not to be written. What the join cannot do goes
+//! through the pipeline of the embedded engine, row by row as always: rows whose trace is remote or has
+//! versions on several days, spans of experiments, and rows without a trace id. The statement names the
+//! traces it takes and the rows it leaves by their hashes, so that both together write each row once.
 
 mod key_list;
 mod slice;
@@ -16,7 +15,7 @@ mod statements;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::block_in_place;
@@ -35,6 +34,7 @@ use super::pipeline::send::{Destination, LAST_INSERT};
 use crate::clickhouse::{Connection, InsertSelect, RequestError, ServerInfo, TABLE_TIMEOUT};
 use crate::inspect::Inspected;
 use crate::inspect::segments::Segment;
+use crate::inspect::statements::OF_FINAL;
 use crate::mapping::Source;
 use crate::memory::Budget;
 use crate::partition::{Day, ShareOfMonth};
@@ -87,8 +87,6 @@ pub(crate) struct Pushdown {
 /// What a segment's statements did.
 #[derive(Debug, Default)]
 pub(crate) struct Pushed {
-    /// Rows whose keys were read and that are settled.
-    pub rows: u64,
     /// What became events, and what was left out.
     pub counts: SegmentCounts,
     /// What is left for the embedded pipeline, if anything is.
@@ -184,7 +182,6 @@ impl Pushdown {
         let connection = self.destination.connection_of(segment.number);
         let days = self.days_near(segment);
         let mut pushed = Pushed::default();
-        let mut apart = 0;
         let (mut rows, mut traces, mut rows_of_traces) =
             (KeyList::default(), KeyList::default(), KeyList::default());
         for number in 0..of {
@@ -208,11 +205,10 @@ impl Pushdown {
                 self.insert(&connection, sql, id, written, progress).await?;
             }
             pushed.count(&sorted, written, self.destination.dry_run);
-            on_rows(sorted.read - sorted.apart);
+            on_rows(sorted.read - sorted.apart());
             rows.extend(sorted.apart_rows);
             traces.extend(sorted.apart_traces);
             rows_of_traces.extend(sorted.rows_of_apart_traces);
-            apart += sorted.apart;
             if rows.len() + rows_of_traces.len() > self.most_apart {
                 return Err(RequestError::Unexpected(format!(
                     "more than {} of its rows have traces that are not near: use --engine embedded \
@@ -227,7 +223,7 @@ impl Pushdown {
             pushed.rest = Some(Rest {
                 prewhere,
                 condition,
-                rows: apart,
+                rows: (rows.len() + rows_of_traces.len()) as u64,
             });
         }
         Ok(pushed)
@@ -276,30 +272,25 @@ impl Pushdown {
                 break;
             }
         }
-        let mut ahead = self
-            .read_ahead
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        ahead.insert(segment.number, (of, slices));
+        self.ahead().insert(segment.number, (of, slices));
         Ok(unknown)
     }
 
     /// Whether no more segments should be read ahead.
     pub(crate) fn has_read_enough(&self) -> bool {
-        let ahead = self
-            .read_ahead
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let ahead = self.ahead();
         let slices = ahead.values().flat_map(|(_, slices)| slices);
         slices.map(ReadSlice::bytes).sum::<usize>() >= self.ahead_bytes
     }
 
-    fn take_read(&self, segment: &Segment) -> Option<(u32, Vec<ReadSlice>)> {
-        let mut ahead = self
-            .read_ahead
+    fn ahead(&self) -> MutexGuard<'_, HashMap<u32, (u32, Vec<ReadSlice>)>> {
+        self.read_ahead
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        ahead.remove(&segment.number)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_read(&self, segment: &Segment) -> Option<(u32, Vec<ReadSlice>)> {
+        self.ahead().remove(&segment.number)
     }
 
     fn slices_of(&self, segment: &Segment) -> u32 {
@@ -330,32 +321,18 @@ impl Pushdown {
     ) -> Result<(), WorkError> {
         let destination = &*self.destination;
         let part_bytes = destination.limits.part.bytes();
-        let mut insert_settings = vec![
-            ("min_insert_block_size_bytes", part_bytes.to_string()),
-            (
-                "min_insert_block_size_rows",
-                destination.part_rows.to_string(),
-            ),
-        ];
+        let mut insert_settings = destination.part_settings(part_bytes);
         insert_settings.push(("max_insert_threads", self.insert_threads.to_string()));
         if let Some(bytes) = self.statement_bytes {
             insert_settings.push(("max_memory_usage", bytes.to_string()));
         }
-        let number = |number: usize| number.to_string();
+        let of_final = OF_FINAL.map(|(name, value)| (name, value.to_string()));
+        let block_rows = BLOCK_ROWS.min(destination.part_rows).to_string();
+        let mut settings = vec![("max_block_size", block_rows)];
+        settings.extend(of_final);
         let insert = InsertSelect {
             sql,
-            settings: vec![
-                (
-                    "max_block_size",
-                    number(BLOCK_ROWS.min(destination.part_rows)),
-                ),
-                ("optimize_move_to_prewhere_if_final", number(0)),
-                (
-                    "split_intersecting_parts_ranges_into_layers_final",
-                    number(0),
-                ),
-                ("do_not_merge_across_partitions_select_final", number(1)),
-            ],
+            settings,
             insert_settings,
             query_id: query_id.clone(),
         };
@@ -476,7 +453,6 @@ pub(crate) fn insert_threads(server: &ServerInfo, concurrency: usize) -> usize {
 impl Pushed {
     fn count(&mut self, sorted: &SortedRows, written: u64, dry_run: bool) {
         let LeftOut { written_before, .. } = sorted.left_out;
-        self.rows += sorted.read;
         self.counts += SegmentCounts {
             observations: written + written_before,
             without_trace: sorted.without_trace,

@@ -12,7 +12,7 @@ use super::sorted_rows::SortedRows;
 use super::statements::{Slice, Statements};
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
-use crate::backfill::guard::row_hash::{RowParts, hash_key};
+use crate::backfill::guard::row_hash::{RowParts, for_each_key};
 use crate::backfill::guard::{Guard, Judged};
 use crate::clickhouse::{Connection, Statement};
 use crate::inspect::segments::Segment;
@@ -21,7 +21,7 @@ use crate::mapping::Source;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::memory::numbers::short;
-use crate::native::{Block, FixedCursor, StringCursor};
+use crate::native::{Block, StringCursor};
 use crate::partition::Day;
 use crate::shutdown::Shutdown;
 use crate::trace_store::{HASH_BYTES, HashKey, TraceStore, key};
@@ -34,7 +34,6 @@ const KEY_ROWS: usize = 65_536;
 pub(super) struct ReadSlice {
     sorted: SortedRows,
     traces: Vec<HashKey>,
-    is_near: Vec<bool>,
     /// Project and id of those that are not near, by place.
     not_near: Vec<(u32, TraceName)>,
     /// The row's key and its trace's place.
@@ -65,7 +64,7 @@ impl ReadSlice {
         let names: usize = names
             .map(|(_, (project, id))| project.len() + id.len() + 64)
             .sum();
-        self.rows.len() * 16 + keys * (HASH_BYTES + 1) + names
+        self.rows.len() * 16 + keys * HASH_BYTES + names
     }
 }
 
@@ -98,9 +97,7 @@ impl Sorter {
             let of_several_days = self.store.are_of_several_days(&slice.traces)?;
             let traces = slice.traces.iter().zip(of_several_days).enumerate();
             for (place, (trace, of_several_days)) in traces {
-                let is_near = near.contains(trace) && !of_several_days;
-                slice.is_near.push(is_near);
-                if !is_near {
+                if of_several_days || !near.contains(trace) {
                     slice.not_near.push((short(place), names.name(place)));
                 }
             }
@@ -199,13 +196,10 @@ impl Sorter {
         drop(asked);
         let statement = Statement::new(sql, KEY_ROWS).of_a_table();
         self.for_each_block(connection, &statement, |block| {
-            let mut hashes = FixedCursor::<8>::new(block.values(0));
-            let mut checks = FixedCursor::<4>::new(block.values(1));
-            for _ in 0..block.rows {
-                let hash = u64::from_le_bytes(hashes.next_value()?);
-                near.insert(hash_key(hash, u32::from_le_bytes(checks.next_value()?)));
-            }
-            Ok(())
+            for_each_key(block, |key| {
+                near.insert(key);
+                Ok(())
+            })
         })
         .await?;
         Ok(near)
@@ -275,7 +269,6 @@ impl Sorter {
             let rows = sorted.rows_of_apart_traces.iter().copied();
             sorted.not_by_server.extend(rows);
         }
-        sorted.apart = (sorted.apart_rows.len() + sorted.rows_of_apart_traces.len()) as u64;
         Ok(sorted)
     }
 }

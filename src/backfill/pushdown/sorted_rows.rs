@@ -13,8 +13,6 @@ pub(super) struct SortedRows {
     pub to_write: u64,
     /// Of these, rows whose trace is nowhere.
     pub without_trace: u64,
-    /// Rows for the embedded pipeline.
-    pub apart: u64,
     /// Rows that are not to be written.
     pub left_out: LeftOut,
     /// The traces to join.
@@ -30,4 +28,11 @@ pub(super) struct SortedRows {
     pub apart_traces: Vec<HashKey>,
     /// The keys of those rows.
     pub rows_of_apart_traces: Vec<HashKey>,
+}
+
+impl SortedRows {
+    /// Number of rows for the embedded pipeline.
+    pub(super) fn apart(&self) -> u64 {
+        (self.apart_rows.len() + self.rows_of_apart_traces.len()) as u64
+    }
 }
