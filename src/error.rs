@@ -210,7 +210,7 @@ impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Advice::MakeRoom => {
-                "the disk is full; make room, or name a larger one with --state-dir"
+                "that disk is full: free some space on it"
             }
             Advice::RaiseOpenFiles => {
                 "raise the limit on open files, for example with `ulimit -n 1024`"
@@ -254,9 +254,9 @@ mod tests {
         .in_partition("202406".parse().unwrap());
         assert_eq!(
             error.to_string(),
-            "partition 202406: the checkpoint cannot be written: No space left on device; the disk is \
-             full; make room, or name a larger one with --state-dir; 3 of 9 segments done so far: \
-             continue with --resume; 2 partitions were not started"
+            "partition 202406: the checkpoint cannot be written: No space left on device; that disk is \
+             full: free some space on it; 3 of 9 segments done so far: continue with --resume; \
+             2 partitions were not started"
         );
         assert_eq!(error.exit_code(), 1);
         assert_eq!(Error::interrupted(15).exit_code(), 143);

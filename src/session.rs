@@ -36,7 +36,7 @@ impl Session {
             let display = display.clone();
             move |why| {
                 display.note(format_args!(
-                    "{why}: stopping once the requests under way are done; a second signal stops at once"
+                    "{why}: finishing the requests under way, then stopping; a second signal stops immediately"
                 ));
             }
         };
@@ -74,7 +74,7 @@ impl Session {
         let serving = serve(address, self.telemetry.clone(), self.throttle.clone()).await;
         let serving = serving.map_err(|error| {
             Error::configuration(format!(
-                "--metrics-listen: cannot listen on {address} ({error}): name another address, for \
+                "--metrics-listen: cannot listen on {address} ({error}): choose another address, for \
                  example 127.0.0.1:9464"
             ))
         })?;

@@ -89,7 +89,7 @@ fn parsed(found: CertificateResult) -> (RootCertStore, String) {
 
 fn unreadable(name: &str, path: &Path, error: &str) -> String {
     format!(
-        "{name} names {}, but no authority's certificate can be read there{error}: name another file or \
+        "{name} names {}, but no authority's certificate can be read there{error}: choose another file or \
          directory",
         path.display()
     )

@@ -26,7 +26,7 @@ pub(super) fn run(roots: &[PathBuf], html: &Path) -> Result<(), Error> {
     let directories = directories(roots)?;
     if directories.is_empty() {
         return Err(Error::configuration(format!(
-            "there are no runs in {}: name the right state directory with --state-dir",
+            "there are no runs in {}: give the right state directory with --state-dir",
             listed(roots)
         )));
     }

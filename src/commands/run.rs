@@ -284,7 +284,7 @@ async fn prepare(
     let nothing_to_resume = newest.earlier == Earlier::Resume && !has_state;
     let checked = checked.and(match nothing_to_resume {
         true => Err(Error::configuration(format!(
-            "there is nothing to resume in {}: start without --resume, or name the run's directory \
+            "there is nothing to resume in {}: start without --resume, or give the run's directory \
              with --state-dir",
             newest.state_dir.display()
         ))),

@@ -24,7 +24,8 @@ fn refuse_overlap(options: &Options) -> Result<(), Error> {
             && !options.dry_run
         {
             return Err(Error::configuration(format!(
-                "{holder} is working on partition {}, which has days of {own} too: wait for it to end, or stop it",
+                "{own} overlaps {}, which {holder} is writing: wait for it to end, or stop it, then run \
+                 this again",
                 other.share
             )));
         }
@@ -55,7 +56,7 @@ pub(super) async fn take(session: &Session, options: &Options) -> Result<StateDi
         if Instant::now() >= deadline {
             let waited = ENDING.as_secs();
             return Err(Error::failed(format!(
-                "{in_use}, which did not end within {waited} s: wait for it to end, or name another \
+                "{in_use}, which did not end within {waited} s: wait for it to end, or choose another \
                  directory with --state-dir"
             )));
         }

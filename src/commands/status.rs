@@ -26,7 +26,7 @@ pub(crate) fn run(roots: &[PathBuf], as_json: bool) -> Result<(), Error> {
         true => json(roots, &partitions, &sharded)?,
         false if partitions.is_empty() => format!(
             "no run has been started in {}: start one with `events-backfill --partition YYYYMM`, or \
-             name another directory with --state-dir",
+             choose another directory with --state-dir",
             listed(roots)
         ),
         false => table(&partitions, &sharded),
@@ -72,10 +72,10 @@ pub(super) fn unreadable(root: &Path, error: &std::io::Error) -> Error {
     Error::configuration(match error.kind() {
         std::io::ErrorKind::NotFound => format!(
             "there is no state directory {root}, so no run has been started there: start one with \
-             `events-backfill --partition YYYYMM`, or name the right directory with --state-dir"
+             `events-backfill --partition YYYYMM`, or give the right directory with --state-dir"
         ),
         _ => format!(
-            "cannot read the state directory {root}: {error}; name the right one with --state-dir"
+            "cannot read the state directory {root}: {error}; give the right one with --state-dir"
         ),
     })
 }

@@ -37,8 +37,8 @@ impl Inspector {
     pub(super) fn warn_of_held_limits(&mut self) -> Result<(), Error> {
         for (name, value) in self.connection.held_limits().to_vec() {
             self.warn(format!(
-                "the settings profile of user '{}' pins {name} = {value}: a statement that exceeds it ends \
-                 the run; remove the constraint",
+                "user '{}' may not change {name} ({value}), and a statement that exceeds it ends the run: \
+                 remove the constraint on {name} from the user's settings profile",
                 self.options.connection.user
             ))?;
         }

@@ -669,7 +669,7 @@ impl Inspector {
         }
         Err(Error::configuration(format!(
             "database '{}' has neither a table events_full nor events: run Langfuse's v4 \
-             migrations first, or name the table with --target-table",
+             migrations first, or give the table with --target-table",
             self.options.database
         )))
     }
@@ -709,8 +709,8 @@ fn refuse_distributed(table: &TableInfo) -> Result<(), Error> {
     match table.is_distributed() {
         false => Ok(()),
         true => Err(Error::configuration(format!(
-            "{}.{} is a Distributed table, whose rows are on the shards of a cluster: add --all-shards to \
-             do every shard, or --local-tables to do only this server's",
+            "{}.{} is a Distributed table: add --all-shards to backfill every shard of its cluster, or \
+             --local-tables for the rows of the server in CLICKHOUSE_URL alone",
             table.database, table.name
         ))),
     }

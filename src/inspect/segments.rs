@@ -275,8 +275,8 @@ pub(crate) fn larger_than_asked(
     let larger: Vec<String> = larger.collect();
     (!larger.is_empty()).then(|| {
         format!(
-            "--segment-rows is raised from {} to {}: shorter segments would read too much of so many \
-             parts twice",
+            "--segment-rows raised from {} to {}: in so many parts, smaller segments would read many \
+             rows twice",
             HumanCount(segment_rows),
             larger.join(" and to ")
         )

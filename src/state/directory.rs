@@ -275,7 +275,7 @@ impl fmt::Display for InUse {
 impl From<InUse> for Error {
     fn from(in_use: InUse) -> Self {
         Error::configuration(format!(
-            "{in_use}: wait for it to end, or name another directory with --state-dir"
+            "{in_use}: wait for it to end, or choose another directory with --state-dir"
         ))
     }
 }
@@ -318,7 +318,7 @@ impl StateDir {
         let path = &directory.path;
         let wrong = |error: std::io::Error| {
             Error::configuration(format!(
-                "the state directory {} cannot be used: {error}; name another one with --state-dir",
+                "the state directory {} cannot be used: {error}; choose another one with --state-dir",
                 path.display()
             ))
         };

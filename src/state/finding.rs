@@ -72,10 +72,14 @@ impl Finding {
         let place = directory.path.display();
         let why_not = match Checkpoint::read(&directory.checkpoint()) {
             Ok(None) => return Ok(()),
-            Ok(Some(checkpoint)) => checkpoint
-                .identity
-                .difference_in_events(identity)
-                .map(|difference| format!("the run in {place} had other settings: {difference}")),
+            Ok(Some(checkpoint)) => {
+                checkpoint
+                    .identity
+                    .difference_in_events(identity)
+                    .map(|difference| {
+                        format!("the run in {place} had different settings: {difference}")
+                    })
+            }
             Err(error) => Some(format!("the checkpoint in {place} cannot be used: {error}")),
         };
         match why_not {

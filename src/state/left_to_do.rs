@@ -21,8 +21,8 @@ pub(crate) fn left_to_do(report: &Report, written_at: u64, since: Option<&Findin
         // Rounded up to the minute.
         let from = written_at + u64::try_from(LEFT_TO_LANGFUSE / 1_000_000).unwrap_or(0) + 59;
         sentences.push(format!(
-            "{} rows are left to Langfuse: from {} UTC on, `events-backfill verify --partition \
-             {partition}` checks that it has written them",
+            "{} rows are left for Langfuse to write: after {} UTC, check them with `events-backfill \
+             verify --partition {partition}`",
             HumanCount(report.left_to_live_path),
             Moment(from).to_minute()
         ));

@@ -142,7 +142,7 @@ impl TraceId {
 pub(crate) fn require_writable(path: &Path, flag: &str) -> Result<(), Error> {
     output_file::require_writable(path).map_err(|error| {
         Error::configuration(format!(
-            "the report {} cannot be written: {error}; name another file with {flag}",
+            "the report {} cannot be written: {error}; choose another file with {flag}",
             path.display()
         ))
     })
@@ -159,7 +159,7 @@ pub(crate) fn require_different(
 ) -> Result<(), Error> {
     match output_file::is_same(one, other) {
         Ok(true) => Err(Error::configuration(format!(
-            "{flag} and {other_flag} both name {}: name another file with {other_flag}",
+            "{flag} and {other_flag} both name {}: choose another file with {other_flag}",
             other.display()
         ))),
         // `require_writable` reports a bad path.

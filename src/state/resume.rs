@@ -64,7 +64,7 @@ pub(crate) fn decide(
         return match checkpoint.identity.difference(identity) {
             None => Ok(Decision::AlreadyFinished(Box::new(checkpoint))),
             Some(difference) => Err(Error::configuration(format!(
-                "the run in {directory} is finished, but with other settings: {difference}; \
+                "the run in {directory} is finished, but with different settings: {difference}; \
                  undo the change, or write the month again with --restart"
             ))),
         };
@@ -81,8 +81,8 @@ pub(crate) fn decide(
     match checkpoint.identity.difference(identity) {
         None => Ok(Decision::Continue(Box::new(checkpoint))),
         Some(difference) => Err(Error::configuration(format!(
-            "the run in {directory} was started with other settings: {difference}; undo the change \
-             to resume, or start over with --restart"
+            "the run in {directory} was started with different settings: {difference}; undo the \
+             change to resume, or start over with --restart"
         ))),
     }
 }

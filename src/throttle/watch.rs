@@ -200,7 +200,9 @@ impl Watch {
 
     fn leave_out(&self, reason: Reason, error: impl std::fmt::Display) {
         let flag = reason.flag();
-        (self.watched.tell)(Told::LeftOut(format!("{flag} has no effect: {error}")));
+        (self.watched.tell)(Told::LeftOut(format!(
+            "{flag} is ignored, so the run does not slow down for it: {error}"
+        )));
     }
 
     fn time_of_inserts(&mut self) -> Option<Reading> {

@@ -190,7 +190,7 @@ fn a_disk_that_fills_up_while_traces_are_loaded_ends_the_run_until_there_is_room
     let words = [
         "the traces of 2024-06-",
         "No space left",
-        "the disk is full; make room",
+        "that disk is full: free some space",
         "--state-dir",
         "continue with --resume",
     ];
@@ -203,7 +203,7 @@ fn a_disk_that_fills_up_while_traces_are_loaded_ends_the_run_until_there_is_room
     let tool = tool.arg("--resume");
     disk.fill_but(0);
     let outcome = tool.run();
-    let words = ["No space left", "the disk is full; make room"];
+    let words = ["No space left", "that disk is full: free some space"];
     let sentence = outcome.assert_one_error(1, &words);
     assert!(!sentence.contains("--restart"), "{sentence}");
     disk.make_room();
@@ -233,7 +233,7 @@ fn a_disk_that_fills_up_before_a_segment_is_done_ends_the_run_until_there_is_roo
     let words = [
         "the checkpoint",
         "No space left",
-        "make room",
+        "free some space",
         "continue with --resume",
         // What is not written down is not done.
         "0 of 1 segments done",
@@ -303,7 +303,7 @@ fn wherever_the_disk_ends_the_run_says_so_and_can_be_completed() {
             }
         }
         assert!(
-            sentence.contains("make room") || sentence.contains("--state-dir"),
+            sentence.contains("free some space") || sentence.contains("--state-dir"),
             "it says what to do: {sentence}"
         );
         let outcome = if disk.holds_checkpoint() {

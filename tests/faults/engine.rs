@@ -2,11 +2,12 @@
 //! or to the memory of a statement.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::differential::{
     Specification, add_wide_rows, ask, ask_number, assert_equal, execute, keep_versions_apart,
 };
+use crate::support::proxy::{Action, FOREVER, Fault, Place, Proxy};
 use crate::support::{Database, Options, SAMPLE_PARTITION, Server, Tool, repository_file};
 
 /// Enough for several segments.
@@ -19,12 +20,7 @@ fn month<'s>(server: &'s Server, name: &str) -> Database<'s> {
     let database = server.sample_month(name, OBSERVATIONS);
     // Few parts, so that segments may be short.
     execute(&database, "OPTIMIZE TABLE observations FINAL");
-    Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "in_memory");
-    // A restart of the server would empty it.
-    execute(
-        &database,
-        "CREATE TABLE expected ENGINE = MergeTree ORDER BY tuple() AS SELECT * FROM in_memory",
-    );
+    Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
     database
 }
 
@@ -110,6 +106,80 @@ fn a_server_killed_while_it_joins_leaves_each_event_once() {
     }
     outcome.assert_code(0);
     assert_each_once(&database);
+}
+
+/// Observations that a new version of changes, and others that are new, while a statement waits.
+const ARRIVES: [&str; 2] = [
+    "INSERT INTO observations SELECT * REPLACE (now64(3) AS event_ts, 'changed' AS name) \
+     FROM observations FINAL WHERE cityHash64(id) % 10 = 0 AND id IN once",
+    "INSERT INTO observations SELECT * REPLACE (now64(3) AS event_ts, observations.id || '-new' AS id) \
+     FROM observations FINAL WHERE cityHash64(observations.id) % 10 = 1 \
+     AND observations.id IN once",
+];
+
+/// Runs the tool with its first statement held up until observations have arrived whose keys it has
+/// read before.
+fn run_while_observations_arrive<const N: usize>(
+    database: &Database,
+    arguments: [&str; N],
+) -> Tool {
+    keep_versions_apart(database, &["events_full", "events_core"]);
+    // Those with one row each: of the others it is not said which is the latest.
+    execute(
+        database,
+        "CREATE TABLE once ENGINE = Set AS SELECT id FROM observations GROUP BY id \
+         HAVING count() = 1",
+    );
+    let proxy = Proxy::start(database.server.http_port());
+    let hold = proxy.arm(Fault::once(
+        "LEFT ANY JOIN",
+        Place::RequestByte(0),
+        Action::Stall(FOREVER),
+    ));
+    let tool = tool(database)
+        .env("CLICKHOUSE_URL", proxy.url())
+        .args(arguments);
+    let mut running = tool.spawn();
+    let began = Instant::now();
+    while hold.count() == 0 {
+        assert!(running.is_running() && began.elapsed() < Duration::from_secs(60));
+        thread::sleep(Duration::from_millis(10));
+    }
+    for statement in ARRIVES {
+        execute(database, statement);
+    }
+    hold.lift();
+    running.wait().assert_code(0);
+    tool
+}
+
+#[test]
+fn what_arrives_between_the_keys_and_the_statement_is_one_event() {
+    let database = month(Server::shared(), "engine_arrives");
+    run_while_observations_arrive(&database, []);
+    execute(&database, "DROP TABLE expected");
+    Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
+    for arrived in ["endsWith(span_id, '-new')", "name = 'changed'"] {
+        let rows = format!("SELECT countIf({arrived}) FROM expected");
+        let rows = ask_number(&database, &rows);
+        assert!(rows > 1_000, "{arrived}: {rows}");
+    }
+    assert_each_once(&database);
+}
+
+#[test]
+fn what_arrives_between_the_keys_and_the_statement_is_left_to_langfuse_where_it_writes() {
+    let database = month(Server::shared(), "engine_arrives_live");
+    let arguments = ["--until", "2024-07-15 00:00:00"];
+    let tool = run_while_observations_arrive(&database, arguments);
+    execute(
+        &database,
+        "ALTER TABLE expected DELETE WHERE cityHash64(span_id) % 10 = 0 AND span_id IN once \
+         SETTINGS mutations_sync = 2",
+    );
+    assert_each_once(&database);
+    let left = tool.report()["left_to_live_path"].as_u64().unwrap();
+    assert!(left > 2_000, "{left}");
 }
 
 /// Rows of 20 KB each.

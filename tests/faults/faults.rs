@@ -12,7 +12,7 @@ use crate::support::differential::{
     Specification, ask, ask_number, assert_complete, drop_indexes, execute, keep_versions_apart,
 };
 use crate::support::proxy::{Action, FOREVER, Fault, Place, Proxy};
-use crate::support::{Database, Outcome, Running, SAMPLE_PARTITION, Server, TESTER, Tool};
+use crate::support::{Database, Options, Outcome, Running, SAMPLE_PARTITION, Server, TESTER, Tool};
 
 /// Enough for several segments, the least of which has 49,152 rows.
 const OBSERVATIONS: u64 = 120_000;
@@ -49,7 +49,13 @@ const HTTP_SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// of these tests, with no word about it). A server under supervision is started again, and so is
 /// this one; but then the faults of a test are not the only ones.
 fn unless_clickhouse_crashes(test: impl Fn()) {
-    month().server.unless_it_crashes(test);
+    server().unless_it_crashes(test);
+}
+
+/// The server that all of these tests use, and no others: see [`unless_clickhouse_crashes`].
+fn server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| Server::start(Options::default()))
 }
 
 /// Sources that nobody changes, the table `expected`, and the table `plain_events` to copy targets
@@ -57,7 +63,7 @@ fn unless_clickhouse_crashes(test: impl Fn()) {
 fn month() -> &'static Database<'static> {
     static MONTH: OnceLock<Database<'static>> = OnceLock::new();
     MONTH.get_or_init(|| {
-        let database = Server::shared().sample_month("faults", OBSERVATIONS);
+        let database = server().sample_month("faults", OBSERVATIONS);
         prepare(&database);
         database
     })
@@ -452,7 +458,7 @@ fn a_corrupted_byte_of_a_compressed_insert_never_makes_a_wrong_result() {
 fn large_day() -> &'static Database<'static> {
     static LARGE_DAY: OnceLock<Database<'static>> = OnceLock::new();
     LARGE_DAY.get_or_init(|| {
-        let database = Server::shared().database("large_day");
+        let database = server().database("large_day");
         database.load_schema();
         execute(
             &database,

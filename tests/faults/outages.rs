@@ -58,30 +58,9 @@ fn month() -> &'static Database<'static> {
                  FROM numbers(4000)"
             ),
         );
-        Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "in_memory");
-        keep_on_disk(&database, "in_memory", "expected");
+        Specification::current().fill(&database, SAMPLE_PARTITION, "events_full", "expected");
         database
     })
-}
-
-/// Copies a table of the engine Memory, which a restart of the server would empty.
-fn keep_on_disk(database: &Database, table: &str, copy: &str) {
-    execute(
-        database,
-        &format!("CREATE TABLE {copy} AS {table} ENGINE = MergeTree ORDER BY tuple()"),
-    );
-    let columns = ask(
-        database,
-        &format!(
-            "SELECT arrayStringConcat(groupArray(name), ', ') FROM system.columns \
-             WHERE database = currentDatabase() AND table = '{table}' \
-             AND default_kind NOT IN ('MATERIALIZED', 'ALIAS')"
-        ),
-    );
-    execute(
-        database,
-        &format!("INSERT INTO {copy} ({columns}) SELECT {columns} FROM {table}"),
-    );
 }
 
 /// The program, with a target of that name, in small parts, and with less memory than a segment takes.
@@ -570,7 +549,10 @@ fn assert_not_resumed(tool: Tool, words: &[&str]) -> Tool {
     let tool = tool.arg("--resume");
     let outcome = tool.run();
     outcome.assert_code(2);
-    for word in words.iter().chain(&["with other settings", "--restart"]) {
+    for word in words
+        .iter()
+        .chain(&["with different settings", "--restart"])
+    {
         outcome.assert_stderr_contains(word);
     }
     tool.without_arg("--resume")

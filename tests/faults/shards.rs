@@ -112,10 +112,8 @@ fn who_would_write_the_days_of_a_shard_that_is_at_work_is_turned_away() {
     wait_for_event(&mut run, &database);
     // In the same state directory nothing has to be inserted to be seen.
     let same = tool(&["--shard", "1/4"]).env("STATE_DIR", at_work.state_dir());
-    same.run().assert_one_error(
-        2,
-        &["is working on partition 202406 1/2", "days of 202406 1/4"],
-    );
+    same.run()
+        .assert_one_error(2, &["202406 1/4 overlaps 202406 1/2", "which process"]);
     let beside = tool(&["--shard", "2/2"]);
     let others = [tool(&["--shard", "1/3"]), tool(&[])];
     let mut second = beside.spawn();

@@ -110,6 +110,15 @@ fn tool(database: &Database) -> Tool {
 
 #[test]
 fn every_shard_of_a_cluster_gets_the_events_of_its_own_rows() {
+    every_shard_gets_its_events("embedded");
+}
+
+#[test]
+fn every_shard_of_a_cluster_makes_the_events_of_its_own_rows_itself() {
+    every_shard_gets_its_events("clickhouse");
+}
+
+fn every_shard_gets_its_events(engine: &str) {
     let cluster = Cluster::start();
     let shared = cluster.distribute("shared", |_| "cityHash64(project_id)".to_owned());
     let whole = cluster.fill(&shared);
@@ -124,7 +133,9 @@ fn every_shard_of_a_cluster_gets_the_events_of_its_own_rows() {
     unknown.run().assert_one_error(2, &["nowhere", "--cluster"]);
 
     // A signal reaches all, and all go on.
-    let tool = tool(&shared).args(["--segment-rows", "2000"]);
+    let tool = tool(&shared)
+        .args(["--segment-rows", "2000"])
+        .env("ENGINE", engine);
     let mut run = tool.spawn();
     let started = Instant::now();
     while cluster.rows("events_full") == [0, 0] {

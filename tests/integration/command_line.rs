@@ -865,7 +865,7 @@ fn two_outputs_do_not_go_into_one_file() {
             .args(["--partition", SAMPLE_PARTITION, "--dry-run"])
             .args(["--report", report, "--html", html]);
         run.run()
-            .assert_one_error(2, &["--report and --html both name", "name another file"]);
+            .assert_one_error(2, &["--report and --html both name", "choose another file"]);
         assert!(!run.directory().join("both").exists());
     }
 }

@@ -758,7 +758,7 @@ fn larger_segments_than_asked_for_are_said_with_the_reason() {
         let run = Tool::new(&database).args(arguments).arg("--dry-run");
         (plan.run(), run.run())
     };
-    let words = "--segment-rows is raised from 1,000 to ";
+    let words = "--segment-rows raised from 1,000 to ";
     let (plan, run) = asked("1000");
     for (said, place) in [(&plan.stdout, "note: "), (&run.stderr, "")] {
         let line = said.lines().find(|line| line.contains(words));
@@ -773,6 +773,6 @@ fn larger_segments_than_asked_for_are_said_with_the_reason() {
     for outcome in [plan, run] {
         outcome.assert_code(0);
         let said = outcome.stdout + &outcome.stderr;
-        assert!(!said.contains("is raised from"), "{said}");
+        assert!(!said.contains("--segment-rows raised from"), "{said}");
     }
 }

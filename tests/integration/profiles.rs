@@ -426,7 +426,7 @@ fn limits_that_cannot_be_lifted_are_named() {
             // The sample has no more.
             outcome
                 .assert_code(0)
-                .assert_stderr_contains("pins max_partitions_to_read = 1");
+                .assert_stderr_contains("may not change max_partitions_to_read (1)");
         } else {
             let code = outcome.code.unwrap();
             assert_ne!(code, 0);
@@ -436,7 +436,7 @@ fn limits_that_cannot_be_lifted_are_named() {
         command(&database, user, "plan")
             .arg("--strict")
             .run()
-            .assert_one_error(2, &[&format!("pins {setting}"), "--strict"]);
+            .assert_one_error(2, &[&format!("may not change {setting}"), "--strict"]);
     }
 }
 

@@ -145,7 +145,7 @@ fn what_was_made_for_something_else_or_is_damaged_is_refused_and_not_begun_anew(
 
     let tool = tool.arg("--no-trace-metadata");
     let words = [
-        "with other settings",
+        "with different settings",
         "--no-trace-metadata",
         "undo the change",
     ];
@@ -208,7 +208,6 @@ fn it_waits_for_a_server_that_is_not_there_yet() {
     outcome
         .assert_code(0)
         .assert_stderr_contains("trying again in");
-    // Only now: what is kept in memory does not survive a restart.
     let specification = Specification::current();
     specification.fill(&database, SAMPLE_PARTITION, "events_full", "expected");
     assert_complete(&database, "events_full");

@@ -51,6 +51,19 @@ pub fn drop_indexes(database: &Database, table: &str) {
     execute(database, &format!("ALTER TABLE {table} {drops}"));
 }
 
+/// Creates a table with the columns of another one, without its key and indexes, that outlives a
+/// restart of the server.
+#[track_caller]
+pub fn create_plain_table(database: &Database, table: &str, like: &str) {
+    for statement in [
+        format!("CREATE TABLE {table}_columns AS {like} ENGINE = Memory"),
+        format!("CREATE TABLE {table} AS {table}_columns ENGINE = MergeTree ORDER BY tuple()"),
+        format!("DROP TABLE {table}_columns"),
+    ] {
+        execute(database, &statement);
+    }
+}
+
 /// Waits until nothing of the program is under way in a database: what a client that was killed has
 /// begun may outlive it.
 #[track_caller]
@@ -197,10 +210,7 @@ impl Specification {
         expected: &str,
         leave_out: &[&str],
     ) {
-        execute(
-            database,
-            &format!("CREATE TABLE {expected} AS {target} ENGINE = Memory"),
-        );
+        create_plain_table(database, expected, target);
         self.add_except(database, partition, expected, leave_out);
     }
 

@@ -10,7 +10,7 @@
 //! All of them are made here from the table `history`, what a backfill would write of the whole
 //! month: their values are right, and they can still be told from the backfill's.
 use super::Database;
-use super::differential::{Specification, add_experiments, ask, execute};
+use super::differential::{Specification, add_experiments, ask, create_plain_table, execute};
 
 /// A source that is not a backfill's.
 pub const IS_LIVE: &str = "source NOT IN ('ingestion-api-backfill', 'otel-backfill')";
@@ -41,13 +41,7 @@ pub enum Way {
 /// A table like `events_full`, without its indexes and its key, that outlives a restart of the
 /// server.
 pub fn create_table(database: &Database, table: &str) {
-    for statement in [
-        format!("CREATE TABLE {table}_columns AS events_full ENGINE = Memory"),
-        format!("CREATE TABLE {table} AS {table}_columns ENGINE = MergeTree ORDER BY tuple()"),
-        format!("DROP TABLE {table}_columns"),
-    ] {
-        execute(database, &statement);
-    }
+    create_plain_table(database, table, "events_full");
 }
 
 /// Fills the new table `table` with all that a backfill of one month into an empty target writes,

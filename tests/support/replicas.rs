@@ -49,7 +49,7 @@ pub fn tables(database: &Database) -> Vec<String> {
     let names = ask(
         database,
         "SELECT arrayStringConcat(groupArray(name), ' ') FROM system.tables \
-         WHERE database = currentDatabase() AND engine IN ('ReplacingMergeTree', 'Memory')",
+         WHERE database = currentDatabase() AND engine IN ('ReplacingMergeTree', 'MergeTree')",
     );
     names.split(' ').map(str::to_owned).collect()
 }

@@ -157,13 +157,16 @@ impl Server {
     }
 
     /// How often ClickHouse has ended by itself. It is started again if it has just done so.
+    ///
+    /// Between the abort and the end of the process ClickHouse writes a stack trace, for seconds. It no
+    /// longer answers then, so one that does not answer is waited for, and killed if need be.
     pub fn crashes(&self) -> u32 {
         let mut process = self
             .process
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(running) = process.as_mut()
-            && let Ok(Some(status)) = running.child.try_wait()
+            && let Some(status) = self.has_ended(running)
         {
             println!("ClickHouse itself has ended: {status}");
             let again = start_process(self.directory.path(), &self.data, self.address);
@@ -171,6 +174,25 @@ impl Server {
             self.crashes.fetch_add(1, Ordering::Relaxed);
         }
         self.crashes.load(Ordering::Relaxed)
+    }
+
+    /// How a server ended that no longer answers.
+    fn has_ended(&self, running: &mut ServerProcess) -> Option<String> {
+        let silent_since = Instant::now();
+        loop {
+            if let Ok(Some(status)) = running.child.try_wait() {
+                return Some(status.to_string());
+            }
+            if answers_ping(self.address.host, self.address.http_port) {
+                return None;
+            }
+            if silent_since.elapsed() > SERVER_PATIENCE {
+                let _ = running.child.kill();
+                let _ = running.child.wait();
+                return Some("it neither answered nor ended".to_owned());
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
     }
 
     /// Runs a test again, up to twice, where ClickHouse crashed while it ran: what has failed then
