@@ -55,13 +55,17 @@ struct OfReplicas {
 }
 
 impl OfReplicas {
+    /// The highest value of replicas that replicate. One that is read-only does not, may give the time since
+    /// 1970 as its delay, and is named by the insert that it refuses.
     fn most(&self, column: &str) -> String {
         let Self {
             table,
             condition,
             settings,
         } = self;
-        format!("SELECT toFloat64(max({column})) FROM {table} WHERE {condition} {settings}")
+        format!(
+            "SELECT toFloat64(maxIf({column}, NOT is_readonly)) FROM {table} WHERE {condition} {settings}"
+        )
     }
 }
 

@@ -183,7 +183,7 @@ fn all_replicas_of_the_target_are_asked_and_one_that_does_not_answer_is_left_out
         ask(&database, "SYSTEM FLUSH LOGS query_log");
         let sql = format!(
             "SELECT {columns} FROM system.query_log WHERE is_initial_query \
-             AND query LIKE 'SELECT toFloat64(max(%clusterAllReplicas(''default''%' \
+             AND query LIKE 'SELECT toFloat64(maxIf(%clusterAllReplicas(''default''%' \
              AND query LIKE '%zookeeper_path IN (%'"
         );
         ask(&database, &sql)
@@ -192,7 +192,7 @@ fn all_replicas_of_the_target_are_asked_and_one_that_does_not_answer_is_left_out
         asked("countIf(exception != ''), countIf(type = 'QueryFinish') > 0"),
         "0\t1"
     );
-    let columns = "countIf(query LIKE '%max(absolute_delay)%') > 0, countIf(query LIKE '%max(queue_size)%') > 0";
+    let columns = "countIf(query LIKE '%maxIf(absolute_delay,%') > 0, countIf(query LIKE '%maxIf(queue_size,%') > 0";
     assert_eq!(asked(columns), "1\t1");
 }
 

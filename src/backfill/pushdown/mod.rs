@@ -198,7 +198,7 @@ impl Pushdown {
             progress.written += sorted.left_out.written_before;
             let written = sorted.to_write;
             if written > 0 && !self.destination.dry_run {
-                self.keep_pace(written, started).await?;
+                self.keep_pace(written, started, progress.has_sent).await?;
                 let splits_blocks = self.destination.part_rows < BLOCK_ROWS;
                 let sql = statements.insert(segment, slice, &days, &sorted, splits_blocks);
                 let id = format!("{}-{name}-{number}", self.destination.query_prefix);
@@ -229,8 +229,14 @@ impl Pushdown {
         Ok(pushed)
     }
 
-    /// Waits as the throttle requires before so many rows are written, and while the run is paused.
-    async fn keep_pace(&self, rows: u64, started: Instant) -> Result<(), WorkError> {
+    /// Waits as the throttle requires before so many rows are written, and between statements while the run
+    /// is paused. A segment has begun with its first statement, which must fail if it is to fail.
+    async fn keep_pace(
+        &self,
+        rows: u64,
+        started: Instant,
+        has_sent: bool,
+    ) -> Result<(), WorkError> {
         let throttle = &self.destination.throttle;
         // What was read ahead took its time before; the last statement is the load.
         let last_took = Duration::from_millis(self.last_took.load(Ordering::Relaxed));
@@ -245,7 +251,9 @@ impl Pushdown {
                     () = changes.next() => {}
                 }
             }
-            throttle.may_begin().await;
+            if has_sent {
+                throttle.may_begin().await;
+            }
         };
         tokio::select! {
             () = waiting => Ok(()),
