@@ -133,7 +133,7 @@ fn begin(context: &Context) -> Result<(Checkpoint, bool), Error> {
     let stored = Checkpoint::read(&state.checkpoint());
     match resume::decide(stored, &identity, state.path(), options)? {
         Decision::AlreadyFinished(checkpoint) => {
-            display.note(resume::over(&checkpoint, state.path()));
+            display.note(resume::over(options.share(), &checkpoint, state.path()));
             Ok((*checkpoint, false))
         }
         Decision::Continue(checkpoint) => {
@@ -221,6 +221,8 @@ fn describe(context: &Context) {
 
 /// All phases.
 async fn work(context: &Context, journal: &mut Journal, spent: &mut Spent) -> Result<(), Error> {
+    // Before hours of loading; `look` asks once more, since two runs may have begun together.
+    target::require_no_other(context, journal).await?;
     let segments = plan(context, journal).await?;
     let store = Arc::new(open_store(context, journal, segments)?);
     let outcome = with_store(context, journal, &store, spent).await;

@@ -71,6 +71,8 @@ pub(super) fn report(
         spans_in_experiments: subject
             .experiments
             .then_some(observations.in_experiments + root_spans.in_experiments),
+        written_by_earlier_attempts: observations.left_out.written_before
+            + root_spans.left_out.written_before,
         observations_superseded: observations.left_out.superseded,
         left_to_live_rows: observations.left_out.live + root_spans.left_out.live,
         root_spans_left_to_live_roots: root_spans.left_out.live_root,

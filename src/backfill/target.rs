@@ -49,19 +49,29 @@ async fn alone(
     }
 }
 
+/// Makes sure that no other run writes to these days, as far as its inserts are seen now.
+///
+/// # Errors
+/// [`Error`] if another run is writing, the server fails, or on a signal.
+pub(super) async fn require_no_other(context: &Context, journal: &Journal) -> Result<(), Error> {
+    let options = &context.options;
+    if options.dry_run {
+        return Ok(());
+    }
+    let target = &context.inspected.target;
+    // Inserts of an earlier process of this run are ended later.
+    let own = context.query_prefix(&journal.checkpoint().run_id);
+    let alone = alone(&context.connection, target, options.share(), Some(&own));
+    context.unless_interrupted(alone).await
+}
+
 /// Inspects the target, unless an earlier process of the run has.
 ///
 /// # Errors
 /// [`Error`] if the server fails, another run is writing, or on a signal.
 pub(super) async fn look(context: &Context, journal: &mut Journal) -> Result<(), Error> {
     let options = &context.options;
-    if !options.dry_run {
-        let target = &context.inspected.target;
-        // Inserts of an earlier process of this run are ended later.
-        let own = context.query_prefix(&journal.checkpoint().run_id);
-        let alone = alone(&context.connection, target, options.share(), Some(&own));
-        context.unless_interrupted(alone).await?;
-    }
+    require_no_other(context, journal).await?;
     if journal.checkpoint().target.is_some() {
         return look_for_live_rows(context, journal).await;
     }

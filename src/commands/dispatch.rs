@@ -62,7 +62,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
             let request = of_run(of_verify(arguments), &environment)?;
             let prove =
                 async |session: &Session, options| verify::run(session, options).await.map(looked);
-            block_on(each_partition::each(request, prove))
+            block_on(each_partition::each(request, Some("are equal"), prove))
         }
         Some(Command::Repair(arguments)) => {
             let optimize = arguments.optimize;
@@ -71,7 +71,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
                 let _window = session.keep_window(&options);
                 repair::run(session, options, optimize).await.map(looked)
             };
-            block_on(each_partition::each(request, mend))
+            block_on(each_partition::each(request, None, mend))
         }
         Some(Command::Plan(arguments)) => {
             let request = of_share(arguments.run, &environment)?;
@@ -97,7 +97,7 @@ fn carry_out(arguments: Arguments) -> Result<(), Error> {
                     outcome: Ok(()),
                 })
             };
-            let outcome = block_on(each_partition::each(request, foresee));
+            let outcome = block_on(each_partition::each(request, None, foresee));
             let totals = totals.into_inner();
             if !is_single && !totals.are_empty() && !is_quiet {
                 // A closed standard output is no reason to fail.

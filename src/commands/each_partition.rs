@@ -27,12 +27,15 @@ pub struct Looked<R> {
 
 /// Executes `work` for each selected partition, newest first, and continues after [`Kind::Failed`].
 ///
+/// `all_well` is said of several partitions if nothing is wrong with any.
+///
 /// With several partitions, `--report` gets all their reports, as `{"partitions": […]}`.
 ///
 /// # Errors
 /// [`Kind::Failed`] if a partition failed. Any other kind of error stops at its partition.
 pub async fn each<R: Serialize>(
     request: Request,
+    all_well: Option<&str>,
     work: impl AsyncFn(&Session, Options) -> Result<Looked<R>, Error>,
 ) -> Result<(), Error> {
     let shared = request.shared();
@@ -73,6 +76,12 @@ pub async fn each<R: Serialize>(
                 break;
             }
         }
+    }
+    if let (Ok(()), [], Some(all_well)) = (&stopped, &errors[..], all_well) {
+        let partitions = selected.partitions.len();
+        session
+            .display
+            .note(format_args!("all {partitions} months {all_well}"));
     }
     let reports = Reports {
         partitions: reports,

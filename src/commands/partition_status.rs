@@ -96,6 +96,8 @@ pub(crate) struct Progress {
     pub root_spans_inserted: u64,
     /// Processed observations whose trace was not found.
     pub observations_without_trace: u64,
+    /// Rows that an interrupted process or a failed attempt had written: they are not among these.
+    pub written_by_earlier_attempts: u64,
 }
 
 impl PartitionStatus {
@@ -277,6 +279,7 @@ impl Progress {
             events_inserted: observations.inserted,
             root_spans_inserted: root_spans.inserted,
             observations_without_trace: observations.without_trace,
+            written_by_earlier_attempts: observations.left_out.written_before,
         }
     }
 

@@ -53,6 +53,11 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
         false => None,
     };
     let directory = PartitionDir::new(&options.state_dir, options.share(), options.dry_run);
+    resume::require_begun(
+        std::iter::once(directory.clone()),
+        &directory.path,
+        options.earlier,
+    )?;
     let stored = Checkpoint::read(&directory.checkpoint());
     options.experiments_so_far = resume::experiments_so_far(&stored, &options);
     let inspected = session.inspect(&mut options, &retries).await?;
@@ -80,6 +85,12 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     }
     if ended.outcome.is_ok() {
         tell_done(session, &ended.report);
+        if !ended.report.dry_run {
+            session.display.note(format_args!(
+                "next: check it with `events-backfill verify --partition {}`",
+                ended.report.partition
+            ));
+        }
     }
     if !quiet {
         // The work is done even if standard output is closed.
@@ -248,11 +259,15 @@ async fn prepare(
     months: &Months,
 ) -> Result<VecDeque<Prepared>, Error> {
     let mut newest = request.job(selected.partitions[0]);
+    let directories = selected.partitions.iter().map(|&partition| {
+        let options = request.job(partition);
+        PartitionDir::new(&options.state_dir, options.share(), options.dry_run)
+    });
+    resume::require_begun(directories, &newest.state_dir, newest.earlier)?;
     let retries = session.retries(&newest);
     // The tables are the same for all.
     let inspected = session.inspect(&mut newest, &retries).await?;
     let mut prepared = VecDeque::new();
-    let mut has_state = false;
     let identity = |options: &Options| RunIdentity::new(options, &inspected);
     let mut check = async |partition| {
         let mut options = request.job(partition);
@@ -260,7 +275,6 @@ async fn prepare(
         let stored = Checkpoint::read(&state.checkpoint());
         // With several partitions, --resume starts those without a run.
         let is_there = !matches!(stored, Ok(None));
-        has_state |= is_there;
         if !is_there && options.earlier == Earlier::Resume {
             options.earlier = Earlier::Refuse;
         }
@@ -281,15 +295,6 @@ async fn prepare(
             break;
         }
     }
-    let nothing_to_resume = newest.earlier == Earlier::Resume && !has_state;
-    let checked = checked.and(match nothing_to_resume {
-        true => Err(Error::configuration(format!(
-            "there is nothing to resume in {}: start without --resume, or give the run's directory \
-             with --state-dir",
-            newest.state_dir.display()
-        ))),
-        false => Ok(()),
-    });
     if let Err(error) = checked {
         leave(prepared);
         return Err(error);

@@ -10,7 +10,7 @@ use crate::error::{Error, Kind};
 use crate::memory::numbers::whole;
 use crate::memory::{ByteSize, peak_resident_bytes};
 use crate::partition::Partition;
-use crate::progress::words::{aligned, count, seconds, write_lines};
+use crate::progress::words::{aligned, at_least, count, seconds, write_lines};
 use crate::state::history::History;
 use crate::state::report::{Report, SUMMARY_WIDTH, Seconds, dry_run_in_words, write_summary};
 
@@ -106,6 +106,7 @@ struct Totals {
     observations_processed: u64,
     events_inserted: u64,
     observations_without_trace: u64,
+    written_by_earlier_attempts: u64,
     root_spans_inserted: Option<u64>,
     spans_in_experiments: Option<u64>,
     traces_remote: u64,
@@ -180,6 +181,7 @@ impl Totals {
         self.observations_processed += report.observations_processed;
         self.events_inserted += report.events_inserted;
         self.observations_without_trace += report.observations_without_trace;
+        self.written_by_earlier_attempts += report.written_by_earlier_attempts;
         add(&mut self.root_spans_inserted, report.root_spans_inserted);
         add(&mut self.spans_in_experiments, report.spans_in_experiments);
         self.traces_remote += report.traces_remote;
@@ -218,7 +220,10 @@ impl Totals {
             ("Events inserted", count(self.events_inserted)),
             (
                 "Observations without trace",
-                count(self.observations_without_trace),
+                at_least(
+                    self.observations_without_trace,
+                    self.written_by_earlier_attempts > 0,
+                ),
             ),
             ("Traces of other months", count(self.traces_remote)),
             ("Errors", count(self.errors)),
@@ -266,7 +271,10 @@ impl Entry {
             count(report.observations_processed),
             count(report.events_inserted),
             report.root_spans_inserted.map_or("-".to_owned(), count),
-            count(report.observations_without_trace),
+            at_least(
+                report.observations_without_trace,
+                report.is_counted_in_part(),
+            ),
             seconds(report.seconds.total),
             format!("{}/s", count(whole(report.observations_per_second))),
         ]
@@ -293,7 +301,9 @@ impl fmt::Display for Summary {
             f,
             &totals.lines(),
             totals.root_spans_inserted,
-            totals.spans_in_experiments,
+            totals
+                .spans_in_experiments
+                .map(|spans| at_least(spans, totals.written_by_earlier_attempts > 0)),
         )
     }
 }

@@ -56,8 +56,7 @@ pub(super) async fn take(session: &Session, options: &Options) -> Result<StateDi
         if Instant::now() >= deadline {
             let waited = ENDING.as_secs();
             return Err(Error::failed(format!(
-                "{in_use}, which did not end within {waited} s: wait for it to end, or choose another \
-                 directory with --state-dir"
+                "{in_use}, which did not end within {waited} s: wait for it to end, or stop it"
             )));
         }
         if !std::mem::replace(&mut is_told, true) {

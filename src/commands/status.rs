@@ -10,7 +10,7 @@ use super::partition_status::{PartitionStatus, Progress, State};
 use super::sharded_months::ShardedMonth;
 use crate::error::Error;
 use crate::memory::ByteSize;
-use crate::progress::words::aligned;
+use crate::progress::words::{aligned, at_least};
 use crate::state::directory::PartitionDir;
 
 /// Prints the progress of the runs in the state directories `roots`, as a table or JSON.
@@ -155,7 +155,10 @@ fn cells(partition: &PartitionStatus) -> [String; COLUMNS.len()] {
         state.to_owned(),
         of(&|progress| progress.in_words()),
         of(&|progress| count(progress.events_inserted + progress.root_spans_inserted)),
-        of(&|progress| count(progress.observations_without_trace)),
+        of(&|progress| {
+            let is_in_part = progress.written_by_earlier_attempts > 0;
+            at_least(progress.observations_without_trace, is_in_part)
+        }),
         of(&|progress| progress.begun_at.to_minute()),
         of(&|progress| progress.saved_at.to_minute()),
         ByteSize(partition.store_bytes).to_string(),
@@ -200,6 +203,7 @@ mod tests {
             events_inserted: 99_499_000,
             root_spans_inserted: 999,
             observations_without_trace: 123_456,
+            written_by_earlier_attempts: 0,
         }
     }
 

@@ -34,6 +34,8 @@ const UNVERIFIED: &str = "or, on a network that you fully trust, add \
 /// Parts of the explanations (`clickhouse/error.rs`) of certificates that no authority could make valid by
 /// signing them.
 const IN_ITSELF: [&str; 2] = ["an authority's own", "version 1"];
+/// rustls's words for an answer that is not TLS.
+const NO_TLS: &str = "InvalidContentType";
 /// rustls's words for a certificate of another server.
 const OTHER_NAME: &str = "not valid for name";
 /// Rows changed within this time, in microseconds, are left to Langfuse, which may not have written their
@@ -449,6 +451,10 @@ impl Inspector {
             ),
             (RequestError::Compressed, _) => error.to_string(),
             (_, Some(ACCESS_DENIED)) => format!("user '{user}' lacks a right: {error}"),
+            (RequestError::Network(cause), _) if cause.contains(NO_TLS) => format!(
+                "the server at {address} does not speak TLS on this port: write http:// in CLICKHOUSE_URL, or \
+                 its TLS port ({cause})"
+            ),
             (RequestError::Network(cause), _) => format!(
                 "ClickHouse at {address} cannot be reached ({cause}): check CLICKHOUSE_URL; its port \
                  must be that of the HTTP interface"

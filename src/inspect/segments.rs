@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::share::is_of_share;
+use crate::cli::options::SEGMENT_ROWS;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::mapping::Source;
 use crate::memory::numbers::{in_memory, short};
@@ -273,7 +274,8 @@ pub(crate) fn larger_than_asked(
         })
     });
     let larger: Vec<String> = larger.collect();
-    (!larger.is_empty()).then(|| {
+    let was_asked = segment_rows != SEGMENT_ROWS;
+    (was_asked && !larger.is_empty()).then(|| {
         format!(
             "--segment-rows raised from {} to {}: in so many parts, smaller segments would read many \
              rows twice",

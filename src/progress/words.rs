@@ -21,6 +21,14 @@ pub(crate) fn moment(microseconds: i64) -> String {
         .unwrap_or_else(|| format!("microsecond {microseconds}"))
 }
 
+/// Formats a number of which some may not have been counted.
+pub(crate) fn at_least(number: u64, not_all: bool) -> String {
+    match not_all {
+        true => format!("at least {}", count(number)),
+        false => count(number),
+    }
+}
+
 /// Formats a number with thousands separators.
 pub(crate) fn count(number: u64) -> String {
     HumanCount(number).to_string()

@@ -2,13 +2,14 @@
 
 use std::fmt;
 
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanCount;
 use serde::{Deserialize, Serialize};
 
 use super::optimize::Optimized;
 use super::pieces::Wanted;
 use crate::cli::options::Options;
 use crate::inspect::Inspected;
+use crate::memory::ByteSize;
 use crate::progress::words::{count, seconds, table_name, write_lines};
 use crate::state::checkpoint::Checkpoint;
 use crate::state::report::dry_run_in_words;
@@ -121,6 +122,8 @@ pub(crate) struct Report {
 struct Left {
     /// What they are.
     name: String,
+    /// Where they are, if the name does not say.
+    place: Option<String>,
     /// Their number.
     count: u64,
     /// What to do about them.
@@ -214,6 +217,7 @@ impl Report {
         const MERGE: &str = "merge them with --optimize";
         let left = |name: &str, count, advice, (in_full, in_core)| Left {
             name: name.to_owned(),
+            place: None,
             count,
             advice,
             in_full,
@@ -221,7 +225,6 @@ impl Report {
         };
         let of_full = |name: &str, count| left(name, count, DELETE, (true, false));
         let only_core = format!("only in {core}");
-        let unmerged = format!("unmerged duplicates in {tables}");
         let left = [
             of_full("doubled", found.doubled),
             of_full("superseded", found.superseded),
@@ -229,7 +232,10 @@ impl Report {
             of_full("with a second root span", found.second_roots),
             of_full("beside live rows", found.beside_live),
             left(&only_core, found.extra_in_core, DELETE, (false, true)),
-            left(&unmerged, doubled, MERGE, duplicates),
+            Left {
+                place: Some(tables),
+                ..left("unmerged duplicates", doubled, MERGE, duplicates)
+            },
             left(
                 "changed during the repair",
                 self.gone(),
@@ -263,7 +269,10 @@ impl Report {
             .collect();
         let mut advice: Vec<(&str, Vec<String>)> = Vec::new();
         for left in left {
-            let named = format!("{} {}", HumanCount(left.count), left.name);
+            let place = left
+                .place
+                .map_or_else(String::new, |place| format!(" in {place}"));
+            let named = format!("{} {}{place}", HumanCount(left.count), left.name);
             match advice.iter_mut().find(|advice| advice.0 == left.advice) {
                 Some((_, names)) => names.push(named),
                 None => advice.push((left.advice, vec![named])),
@@ -343,13 +352,16 @@ impl fmt::Display for Report {
             )?;
         }
         for left in self.left() {
+            let place = left
+                .place
+                .map_or_else(String::new, |place| format!(" in {place}"));
             line(
                 &format!("Left: {}", left.name),
-                format!("{} ({})", HumanCount(left.count), left.advice),
+                format!("{}{place} ({})", HumanCount(left.count), left.advice),
             )?;
         }
         line("Time", seconds(self.seconds))?;
-        line("Peak memory", HumanBytes(self.peak_rss_bytes).to_string())
+        line("Peak memory", ByteSize(self.peak_rss_bytes).to_string())
     }
 }
 

@@ -275,7 +275,7 @@ impl fmt::Display for InUse {
 impl From<InUse> for Error {
     fn from(in_use: InUse) -> Self {
         Error::configuration(format!(
-            "{in_use}: wait for it to end, or choose another directory with --state-dir"
+            "{in_use}: wait for it to end, or stop it; `events-backfill status` shows how far it is"
         ))
     }
 }

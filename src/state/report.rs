@@ -12,7 +12,7 @@ use super::output_file;
 use crate::error::Error;
 use crate::memory::ByteSize;
 use crate::memory::numbers::whole;
-use crate::progress::words::{count, seconds, write_lines};
+use crate::progress::words::{at_least, count, seconds, write_lines};
 
 /// Characters before a value in the summary.
 pub(crate) const SUMMARY_WIDTH: usize = 28;
@@ -63,6 +63,9 @@ pub(crate) struct Report {
     pub traces_superseded: Option<u64>,
     /// Spans that belong to an experiment, if experiments were wanted.
     pub spans_in_experiments: Option<u64>,
+    /// Rows that an interrupted process or a failed attempt had written. They count as inserted, but not in
+    /// `observations_without_trace` and `spans_in_experiments`, which are then lower bounds.
+    pub written_by_earlier_attempts: u64,
     /// Outdated versions of observations.
     pub observations_superseded: u64,
     /// Spans not written because Langfuse's own row in the target is at least as new.
@@ -245,20 +248,20 @@ pub(crate) fn write_summary(
     f: &mut fmt::Formatter<'_>,
     lines: &[(&'static str, String)],
     root_spans: Option<u64>,
-    in_experiments: Option<u64>,
+    in_experiments: Option<String>,
 ) -> fmt::Result {
     let asked_for = [
-        ("Root spans inserted", root_spans),
+        ("Root spans inserted", root_spans.map(count)),
         ("Spans in experiments", in_experiments),
     ];
     for line in lines {
         write_lines(f, SUMMARY_WIDTH, [line.clone()])?;
         if line.0 == "Events inserted" {
-            let asked_for = asked_for.into_iter();
+            let asked_for = asked_for.iter();
             write_lines(
                 f,
                 SUMMARY_WIDTH,
-                asked_for.filter_map(|(name, number)| Some((name, count(number?)))),
+                asked_for.filter_map(|(name, number)| Some((*name, number.clone()?))),
             )?;
         }
     }
@@ -272,6 +275,11 @@ impl Report {
             Some(shard) => format!("{} {shard}", self.partition),
             None => self.partition.clone(),
         }
+    }
+
+    /// Whether some rows' traces and experiments were not counted.
+    pub(crate) fn is_counted_in_part(&self) -> bool {
+        self.written_by_earlier_attempts > 0
     }
 
     /// All rows the server acknowledged, including root spans.
@@ -291,7 +299,7 @@ impl fmt::Display for Report {
             ("Events inserted", count(self.events_inserted)),
             (
                 "Observations without trace",
-                count(self.observations_without_trace),
+                at_least(self.observations_without_trace, self.is_counted_in_part()),
             ),
             ("Left to live rows", count(self.left_to_live_rows)),
             (
@@ -338,7 +346,8 @@ impl fmt::Display for Report {
             f,
             &lines,
             self.root_spans_inserted,
-            self.spans_in_experiments,
+            self.spans_in_experiments
+                .map(|spans| at_least(spans, self.is_counted_in_part())),
         )
     }
 }

@@ -10,6 +10,7 @@ use super::checkpoint::{Checkpoint, CheckpointError, RunIdentity};
 use super::directory::PartitionDir;
 use crate::cli::options::{Earlier, Options};
 use crate::error::Error;
+use crate::partition::ShareOfMonth;
 
 /// What to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,9 +55,7 @@ pub(crate) fn decide(
     })?;
     let Some(checkpoint) = stored else {
         return match options.earlier {
-            Earlier::Resume => Err(Error::configuration(format!(
-                "there is nothing to resume in {directory}: start without --resume"
-            ))),
+            Earlier::Resume => Err(nothing_to_resume(&directory)),
             _ => Ok(Decision::Fresh),
         };
     };
@@ -87,6 +86,32 @@ pub(crate) fn decide(
     }
 }
 
+/// Fails if `--resume` is given and none of these directories has a run, before anything is created there.
+/// `place` is where the operator looks for them.
+///
+/// # Errors
+/// [`Kind::Configuration`](crate::error::Kind), saying what to do.
+pub(crate) fn require_begun(
+    mut directories: impl Iterator<Item = PartitionDir>,
+    place: &Path,
+    earlier: Earlier,
+) -> Result<(), Error> {
+    // One that cannot be read is reported by `decide`.
+    let is_begun =
+        |directory: PartitionDir| !matches!(Checkpoint::read(&directory.checkpoint()), Ok(None));
+    match earlier == Earlier::Resume && !directories.any(is_begun) {
+        true => Err(nothing_to_resume(&place.display())),
+        false => Ok(()),
+    }
+}
+
+fn nothing_to_resume(place: &std::path::Display<'_>) -> Error {
+    Error::configuration(format!(
+        "there is nothing to resume in {place}: give the run's directory with --state-dir, or start \
+         without --resume if there was none"
+    ))
+}
+
 /// Whether the run to continue writes experiments: see [`Options::experiments_so_far`]. [`decide`] reports
 /// a checkpoint that cannot be read.
 pub(crate) fn experiments_so_far(
@@ -101,25 +126,64 @@ pub(crate) fn experiments_so_far(
     }
 }
 
+/// A run that will still write rows.
+#[derive(Debug)]
+pub(crate) struct Unfinished {
+    /// Where it is, and how far it got.
+    pub what: String,
+    /// How it comes to its end.
+    pub remedy: String,
+    identity: RunIdentity,
+}
+
+/// A run of the month, or of one of its shards, that the state directory has and that is not finished.
+fn unfinished(options: &Options) -> Option<Unfinished> {
+    let directories = PartitionDir::of_partition(&options.state_dir, options.partition);
+    directories.iter().find_map(|directory| {
+        let checkpoint = Checkpoint::read(&directory.checkpoint()).ok().flatten()?;
+        let progress = progress(&checkpoint);
+        let path = directory.path.display();
+        let (what, remedy) = match directory.holder() {
+            Some(holder) => (
+                format!("{holder} is still writing partition {} ({progress})", directory.share),
+                "wait for it to end".to_owned(),
+            ),
+            None => (
+                format!("the run in {path} is not finished ({progress})"),
+                format!(
+                    "finish it first, with the options it began with: `events-backfill --partition {}{} \
+                     --resume`",
+                    options.partition,
+                    directory.share.shard.map_or_else(String::new, |shard| format!(" --shard {shard}")),
+                ),
+            ),
+        };
+        (!checkpoint.finished).then_some(Unfinished {
+            what,
+            remedy,
+            identity: checkpoint.identity,
+        })
+    })
+}
+
 /// Fails if the state directory has an unfinished run of the month, or of one of its shards: that run will
 /// write the missing rows itself, and a repair would write them twice.
 ///
 /// # Errors
 /// [`Kind::Configuration`](crate::error::Kind), saying what to do.
 pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
-    for directory in PartitionDir::of_partition(&options.state_dir, options.partition) {
-        if let Ok(Some(checkpoint)) = Checkpoint::read(&directory.checkpoint())
-            && !checkpoint.finished
-        {
-            return Err(Error::configuration(format!(
-                "the run in {} is not finished, with {}: finish it with --resume first; it writes \
-                 the missing events",
-                directory.path.display(),
-                progress(&checkpoint)
-            )));
-        }
+    match unfinished(options) {
+        Some(Unfinished { what, remedy, .. }) => Err(Error::configuration(format!(
+            "{what}, and it writes the missing events: {remedy}"
+        ))),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// An unfinished run of the events that `identity` stands for, as of [`require_finished`].
+pub(crate) fn unfinished_run(options: &Options, identity: &RunIdentity) -> Option<Unfinished> {
+    unfinished(options)
+        .filter(|unfinished| unfinished.identity.difference_in_events(identity).is_none())
 }
 
 /// Whether the state directory has a finished run of the month, or of one of its shards.
@@ -132,9 +196,9 @@ pub(crate) fn is_finished(options: &Options) -> bool {
 }
 
 /// The note that a run is already finished.
-pub(crate) fn over(checkpoint: &Checkpoint, directory: &Path) -> String {
+pub(crate) fn over(share: ShareOfMonth, checkpoint: &Checkpoint, directory: &Path) -> String {
     format!(
-        "this partition was finished on {} ({}); --restart writes it again",
+        "partition {share} was finished on {} ({}): nothing to do",
         moment(checkpoint.saved_at),
         directory.display()
     )

@@ -72,19 +72,27 @@ pub(crate) async fn run(
         ..options
     };
     let inspected = session.inspect(&mut options, &retries).await?;
+    let identity = RunIdentity::new(&options, &inspected);
+    let unfinished = resume::unfinished_run(&options, &identity);
+    if let Some(unfinished) = &unfinished {
+        session.display.note(format_args!(
+            "{}: what it has not written yet counts as missing",
+            unfinished.what
+        ));
+    }
     // Record the start: what is written from here on may still be wrong.
     let began_at = milliseconds_since_1970();
     let (mut report, outcome) =
         examine(session, &options, &inspected, &retries, &mut OnlyCounted).await;
     // A finished month is not run again: a repair writes what has been removed since.
     report.is_unfilled &= !resume::is_finished(&options);
+    report.unfinished = unfinished.map(|unfinished| unfinished.remedy);
     let outcome = outcome.and_then(|()| report.verdict());
     if report.complete {
         let finding = Finding {
             compared_until: report.until_second.unwrap_or(began_at / 1_000),
             ..Finding::new("verify", began_at, &report, &outcome)
         };
-        let identity = RunIdentity::new(&options, &inspected);
         if let Err(error) = finding.keep(&options, &identity, &session.display) {
             // The result was shown already, so this is only a note.
             session.display.note(error);

@@ -85,6 +85,9 @@ pub(crate) struct Report {
     /// Whether the month has no row of a backfill, and the state directory no finished run.
     #[serde(skip)]
     pub is_unfilled: bool,
+    /// What a run that is not finished has not written yet counts as missing; how it comes to its end.
+    #[serde(skip)]
+    pub unfinished: Option<String>,
     /// What a TTL of the target removes from the month.
     pub expiry: Option<String>,
     /// Which rows the user cannot see.
@@ -193,7 +196,11 @@ impl Report {
             _ => "at least ",
         };
         let is_explained = self.hidden.is_some() || self.expiry.is_some();
-        if self.is_unfilled && self.wrong() == self.missing && !is_explained {
+        if self.is_unfilled
+            && self.unfinished.is_none()
+            && self.wrong() == self.missing
+            && !is_explained
+        {
             return Err(Error::failed(format!(
                 "no run has filled partition {} of {} yet ({at_least}{} missing): run \
                  `events-backfill --partition {}` first, with the same options",
@@ -246,20 +253,24 @@ impl Report {
             let names: Vec<&str> = names.map(|kind| kind.0.as_str()).collect();
             names.join(", ")
         };
-        let mut advice = Vec::new();
-        if !names_of(Remedy::Repair).is_empty() {
-            advice.push(
-                "run `events-backfill repair` on this partition, with the options of the run, to \
-                 rewrite what is missing, different or stale"
-                    .to_owned(),
-            );
+        if let Some(remedy) = &self.unfinished {
+            return format!("{remedy}, then verify again");
         }
-        if !names_of(Remedy::Optimize).is_empty() {
-            advice.push(
-                "run `events-backfill repair --optimize` on this partition to merge duplicates, \
-                 which may take hours"
-                    .to_owned(),
-            );
+        let mut advice = Vec::new();
+        let repair = format!("`events-backfill repair --partition {}", self.partition);
+        let is_wrong = |remedy| !names_of(remedy).is_empty();
+        match (is_wrong(Remedy::Repair), is_wrong(Remedy::Optimize)) {
+            (false, false) => {}
+            (true, false) => advice.push(format!(
+                "run {repair}`, with the options of the run, to rewrite what is missing, different or stale"
+            )),
+            (true, true) => advice.push(format!(
+                "run {repair} --optimize`, with the options of the run, to rewrite what is missing, \
+                 different or stale and to merge duplicates, which may take hours"
+            )),
+            (false, true) => advice.push(format!(
+                "run {repair} --optimize` to merge duplicates, which may take hours"
+            )),
         }
         let to_delete = names_of(Remedy::Delete);
         if !to_delete.is_empty() {

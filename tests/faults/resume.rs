@@ -201,10 +201,12 @@ fn a_run_that_goes_on_leaves_alone_what_another_one_has_written_meanwhile() {
 
 #[test]
 fn there_must_be_something_to_resume() {
-    let (_, outcome) = resume(tool("nothing"));
+    let (tool, outcome) = resume(tool("nothing"));
     outcome
         .assert_code(2)
         .assert_stderr_contains("nothing to resume");
+    // `status` would show what is left there as a run.
+    assert!(!tool.state_dir().exists());
     assert_eq!(rows("nothing"), 0);
 }
 

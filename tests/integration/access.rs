@@ -173,7 +173,7 @@ fn who_does_not_see_all_rows_is_not_told_to_delete_what_is_right() {
         let verify = tool(&["verify"], user).env("STATE_DIR", "nowhere");
         let outcome = verify.run();
         let told = outcome.assert_one_error(1, &["sees", "verify as a user that sees all rows"]);
-        for advice in ["by hand", "run `events-backfill repair`"] {
+        for advice in ["by hand", "run `events-backfill repair"] {
             assert!(!told.contains(advice), "{told}");
         }
     }

@@ -538,7 +538,7 @@ fn what_only_looks_goes_through_all_of_them_and_tells_which_failed() {
         .enable_all()
         .build()
         .unwrap();
-    let outcome = runtime.block_on(each_partition::each(request, look));
+    let outcome = runtime.block_on(each_partition::each(request, None, look));
     let error = outcome.unwrap_err();
     assert_eq!(error.exit_code(), 1);
     assert_eq!(

@@ -5,7 +5,7 @@ use crate::support::repair::{
     ALIKE, BOTH, OF_OBSERVATION, OF_TRACE, assert_each_once, assert_equal, assert_mended,
     backfilled, change, delete, merge, merges, month, repair, some_events, wait_for_rows,
 };
-use crate::support::{BLIND_OPERATOR, OPERATOR, Options, Server, Tool};
+use crate::support::{BLIND_OPERATOR, OPERATOR, Options, SAMPLE_PARTITION, Server, Tool};
 
 #[test]
 fn a_month_that_is_right_is_left_alone() {
@@ -125,7 +125,15 @@ fn an_unfinished_run_is_finished_before_anything_is_repaired() {
     repair(&database)
         .env("STATE_DIR", &state)
         .run()
-        .assert_one_error(2, &["not finished", "--resume"]);
+        .assert_one_error(2, &["not finished", "--partition 202406 --resume"]);
+    // Not the repair that would be refused.
+    let verify = Tool::new(&database)
+        .args(["verify", "--partition", SAMPLE_PARTITION])
+        .env("STATE_DIR", &state);
+    let outcome = verify.run();
+    outcome.assert_stderr_contains("counts as missing");
+    let last = outcome.assert_one_error(1, &["--partition 202406 --resume`, then verify again"]);
+    assert!(!last.contains("repair"), "{last}");
     run.arg("--resume").run().assert_code(0);
     let report = assert_mended(&repair(&database).env("STATE_DIR", &state), 0);
     assert_eq!(report["segments_total"], 0);

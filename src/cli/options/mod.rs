@@ -34,6 +34,8 @@ pub(crate) use shard::shard_of;
 pub(crate) use subject::Subject;
 pub(crate) use throttle::parse_wishes;
 
+/// Rows per segment unless told otherwise.
+pub(crate) const SEGMENT_ROWS: u64 = 250_000;
 /// Allowed values of `--part-bytes`.
 const PART_BYTES: RangeInclusive<ByteSize> = ByteSize(1 << 20)..=ByteSize(4 << 30);
 
@@ -299,7 +301,7 @@ impl Options {
             arguments.segment_rows,
             "--segment-rows",
             "SEGMENT_ROWS",
-            250_000,
+            SEGMENT_ROWS,
             1..=1_000_000_000,
         )?;
         let of_run = settings.subject(&subject)?;

@@ -9,6 +9,7 @@ use super::until;
 use crate::cli::arguments::{Only, SubjectArguments};
 use crate::error::Error;
 use crate::mapping::{Source, Wanted};
+use crate::progress::words::moment;
 
 /// Which events are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,12 +67,14 @@ impl Subject {
             (true, true) => "observations and traces",
             (false, _) => "traces",
         };
-        let until = self.until.map_or_else(
-            || "an hour before the run".to_owned(),
-            |until| format!("{until} microseconds after 1970"),
-        );
+        let until = self
+            .until
+            .map_or_else(|| "an hour before the run".to_owned(), moment);
         [
-            ("what becomes events", what.to_owned()),
+            (
+                "what events are made of (--root-spans, --only)",
+                what.to_owned(),
+            ),
             (
                 "--exclude-dataset-items",
                 self.exclude_dataset_items.to_string(),
