@@ -458,7 +458,7 @@ impl StateDir {
         };
         if available < needed {
             return Err(Error::configuration(format!(
-                "the traces of this partition need about {} of disk, but {} has only {} left: name a \
+                "the traces of this partition need about {} of disk, but {} has only {} left: choose a \
                  state directory on a larger disk with --state-dir",
                 ByteSize(needed),
                 self.path().display(),

@@ -21,8 +21,8 @@ pub(crate) fn left_to_do(report: &Report, written_at: u64, since: Option<&Findin
         // Rounded up to the minute.
         let from = written_at + u64::try_from(LEFT_TO_LANGFUSE / 1_000_000).unwrap_or(0) + 59;
         sentences.push(format!(
-            "{} rows are left for Langfuse to write: after {} UTC, check them with `events-backfill \
-             verify --partition {partition}`",
+            "{} rows are left for Langfuse to write: run `events-backfill verify --partition {partition}` \
+             after {} UTC to check them",
             HumanCount(report.left_to_live_path),
             Moment(from).to_minute()
         ));
@@ -86,7 +86,7 @@ mod tests {
     fn the_moment_from_which_langfuse_has_written_is_told_by_the_clock() {
         let sentence = left_to_do(&report(), WRITTEN_AT, None).remove(0);
         assert!(
-            sentence.contains("from 2024-06-01 01:01 UTC on"),
+            sentence.contains("after 2024-06-01 01:01 UTC"),
             "{sentence}"
         );
     }

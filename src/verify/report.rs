@@ -257,19 +257,22 @@ impl Report {
             return format!("{remedy}, then verify again");
         }
         let mut advice = Vec::new();
-        let repair = format!("`events-backfill repair --partition {}", self.partition);
+        let partition = &self.partition;
         let is_wrong = |remedy| !names_of(remedy).is_empty();
         match (is_wrong(Remedy::Repair), is_wrong(Remedy::Optimize)) {
             (false, false) => {}
             (true, false) => advice.push(format!(
-                "run {repair}`, with the options of the run, to rewrite what is missing, different or stale"
+                "run `events-backfill repair --partition {partition}`, with the options of the run, to \
+                 rewrite what is missing, different or stale"
             )),
             (true, true) => advice.push(format!(
-                "run {repair} --optimize`, with the options of the run, to rewrite what is missing, \
-                 different or stale and to merge duplicates, which may take hours"
+                "run `events-backfill repair --partition {partition} --optimize`, with the options of the \
+                 run, to rewrite what is missing, different or stale and to merge duplicates, which may \
+                 take hours"
             )),
             (false, true) => advice.push(format!(
-                "run {repair} --optimize` to merge duplicates, which may take hours"
+                "run `events-backfill repair --partition {partition} --optimize` to merge duplicates, \
+                 which may take hours"
             )),
         }
         let to_delete = names_of(Remedy::Delete);
