@@ -1,7 +1,7 @@
 # Everything uses the release profile: every other profile would build RocksDB from source again.
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites prerequisites-of-tests build demo test lint bench bench-large bench-parts scale reference \
+.PHONY: help prerequisites prerequisites-of-tests build demo test test-engine lint bench bench-large bench-parts scale reference \
 	pictures dist test-dist test-deploy clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
@@ -15,6 +15,9 @@ cargo = $(if $(LIBCLANG_PATH),,$(addprefix LIBCLANG_PATH=,$(libclang_path))) car
 # The tests start their own ClickHouse from this library, unless CLICKHOUSE_BINARY is set.
 clickhouse_library = library="$${CLICKHOUSE_LIBRARY:-$$(scripts/fetch-clickhouse.sh)}" && \
 	CLICKHOUSE_LIBRARY="$$library"
+
+# What --engine clickhouse refuses with a sentence (tests/integration/engine.rs).
+refused = --skip metadata_as_a_json_column --skip metadata_in_a_json_column --skip without_remote_lookups
 
 announce_rocksdb = ls -d $(target)/release/build/librocksdb-sys-* >/dev/null 2>&1 || \
 	echo "The first build compiles RocksDB: up to half an hour on two cores, once."
@@ -41,6 +44,14 @@ demo: prerequisites ## backfill and verify three generated months in a private C
 test: prerequisites-of-tests ## run all tests against a real ClickHouse
 	@$(announce_rocksdb)
 	@$(clickhouse_library) $(cargo) test --release --locked
+	@echo "Once more, with --engine clickhouse: what both engines must write alike."
+	@$(clickhouse_library) TEST_ENGINE=clickhouse $(cargo) test --release --locked --test integration -- \
+		specification:: root_spans:: experiments:: $(refused)
+
+test-engine: prerequisites-of-tests ## run all tests that both engines must pass with --engine clickhouse
+	@$(announce_rocksdb)
+	@$(clickhouse_library) TEST_ENGINE=clickhouse $(cargo) test --release --locked --test integration --test faults -- \
+		specification:: root_spans:: experiments:: profiles:: replicated:: clusters:: live:: $(refused)
 
 test-deploy: prerequisites ## check deploy/ and .github/ with their own tools, and run the deployments; needs root
 	@$(announce_rocksdb)

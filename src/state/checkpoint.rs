@@ -168,6 +168,15 @@ impl RunIdentity {
         most_telling(&facts[0], &facts[1])
     }
 
+    /// Whether both write to one table.
+    pub(crate) fn has_target_of(&self, other: &Self) -> bool {
+        let target = |identity: &Self| {
+            ["the target table", "the identity of the target table"]
+                .map(|name| identity.facts.get(name).cloned())
+        };
+        target(self) == target(other)
+    }
+
     fn all_facts(&self) -> BTreeMap<&str, String> {
         let facts = self.facts.iter();
         let facts = facts.map(|(name, value)| (name.as_str(), value.clone()));

@@ -180,10 +180,9 @@ pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
     }
 }
 
-/// An unfinished run of the events that `identity` stands for, as of [`require_finished`].
+/// An unfinished run into the target of `identity`, with whatever options.
 pub(crate) fn unfinished_run(options: &Options, identity: &RunIdentity) -> Option<Unfinished> {
-    unfinished(options)
-        .filter(|unfinished| unfinished.identity.difference_in_events(identity).is_none())
+    unfinished(options).filter(|unfinished| unfinished.identity.has_target_of(identity))
 }
 
 /// Whether the state directory has a finished run of the month, or of one of its shards.

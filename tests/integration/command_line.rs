@@ -617,6 +617,7 @@ fn the_report_agrees_with_the_tables() {
             "traces_superseded",
             "spans_in_experiments",
             "observations_superseded",
+            "written_by_earlier_attempts",
             "left_to_live_rows",
             "root_spans_left_to_live_roots",
             "root_spans_left_to_observations",

@@ -130,6 +130,7 @@ fn an_unfinished_run_is_finished_before_anything_is_repaired() {
     let verify = Tool::new(&database)
         .args(["verify", "--partition", SAMPLE_PARTITION])
         .env("STATE_DIR", &state);
+    // It need not have the options of the run.
     let outcome = verify.run();
     outcome.assert_stderr_contains("counts as missing");
     let last = outcome.assert_one_error(1, &["--partition 202406 --resume`, then verify again"]);

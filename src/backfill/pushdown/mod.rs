@@ -313,10 +313,11 @@ impl Pushdown {
             .clamp(1, MOST_SLICES)
     }
 
-    /// The days of a segment's rows and those beside them.
+    /// The days of a segment's rows and the one before, on which their traces may have begun. Traces that
+    /// begin later than their observations are few, and each day is read anew for each segment.
     fn days_near(&self, segment: &Segment) -> RangeInclusive<Day> {
         let days = days_of(segment, &self.share.days());
-        days.start().saturating_sub(1)..=days.end().saturating_add(1)
+        days.start().saturating_sub(1)..=*days.end()
     }
 
     async fn insert(
