@@ -191,7 +191,6 @@ fn a_disk_that_fills_up_while_traces_are_loaded_ends_the_run_until_there_is_room
         "the traces of 2024-06-",
         "No space left",
         "that disk is full: free some space",
-        "--state-dir",
         "continue with --resume",
     ];
     let sentence = outcome.assert_one_error(1, &words);

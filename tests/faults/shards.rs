@@ -99,9 +99,9 @@ fn eight_processes_that_are_killed_write_each_event_of_a_month_once() {
 #[test]
 fn who_would_write_the_days_of_a_shard_that_is_at_work_is_turned_away() {
     let database = Server::shared().sample_month("shards_in_the_way", 20_000);
-    // Each block of an insert waits: a shard inserts its observations for a quarter of a minute, then
+    // Each block of an insert waits: a shard inserts its observations for half a minute, then
     // its root spans.
-    slow_down(&database, 1.5);
+    slow_down(&database, 3.0);
     let tool = |extra: &[&str]| {
         let tool = Tool::new(&database).with_defaults();
         let tool = tool.args(["--partition", SAMPLE_PARTITION, "--batch-size", "1000"]);
