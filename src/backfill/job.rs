@@ -221,8 +221,11 @@ fn describe(context: &Context) {
 
 /// All phases.
 async fn work(context: &Context, journal: &mut Journal, spent: &mut Spent) -> Result<(), Error> {
-    // Before hours of loading; `look` asks once more, since two runs may have begun together.
-    target::require_no_other(context, journal).await?;
+    // Before hours of loading; `look` asks once more, since two runs may have begun together. Of several
+    // servers one may be away, and waiting for it once is enough.
+    if context.connection.places() == 1 {
+        target::require_no_other(context, journal).await?;
+    }
     let segments = plan(context, journal).await?;
     let store = Arc::new(open_store(context, journal, segments)?);
     let outcome = with_store(context, journal, &store, spent).await;
