@@ -53,12 +53,9 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
         false => None,
     };
     let directory = PartitionDir::new(&options.state_dir, options.share(), options.dry_run);
-    resume::require_begun(
-        std::iter::once(directory.clone()),
-        &directory.path,
-        options.earlier,
-    )?;
     let stored = Checkpoint::read(&directory.checkpoint());
+    let begun = std::iter::once(resume::is_begun(&stored));
+    resume::require_begun(begun, &directory.path, options.earlier)?;
     options.experiments_so_far = resume::experiments_so_far(&stored, &options);
     let inspected = session.inspect(&mut options, &retries).await?;
     let wanted = Wanted::of(&options)?;
@@ -259,11 +256,12 @@ async fn prepare(
     months: &Months,
 ) -> Result<VecDeque<Prepared>, Error> {
     let mut newest = request.job(selected.partitions[0]);
-    let directories = selected.partitions.iter().map(|&partition| {
+    let begun = selected.partitions.iter().map(|&partition| {
         let options = request.job(partition);
-        PartitionDir::new(&options.state_dir, options.share(), options.dry_run)
+        let directory = PartitionDir::new(&options.state_dir, options.share(), options.dry_run);
+        resume::is_begun(&Checkpoint::read(&directory.checkpoint()))
     });
-    resume::require_begun(directories, &newest.state_dir, newest.earlier)?;
+    resume::require_begun(begun, &newest.state_dir, newest.earlier)?;
     let retries = session.retries(&newest);
     // The tables are the same for all.
     let inspected = session.inspect(&mut newest, &retries).await?;
@@ -274,7 +272,7 @@ async fn prepare(
         let state = state_dirs::take(session, &options).await?;
         let stored = Checkpoint::read(&state.checkpoint());
         // With several partitions, --resume starts those without a run.
-        let is_there = !matches!(stored, Ok(None));
+        let is_there = resume::is_begun(&stored);
         if !is_there && options.earlier == Earlier::Resume {
             options.earlier = Earlier::Refuse;
         }

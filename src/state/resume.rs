@@ -86,20 +86,22 @@ pub(crate) fn decide(
     }
 }
 
-/// Fails if `--resume` is given and none of these directories has a run, before anything is created there.
-/// `place` is where the operator looks for them.
+/// Whether a state directory has a run. One that cannot be read is reported by [`decide`].
+pub(crate) fn is_begun(stored: &Result<Option<Checkpoint>, CheckpointError>) -> bool {
+    !matches!(stored, Ok(None))
+}
+
+/// Fails if `--resume` is given and there is no run, before anything is created. `begun` says of each
+/// directory whether it has one; `place` is where the operator looks for them.
 ///
 /// # Errors
 /// [`Kind::Configuration`](crate::error::Kind), saying what to do.
 pub(crate) fn require_begun(
-    mut directories: impl Iterator<Item = PartitionDir>,
+    mut begun: impl Iterator<Item = bool>,
     place: &Path,
     earlier: Earlier,
 ) -> Result<(), Error> {
-    // One that cannot be read is reported by `decide`.
-    let is_begun =
-        |directory: PartitionDir| !matches!(Checkpoint::read(&directory.checkpoint()), Ok(None));
-    match earlier == Earlier::Resume && !directories.any(is_begun) {
+    match earlier == Earlier::Resume && !begun.any(|is_begun| is_begun) {
         true => Err(nothing_to_resume(&place.display())),
         false => Ok(()),
     }
@@ -136,29 +138,37 @@ pub(crate) struct Unfinished {
     identity: RunIdentity,
 }
 
-/// A run of the month, or of one of its shards, that the state directory has and that is not finished.
-fn unfinished(options: &Options) -> Option<Unfinished> {
+/// The runs of the month, or of its shards, that the state directory has and that are not finished.
+fn unfinished(options: &Options) -> impl Iterator<Item = Unfinished> {
     let directories = PartitionDir::of_partition(&options.state_dir, options.partition);
-    directories.iter().find_map(|directory| {
+    directories.into_iter().filter_map(|directory| {
         let checkpoint = Checkpoint::read(&directory.checkpoint()).ok().flatten()?;
+        if checkpoint.finished {
+            return None;
+        }
         let progress = progress(&checkpoint);
-        let path = directory.path.display();
+        let PartitionDir { path, share, .. } = &directory;
         let (what, remedy) = match directory.holder() {
             Some(holder) => (
-                format!("{holder} is still writing partition {} ({progress})", directory.share),
+                format!("{holder} is still writing partition {share} ({progress})"),
                 "wait for it to end".to_owned(),
             ),
             None => (
-                format!("the run in {path} is not finished ({progress})"),
+                format!(
+                    "the run in {} is not finished ({progress})",
+                    path.display()
+                ),
                 format!(
                     "finish it first, with the options it began with: `events-backfill --partition {}{} \
                      --resume`",
-                    options.partition,
-                    directory.share.shard.map_or_else(String::new, |shard| format!(" --shard {shard}")),
+                    share.partition,
+                    share
+                        .shard
+                        .map_or_else(String::new, |shard| format!(" --shard {shard}")),
                 ),
             ),
         };
-        (!checkpoint.finished).then_some(Unfinished {
+        Some(Unfinished {
             what,
             remedy,
             identity: checkpoint.identity,
@@ -172,7 +182,7 @@ fn unfinished(options: &Options) -> Option<Unfinished> {
 /// # Errors
 /// [`Kind::Configuration`](crate::error::Kind), saying what to do.
 pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
-    match unfinished(options) {
+    match unfinished(options).next() {
         Some(Unfinished { what, remedy, .. }) => Err(Error::configuration(format!(
             "{what}, and it writes the missing events: {remedy}"
         ))),
@@ -182,7 +192,7 @@ pub(crate) fn require_finished(options: &Options) -> Result<(), Error> {
 
 /// An unfinished run into the target of `identity`, with whatever options.
 pub(crate) fn unfinished_run(options: &Options, identity: &RunIdentity) -> Option<Unfinished> {
-    unfinished(options).filter(|unfinished| unfinished.identity.has_target_of(identity))
+    unfinished(options).find(|unfinished| unfinished.identity.has_target_of(identity))
 }
 
 /// Whether the state directory has a finished run of the month, or of one of its shards.

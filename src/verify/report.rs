@@ -85,7 +85,7 @@ pub(crate) struct Report {
     /// Whether the month has no row of a backfill, and the state directory no finished run.
     #[serde(skip)]
     pub is_unfilled: bool,
-    /// What a run that is not finished has not written yet counts as missing; how it comes to its end.
+    /// What ends the unfinished run of the month, if there is one: what it has not written yet is missing.
     #[serde(skip)]
     pub unfinished: Option<String>,
     /// What a TTL of the target removes from the month.
