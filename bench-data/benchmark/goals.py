@@ -122,15 +122,16 @@ def against_python(measurements):
         yield row
 
 
-def _compare(row, tool, peer, least):
+def _compare(row, tool, peer, least, times="seconds_of_all"):
     """Of each round the ratio: rounds alternate, and a machine is faster in one than in another."""
     ratios = [
         (theirs / peer["observations"]) / (ours / tool["observations"])
-        for ours, theirs in zip(tool["seconds_of_all"], peer["seconds_of_all"])
+        for ours, theirs in zip(tool[times], peer[times])
     ]
     ratio = statistics.median(ratios)
-    row.figure = f"{ratio:.2f}x{_spread(ratios)} ({tool['per_second']:,.0f}/s)"
-    row.peer = f"{peer['name']}: {peer['per_second']:,.0f}/s"
+    ours, theirs = (run["observations"] / statistics.median_low(run[times]) for run in (tool, peer))
+    row.figure = f"{ratio:.2f}x{_spread(ratios)} ({ours:,.0f}/s)"
+    row.peer = f"{peer['name']}: {theirs:,.0f}/s"
     row.met = ratio >= least if least else None
 
 
@@ -348,16 +349,17 @@ def server_engine(measurements):
         tool = measurements.typical(target=target, peer="tool-clickhouse")
         join = measurements.typical(target=target, peer="hash-2")
         throughput = Row(f"{name}, against two joins at once", f"at least {least}x")
+        merged = Row(f"{name}, against two joins at once, until merges have ended", "shown")
         seconds = Row(f"{name}, the server's CPU per million", "at most 1.1x of the two joins'")
+        all_seconds = Row(f"{name}, the server's CPU per million, until it is quiet", "shown")
         rows = Row(f"{name}, rows read", "at most 1.4x of the two joins'")
         if tool and join:
             _compare(throughput, tool, join, least)
-            ours, theirs = (
-                statistics.median(run["server_processor_seconds_of_all"]) / run["observations"] * 1e6
-                for run in (tool, join)
-            )
-            seconds.figure, seconds.peer = f"{ours:.1f} s", f"{theirs:.1f} s: {ours / theirs:.2f}x"
-            seconds.met = ours <= 1.1 * theirs
+            # Larger months: the joins leave their merges for later, a longer run does its own meanwhile.
+            _compare(merged, tool, join, None, "seconds_until_quiet_of_all")
+            ratio = _server_seconds(seconds, tool, join, "server_processor_seconds_of_all")
+            seconds.met = ratio <= 1.1
+            _server_seconds(all_seconds, tool, join, "server_processor_seconds_until_quiet_of_all")
             ratio = tool["rows_read_all"] / join["rows_read"]
             rows.figure = f"{ratio:.2f}x"
             of_bytes = tool["bytes_read_all"] / join["bytes_read"]
@@ -366,13 +368,22 @@ def server_engine(measurements):
                 f"{of_bytes:.2f}x of the bytes"
             )
             rows.met = ratio <= 1.4
-        yield from (throughput, seconds, rows)
+        yield from (throughput, merged, seconds, all_seconds, rows)
     small = Row("--engine clickhouse, a server limited to 2 GiB, wide payload", "completes")
     run = measurements.first("small-server", peer="tool-clickhouse")
     if run:
         small.met = not run.get("error_code") and run["distinct_events"] == run["observations"]
         small.figure = f"completes, {run['per_second']:,.0f}/s" if small.met else _ending(run)
     yield small
+
+
+def _server_seconds(row, tool, peer, times):
+    """Shows both figures for a million observations, and gives their ratio."""
+    ours, theirs = (
+        statistics.median(run[times]) / run["observations"] * 1e6 for run in (tool, peer)
+    )
+    row.figure, row.peer = f"{ours:.1f} s", f"{theirs:.1f} s: {ours / theirs:.2f}x"
+    return ours / theirs
 
 
 def rows_read(measurements):

@@ -61,10 +61,13 @@ def _measured(bench, name, dataset, target, work):
     result |= work()
     result.setdefault("seconds", time.monotonic() - started)
     result["server_processor_seconds"] = bench.server.processor_seconds() - server_before
-    bench.server.rest()
+    ended = time.monotonic()
+    quiet = max(bench.server.rest(), ended)
     result["server_processor_seconds_until_quiet"] = (
         bench.server.processor_seconds() - server_before
     )
+    # Not from the start: some runs are timed from their first statement on.
+    result["seconds_until_quiet"] = result["seconds"] + quiet - ended
     result.setdefault("observations", dataset.observations)
     if result.get("error_code"):
         print(f"ended with exception {result['error_code']} after {result['seconds']:.1f} s")
@@ -75,7 +78,12 @@ def _measured(bench, name, dataset, target, work):
 
 
 # What of a measurement is kept of every round.
-OF_ROUNDS = ("seconds", "server_processor_seconds", "server_processor_seconds_until_quiet")
+OF_ROUNDS = (
+    "seconds",
+    "seconds_until_quiet",
+    "server_processor_seconds",
+    "server_processor_seconds_until_quiet",
+)
 
 
 def median(measurements):

@@ -188,15 +188,17 @@ class Server:
             time.sleep(0.05)
 
     def rest(self, most_seconds=1800):
-        """Waits until no merges are left, so that one run does not pay for another's."""
+        """Waits until no merges are left, so that one run does not pay for another's. Gives the time at
+        which the last one had ended."""
         deadline = time.monotonic() + most_seconds
         quiet_since = time.monotonic()
         while time.monotonic() < deadline:
             if int(self.query("SELECT count() FROM system.merges")):
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since >= REST_SECONDS:
-                return
+                break
             time.sleep(0.25)
+        return quiet_since
 
 
 def free_port():
