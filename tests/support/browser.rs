@@ -12,8 +12,8 @@ use tokio::runtime::Runtime;
 
 use super::LOOK_AGAIN;
 
-/// How long a browser may take to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a browser may take to start, and to start again: its driver gives up after a minute.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What the operating system prefers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
