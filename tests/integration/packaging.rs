@@ -320,3 +320,36 @@ fn the_man_page_says_what_the_help_says() {
         .find(|line| line.contains("--max-rows-per-second 20000"));
     assert!(page.contains(example.unwrap().trim()), "{page}");
 }
+
+// -------------------------------------------------------------------------------------------------
+// How long it takes to build
+// -------------------------------------------------------------------------------------------------
+
+/// What RocksDB is compiled with, and the features of each, as cargo resolves them for these kinds of
+/// dependencies.
+fn what_compiles_rocksdb(kinds: &str) -> Vec<String> {
+    let depth = |line: &str| -> usize {
+        let digits = line.find(|letter: char| !letter.is_ascii_digit());
+        line[..digits.unwrap()].parse().unwrap()
+    };
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(repository_file("."));
+    let arguments = "tree --locked --offline --no-dedupe --prefix depth --format {p}[{f}] --edges";
+    let tree = output(&mut cargo, arguments.split(' ').chain([kinds]));
+    let mut lines = tree
+        .lines()
+        .skip_while(|line| !line.contains("librocksdb-sys "));
+    let first = lines.next().unwrap();
+    let below = lines.take_while(|line| depth(line) > depth(first));
+    below.map(str::to_owned).collect()
+}
+
+/// Otherwise cargo compiles it twice, for a quarter of an hour each.
+#[test]
+fn the_program_and_its_tests_are_linked_with_one_rocksdb() {
+    let of_program = what_compiles_rocksdb("normal,build");
+    let of_tests = what_compiles_rocksdb("normal,build,dev");
+    assert!(of_program.len() > 10, "{of_program:?}");
+    let differ = "give [build-dependencies] in Cargo.toml the features of what differs";
+    assert_eq!(of_program, of_tests, "{differ}");
+}
