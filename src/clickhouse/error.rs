@@ -179,7 +179,8 @@ fn limit_named(code: u32, message: &str) -> Cow<'static, str> {
         }
         // The server's own limit, "(total)", covers all its work and needs no advice here.
         MEMORY if message.contains("Query memory limit") => {
-            "; the statement needs more memory than max_memory_usage of the user's settings profile allows: raise it"
+            "; the statement needs more memory than max_memory_usage allows: raise it in the user's settings \
+             profile; with --engine clickhouse, lower --concurrency"
         }
         MEMORY if message.contains("User memory limit") => {
             "; the user needs more memory than max_memory_usage_for_user of the settings profile allows: \
