@@ -52,7 +52,7 @@ pub use commands::main;
 pub mod internals {
     pub use crate::cli::Environment;
     pub use crate::cli::arguments::Arguments;
-    pub use crate::cli::options::{Options, Request};
+    pub use crate::cli::options::{Options, Request, SegmentRows};
     pub use crate::cli::variables::VARIABLES;
     pub use crate::clickhouse::{
         Compression, Connection, ConnectionOptions, NativeStream, Password, Statement, TableColumn,

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::share::is_of_share;
-use crate::cli::options::SEGMENT_ROWS;
+use crate::cli::options::SegmentRows;
 use crate::clickhouse::{Connection, RequestError, TableInfo, quoting};
 use crate::mapping::Source;
 use crate::memory::numbers::{in_memory, short};
@@ -218,20 +218,21 @@ pub struct SourcePartition<'a> {
     pub share: ShareOfMonth,
 }
 
-/// Plans these partitions one after the other: segments of about `segment_rows` rows, or larger if a partition
-/// has so many parts that short segments would read too much twice.
+/// Plans these partitions one after the other: segments of about so many rows, or larger if a partition has so
+/// many parts that short segments would read too much twice.
 ///
 /// # Errors
 /// [`RequestError`] if the server rejects a query or cannot be reached.
 pub async fn make(
     connection: &Connection,
     partitions: &[SourcePartition<'_>],
-    segment_rows: u64,
+    rows: SegmentRows,
 ) -> Result<Vec<Segment>, RequestError> {
     let mut segments = Vec::new();
     for &partition in partitions {
         let groups = read_groups(connection, partition).await?;
-        let target = rows_per_segment(partition, segment_rows);
+        let total = groups.iter().map(|group| group.rows).sum();
+        let target = rows.evenly(total, rows_per_segment(partition, rows));
         let mut pieces = Vec::new();
         for (group, count) in groups.iter().zip(pieces_per_group(&groups, target)) {
             let ids = if count > 1 {
@@ -248,23 +249,23 @@ pub async fn make(
 }
 
 /// Rows per segment: as asked for, or more if the partition has many parts.
-fn rows_per_segment(partition: SourcePartition<'_>, segment_rows: u64) -> u64 {
-    segment_rows.max(partition.parts * GRANULE_ROWS * GRANULES_PER_PART)
+fn rows_per_segment(partition: SourcePartition<'_>, rows: SegmentRows) -> u64 {
+    rows.for_parts(partition.parts * GRANULE_ROWS * GRANULES_PER_PART)
 }
 
-/// A sentence for the operator if `segments` are larger than `segment_rows` because of the parts of these
+/// A sentence for the operator if `segments` are larger than was asked for, because of the parts of these
 /// partitions.
 pub(crate) fn larger_than_asked(
     segments: &[Segment],
     partitions: &[SourcePartition<'_>],
-    segment_rows: u64,
+    asked: SegmentRows,
 ) -> Option<String> {
     let larger = partitions.iter().filter_map(|&partition| {
         let of_source = segments.iter().filter(|it| it.source == partition.source);
         let rows: u64 = of_source.map(|segment| segment.rows).sum();
-        let target = rows_per_segment(partition, segment_rows);
+        let target = rows_per_segment(partition, asked);
         // One segment may be all there is anyway.
-        (target > segment_rows && rows > segment_rows).then(|| {
+        (target > asked.wanted && rows > asked.wanted).then(|| {
             let parts = plural(partition.parts, "part");
             format!(
                 "{} for {} ({parts})",
@@ -274,12 +275,11 @@ pub(crate) fn larger_than_asked(
         })
     });
     let larger: Vec<String> = larger.collect();
-    let was_asked = segment_rows != SEGMENT_ROWS;
-    (was_asked && !larger.is_empty()).then(|| {
+    (asked.is_asked && !larger.is_empty()).then(|| {
         format!(
             "--segment-rows raised from {} to {}: in so many parts, smaller segments would read many \
              rows twice",
-            HumanCount(segment_rows),
+            HumanCount(asked.wanted),
             larger.join(" and to ")
         )
     })
@@ -444,7 +444,9 @@ fn pack(source: Source, pieces: &[Piece], target: u64, first_number: u32) -> Vec
     for (boundary, piece_rows) in pieces {
         let current = rows.last().copied().unwrap_or(0);
         let overfull = current + piece_rows > target + target / 2;
-        if current >= target || (overfull && current >= target / 2 && current > 0) {
+        let is_enough = current >= target || (overfull && current >= target / 2);
+        // The index ends with a mark that has a key and no rows.
+        if is_enough && current > 0 && *piece_rows > 0 {
             cuts.push(Some(boundary.clone()));
             rows.push(0);
         }
@@ -541,6 +543,13 @@ mod tests {
             "t.project_id >= 'a' AND (t.project_id < 'b' OR \
              (t.project_id = 'b' AND toDate(t.timestamp) < toDate(5)))"
         );
+    }
+
+    #[test]
+    fn the_last_mark_of_an_index_which_has_no_rows_makes_no_segment() {
+        let groups = [group("p", "EVENT", 1, 6), group("p", "SPAN", 2, 0)];
+        let pieces: Vec<Piece> = groups.iter().flat_map(|it| split(it, vec![])).collect();
+        assert_eq!(pack(Source::Observations, &pieces, 6, 0).len(), 1);
     }
 
     #[test]

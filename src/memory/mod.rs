@@ -68,6 +68,11 @@ const SMALLEST_SEGMENT: u64 = 6 * MIB;
 const LARGEST_BACKLOG: u64 = 24 * MIB;
 /// Larger look-ups gain nothing when few traces have many rows each.
 const LARGEST_LOOK_UP: u64 = 16 * MIB;
+/// Rows of a statement with which the server makes events, at most: the keys of their traces travel in it.
+pub(crate) const MOST_STATEMENT_ROWS: u64 = 1_000_000;
+/// Bytes of memory for each row of such a statement while its keys are read, if each has a trace of its own:
+/// its key, its trace's key twice and name once, and the text of the list in the statement.
+const BYTES_PER_STATEMENT_ROW: usize = 250;
 /// Larger blocks gain nothing.
 const LARGEST_PREFERRED_BLOCK: u64 = 4 * MIB;
 
@@ -139,6 +144,12 @@ impl Budget {
 }
 
 impl Budget {
+    /// Rows of a statement with which the server makes events.
+    pub(crate) fn rows_per_statement(&self) -> u64 {
+        let rows = self.segment_bytes / BYTES_PER_STATEMENT_ROW;
+        (rows as u64).clamp(1, MOST_STATEMENT_ROWS)
+    }
+
     /// A pool for one kind of buffer.
     pub fn pool(&self) -> BufferPool {
         BufferPool::new(self.pool_bytes, self.pooled_buffer_bytes)

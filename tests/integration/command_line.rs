@@ -301,7 +301,6 @@ fn the_example_says_what_the_defaults_are() {
     for (name, default) in [
         ("BATCH_SIZE", "1000000"),
         ("PART_BYTES", "512MiB"),
-        ("SEGMENT_ROWS", "250000"),
         ("STREAM_BLOCK_SIZE", "8192"),
         ("MAX_RETRIES", "8"),
         ("TRACE_MARGIN_DAYS", "1"),
@@ -341,7 +340,7 @@ fn the_help_explains_every_flag_the_environment_and_the_exit_codes() {
         "events-backfill --partition 202406",
         "Exit codes",
         "130",
-        "[default: 250000]",
+        "[default: 250000, with",
     ] {
         assert!(help.stdout.contains(word), "{word}\n{}", help.stdout);
     }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Database, Options, Server, TESTER, Tool, repository_file};
 use events_backfill::internals::{
-    Compression, Connection, ConnectionOptions, Password, Segment, Shard, ShareOfMonth, Source,
-    TableInfo, Trust, is_of_share, of_segment, segments,
+    Compression, Connection, ConnectionOptions, Password, Segment, SegmentRows, Shard,
+    ShareOfMonth, Source, TableInfo, Trust, is_of_share, of_segment, segments,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -148,7 +148,11 @@ impl<'a> Partition<'a> {
             share,
         };
         let partitions = [partition];
-        let planning = segments::make(&self.connection, &partitions, segment_rows);
+        let planning = segments::make(
+            &self.connection,
+            &partitions,
+            SegmentRows::asked(segment_rows),
+        );
         let segments = self.runtime.block_on(planning).unwrap();
         for (number, segment) in segments.iter().enumerate() {
             assert_eq!(segment.number as usize, number);

@@ -41,11 +41,6 @@ use crate::partition::{Day, ShareOfMonth};
 use crate::state::counts::{LeftOut, SegmentCounts};
 use crate::trace_store::TraceStore;
 
-/// Rows per statement, at most.
-const ROWS_PER_SLICE: u64 = 1_000_000;
-/// Bytes of memory for each row of a slice while its keys are read, if each has a trace of its own: its key,
-/// its trace's key twice and name once, and the text of the list in the statement.
-const BYTES_PER_ROW: usize = 250;
 /// Rows per statement where their number per second is limited: this many seconds' worth.
 const SECONDS_PER_SLICE: u64 = 10;
 /// Most slices of a segment. With so few rows each, memory is not what the server lacks.
@@ -151,8 +146,7 @@ impl Pushdown {
             destination,
             slices: AtomicU32::new(1),
             read_ahead: Mutex::default(),
-            rows_per_slice: ((budget.segment_bytes / BYTES_PER_ROW) as u64)
-                .clamp(1, ROWS_PER_SLICE),
+            rows_per_slice: budget.rows_per_statement(),
             ahead_bytes: budget.segment_bytes / 2,
             most_apart: budget.segment_bytes / BYTES_PER_KEY,
             succeeded: AtomicU32::new(0),

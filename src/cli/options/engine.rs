@@ -3,10 +3,8 @@
 use super::settings::Settings;
 use super::subject::Subject;
 use crate::error::Error;
+use crate::memory::MOST_STATEMENT_ROWS;
 use crate::throttle::ThrottleOptions;
-
-/// Largest segment for the server's join: the keys of its traces travel in the statement.
-const MOST_SEGMENT_ROWS: u64 = 1_000_000;
 
 /// What joins observations with their traces.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,7 +37,7 @@ impl Settings<'_> {
         argument: Option<String>,
         subject: &Subject,
         throttle: &ThrottleOptions,
-        segment_rows: u64,
+        segment_rows: Option<u64>,
     ) -> Result<Engine, Error> {
         let text = self.text(argument, "ENGINE");
         let engine = match text.as_deref() {
@@ -63,9 +61,9 @@ impl Settings<'_> {
                  use --max-rows-per-second",
             ));
         }
-        if segment_rows > MOST_SEGMENT_ROWS {
+        if let Some(rows) = segment_rows.filter(|&rows| rows > MOST_STATEMENT_ROWS) {
             return Err(Error::configuration(format!(
-                "--segment-rows is {segment_rows}: --engine clickhouse takes at most {MOST_SEGMENT_ROWS}, \
+                "--segment-rows is {rows}: --engine clickhouse takes at most {MOST_STATEMENT_ROWS}, \
                  since each segment is one statement"
             )));
         }

@@ -4,6 +4,7 @@
 mod choice;
 mod earlier;
 mod engine;
+mod segment_rows;
 mod settings;
 mod shard;
 mod subject;
@@ -29,13 +30,12 @@ use crate::throttle::ThrottleOptions;
 pub(crate) use choice::{Choice, Defaults};
 pub(crate) use earlier::Earlier;
 pub(crate) use engine::Engine;
+pub use segment_rows::SegmentRows;
 pub(crate) use settings::is_loopback;
 pub(crate) use shard::shard_of;
 pub(crate) use subject::Subject;
 pub(crate) use throttle::parse_wishes;
 
-/// Rows per segment unless told otherwise.
-pub(crate) const SEGMENT_ROWS: u64 = 250_000;
 /// Allowed values of `--part-bytes`.
 const PART_BYTES: RangeInclusive<ByteSize> = ByteSize(1 << 20)..=ByteSize(4 << 30);
 
@@ -198,7 +198,7 @@ pub struct Options {
     /// Maximum rows per block read.
     pub block_rows: usize,
     /// Rows per segment.
-    pub segment_rows: u64,
+    pub segment_rows: SegmentRows,
     /// What joins observations with their traces.
     pub(crate) engine: Engine,
     /// Retries after temporary errors.
@@ -297,15 +297,15 @@ impl Options {
                 require_outside(flag, file, &state_dir)?;
             }
         }
-        let segment_rows = settings.number(
+        let segment_rows = settings.number_if_given(
             arguments.segment_rows,
             "--segment-rows",
             "SEGMENT_ROWS",
-            SEGMENT_ROWS,
             1..=1_000_000_000,
         )?;
         let of_run = settings.subject(&subject)?;
         let engine = settings.engine(arguments.engine, &of_run, &throttle, segment_rows)?;
+        let segment_rows = SegmentRows::new(segment_rows, engine, &budget, concurrency);
         Ok(Self {
             partition,
             shard: None,

@@ -34,12 +34,27 @@ impl Settings<'_> {
     where
         T: FromStr + PartialOrd + fmt::Display,
     {
+        let number = self.number_if_given(argument, flag, variable, range)?;
+        Ok(number.unwrap_or(default))
+    }
+
+    /// A number that has no default of its own.
+    pub(super) fn number_if_given<T>(
+        &self,
+        argument: Option<String>,
+        flag: &str,
+        variable: &str,
+        range: RangeInclusive<T>,
+    ) -> Result<Option<T>, Error>
+    where
+        T: FromStr + PartialOrd + fmt::Display,
+    {
         let (name, text) = match (argument, self.environment.get(variable)) {
             (Some(text), _) => (flag, text),
             (None, Some(text)) => (variable, text.to_owned()),
-            (None, None) => return Ok(default),
+            (None, None) => return Ok(None),
         };
-        whole(name, &text, range)
+        whole(name, &text, range).map(Some)
     }
 
     /// A number of bytes. Errors name the flag, even if the variable was set.
