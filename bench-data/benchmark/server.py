@@ -193,7 +193,7 @@ class Server:
         deadline = time.monotonic() + most_seconds
         quiet_since = time.monotonic()
         while time.monotonic() < deadline:
-            if int(self.query("SELECT count() FROM system.merges")):
+            if int(self.query("SELECT count() FROM system.merges WHERE database != 'system'")):
                 quiet_since = time.monotonic()
             elif time.monotonic() - quiet_since >= REST_SECONDS:
                 break

@@ -399,7 +399,8 @@ pub struct RunArguments {
     pub part_bytes: Option<String>,
 
     /// Rows per segment, the unit of work; raised if the month has so many parts that short segments
-    /// would reread too much [env: SEGMENT_ROWS] [default: 250000, with --engine clickhouse 500000]
+    /// would reread too much [env: SEGMENT_ROWS] [default: 250000, with --engine clickhouse up to
+    /// 500000, as --memory-limit allows]
     #[arg(long, value_name = "N", help_heading = HOW)]
     pub segment_rows: Option<String>,
 

@@ -232,7 +232,7 @@ pub async fn make(
     for &partition in partitions {
         let groups = read_groups(connection, partition).await?;
         let total = groups.iter().map(|group| group.rows).sum();
-        let target = rows.evenly(total, rows_per_segment(partition, rows));
+        let target = rows.of_partition(total, least_rows(partition));
         let mut pieces = Vec::new();
         for (group, count) in groups.iter().zip(pieces_per_group(&groups, target)) {
             let ids = if count > 1 {
@@ -248,9 +248,9 @@ pub async fn make(
     Ok(segments)
 }
 
-/// Rows per segment: as asked for, or more if the partition has many parts.
-fn rows_per_segment(partition: SourcePartition<'_>, rows: SegmentRows) -> u64 {
-    rows.for_parts(partition.parts * GRANULE_ROWS * GRANULES_PER_PART)
+/// Rows that a segment should have at least, because of the partition's parts.
+fn least_rows(partition: SourcePartition<'_>) -> u64 {
+    partition.parts * GRANULE_ROWS * GRANULES_PER_PART
 }
 
 /// A sentence for the operator if `segments` are larger than was asked for, because of the parts of these
@@ -263,7 +263,7 @@ pub(crate) fn larger_than_asked(
     let larger = partitions.iter().filter_map(|&partition| {
         let of_source = segments.iter().filter(|it| it.source == partition.source);
         let rows: u64 = of_source.map(|segment| segment.rows).sum();
-        let target = rows_per_segment(partition, asked);
+        let target = asked.wanted.max(least_rows(partition));
         // One segment may be all there is anyway.
         (target > asked.wanted && rows > asked.wanted).then(|| {
             let parts = plural(partition.parts, "part");
@@ -471,6 +471,7 @@ fn pack(source: Source, pieces: &[Piece], target: u64, first_number: u32) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::{Budget, ByteSize};
     use proptest::prelude::*;
 
     fn group(project: &str, kind: &str, day: Day, rows: u64) -> Group {
@@ -550,6 +551,27 @@ mod tests {
         let groups = [group("p", "EVENT", 1, 6), group("p", "SPAN", 2, 0)];
         let pieces: Vec<Piece> = groups.iter().flat_map(|it| split(it, vec![])).collect();
         assert_eq!(pack(Source::Observations, &pieces, 6, 0).len(), 1);
+    }
+
+    #[test]
+    fn a_segment_of_the_servers_engine_is_one_statement() {
+        let days = 1..=30;
+        for (group_rows, types) in [(34_000, 100), (100_000, 40), (7, 1)] {
+            let groups: Vec<Group> = (0..types)
+                .flat_map(|number| days.clone().map(move |day| (format!("{number:03}"), day)))
+                .map(|(kind, day)| group("p", &kind, day, group_rows))
+                .collect();
+            let pieces: Vec<Piece> = groups.iter().flat_map(|it| split(it, vec![])).collect();
+            let total = groups.iter().map(|group| group.rows).sum();
+            for concurrency in 1..=4 {
+                let budget = Budget::new(ByteSize(512 << 20), concurrency).unwrap();
+                let rows = SegmentRows::of_server(&budget, concurrency);
+                let target = rows.of_partition(total, 40 * GRANULE_ROWS * GRANULES_PER_PART);
+                let largest = pack(Source::Observations, &pieces, target, 0);
+                let largest = largest.iter().map(|segment| segment.rows).max();
+                assert!(largest <= Some(budget.rows_per_statement()), "{largest:?}");
+            }
+        }
     }
 
     #[test]

@@ -340,7 +340,7 @@ fn the_help_explains_every_flag_the_environment_and_the_exit_codes() {
         "events-backfill --partition 202406",
         "Exit codes",
         "130",
-        "[default: 250000, with",
+        "[default: 250000, with --engine",
     ] {
         assert!(help.stdout.contains(word), "{word}\n{}", help.stdout);
     }

@@ -341,7 +341,12 @@ fn what_compiles_rocksdb(kinds: &str) -> Vec<String> {
         .skip_while(|line| !line.contains("librocksdb-sys "));
     let first = lines.next().unwrap();
     let below = lines.take_while(|line| depth(line) > depth(first));
-    below.map(str::to_owned).collect()
+    let all = std::iter::once(first).chain(below);
+    all.map(|line| {
+        line.trim_start_matches(|letter: char| letter.is_ascii_digit())
+            .to_owned()
+    })
+    .collect()
 }
 
 /// Otherwise cargo compiles it twice, for a quarter of an hour each.

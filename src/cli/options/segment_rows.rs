@@ -5,8 +5,8 @@ use crate::memory::Budget;
 
 /// Unless told otherwise. As large as an attempt may be that is done again.
 const EMBEDDED: u64 = 250_000;
-/// The same for the server's join. Each segment reads the traces of its days again: with half as many segments,
-/// 12 % fewer rows are read for four million observations (docs/benchmarks.md).
+/// The same for the server's join, if memory allows. Each segment reads the traces of its days again: with half as
+/// many segments, 12 % fewer rows are read for four million observations (docs/benchmarks.md).
 const OF_SERVER: u64 = 500_000;
 
 /// How many rows a segment has.
@@ -14,11 +14,11 @@ const OF_SERVER: u64 = 500_000;
 pub struct SegmentRows {
     /// About so many, if the partition's parts allow.
     pub wanted: u64,
-    /// Not more, however many parts there are.
+    /// About so many at most, however many parts there are.
     pub most: u64,
     /// Whether the operator said so.
     pub is_asked: bool,
-    /// Segments that are worked on at once.
+    /// So many segments are worked on at once, and shall have the same size; 0 where sizes do not matter.
     pub at_once: u64,
 }
 
@@ -30,19 +30,27 @@ impl SegmentRows {
         budget: &Budget,
         concurrency: usize,
     ) -> Self {
-        let (usual, most) = match engine {
-            Engine::Embedded => (EMBEDDED, u64::MAX),
-            Engine::ClickHouse => {
-                // One with more would be several statements, and each reads all of its rows.
-                let of_memory = budget.rows_per_statement();
-                (OF_SERVER.min(of_memory), of_memory)
-            }
-        };
-        let wanted = asked.unwrap_or(usual);
+        if let Some(rows) = asked {
+            return Self::asked(rows);
+        }
+        match engine {
+            Engine::Embedded => Self {
+                is_asked: false,
+                ..Self::asked(EMBEDDED)
+            },
+            Engine::ClickHouse => Self::of_server(budget, concurrency),
+        }
+    }
+
+    /// What suits the server's engine.
+    pub(crate) fn of_server(budget: &Budget, concurrency: usize) -> Self {
+        // One with more than a statement's rows would be several statements, each of which reads all of its
+        // rows. A segment may become half as large again as it should.
+        let most = (budget.rows_per_statement() * 2 / 3).max(1);
         Self {
-            wanted,
-            most: most.max(wanted),
-            is_asked: asked.is_some(),
+            wanted: OF_SERVER.min(most),
+            most,
+            is_asked: false,
             at_once: concurrency.max(1) as u64,
         }
     }
@@ -53,26 +61,25 @@ impl SegmentRows {
             wanted: rows,
             most: u64::MAX,
             is_asked: true,
-            at_once: 1,
+            at_once: 0,
         }
     }
 
-    /// Rows per segment of a partition whose parts require at least `least`.
-    pub(crate) fn for_parts(self, least: u64) -> u64 {
-        self.wanted.max(least).min(self.most)
-    }
-
-    /// Rows per segment, so that `rows` become segments of the same size, and none is left over for one worker
-    /// while the others are idle. What was asked for stays.
-    pub(crate) fn evenly(self, rows: u64, per_segment: u64) -> u64 {
-        if self.is_asked || rows == 0 {
-            return per_segment;
+    /// Rows per segment of a partition of `rows`, whose parts require at least `least` of them.
+    ///
+    /// Segments are large where the server joins, and few: without equal sizes, one worker would do the last of
+    /// them alone.
+    pub(crate) fn of_partition(self, rows: u64, least: u64) -> u64 {
+        let size = self.wanted.max(least).min(self.most).max(1);
+        if self.at_once == 0 || rows == 0 {
+            return size;
         }
-        let nearest = (rows + per_segment / 2) / per_segment;
-        let of_all = nearest.max(1).next_multiple_of(self.at_once);
-        // Not less than half of the size.
-        let segments = of_all.min(2 * rows / per_segment).max(1);
-        rows.div_ceil(segments.max(rows.div_ceil(self.most)))
+        let fewest = rows.div_ceil(self.most).max(1);
+        let nearest = ((rows + size / 2) / size).max(fewest);
+        let of_all = nearest.next_multiple_of(self.at_once);
+        // But none is less than half as large, nor smaller than the parts require.
+        let most = (2 * rows).div_ceil(size).min(rows / least.max(1));
+        rows.div_ceil(of_all.min(most).max(fewest))
     }
 }
 
@@ -81,45 +88,59 @@ mod tests {
     use super::*;
     use crate::memory::ByteSize;
 
-    fn rows(asked: Option<u64>, engine: Engine, mebibytes: u64) -> SegmentRows {
-        let budget = Budget::new(ByteSize(mebibytes << 20), 2).unwrap();
-        SegmentRows::new(asked, engine, &budget, 2)
+    fn of_server(mebibytes: u64, concurrency: usize) -> SegmentRows {
+        let budget = Budget::new(ByteSize(mebibytes << 20), concurrency).unwrap();
+        SegmentRows::new(None, Engine::ClickHouse, &budget, concurrency)
     }
 
     #[test]
-    fn a_segment_of_the_servers_engine_is_one_statement() {
-        assert_eq!(rows(None, Engine::ClickHouse, 512).wanted, OF_SERVER);
-        let little = rows(None, Engine::ClickHouse, 200);
-        assert!(little.wanted < OF_SERVER, "{little:?}");
-        // Many parts ask for more than that.
-        assert_eq!(little.for_parts(10_000_000), little.most);
-        assert_eq!(
-            rows(None, Engine::Embedded, 200).for_parts(10_000_000),
-            10_000_000
-        );
-        assert_eq!(
-            rows(Some(900_000), Engine::ClickHouse, 200).for_parts(1),
-            900_000
-        );
+    fn what_was_asked_for_is_raised_only_for_parts() {
+        let budget = Budget::new(ByteSize(200 << 20), 2).unwrap();
+        for engine in [Engine::Embedded, Engine::ClickHouse] {
+            let rows = SegmentRows::new(Some(900_000), engine, &budget, 2);
+            assert_eq!(rows.of_partition(1_000_000, 0), 900_000);
+            assert_eq!(rows.of_partition(1_000_000, 950_000), 950_000);
+        }
+    }
+
+    #[test]
+    fn parts_do_not_make_a_segment_of_several_statements() {
+        let rows = of_server(512, 2);
+        assert!(rows.of_partition(100_000_000, 10_000_000) <= rows.most);
+        let embedded = SegmentRows {
+            is_asked: false,
+            ..SegmentRows::asked(EMBEDDED)
+        };
+        assert_eq!(embedded.of_partition(100_000_000, 10_000_000), 10_000_000);
     }
 
     #[test]
     fn all_workers_have_segments_of_the_same_size() {
-        let evenly = |total| {
-            let rows = rows(None, Engine::ClickHouse, 512);
-            rows.evenly(total, rows.for_parts(0))
-        };
-        assert_eq!(evenly(0), 500_000);
-        assert_eq!(evenly(90_000), 90_000, "too little to be divided");
-        assert_eq!(evenly(600_000), 300_000);
-        assert_eq!(evenly(1_020_000), 510_000);
-        assert_eq!(evenly(1_300_000), 325_000);
-        assert_eq!(evenly(100_000_000), 500_000);
-        let asked = rows(Some(500_000), Engine::ClickHouse, 512);
+        for concurrency in 1..=4 {
+            let sizes = of_server(2_048, concurrency);
+            assert_eq!(sizes.wanted, OF_SERVER);
+            let segments = |rows: u64| rows.div_ceil(sizes.of_partition(rows, 0));
+            assert_eq!(segments(90_000), 1, "too little to be divided");
+            assert_eq!(segments(0), 0);
+            for rows in [2_000_000, 3_300_000, 4_080_000, 99_000_000] {
+                assert_eq!(
+                    segments(rows) % sizes.at_once,
+                    0,
+                    "{rows} for {concurrency}"
+                );
+                let size = sizes.of_partition(rows, 0);
+                assert!(
+                    size >= OF_SERVER / 2 && size <= sizes.most,
+                    "{rows}: {size}"
+                );
+            }
+        }
+        assert_eq!(of_server(2_048, 2).of_partition(600_000, 0), 300_000);
+        assert_eq!(of_server(2_048, 2).of_partition(1_020_000, 0), 510_000);
+        // Parts that want large ones get them, if one statement can hold them.
         assert_eq!(
-            asked.evenly(1_020_000, 500_000),
-            500_000,
-            "as it was asked for"
+            of_server(2_048, 2).of_partition(1_300_000, 600_000),
+            650_000
         );
     }
 }
