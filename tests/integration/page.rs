@@ -66,7 +66,8 @@ const CONTRAST: &str = r"
 
 #[test]
 fn a_browser_shows_the_numbers_of_the_report_and_asks_nothing_of_a_network() {
-    let database = Server::shared().sample_month("page", 10_000);
+    // A name as long as a table's may be, which a narrow window has to break.
+    let database = Server::shared().sample_month(&"page".repeat(12), 10_000);
     let run = Tool::new(&database)
         .with_defaults()
         .args(["--partition", SAMPLE_PARTITION, "--html", "page.html"])
