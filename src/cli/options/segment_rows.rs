@@ -45,8 +45,8 @@ impl SegmentRows {
     /// What suits the server's engine.
     pub(crate) fn of_server(budget: &Budget, concurrency: usize) -> Self {
         // One with more than a statement's rows would be several statements, each of which reads all of its
-        // rows. A segment may become half as large again as it should.
-        let most = (budget.rows_per_statement() * 2 / 3).max(1);
+        // rows. A segment may become as much larger than it should as the rows of one project, type and day.
+        let most = (budget.rows_per_statement() * 4 / 5).max(1);
         Self {
             wanted: OF_SERVER.min(most),
             most,
