@@ -1078,7 +1078,7 @@ fn what_stands_more_than_once_is_noticed_until_it_is_merged() {
     };
     again("events_core", "observation-1");
     let (outcome, _) = assert_wrong(&verify(&database), &[("doubled_in_core", 1)]);
-    outcome.assert_stderr_contains("repair --optimize");
+    outcome.assert_stderr_contains("repair --partition 202406 --optimize");
     // The sentence and the summary name the table that has them.
     let name = &database.name;
     outcome.assert_stderr_contains(&format!("1 row of {name}.events_core, partition 202406"));
