@@ -263,7 +263,7 @@ pub(crate) fn larger_than_asked(
     let larger = partitions.iter().filter_map(|&partition| {
         let of_source = segments.iter().filter(|it| it.source == partition.source);
         let rows: u64 = of_source.map(|segment| segment.rows).sum();
-        let target = asked.wanted.max(least_rows(partition));
+        let target = asked.of_partition(rows, least_rows(partition));
         // One segment may be all there is anyway.
         (target > asked.wanted && rows > asked.wanted).then(|| {
             let parts = plural(partition.parts, "part");

@@ -319,6 +319,13 @@ fn the_example_says_what_the_defaults_are() {
         });
         assert!(after, "the help has another default for {name}");
     }
+    // It depends on the engine, so the example leaves it open.
+    let of_segments = "250000, with ENGINE=clickhouse up to 500000.";
+    assert!(example.contains(of_segments), "{of_segments}");
+    assert!(example.lines().any(|line| line == "# SEGMENT_ROWS="));
+    let of_segments = "[env: SEGMENT_ROWS] [default: 250000, with --engine clickhouse up to 500000, \
+                       as --memory-limit allows]";
+    assert!(flat.contains(of_segments), "{of_segments}");
 }
 
 // -------------------------------------------------------------------------------------------------
