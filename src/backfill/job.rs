@@ -12,7 +12,7 @@ use super::load::trace_changes::TraceChanges;
 use super::load::{dates, load_traces, trace_changes};
 use super::recorder::Recorder;
 use super::run_report::{Spent, report};
-use super::{known_rows, several_days, stream, target, views};
+use super::{known_rows, stream, target, trace_days, views};
 use crate::cli::options::{Earlier, Engine};
 use crate::control::{self, Listening};
 use crate::error::{Advice, Error, Kind};
@@ -323,19 +323,42 @@ async fn prepare(
     journal: &mut Journal,
     store: &Arc<TraceStore>,
 ) -> Result<TraceChanges, Error> {
-    match context.options.engine {
-        Engine::Embedded => load_traces(context, journal, store).await?,
-        Engine::ClickHouse => several_days::find(context, journal, store).await?,
+    if context.options.engine == Engine::Embedded {
+        load_traces(context, journal, store).await?;
     }
     target::look(context, journal).await?;
     find_experiments(context, journal, store).await?;
     known_rows::read_target(context, journal, store).await?;
-    known_rows::scan_versions(context, journal, store).await?;
+    compare_versions(context, journal, store).await?;
     let changes = trace_changes(context, journal, store);
     if context.resumed {
         changes.reload().await?;
     }
     Ok(changes)
+}
+
+/// Compares versions of observations, and for the engine of the server those of traces.
+async fn compare_versions(
+    context: &Context,
+    journal: &mut Journal,
+    store: &Arc<TraceStore>,
+) -> Result<(), Error> {
+    let filter_bytes = context.options.budget.seen_bytes;
+    let checkpoint = journal.checkpoint();
+    match context.options.engine {
+        Engine::Embedded => {
+            known_rows::scan_versions(context, checkpoint, store, filter_bytes).await
+        }
+        Engine::ClickHouse => {
+            let of_each = filter_bytes / 2;
+            tokio::try_join!(
+                known_rows::scan_versions(context, checkpoint, store, of_each),
+                trace_days::find(context, store, of_each),
+            )?;
+            // No traces are loaded, so none are outdated.
+            journal.commit_with(store, |checkpoint| checkpoint.superseded = Some(0))
+        }
+    }
 }
 
 /// Writes the events of a source.

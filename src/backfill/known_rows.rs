@@ -6,13 +6,14 @@ use std::sync::Arc;
 use indicatif::HumanCount;
 
 use super::context::Context;
-use super::guard::observation_versions::VersionScan;
 use super::guard::recovery::Recovery;
 use super::guard::roots::RootScan;
 use super::guard::target::Extent;
+use super::guard::version_scan::VersionScan;
 use super::journal::Journal;
 use super::target;
 use crate::error::Error;
+use crate::inspect::share::is_of_share;
 use crate::mapping::Source;
 use crate::partition::ShareOfMonth;
 use crate::progress::Phase;
@@ -160,16 +161,16 @@ async fn read_rows(
     Ok(())
 }
 
-/// Finds the latest version of each observation.
+/// Finds the latest version of each observation. `filter_bytes` are for [`VersionScan::filter_bytes`].
 ///
 /// # Errors
 /// [`Error`] if the server or the store fails, or on a signal.
 pub(super) async fn scan_versions(
     context: &Context,
-    journal: &Journal,
+    checkpoint: &Checkpoint,
     store: &Arc<TraceStore>,
+    filter_bytes: usize,
 ) -> Result<(), Error> {
-    let checkpoint = journal.checkpoint();
     let is_wanted = context
         .options
         .subject
@@ -189,11 +190,12 @@ pub(super) async fn scan_versions(
         let on_rows = |rows| phase.advance(rows);
         let scan = VersionScan {
             connection: &context.connection,
-            observations: &inspected.observations,
-            share: inspected.share,
+            source: Source::Observations,
+            table: &inspected.observations,
+            own: is_of_share(Source::Observations, inspected.share),
             rows: inspected.observation_rows,
             has_others: inspected.has_more_observations,
-            filter_bytes: context.options.budget.seen_bytes,
+            filter_bytes,
             max_block_bytes: context.options.budget.load_block_bytes,
             pool: context.pool.clone(),
             directory: context.state.path(),
@@ -201,7 +203,7 @@ pub(super) async fn scan_versions(
             on_rows: &on_rows,
         };
         match scan.run(store).await {
-            Ok(_) => break,
+            Ok(()) => break,
             Err(error) => attempts.failed(error).await?,
         }
     }

@@ -98,7 +98,8 @@ async fn prepare(
         }
     }
     if !store.wanted_days(WantedDay::Rows)?.is_empty() {
-        known_rows::scan_versions(context, journal, store).await?;
+        let filter_bytes = context.options.budget.seen_bytes;
+        known_rows::scan_versions(context, journal.checkpoint(), store, filter_bytes).await?;
     }
     journal.commit_with(store, |_| {})
 }

@@ -8,6 +8,10 @@ use crate::error::{Advice, Error};
 const MOST_OF_STORE: rlim_t = 512;
 /// RocksDB needs at least this many.
 const FEWEST_OF_STORE: rlim_t = 32;
+/// Maximum open files for a scan; each has a buffer.
+const MOST_OF_SCAN: rlim_t = 256;
+/// A scan divides larger files again, so a few will do.
+const FEWEST_OF_SCAN: rlim_t = 8;
 /// Reserved for connections and everything else.
 const OF_ANYTHING_ELSE: rlim_t = 64;
 
@@ -39,6 +43,12 @@ pub(crate) fn of_store() -> i32 {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(MOST_OF_STORE, |limits| limits.0);
     let files = limit.saturating_sub(OF_ANYTHING_ELSE);
     i32::try_from(files.clamp(FEWEST_OF_STORE, MOST_OF_STORE)).unwrap_or(i32::MAX)
+}
+
+/// Number of files in which one scan may have the versions of rows meet. Two scans may run at once.
+pub(crate) fn of_scan() -> u64 {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(MOST_OF_SCAN, |limits| limits.0);
+    (limit / 8).clamp(FEWEST_OF_SCAN, MOST_OF_SCAN)
 }
 
 /// Whether the message of an operating system error means too many open files.

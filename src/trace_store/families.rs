@@ -51,8 +51,8 @@ pub enum Against {
     Versions,
     /// Traces that already have a root: `HashKey` → `Root`.
     Roots,
-    /// Traces with versions on several days: `HashKey` → nothing.
-    SeveralDays,
+    /// The day of each trace that has versions on one day alone and is not deleted: `HashKey` → `Day`.
+    TraceDays,
 }
 
 impl Against {
@@ -62,7 +62,7 @@ impl Against {
         Against::RowsSince,
         Against::Versions,
         Against::Roots,
-        Against::SeveralDays,
+        Against::TraceDays,
     ];
 
     /// Name of the column family.
@@ -72,13 +72,16 @@ impl Against {
             Against::RowsSince => "target-rows-since",
             Against::Versions => "observation-versions",
             Against::Roots => "roots",
-            Against::SeveralDays => "traces-of-several-days",
+            Against::TraceDays => "trace-days",
         }
     }
 
     /// Whether the family is read in key order and needs no filter.
     pub(super) const fn is_walked(self) -> bool {
-        matches!(self, Against::RowsBefore | Against::RowsSince)
+        matches!(
+            self,
+            Against::RowsBefore | Against::RowsSince | Against::TraceDays
+        )
     }
 
     /// The family with that name.

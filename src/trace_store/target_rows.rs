@@ -3,8 +3,8 @@
 //!
 //! Families keyed by hashes that the caller computes: target rows from before the run, target rows
 //! found during the run, the latest version of each observation that has several, the traces that
-//! already have a root, and those with versions on several days. The first two are read in key order,
-//! since a segment's rows are neighbours there; the others by point look-ups.
+//! already have a root, and the days of traces. Target rows and days are read in key order, since a
+//! segment's rows are neighbours there, and its traces are all over the second; the others by point look-ups.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -15,6 +15,7 @@ use super::error::StoreError;
 use super::families::{Against, KEYS_AT_ONCE, UNFINISHED_PREFIX};
 use super::options::TARGET_FILE_BYTES;
 use super::store::{Database, TraceStore};
+use crate::partition::Day;
 
 /// Length of a target row's key.
 pub(crate) const ROW_KEY_BYTES: usize = 22;
@@ -252,24 +253,7 @@ impl TraceStore {
         against: Against,
         keys: &[RowKey],
     ) -> Result<Vec<Option<TargetRow>>, StoreError> {
-        let mut found = vec![None; keys.len()];
-        if !self.has(against) {
-            return Ok(found);
-        }
-        let mut order: Vec<usize> = (0..keys.len()).collect();
-        order.sort_unstable_by_key(|&index| keys[index]);
-        let family = self.family(against.family())?;
-        let mut walk = Walk {
-            iterator: self.database.raw_iterator_cf(&family),
-            is_placed: false,
-        };
-        for index in order {
-            if let Some(value) = walk.value(&keys[index]) {
-                found[index] = Some(TargetRow::decode(value)?);
-            }
-        }
-        walk.iterator.status().map_err(|error| self.failed(error))?;
-        Ok(found)
+        self.walk(against, keys, TargetRow::decode)
     }
 
     /// The latest versions of observations, in the order of `keys`. Observations with only one
@@ -290,13 +274,44 @@ impl TraceStore {
         self.points(Against::Roots, keys, Root::decode)
     }
 
-    /// Whether traces have versions on several days, in the order of `keys`.
+    /// The days of traces that are on one day alone and not deleted, in the order of `keys`.
     ///
     /// # Errors
-    /// [`StoreError::Database`] if RocksDB fails.
-    pub fn are_of_several_days(&self, keys: &[HashKey]) -> Result<Vec<bool>, StoreError> {
-        let found = self.points(Against::SeveralDays, keys, |_| Ok(()))?;
-        Ok(found.iter().map(Option::is_some).collect())
+    /// [`StoreError`] if RocksDB fails or a record is damaged.
+    pub fn days_of_traces(&self, keys: &[HashKey]) -> Result<Vec<Option<Day>>, StoreError> {
+        self.walk(Against::TraceDays, keys, |value| {
+            let day = value
+                .try_into()
+                .map_err(|_| damaged("the day of a trace"))?;
+            Ok(Day::from_le_bytes(day))
+        })
+    }
+
+    /// Looks keys up in a family, going through both in key order.
+    fn walk<K: Copy + Ord + AsRef<[u8]>, T: Clone>(
+        &self,
+        against: Against,
+        keys: &[K],
+        decode: impl Fn(&[u8]) -> Result<T, StoreError>,
+    ) -> Result<Vec<Option<T>>, StoreError> {
+        let mut found = vec![None; keys.len()];
+        if !self.has(against) {
+            return Ok(found);
+        }
+        let mut order: Vec<usize> = (0..keys.len()).collect();
+        order.sort_unstable_by_key(|&index| keys[index]);
+        let family = self.family(against.family())?;
+        let mut walk = Walk {
+            iterator: self.database.raw_iterator_cf(&family),
+            is_placed: false,
+        };
+        for index in order {
+            if let Some(value) = walk.value(keys[index].as_ref()) {
+                found[index] = Some(decode(value)?);
+            }
+        }
+        walk.iterator.status().map_err(|error| self.failed(error))?;
+        Ok(found)
     }
 
     fn points<T: Clone>(
@@ -333,13 +348,13 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// The value for `key`, which must not be less than the previous one.
-    fn value(&mut self, key: &RowKey) -> Option<&[u8]> {
+    fn value(&mut self, key: &[u8]) -> Option<&[u8]> {
         if !self.is_placed {
             self.iterator.seek(key);
             self.is_placed = true;
         }
         let mut steps = 0;
-        while self.iterator.key().is_some_and(|at| at < &key[..]) {
+        while self.iterator.key().is_some_and(|at| at < key) {
             if steps == STEPS {
                 self.iterator.seek(key);
                 break;

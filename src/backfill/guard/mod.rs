@@ -3,18 +3,19 @@
 
 pub(crate) mod core_view;
 pub(crate) mod leftover_inserts;
-pub(crate) mod observation_versions;
 pub(crate) mod recovery;
 pub(crate) mod roots;
 pub(crate) mod row_hash;
 pub(crate) mod target;
 mod target_keys;
+mod version_files;
+pub(crate) mod version_scan;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::row_hash::{RowParts, version, version_key};
+use self::row_hash::{RowHashes, RowParts, version, version_key};
 use super::error::WorkError;
 use crate::mapping::{Helper, Mapping, Source};
 use crate::memory::buffer_pool::BufferPool;
@@ -130,12 +131,15 @@ impl Verdict {
 pub(crate) struct Judged {
     /// Its [`version_key`].
     pub key: HashKey,
+    /// The hashes of its ids.
+    pub hashes: RowHashes,
     /// Whether to write it.
     pub is_write: bool,
 }
 
 /// The parts of a row that the guard reads.
 struct SeenRow {
+    hashes: RowHashes,
     key: RowKey,
     observation: HashKey,
     event_ts: i64,
@@ -222,6 +226,7 @@ impl Guard {
             verdict.count(&mut left_out);
             Judged {
                 key: version_key(&row.key, row.version),
+                hashes: row.hashes,
                 is_write: verdict.is_write(),
             }
         });
@@ -267,20 +272,23 @@ impl Guard {
         let mut days = FixedCursor::<2>::new(block.values(columns.day));
         let mut rows = Vec::with_capacity(block.rows);
         for _ in 0..block.rows {
-            let parts = RowParts {
+            let trace = traces.next_value()?;
+            let hashes = RowParts {
                 project: projects.next_value()?,
-                trace: traces.next_value()?,
+                trace,
                 span: spans.next_value()?,
-            };
+            }
+            .hashes();
             let start = columns.start.microseconds(starts.next_value()?);
             let event_ts = columns.event_ts.microseconds(event_ts.next_value()?);
             let day = u16::from_le_bytes(days.next_value()?);
             rows.push(SeenRow {
-                key: parts.row_key(start),
+                key: hashes.row_key(start),
                 observation: match self.source {
-                    Source::Observations => parts.observation_key(),
-                    Source::Traces => parts.trace_key(),
+                    Source::Observations => hashes.observation_key(),
+                    Source::Traces => hashes.trace_key(trace),
                 },
+                hashes,
                 event_ts,
                 day,
                 version: version(event_ts, day, types.next_value()?, false),

@@ -8,6 +8,7 @@ use twox_hash::{XxHash32, XxHash64};
 
 use crate::backfill::error::WorkError;
 use crate::native::{Block, FixedCursor};
+use crate::partition::Day;
 use crate::trace_store::{HASH_BYTES, HashKey, ROW_KEY_BYTES, RowKey, Version};
 
 /// Odd factors for the parts of a hash before they are added, so that swapping parts changes it.
@@ -33,46 +34,71 @@ pub(crate) struct RowParts<'a> {
 }
 
 impl RowParts<'_> {
-    fn sum(&self) -> u64 {
-        let hash = |bytes| XxHash64::oneshot(0, bytes);
-        hash(self.project)
+    /// Hashes the parts, once for all keys.
+    pub(crate) fn hashes(&self) -> RowHashes {
+        let mut prefix = [0; 8];
+        for (to, from) in prefix[2..].iter_mut().zip(self.span.iter().take(PREFIX)) {
+            *to = *from;
+        }
+        RowHashes {
+            project: XxHash64::oneshot(0, self.project),
+            trace: XxHash64::oneshot(0, self.trace),
+            span: XxHash64::oneshot(0, self.span),
+            check: XxHash32::oneshot(0, self.span),
+            prefix: u64::from_be_bytes(prefix),
+        }
+    }
+}
+
+/// The hashes of an event's identity.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowHashes {
+    project: u64,
+    trace: u64,
+    span: u64,
+    /// A second hash of the span id.
+    check: u32,
+    /// The leading bytes of the span id.
+    prefix: u64,
+}
+
+impl RowHashes {
+    fn sum(&self, span: u64) -> u64 {
+        self.project
             .wrapping_mul(PROJECT)
-            .wrapping_add(hash(self.trace).wrapping_mul(TRACE))
-            .wrapping_add(hash(self.span).wrapping_mul(SPAN))
+            .wrapping_add(self.trace.wrapping_mul(TRACE))
+            .wrapping_add(span.wrapping_mul(SPAN))
     }
 
     /// The key of the row that starts at `start`, in microseconds since 1970. Rows of one project
     /// and day with consecutive span ids are neighbours.
     pub(crate) fn row_key(&self, start: i64) -> RowKey {
         let day = u16::try_from(start.div_euclid(MICROSECONDS_PER_DAY)).unwrap_or(u16::MAX);
-        let project = XxHash64::oneshot(0, self.project) << 48;
-        let mut prefix = [0; 8];
-        for (to, from) in prefix[2..].iter_mut().zip(self.span.iter().take(PREFIX)) {
-            *to = *from;
-        }
         let hash = self
-            .sum()
+            .sum(self.span)
             .wrapping_add(start.cast_unsigned().wrapping_mul(START));
         let parts = KeyParts {
             day,
-            place: project | u64::from_be_bytes(prefix),
+            place: self.project << 48 | self.prefix,
             hash,
-            check: XxHash32::oneshot(0, self.span),
+            check: self.check,
         };
         parts.row_key()
     }
 
     /// The observation's key, independent of its type and time.
     pub(crate) fn observation_key(&self) -> HashKey {
-        hash_key(self.sum(), XxHash32::oneshot(0, self.span))
+        hash_key(self.sum(self.span), self.check)
     }
 
-    /// The trace's key, independent of the span.
-    pub(crate) fn trace_key(&self) -> HashKey {
-        let trace = RowParts { span: b"", ..*self };
-        hash_key(trace.sum(), XxHash32::oneshot(0, self.trace))
+    /// The key of the trace, whose id is given once more; independent of the span.
+    pub(crate) fn trace_key(&self, trace: &[u8]) -> HashKey {
+        hash_key(self.sum(OF_NO_SPAN), XxHash32::oneshot(0, trace))
     }
 }
+
+/// xxHash64 of the empty string.
+const OF_NO_SPAN: u64 = 0xef46_db37_51d8_e999;
 
 /// A key, in the parts that ClickHouse sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +188,11 @@ pub(crate) fn version_key(row: &RowKey, version: Version) -> HashKey {
     hash_key(hash, check)
 }
 
+/// The day of a [`Version::place`].
+pub(crate) fn day_of_place(place: u64) -> Day {
+    Day::try_from(place >> TYPE_BITS).unwrap_or(Day::MAX)
+}
+
 /// Bits of the type's hash that distinguish an observation's types on one day.
 const TYPE_BITS: u32 = 48;
 const TYPE_MASK: u64 = (1 << TYPE_BITS) - 1;
@@ -228,12 +259,12 @@ impl RowColumns<'_> {
         self.row_hash(&microseconds(start))
     }
 
-    /// SQL for the hashes of [`RowParts::observation_key`].
+    /// SQL for the hashes of [`RowHashes::observation_key`].
     pub(crate) fn observation_key(&self) -> [String; 2] {
         [self.sum(), format!("xxHash32({})", text(self.span))]
     }
 
-    /// SQL for the hashes of [`RowParts::trace_key`].
+    /// SQL for the hashes of [`RowHashes::trace_key`].
     pub(crate) fn trace_key(&self) -> [String; 2] {
         let trace = RowColumns {
             span: "''",
@@ -276,11 +307,12 @@ mod tests {
         // SELECT xxHash64('abc'), xxHash32('abc') on ClickHouse 26.7.
         assert_eq!(XxHash64::oneshot(0, b"abc"), 4_952_883_123_889_572_249);
         assert_eq!(XxHash32::oneshot(0, b"abc"), 852_579_327);
+        assert_eq!(XxHash64::oneshot(0, b""), OF_NO_SPAN);
     }
 
     #[test]
     fn keys_of_neighbours_are_neighbours() {
-        let key = |span: &'static [u8], start| RowParts { span, ..ROW }.row_key(start);
+        let key = |span: &'static [u8], start| RowParts { span, ..ROW }.hashes().row_key(start);
         let day = MICROSECONDS_PER_DAY;
         assert!(key(b"a", 5) < key(b"b", 3));
         assert!(key(b"zzzzzzz", day - 1) < key(b"", day));

@@ -1,18 +1,16 @@
 //! Reads the keys of a slice's rows, and sorts them: not to be written, for the server, or for the
 //! embedded pipeline.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use tokio::task::block_in_place;
 
-use super::key_list::KeyList;
 use super::sorted_rows::SortedRows;
 use super::statements::{Slice, Statements};
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
-use crate::backfill::guard::row_hash::{RowParts, for_each_key};
 use crate::backfill::guard::{Guard, Judged};
 use crate::clickhouse::{Connection, Statement};
 use crate::inspect::segments::Segment;
@@ -88,16 +86,10 @@ impl Sorter {
             self.take(block, &mut slice, &mut names)
         })
         .await?;
-        let near = match self.source {
-            Source::Observations => self.near(connection, segment, days, &slice.traces).await?,
-            // Nothing is joined.
-            Source::Traces => slice.traces.iter().copied().collect(),
-        };
         block_in_place(|| {
-            let of_several_days = self.store.are_of_several_days(&slice.traces)?;
-            let traces = slice.traces.iter().zip(of_several_days).enumerate();
-            for (place, (trace, of_several_days)) in traces {
-                if of_several_days || !near.contains(trace) {
+            let days_of_traces = self.store.days_of_traces(&slice.traces)?;
+            for (place, day) in days_of_traces.into_iter().enumerate() {
+                if !day.is_some_and(|day| days.contains(&day)) {
                     slice.not_near.push((short(place), names.name(place)));
                 }
             }
@@ -134,7 +126,12 @@ impl Sorter {
         let is_in_experiment = |row| in_experiments.get(row).is_some_and(|&is_one| is_one);
         let text = |column| StringCursor::new(block.values(column));
         let (mut projects, mut ids) = (text(0), text(1));
-        for (row, Judged { key, is_write }) in judged.into_iter().enumerate() {
+        for (row, of_row) in judged.into_iter().enumerate() {
+            let Judged {
+                key,
+                hashes,
+                is_write,
+            } = of_row;
             let (project, trace) = (projects.next_value()?, ids.next_value()?);
             if !is_write {
                 sorted.not_by_server.push(key);
@@ -142,13 +139,7 @@ impl Sorter {
                 sorted.not_by_server.push(key);
                 sorted.apart_rows.push(key);
             } else {
-                let span = &b""[..];
-                let parts = RowParts {
-                    project,
-                    trace,
-                    span,
-                };
-                let trace_key = parts.trace_key();
+                let trace_key = hashes.trace_key(trace);
                 let (place, is_new) = names.place(trace_key, project, trace);
                 if is_new {
                     slice.traces.push(trace_key);
@@ -176,33 +167,6 @@ impl Sorter {
         }
         let traces: Vec<&[u8]> = traces.iter().map(Vec::as_slice).collect();
         Ok(self.store.have_items(&traces, &rows)?)
-    }
-
-    /// Those of some traces that are near and have versions on no other day.
-    async fn near(
-        &self,
-        connection: &Connection,
-        segment: &Segment,
-        days: &RangeInclusive<Day>,
-        traces: &[HashKey],
-    ) -> Result<HashSet<HashKey>, WorkError> {
-        let mut near = HashSet::new();
-        if traces.is_empty() {
-            return Ok(near);
-        }
-        let mut asked = KeyList::default();
-        asked.extend(traces.iter().copied());
-        let sql = self.statements.near_traces(segment, days, &asked);
-        drop(asked);
-        let statement = Statement::new(sql, KEY_ROWS).of_a_table();
-        self.for_each_block(connection, &statement, |block| {
-            for_each_key(block, |key| {
-                near.insert(key);
-                Ok(())
-            })
-        })
-        .await?;
-        Ok(near)
     }
 
     /// The traces that are not near, and of which the store does not know where they are.

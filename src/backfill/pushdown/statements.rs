@@ -93,25 +93,6 @@ impl Statements {
         (slice.of > 1).then(|| format!("{} % {} = {}", self.span_check, slice.of, slice.number))
     }
 
-    /// Finds those of some traces that have versions on one of these days alone, the latest not deleted.
-    pub(super) fn near_traces(
-        &self,
-        segment: &Segment,
-        days: &RangeInclusive<Day>,
-        traces: &KeyList,
-    ) -> String {
-        let [hash, check] = OF_TRACES.trace_key();
-        format!(
-            "SELECT CAST({hash}, 'UInt64') AS c0, CAST({check}, 'UInt32') AS c1 FROM {} AS \
-             {TRACE} PREWHERE {} WHERE {} GROUP BY c0, c1 HAVING \
-             argMax({TRACE}.is_deleted, {TRACE}.event_ts) = 0 AND \
-             uniqExact(toDate({TRACE}.timestamp)) = 1",
-            self.traces.qualified_name(),
-            traces.contains(&OF_TRACES.trace_key()),
-            near(segment, days),
-        )
-    }
-
     /// Inserts a slice's events, except those that are left out. Observations need their trace among
     /// those that are near, on these days, or gone. With `splits_blocks` the server heeds
     /// `max_block_size`, which `FINAL` alone does not.

@@ -1,189 +1,36 @@
-//! Finds the latest version of observations that have several.
-//!
-//! The sort key of `observations` includes type and day, so `FINAL` leaves one row for each: an
-//! observation whose type or start time changed appears twice, and one deleted after such a change
-//! is still there. The latest of all versions wins, wherever it is.
-//!
-//! To find these few, every row is read as 28 bytes (two hashes of its ids, its `event_ts`, its day
-//! and type) and appended to one of many files chosen by its hash. Versions of an observation thus
-//! meet in one file, small enough to sort in memory. Rows of other months are kept only if they may
-//! be versions of the month's: written later than the month's earliest row, and passed by a Bloom
-//! filter of the month's ids. A shard treats other shards' days like other months. The server
-//! neither sorts nor holds rows; time and disk space grow linearly with them.
+//! Has the versions of a row meet: in one of many files chosen by the row's hash, small enough to sort in
+//! memory.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, Write};
 use std::ops::Range;
 use std::path::Path;
 
-use fastbloom::BloomFilter;
-use tokio::task::block_in_place;
-
-use super::row_hash::{RowColumns, hash_key, microseconds, version_place};
-use crate::backfill::block_stream::{BlockStream, catch_up};
+use super::row_hash::day_of_place;
 use crate::backfill::error::WorkError;
-use crate::clickhouse::{Connection, Statement, TableInfo};
-use crate::inspect::share::is_of_share;
-use crate::mapping::Source;
-use crate::memory::buffer_pool::BufferPool;
-use crate::native::{Block, FixedCursor};
-use crate::partition::ShareOfMonth;
-use crate::shutdown::Shutdown;
+use crate::memory::open_files;
 use crate::trace_store::{Against, HashKey, SortedWriter, TraceStore, Version};
 
-/// Alias of `observations`.
-const OBSERVATION: &str = Source::Observations.alias();
 /// Size of a row in a file.
 const ROW_BYTES: usize = 8 + 4 + 8 + 8 + 1;
 /// Approximate size of a file sorted in memory.
 const FILE_BYTES: u64 = 4 << 20;
-/// Maximum open files, each with a buffer of [`BUFFER_BYTES`].
-const MOST_FILES: u64 = 256;
 /// Larger files are divided again before sorting.
 const LARGEST_FILE: u64 = 4 * FILE_BYTES;
+/// Buffer of each open file.
 const BUFFER_BYTES: usize = 8 * 1024;
-/// Bloom filter bits per row of the month: 1 % false positives.
-const BITS_PER_ROW: u64 = 10;
-/// Maximum rows per block read.
-const BLOCK_ROWS: usize = 65_536;
 
-/// What to read, and where to put it.
-pub(crate) struct VersionScan<'a> {
-    /// The server.
-    pub connection: &'a Connection,
-    /// `observations`
-    pub observations: &'a TableInfo,
-    /// The share of the month to process.
-    pub share: ShareOfMonth,
-    /// Approximate number of rows in it.
-    pub rows: u64,
-    /// Whether the table has rows outside it.
-    pub has_others: bool,
-    /// Memory for the Bloom filter, in bytes.
-    pub filter_bytes: usize,
-    /// Maximum block size, in bytes.
-    pub max_block_bytes: usize,
-    /// Block buffers.
-    pub pool: BufferPool,
-    /// Directory for the files, which are unlinked as soon as they are created.
-    pub directory: &'a Path,
-    /// Signals a request to stop.
-    pub shutdown: &'a Shutdown,
-    /// Called with the number of rows read.
-    pub on_rows: &'a (dyn Fn(u64) + Sync),
-}
-
-impl VersionScan<'_> {
-    /// Finds observations with several versions, at least one in the month, and replaces the stored
-    /// versions with the latest of each. Returns their number.
-    ///
-    /// # Errors
-    /// [`WorkError`] if the server, the store or a file fails, or on a signal. May be repeated.
-    pub(crate) async fn run(&self, store: &TraceStore) -> Result<u64, WorkError> {
-        block_in_place(|| store.clear(Against::Versions))?;
-        let mut files = block_in_place(|| Files::new(self.directory, self.rows))?;
-        let mut seen = self.has_others.then(|| self.filter());
-        let mut earliest = i64::MAX;
-        let own = is_of_share(Source::Observations, self.share);
-        self.read(&own, |row| {
-            if let Some(seen) = &mut seen {
-                seen.insert(&row.key);
-            }
-            earliest = earliest.min(row.version.event_ts);
-            files.push(&row)
-        })
-        .await?;
-        if let Some(seen) = seen
-            && earliest != i64::MAX
-        {
-            let elsewhere = format!(
-                "NOT ({own}) AND {} >= {earliest}",
-                microseconds("o.event_ts")
-            );
-            self.read(&elsewhere, |row| match seen.contains(&row.key) {
-                true => files.push(&row),
-                false => Ok(()),
-            })
-            .await?;
-        }
-        block_in_place(|| files.settle(store, &|| self.shutdown.signal().is_some()))
-    }
-
-    fn filter(&self) -> BloomFilter {
-        let wanted = self.rows.saturating_mul(BITS_PER_ROW);
-        let most = (self.filter_bytes as u64).saturating_mul(8);
-        let bits = wanted.clamp(1_024, most.max(1_024));
-        BloomFilter::with_num_bits(usize::try_from(bits).unwrap_or(usize::MAX))
-            .seed(&0x0065_7665_6e74_735f)
-            .expected_items(usize::try_from(self.rows.max(1)).unwrap_or(usize::MAX))
-    }
-
-    async fn read(
-        &self,
-        condition: &str,
-        mut take: impl FnMut(Row) -> std::io::Result<()>,
-    ) -> Result<(), WorkError> {
-        let columns = RowColumns {
-            project: "o.project_id",
-            trace: "o.trace_id",
-            span: "o.id",
-        };
-        let [hash, check] = columns.observation_key();
-        let query = format!(
-            "SELECT CAST({hash}, 'UInt64') AS c0, CAST({check}, 'UInt32') AS c1, CAST({}, \
-             'Int64') AS c2, CAST({}, 'UInt64') AS c3, CAST({OBSERVATION}.is_deleted, 'UInt8') AS \
-             c4 FROM {} AS {OBSERVATION} WHERE {condition}",
-            microseconds("o.event_ts"),
-            version_place("o.start_time", "o.type"),
-            self.observations.qualified_name(),
-        );
-        let statement = Statement::new(query, BLOCK_ROWS).of_a_table();
-        let most = self.max_block_bytes;
-        catch_up(self.connection, self.observations, self.shutdown).await?;
-        let mut blocks =
-            BlockStream::open(self.connection, &statement, most, &self.pool, self.shutdown)?;
-        while let Some(block) = blocks.next().await? {
-            block_in_place(|| for_each_row(&block, self.directory, &mut take))?;
-            (self.on_rows)(block.rows as u64);
-        }
-        Ok(())
-    }
-}
-
-/// One version of an observation.
+/// One version of an observation or trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Row {
-    key: HashKey,
-    version: Version,
-}
-
-fn for_each_row(
-    block: &Block,
-    directory: &Path,
-    take: &mut impl FnMut(Row) -> std::io::Result<()>,
-) -> Result<(), WorkError> {
-    let mut hashes = FixedCursor::<8>::new(block.values(0));
-    let mut checks = FixedCursor::<4>::new(block.values(1));
-    let mut event_ts = FixedCursor::<8>::new(block.values(2));
-    let mut places = FixedCursor::<8>::new(block.values(3));
-    let mut is_deleted = FixedCursor::<1>::new(block.values(4));
-    for _ in 0..block.rows {
-        let hash = u64::from_le_bytes(hashes.next_value()?);
-        let row = Row {
-            key: hash_key(hash, u32::from_le_bytes(checks.next_value()?)),
-            version: Version {
-                event_ts: i64::from_le_bytes(event_ts.next_value()?),
-                place: u64::from_le_bytes(places.next_value()?),
-                is_deleted: is_deleted.next_value()? != [0],
-            },
-        };
-        take(row).map_err(|error| WorkError::file(directory, &error))?;
-    }
-    Ok(())
+pub(super) struct Row {
+    /// Two hashes of its ids.
+    pub key: HashKey,
+    /// Which version.
+    pub version: Version,
 }
 
 /// A row as bytes that sort like rows.
-type Encoded = [u8; ROW_BYTES];
+pub(super) type Encoded = [u8; ROW_BYTES];
 
 impl Row {
     fn encode(&self) -> Encoded {
@@ -224,21 +71,24 @@ type Beginnings = Range<u64>;
 const ALL_BEGINNINGS: Beginnings = 0..1 << 32;
 
 /// Rows in files, by key prefix.
-struct Files {
+pub(super) struct VersionFiles {
     directory: std::path::PathBuf,
     files: Vec<BufWriter<File>>,
     beginnings: Beginnings,
 }
 
-impl Files {
+impl VersionFiles {
     /// Creates unnamed files, sized for `rows` rows of the month.
-    fn new(directory: &Path, rows: u64) -> Result<Self, WorkError> {
+    ///
+    /// # Errors
+    /// [`WorkError`] if a file cannot be created.
+    pub(super) fn new(directory: &Path, rows: u64) -> Result<Self, WorkError> {
         let bytes = rows.saturating_mul(ROW_BYTES as u64);
         Self::of(directory, bytes, ALL_BEGINNINGS)
     }
 
     fn of(directory: &Path, bytes: u64, beginnings: Beginnings) -> Result<Self, WorkError> {
-        let count = (bytes / FILE_BYTES + 1).min(MOST_FILES);
+        let count = (bytes / FILE_BYTES + 1).min(open_files::of_scan());
         let files = (0..count).map(|_| {
             let file = tempfile::tempfile_in(directory)?;
             Ok(BufWriter::with_capacity(BUFFER_BYTES, file))
@@ -252,7 +102,11 @@ impl Files {
         })
     }
 
-    fn push(&mut self, row: &Row) -> std::io::Result<()> {
+    /// Adds a version.
+    ///
+    /// # Errors
+    /// Those of writing a file.
+    pub(super) fn push(&mut self, row: &Row) -> std::io::Result<()> {
         self.push_encoded(&row.encode())
     }
 
@@ -270,16 +124,27 @@ impl Files {
         }
     }
 
-    /// Stores the latest version of each observation that has several.
-    fn settle(self, store: &TraceStore, stop: &dyn Fn() -> bool) -> Result<u64, WorkError> {
-        let mut writer = SortedWriter::new(store, Against::Versions, "versions");
-        self.settle_into(&mut writer, stop)?;
+    /// Stores what `choose` makes of the versions of each row, given in ascending order. Returns the number of
+    /// entries.
+    ///
+    /// # Errors
+    /// [`WorkError`] if a file or the store fails, or once `stop` says so.
+    pub(super) fn settle<V: AsRef<[u8]>>(
+        self,
+        store: &TraceStore,
+        against: Against,
+        choose: fn(&[Encoded]) -> Option<(HashKey, V)>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<u64, WorkError> {
+        let mut writer = SortedWriter::new(store, against, "versions");
+        self.settle_into(&mut writer, choose, stop)?;
         Ok(writer.finish()?)
     }
 
-    fn settle_into(
+    fn settle_into<V: AsRef<[u8]>>(
         self,
         writer: &mut SortedWriter<'_>,
+        choose: fn(&[Encoded]) -> Option<(HashKey, V)>,
         stop: &dyn Fn() -> bool,
     ) -> Result<(), WorkError> {
         let failed = |error| WorkError::file(&self.directory, &error);
@@ -295,24 +160,30 @@ impl Files {
             let beginnings = begins(index)..begins(index + 1);
             // Versions of one observation cannot be divided, and are few.
             if length > LARGEST_FILE && beginnings.end - beginnings.start > 1 {
-                let mut divided = Files::of(&self.directory, length, beginnings)?;
+                let mut divided = VersionFiles::of(&self.directory, length, beginnings)?;
                 divide(&mut file, &mut divided).map_err(failed)?;
                 drop(file);
-                divided.settle_into(writer, stop)?;
+                divided.settle_into(writer, choose, stop)?;
                 continue;
             }
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes).map_err(failed)?;
             let (rows, _) = bytes.as_chunks_mut::<ROW_BYTES>();
-            rows.sort_unstable();
+            rows.sort_unstable_by(|a, b| beginning(a).cmp(&beginning(b)).then_with(|| a.cmp(b)));
             for versions in rows.chunk_by(|a, b| a[..12] == b[..12]) {
-                if let Some(latest) = latest_of_several(versions) {
-                    writer.put(&latest.key, &latest.version.encode())?;
+                if let Some((key, value)) = choose(versions) {
+                    writer.put(&key, value.as_ref())?;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// The first bytes of a row as a number that sorts like them: faster to compare, and mostly enough.
+fn beginning(row: &Encoded) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *row;
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// Rewinds a written file. Returns it with its length.
@@ -326,7 +197,7 @@ fn rewound(file: BufWriter<File>) -> std::io::Result<(File, u64)> {
 }
 
 /// Distributes a file's rows over several files.
-fn divide(file: &mut File, into: &mut Files) -> std::io::Result<()> {
+fn divide(file: &mut File, into: &mut VersionFiles) -> std::io::Result<()> {
     let mut rows = BufReader::new(file);
     let mut row: Encoded = [0; ROW_BYTES];
     loop {
@@ -338,14 +209,28 @@ fn divide(file: &mut File, into: &mut Files) -> std::io::Result<()> {
     }
 }
 
-/// The latest of an observation's versions, given in ascending order. `None` if all share a type
-/// and day, since `FINAL` handles those.
-fn latest_of_several(versions: &[Encoded]) -> Option<Row> {
-    let place = |row: &Encoded| row[20..28] == versions[0][20..28];
-    match versions.iter().all(place) {
-        true => None,
-        false => versions.last().map(Row::decode),
+/// The latest of an observation's versions. `None` if all share a type and day, since `FINAL` handles
+/// those.
+pub(super) fn latest_of_several(
+    versions: &[Encoded],
+) -> Option<(HashKey, impl AsRef<[u8]> + use<>)> {
+    if is_one_place(versions) {
+        return None;
     }
+    let latest = versions.last().map(Row::decode)?;
+    Some((latest.key, latest.version.encode()))
+}
+
+/// The day of a trace's versions. `None` if there are several, or the latest version deletes it.
+pub(super) fn on_one_day(versions: &[Encoded]) -> Option<(HashKey, impl AsRef<[u8]> + use<>)> {
+    let latest = versions.last().map(Row::decode)?;
+    let is_on_one = is_one_place(versions) && !latest.version.is_deleted;
+    is_on_one.then(|| (latest.key, day_of_place(latest.version.place).to_le_bytes()))
+}
+
+fn is_one_place(versions: &[Encoded]) -> bool {
+    let place = |row: &Encoded| row[20..28] == versions[0][20..28];
+    versions.iter().all(place)
 }
 
 #[cfg(test)]
@@ -377,14 +262,14 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let store = TraceStore::open(&directory.path().join("store"), 1 << 20).unwrap();
             let bytes = files * FILE_BYTES / ROW_BYTES as u64;
-            let mut sorted = Files::new(directory.path(), bytes).unwrap();
+            let mut sorted = VersionFiles::new(directory.path(), bytes).unwrap();
             let mut expected: BTreeMap<HashKey, Vec<Version>> = BTreeMap::new();
             for row in &rows {
                 sorted.push(row).unwrap();
                 expected.entry(row.key).or_default().push(row.version);
             }
             expected.retain(|_, versions| versions.iter().any(|v| v.place != versions[0].place));
-            prop_assert_eq!(sorted.settle(&store, &|| false).unwrap(), expected.len() as u64);
+            prop_assert_eq!(sorted.settle(&store, Against::Versions, latest_of_several, &|| false).unwrap(), expected.len() as u64);
             for row in &rows {
                 let found = store.versions_of(&[row.key]).unwrap()[0];
                 let latest = expected.get(&row.key).and_then(|all| all.iter().max().copied());
@@ -400,7 +285,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             let beginnings = start..start + length;
             let mut files =
-                Files::of(directory.path(), (count - 1) * FILE_BYTES, beginnings).unwrap();
+                VersionFiles::of(directory.path(), (count - 1) * FILE_BYTES, beginnings).unwrap();
             let mut rows: Vec<Encoded> = firsts
                 .iter()
                 .map(|&first| {
