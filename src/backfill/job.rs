@@ -10,9 +10,10 @@ use super::experiments::find_experiments;
 use super::journal::Journal;
 use super::load::trace_changes::TraceChanges;
 use super::load::{dates, load_traces, trace_changes};
+use super::pushdown::KeyFile;
 use super::recorder::Recorder;
 use super::run_report::{Spent, report};
-use super::{known_rows, stream, target, trace_days, views};
+use super::{known_rows, segment_keys, stream, target, trace_days, views};
 use crate::cli::options::{Earlier, Engine};
 use crate::control::{self, Listening};
 use crate::error::{Advice, Error, Kind};
@@ -306,15 +307,23 @@ async fn with_store(
     let prepared = prepare(context, journal, store).await;
     drop(loading);
     spent.load = started.elapsed();
-    let changes = prepared?;
+    let prepared = prepared?;
     for source in context.options.subject.sources() {
-        write_source(context, journal, source, store, Some(&changes), spent).await?;
+        write_source(context, journal, source, store, Some(&prepared), spent).await?;
     }
     views::level(context, journal.checkpoint(), store).await?;
-    changes.reload().await?;
+    prepared.changes.reload().await?;
     journal.commit(|_| {})?;
     spent.rows_to_merge = views::count_rows_to_merge(context, journal.checkpoint()).await?;
     Ok(())
+}
+
+/// What is known before rows are read.
+pub(super) struct Prepared {
+    /// Traces that change from now on.
+    pub changes: TraceChanges,
+    /// The keys of observations, for the engine of the server.
+    pub keys: Option<Arc<KeyFile>>,
 }
 
 /// Collects everything needed before reading rows.
@@ -322,43 +331,42 @@ async fn prepare(
     context: &Context,
     journal: &mut Journal,
     store: &Arc<TraceStore>,
-) -> Result<TraceChanges, Error> {
+) -> Result<Prepared, Error> {
     if context.options.engine == Engine::Embedded {
         load_traces(context, journal, store).await?;
     }
     target::look(context, journal).await?;
     find_experiments(context, journal, store).await?;
     known_rows::read_target(context, journal, store).await?;
-    compare_versions(context, journal, store).await?;
+    let keys = compare_versions(context, journal, store).await?;
     let changes = trace_changes(context, journal, store);
     if context.resumed {
         changes.reload().await?;
     }
-    Ok(changes)
+    Ok(Prepared { changes, keys })
 }
 
-/// Compares versions of observations, and for the engine of the server those of traces.
+/// Compares versions of observations, and for the engine of the server those of traces; returns the keys of
+/// segments that it kept for the latter.
 async fn compare_versions(
     context: &Context,
     journal: &mut Journal,
     store: &Arc<TraceStore>,
-) -> Result<(), Error> {
+) -> Result<Option<Arc<KeyFile>>, Error> {
     let filter_bytes = context.options.budget.seen_bytes;
     let checkpoint = journal.checkpoint();
-    match context.options.engine {
-        Engine::Embedded => {
-            known_rows::scan_versions(context, checkpoint, store, filter_bytes).await
-        }
-        Engine::ClickHouse => {
-            let of_each = filter_bytes / 2;
-            tokio::try_join!(
-                known_rows::scan_versions(context, checkpoint, store, of_each),
-                trace_days::find(context, store, of_each),
-            )?;
-            // No traces are loaded, so none are outdated.
-            journal.commit_with(store, |checkpoint| checkpoint.superseded = Some(0))
-        }
+    if context.options.engine == Engine::Embedded {
+        known_rows::scan_versions(context, checkpoint, store, filter_bytes).await?;
+        return Ok(None);
     }
+    let of_each = filter_bytes / 2;
+    let (keys, ()) = tokio::try_join!(
+        segment_keys::read(context, checkpoint, store, of_each),
+        trace_days::find(context, store, of_each),
+    )?;
+    // No traces are loaded, so none are outdated.
+    journal.commit_with(store, |checkpoint| checkpoint.superseded = Some(0))?;
+    Ok(keys)
 }
 
 /// Writes the events of a source.
@@ -370,7 +378,7 @@ pub(super) async fn write_source(
     journal: &mut Journal,
     source: Source,
     store: &Arc<TraceStore>,
-    changes: Option<&TraceChanges>,
+    prepared: Option<&Prepared>,
     spent: &mut Spent,
 ) -> Result<(), Error> {
     let started = Instant::now();
@@ -382,7 +390,7 @@ pub(super) async fn write_source(
     let destination = Arc::new(stream::destination(context, run_id, source));
     let _streaming = context.telemetry.phase(stream::name_of(source));
     let watching = context.throttle.watch(watched(context));
-    let streamed = stream::stream(context, journal, source, store, &destination, changes).await;
+    let streamed = stream::stream(context, journal, source, store, &destination, prepared).await;
     drop(watching);
     context.throttle.state().show(&context.display);
     spent.stream[source as usize] = started.elapsed();

@@ -171,44 +171,51 @@ pub(super) async fn scan_versions(
     store: &Arc<TraceStore>,
     filter_bytes: usize,
 ) -> Result<(), Error> {
-    let is_wanted = context
-        .options
-        .subject
-        .sources()
-        .contains(&Source::Observations)
-        && !checkpoint.remaining(Source::Observations).is_empty();
-    if !is_wanted {
+    if !wants_versions(context, checkpoint) {
         return Ok(());
     }
-    let inspected = &context.inspected;
     // A newer version may be on another shard's days.
-    let compared = inspected.observation_partition.rows;
+    let compared = context.inspected.observation_partition.rows;
     let phase = Phase::begin(&context.display, "versions checked", compared, 0);
     let recovery = recovery(context, checkpoint, store);
     let mut attempts = recovery.attempts("reading observation versions");
-    loop {
-        let on_rows = |rows| phase.advance(rows);
-        let scan = VersionScan {
-            connection: &context.connection,
-            source: Source::Observations,
-            table: &inspected.observations,
-            own: is_of_share(Source::Observations, inspected.share),
-            rows: inspected.observation_rows,
-            has_others: inspected.has_more_observations,
-            filter_bytes,
-            max_block_bytes: context.options.budget.load_block_bytes,
-            pool: context.pool.clone(),
-            directory: context.state.path(),
-            shutdown: &context.shutdown,
-            on_rows: &on_rows,
-        };
-        match scan.run(store).await {
-            Ok(()) => break,
-            Err(error) => attempts.failed(error).await?,
-        }
+    let on_rows = |rows| phase.advance(rows);
+    let scan = version_scan(context, filter_bytes, &on_rows);
+    while let Err(error) = scan.run(store).await {
+        attempts.failed(error).await?;
     }
     phase.finish();
     Ok(())
+}
+
+/// Whether observations remain whose versions must be known.
+pub(super) fn wants_versions(context: &Context, checkpoint: &Checkpoint) -> bool {
+    let sources = context.options.subject.sources();
+    sources.contains(&Source::Observations)
+        && !checkpoint.remaining(Source::Observations).is_empty()
+}
+
+/// The comparison of the share's observations with all others.
+pub(super) fn version_scan<'a>(
+    context: &'a Context,
+    filter_bytes: usize,
+    on_rows: &'a (dyn Fn(u64) + Sync),
+) -> VersionScan<'a> {
+    let inspected = &context.inspected;
+    VersionScan {
+        connection: &context.connection,
+        source: Source::Observations,
+        table: &inspected.observations,
+        own: is_of_share(Source::Observations, inspected.share),
+        rows: inspected.observation_rows,
+        has_others: inspected.has_more_observations,
+        filter_bytes,
+        max_block_bytes: context.options.budget.load_block_bytes,
+        pool: context.pool.clone(),
+        directory: context.state.path(),
+        shutdown: &context.shutdown,
+        on_rows,
+    }
 }
 
 /// Finds traces that already have a root.

@@ -17,6 +17,7 @@ pub(crate) mod pushdown;
 mod recorder;
 pub(crate) mod remote_lookup;
 mod run_report;
+mod segment_keys;
 mod stream;
 mod target;
 mod trace_days;

@@ -5,15 +5,15 @@ use std::sync::atomic::Ordering;
 
 use super::context::Context;
 use super::guard::Guard;
+use super::job::Prepared;
 use super::journal::Journal;
 use super::known_rows::recovery;
-use super::load::trace_changes::TraceChanges;
 use super::look_ahead::LookAhead;
 use super::pipeline::compress::Compressor;
 use super::pipeline::limits::{InsertLimits, first_part_bytes};
 use super::pipeline::send::Destination;
 use super::pipeline::{self, Done, Pipeline, Records, WorkItem};
-use super::pushdown::{Pushdown, TraceName, insert_threads};
+use super::pushdown::{KeyFile, Pushdown, TraceName, insert_threads};
 use super::remote_lookup;
 use super::remote_lookup::deferred_rows::DeferredRows;
 use super::remote_lookup::query::Question;
@@ -41,10 +41,18 @@ pub(super) async fn stream(
     source: Source,
     store: &Arc<TraceStore>,
     destination: &Arc<Destination>,
-    changes: Option<&TraceChanges>,
+    prepared: Option<&Prepared>,
 ) -> Result<(), Error> {
+    let keys = prepared.and_then(|prepared| prepared.keys.clone());
     let phase = Arc::new(begin_phase(context, journal.checkpoint(), source));
-    let pipeline = Arc::new(pipeline(context, journal, source, store, destination)?);
+    let pipeline = Arc::new(pipeline(
+        context,
+        journal,
+        source,
+        store,
+        destination,
+        keys,
+    )?);
     let streaming = async {
         let looks_ahead = pipeline.pushdown.is_some() && source == Source::Observations;
         let mut ahead = looks_ahead.then(|| {
@@ -62,7 +70,7 @@ pub(super) async fn stream(
         }
         outcome
     };
-    let outcome = match changes {
+    let outcome = match prepared.map(|prepared| &prepared.changes) {
         Some(changes) => tokio::select! {
             outcome = streaming => outcome,
             error = changes.watch() => Err(error),
@@ -229,6 +237,7 @@ fn pipeline(
     source: Source,
     store: &Arc<TraceStore>,
     destination: &Arc<Destination>,
+    keys: Option<Arc<KeyFile>>,
 ) -> Result<Pipeline, Error> {
     let (inspected, options) = (&context.inspected, &context.options);
     let mapping = Arc::new(inspected.mapping_of(source).clone());
@@ -250,6 +259,11 @@ fn pipeline(
         )
     });
     let pushdown = pushdown.transpose().map_err(Error::configuration)?;
+    let keys = keys.filter(|_| source == Source::Observations);
+    let pushdown = pushdown.map(|pushdown| match keys {
+        Some(keys) => pushdown.with_keys(keys, inspected.partition(source)),
+        None => pushdown,
+    });
     Ok(Pipeline {
         guard,
         recovery: recovery(context, journal.checkpoint(), store),

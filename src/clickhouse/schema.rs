@@ -366,4 +366,25 @@ impl Connection {
         ))
         .await
     }
+
+    /// The highest block number in a partition: an insert increases it, a merge does not. 0 if there is none.
+    ///
+    /// # Errors
+    /// [`RequestError`] if the server rejects the query or cannot be reached.
+    pub(crate) async fn newest_block(
+        &self,
+        table: &TableInfo,
+        partition_id: &str,
+    ) -> Result<u64, RequestError> {
+        let rows = self
+            .rows::<Count>(&format!(
+                "SELECT toUInt64(max(max_block_number)) AS count FROM system.parts \
+                 WHERE active AND database = {} AND table = {} AND partition_id = {}",
+                quoting::string(&table.database),
+                quoting::string(&table.name),
+                quoting::string(partition_id)
+            ))
+            .await?;
+        Ok(rows.first().map_or(0, |row| row.count))
+    }
 }

@@ -156,14 +156,22 @@ impl Inspected {
 
     /// The same for the columns of another mapping.
     pub(crate) fn segment_query_of(&self, source: Source, mapping: &Mapping) -> SegmentQuery {
-        let partition = self.partition(source);
-        let alias = source.alias();
         // The ARRAY JOIN leaves the rows as they are, but splits blocks to max_block_size. FINAL alone does
         // not: it returns granules of up to 10 MiB.
+        self.query_of(source, mapping, " FINAL ARRAY JOIN [1] AS one")
+    }
+
+    /// The same for all versions of the rows, merged or not.
+    pub(crate) fn versions_query_of(&self, source: Source, mapping: &Mapping) -> SegmentQuery {
+        self.query_of(source, mapping, "")
+    }
+
+    fn query_of(&self, source: Source, mapping: &Mapping, how: &str) -> SegmentQuery {
         let select = format!(
-            "SELECT {} FROM {} AS {alias} FINAL ARRAY JOIN [1] AS one",
+            "SELECT {} FROM {} AS {}{how}",
             mapping.select_list(),
-            partition.table.qualified_name(),
+            self.partition(source).table.qualified_name(),
+            source.alias(),
         );
         let excluded_by = self.dataset_items.as_ref();
         let excluded_by = excluded_by.filter(|_| self.excludes_dataset_items);

@@ -223,6 +223,8 @@ pub enum Helper {
     Version,
     /// `UInt8`: 1 if the row has no parent.
     IsRoot,
+    /// `UInt8`: 1 if the row is a deletion.
+    IsDeleted,
     /// `Array(String)`: keys of the row's metadata.
     MetadataNames,
     /// `Array(String)`: values of the row's metadata.
@@ -244,6 +246,11 @@ impl Helper {
                 (source.column("version"), vec!["version"]),
             ),
             Helper::IsRoot => ("helper_is_root", "UInt8", source.is_root()),
+            Helper::IsDeleted => (
+                "helper_is_deleted",
+                "UInt8",
+                (source.column("is_deleted"), vec!["is_deleted"]),
+            ),
             Helper::MetadataNames => (
                 "helper_metadata_names",
                 "Array(String)",

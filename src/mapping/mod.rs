@@ -316,6 +316,14 @@ impl Mapping {
         }
     }
 
+    /// The same, also with whether the row is a deletion.
+    pub(crate) fn of_versions(&self) -> Self {
+        Self {
+            helpers: vec![Helper::Day, Helper::IsDeleted],
+            ..self.of_keys()
+        }
+    }
+
     /// The SQL of a pass-through column, as it is sent.
     pub(crate) fn sent(&self, name: &str) -> Option<String> {
         let column = self.pass_through.get(self.column_index(name)?)?;

@@ -6,88 +6,30 @@ pub(crate) mod leftover_inserts;
 pub(crate) mod recovery;
 pub(crate) mod roots;
 pub(crate) mod row_hash;
+pub(crate) mod seen_row;
 pub(crate) mod target;
 mod target_keys;
-mod version_files;
+pub(crate) mod version_files;
 pub(crate) mod version_scan;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::row_hash::{RowHashes, RowParts, version, version_key};
+use self::row_hash::RowHashes;
+use self::seen_row::{RowReader, SeenRow};
 use super::error::WorkError;
-use crate::mapping::{Helper, Mapping, Source};
+use crate::mapping::{Mapping, Source};
 use crate::memory::buffer_pool::BufferPool;
-use crate::native::{Block, DataType, FixedCursor, NativeError, StringCursor};
+use crate::native::{Block, StringCursor};
 use crate::partition::Day;
 use crate::state::counts::LeftOut;
-use crate::trace_store::{Against, HashKey, Root, RowKey, TargetRow, TraceStore, Version, key};
-
-/// Positions of the columns that form a row's key and version.
-#[derive(Debug, Clone)]
-struct ColumnPlaces {
-    project: usize,
-    trace: usize,
-    span: usize,
-    start: TimeColumn,
-    event_ts: TimeColumn,
-    observation_type: usize,
-    day: usize,
-}
-
-/// A `DateTime64` column.
-#[derive(Debug, Clone, Copy)]
-struct TimeColumn {
-    index: usize,
-    /// Microseconds per tick, or ticks per microsecond.
-    scale: Scale,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Scale {
-    Times(i64),
-    Through(i64),
-}
-
-impl TimeColumn {
-    /// Finds a column among those that a mapping selects.
-    fn find(mapping: &Mapping, name: &str) -> Result<Self, String> {
-        let index = mapping.column_index(name).ok_or_else(|| {
-            format!("the target has no writable column {name}, which every event needs")
-        })?;
-        let data_type = &mapping.pass_through[index].data_type;
-        let digits = match DataType::parse(data_type) {
-            Ok(DataType::Scalar { name, arguments }) if name == "DateTime64" => arguments
-                .and_then(|arguments| arguments.split(',').next()?.trim().parse::<u32>().ok()),
-            _ => None,
-        };
-        let scale = match digits {
-            Some(digits @ 0..=6) => Scale::Times(10_i64.pow(6 - digits)),
-            Some(digits @ 7..=9) => Scale::Through(10_i64.pow(digits - 6)),
-            _ => {
-                return Err(format!(
-                    "column {name} of the target is {data_type}, not DateTime64 as in Langfuse's \
-                     events tables"
-                ));
-            }
-        };
-        Ok(Self { index, scale })
-    }
-
-    fn microseconds(self, ticks: [u8; 8]) -> i64 {
-        let ticks = i64::from_le_bytes(ticks);
-        match self.scale {
-            Scale::Times(factor) => ticks.saturating_mul(factor),
-            Scale::Through(divisor) => ticks.div_euclid(divisor),
-        }
-    }
-}
+use crate::trace_store::{Against, HashKey, Root, RowKey, TargetRow, TraceStore, key};
 
 /// Checks rows against what the store knows of the target. All segments share one.
 pub(crate) struct Guard {
     source: Source,
-    columns: ColumnPlaces,
+    reader: RowReader,
     store: Arc<TraceStore>,
     until: Option<i64>,
 }
@@ -127,26 +69,6 @@ impl Verdict {
     }
 }
 
-/// A version of a row, and whether to write it.
-pub(crate) struct Judged {
-    /// Its [`version_key`].
-    pub key: HashKey,
-    /// The hashes of its ids.
-    pub hashes: RowHashes,
-    /// Whether to write it.
-    pub is_write: bool,
-}
-
-/// The parts of a row that the guard reads.
-struct SeenRow {
-    hashes: RowHashes,
-    key: RowKey,
-    observation: HashKey,
-    event_ts: i64,
-    day: Day,
-    version: Version,
-}
-
 impl Guard {
     /// A guard for rows selected by a mapping. Rows changed after `until`, in microseconds since
     /// 1970, are left to Langfuse.
@@ -158,25 +80,9 @@ impl Guard {
         store: Arc<TraceStore>,
         until: Option<i64>,
     ) -> Result<Self, String> {
-        let helper = |helper| {
-            mapping
-                .helper_index(helper)
-                .ok_or_else(|| format!("helper column {helper:?} is not selected"))
-        };
-        let (project, trace) = mapping.key_columns;
         Ok(Self {
             source: mapping.source,
-            columns: ColumnPlaces {
-                project,
-                trace,
-                span: mapping.span_column,
-                start: TimeColumn::find(mapping, "start_time")?,
-                event_ts: TimeColumn::find(mapping, "event_ts")?,
-                observation_type: mapping
-                    .column_index("type")
-                    .ok_or("the target has no writable column type")?,
-                day: helper(Helper::Day)?,
-            },
+            reader: RowReader::new(mapping)?,
             store,
             until,
         })
@@ -187,20 +93,18 @@ impl Guard {
     /// # Errors
     /// [`WorkError`] if the block is damaged or the store fails.
     pub(crate) fn take(&self, block: Block) -> Result<(Option<Block>, LeftOut), WorkError> {
-        let mut left_out = LeftOut::default();
         if self.lets_all_through() {
-            return Ok((Some(block), left_out));
+            return Ok((Some(block), LeftOut::default()));
         }
+        let rows = self.reader.rows(&block)?.into_iter();
+        let rows: Vec<SeenRow> = rows.map(|(row, _)| row).collect();
+        let (is_write, left_out) = self.judge(&rows, Some(&block))?;
         let mut written: Vec<Range<usize>> = Vec::new();
-        let rows = self.rows(&block)?;
-        for (row, verdict) in self.verdicts(&block, &rows)?.into_iter().enumerate() {
-            if verdict.is_write() {
-                match written.last_mut() {
-                    Some(last) if last.end == row => last.end += 1,
-                    _ => written.push(row..row + 1),
-                }
+        for (row, _) in is_write.into_iter().enumerate().filter(|(_, is)| *is) {
+            match written.last_mut() {
+                Some(last) if last.end == row => last.end += 1,
+                _ => written.push(row..row + 1),
             }
-            verdict.count(&mut left_out);
         }
         let block = match &written[..] {
             [] => None,
@@ -211,26 +115,36 @@ impl Guard {
         Ok((block, left_out))
     }
 
-    /// The key of each row of a block, and whether to write it.
+    /// The rows of a block, with the hashes of their ids.
+    ///
+    /// # Errors
+    /// [`WorkError::Native`] if the block is damaged.
+    pub(crate) fn seen(&self, block: &Block) -> Result<Vec<(SeenRow, RowHashes)>, WorkError> {
+        Ok(self.reader.rows(block)?)
+    }
+
+    /// Whether to write each of some rows. Traces come from `block`, which tells them apart.
     ///
     /// # Errors
     /// [`WorkError`] if the block is damaged or the store fails.
-    pub(crate) fn judge(&self, block: &Block) -> Result<(Vec<Judged>, LeftOut), WorkError> {
+    pub(crate) fn judge(
+        &self,
+        rows: &[SeenRow],
+        block: Option<&Block>,
+    ) -> Result<(Vec<bool>, LeftOut), WorkError> {
         let mut left_out = LeftOut::default();
-        let rows = self.rows(block)?;
-        let verdicts = match self.lets_all_through() {
-            true => vec![Verdict::Write; rows.len()],
-            false => self.verdicts(block, &rows)?,
-        };
-        let judged = rows.iter().zip(verdicts).map(|(row, verdict)| {
+        if self.lets_all_through() {
+            return Ok((vec![true; rows.len()], left_out));
+        }
+        let mut verdicts = self.verdicts(rows)?;
+        if let (Source::Traces, Some(block)) = (self.source, block) {
+            self.find_superseded_traces(block, rows, &mut verdicts)?;
+        }
+        let is_write = verdicts.into_iter().map(|verdict| {
             verdict.count(&mut left_out);
-            Judged {
-                key: version_key(&row.key, row.version),
-                hashes: row.hashes,
-                is_write: verdict.is_write(),
-            }
+            verdict.is_write()
         });
-        Ok((judged.collect(), left_out))
+        Ok((is_write.collect(), left_out))
     }
 
     fn lets_all_through(&self) -> bool {
@@ -241,11 +155,12 @@ impl Guard {
             && !self.store.has(Against::Roots)
     }
 
-    fn verdicts(&self, block: &Block, rows: &[SeenRow]) -> Result<Vec<Verdict>, WorkError> {
+    /// What to do with rows, but for outdated versions of traces.
+    fn verdicts(&self, rows: &[SeenRow]) -> Result<Vec<Verdict>, WorkError> {
         let mut verdicts: Vec<Verdict> = rows
             .iter()
             .map(|row| match self.until {
-                Some(until) if row.event_ts > until => Verdict::LivePath,
+                Some(until) if row.version.event_ts > until => Verdict::LivePath,
                 _ => Verdict::Write,
             })
             .collect();
@@ -254,47 +169,7 @@ impl Guard {
             Source::Traces => self.find_roots(rows, &mut verdicts)?,
         }
         self.find_target_rows(rows, &mut verdicts)?;
-        if self.source == Source::Traces {
-            self.find_superseded_traces(block, rows, &mut verdicts)?;
-        }
         Ok(verdicts)
-    }
-
-    fn rows(&self, block: &Block) -> Result<Vec<SeenRow>, NativeError> {
-        let columns = &self.columns;
-        let text = |index| StringCursor::new(block.values(index));
-        let mut projects = text(columns.project);
-        let mut traces = text(columns.trace);
-        let mut spans = text(columns.span);
-        let mut types = text(columns.observation_type);
-        let mut starts = FixedCursor::<8>::new(block.values(columns.start.index));
-        let mut event_ts = FixedCursor::<8>::new(block.values(columns.event_ts.index));
-        let mut days = FixedCursor::<2>::new(block.values(columns.day));
-        let mut rows = Vec::with_capacity(block.rows);
-        for _ in 0..block.rows {
-            let trace = traces.next_value()?;
-            let hashes = RowParts {
-                project: projects.next_value()?,
-                trace,
-                span: spans.next_value()?,
-            }
-            .hashes();
-            let start = columns.start.microseconds(starts.next_value()?);
-            let event_ts = columns.event_ts.microseconds(event_ts.next_value()?);
-            let day = u16::from_le_bytes(days.next_value()?);
-            rows.push(SeenRow {
-                key: hashes.row_key(start),
-                observation: match self.source {
-                    Source::Observations => hashes.observation_key(),
-                    Source::Traces => hashes.trace_key(trace),
-                },
-                hashes,
-                event_ts,
-                day,
-                version: version(event_ts, day, types.next_value()?, false),
-            });
-        }
-        Ok(rows)
     }
 
     fn find_superseded(&self, rows: &[SeenRow], verdicts: &mut [Verdict]) -> Result<(), WorkError> {
@@ -332,8 +207,8 @@ impl Guard {
         rows: &[SeenRow],
         verdicts: &mut [Verdict],
     ) -> Result<(), WorkError> {
-        let mut projects = StringCursor::new(block.values(self.columns.project));
-        let mut traces = StringCursor::new(block.values(self.columns.trace));
+        let mut projects = StringCursor::new(block.values(self.reader.project));
+        let mut traces = StringCursor::new(block.values(self.reader.trace));
         let mut asked: BTreeMap<Vec<u8>, Vec<usize>> = BTreeMap::new();
         for (index, verdict) in verdicts.iter().enumerate() {
             let (project, trace) = (projects.next_value()?, traces.next_value()?);
@@ -343,7 +218,7 @@ impl Guard {
                 asked.entry(encoded).or_default().push(index);
             }
         }
-        let day = |indices: &[usize]| indices.first().map_or(0, |&index| rows[index].day);
+        let day = |indices: &[usize]| indices.first().map_or(0, |&index| rows[index].day());
         let keys: Vec<(Day, &[u8])> = asked
             .iter()
             .map(|(key, indices)| (day(indices), key.as_slice()))
@@ -353,8 +228,10 @@ impl Guard {
             let Some(known) = known else { continue };
             for &index in indices {
                 let row = &rows[index];
-                let is_this = !known.is_deleted && known.day == row.day;
-                if known.event_ts > row.event_ts || (known.event_ts == row.event_ts && !is_this) {
+                let is_this = !known.is_deleted && known.day == row.day();
+                if known.event_ts > row.version.event_ts
+                    || (known.event_ts == row.version.event_ts && !is_this)
+                {
                     verdicts[index] = Verdict::Superseded;
                 }
             }
@@ -377,7 +254,7 @@ impl Guard {
                     // Bookmarking or publishing creates a new trace version but updates existing
                     // events in place, without a new version of theirs.
                     let is_live_root = found.is_live && self.source == Source::Traces;
-                    *verdict = match found.event_ts >= row.event_ts || is_live_root {
+                    *verdict = match found.event_ts >= row.version.event_ts || is_live_root {
                         true => verdict_of(against, found),
                         false => Verdict::WriteBesideOlder,
                     };

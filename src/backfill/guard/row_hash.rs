@@ -91,6 +91,17 @@ impl RowHashes {
         hash_key(self.sum(self.span), self.check)
     }
 
+    /// The key of an observation in the sort order of its table: `FINAL` leaves one row for each. `place` is
+    /// that of its [`Version`].
+    pub(crate) fn sort_key(&self, place: u64) -> HashKey {
+        let hash = self
+            .project
+            .wrapping_mul(PROJECT)
+            .wrapping_add(self.span.wrapping_mul(SPAN))
+            .wrapping_add(place.wrapping_mul(PLACE));
+        hash_key(hash, self.check)
+    }
+
     /// The key of the trace, whose id is given once more; independent of the span.
     pub(crate) fn trace_key(&self, trace: &[u8]) -> HashKey {
         hash_key(self.sum(OF_NO_SPAN), XxHash32::oneshot(0, trace))

@@ -22,7 +22,7 @@ const BUFFER_BYTES: usize = 8 * 1024;
 
 /// One version of an observation or trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Row {
+pub(crate) struct Row {
     /// Two hashes of its ids.
     pub key: HashKey,
     /// Which version.

@@ -68,22 +68,36 @@ impl VersionScan<'_> {
     /// # Errors
     /// [`WorkError`] if the server, the store or a file fails, or on a signal. May be repeated.
     pub(crate) async fn run(&self, store: &TraceStore) -> Result<(), WorkError> {
-        let against = match self.source {
-            Source::Observations => Against::Versions,
-            Source::Traces => Against::TraceDays,
-        };
-        block_in_place(|| store.clear(against))?;
-        let mut files = block_in_place(|| VersionFiles::new(self.directory, self.rows))?;
-        let mut seen = self.has_others.then(|| self.filter());
-        let mut earliest = i64::MAX;
-        self.read(&self.own, |row| {
-            if let Some(seen) = &mut seen {
-                seen.insert(&row.key);
-            }
-            earliest = earliest.min(row.version.event_ts);
-            files.push(&row)
+        let mut own = self.begin(store)?;
+        self.read(&self.own, |row| own.add(&row)).await?;
+        self.finish(own, store).await
+    }
+
+    /// Forgets what the store knows, and begins to compare.
+    ///
+    /// # Errors
+    /// [`WorkError`] if the store or a file fails.
+    pub(crate) fn begin(&self, store: &TraceStore) -> Result<OwnRows, WorkError> {
+        block_in_place(|| {
+            store.clear(self.against())?;
+            Ok(OwnRows {
+                files: VersionFiles::new(self.directory, self.rows)?,
+                seen: self.has_others.then(|| self.filter()),
+                earliest: i64::MAX,
+            })
         })
-        .await?;
+    }
+
+    /// Reads the other rows, and tells the store what all versions together say.
+    ///
+    /// # Errors
+    /// [`WorkError`] if the server, the store or a file fails, or on a signal.
+    pub(crate) async fn finish(&self, own: OwnRows, store: &TraceStore) -> Result<(), WorkError> {
+        let OwnRows {
+            mut files,
+            seen,
+            earliest,
+        } = own;
         if let Some(seen) = seen
             && earliest != i64::MAX
         {
@@ -99,12 +113,27 @@ impl VersionScan<'_> {
             })
             .await?;
         }
-        let stop = || self.shutdown.signal().is_some();
+        let (stop, against) = (|| self.shutdown.signal().is_some(), self.against());
         block_in_place(|| match self.source {
             Source::Observations => files.settle(store, against, latest_of_several, &stop),
             Source::Traces => files.settle(store, against, on_one_day, &stop),
         })
         .map(|_| ())
+    }
+
+    /// Waits until the server has all rows of the table.
+    ///
+    /// # Errors
+    /// [`WorkError::Request`] if it does not catch up, [`WorkError::Interrupted`] on a signal.
+    pub(crate) async fn catch_up(&self) -> Result<(), WorkError> {
+        catch_up(self.connection, self.table, self.shutdown).await
+    }
+
+    fn against(&self) -> Against {
+        match self.source {
+            Source::Observations => Against::Versions,
+            Source::Traces => Against::TraceDays,
+        }
     }
 
     fn filter(&self) -> BloomFilter {
@@ -123,7 +152,7 @@ impl VersionScan<'_> {
     ) -> Result<(), WorkError> {
         let statement = Statement::new(self.query(condition), BLOCK_ROWS).of_a_table();
         let most = self.max_block_bytes;
-        catch_up(self.connection, self.table, self.shutdown).await?;
+        self.catch_up().await?;
         let mut blocks =
             BlockStream::open(self.connection, &statement, most, &self.pool, self.shutdown)?;
         while let Some(block) = blocks.next().await? {
@@ -150,6 +179,27 @@ impl VersionScan<'_> {
             ),
             self.table.qualified_name(),
         )
+    }
+}
+
+/// The rows that a scan compares the others with.
+pub(crate) struct OwnRows {
+    files: VersionFiles,
+    seen: Option<BloomFilter>,
+    earliest: i64,
+}
+
+impl OwnRows {
+    /// Adds a version of a row.
+    ///
+    /// # Errors
+    /// Those of writing a file.
+    pub(crate) fn add(&mut self, row: &Row) -> std::io::Result<()> {
+        if let Some(seen) = &mut self.seen {
+            seen.insert(&row.key);
+        }
+        self.earliest = self.earliest.min(row.version.event_ts);
+        self.files.push(row)
     }
 }
 

@@ -7,7 +7,11 @@
 //! versions on several days, spans of experiments, and rows without a trace id. The statement names the
 //! traces it takes and the rows it leaves by their hashes, so that both together write each row once.
 
+mod in_experiments;
+mod key_file;
 mod key_list;
+mod key_scan;
+mod keys;
 mod slice;
 mod sorted_rows;
 mod statements;
@@ -21,9 +25,11 @@ use std::time::Duration;
 use tokio::task::block_in_place;
 use tokio::time::Instant;
 
+pub(crate) use self::key_file::KeyFile;
 use self::key_list::KeyList;
-pub(crate) use self::slice::TraceName;
-use self::slice::{ReadSlice, Sorter};
+pub(crate) use self::key_scan::KeyScan;
+pub(crate) use self::keys::TraceName;
+use self::slice::{KeptKeys, ReadSlice, Sorter};
 use self::sorted_rows::SortedRows;
 use self::statements::{Slice, Statements};
 use super::error::WorkError;
@@ -33,7 +39,7 @@ use super::guard::target::days_of;
 use super::pipeline::send::{Destination, LAST_INSERT};
 use crate::clickhouse::{Connection, InsertSelect, RequestError, ServerInfo, TABLE_TIMEOUT};
 use crate::inspect::Inspected;
-use crate::inspect::segments::Segment;
+use crate::inspect::segments::{Segment, SourcePartition};
 use crate::inspect::statements::OF_FINAL;
 use crate::mapping::Source;
 use crate::memory::Budget;
@@ -141,6 +147,7 @@ impl Pushdown {
                 pool: budget.pool(),
                 budget,
                 shutdown: destination.shutdown.clone(),
+                kept: None,
             },
             share: inspected.share,
             destination,
@@ -155,6 +162,16 @@ impl Pushdown {
             statement_bytes: limits.into_iter().flatten().min(),
             insert_threads: insert_threads(server, concurrency),
         })
+    }
+
+    /// The same, with keys of the partition that were read before.
+    pub(crate) fn with_keys(mut self, file: Arc<KeyFile>, partition: SourcePartition<'_>) -> Self {
+        self.sorter.kept = Some(KeptKeys {
+            file,
+            table: partition.table.clone(),
+            partition_id: partition.id.to_owned(),
+        });
+        self
     }
 
     /// Writes a segment's events, as far as the server can make them. `name` is the attempt's own.

@@ -7,12 +7,17 @@ use std::sync::Arc;
 
 use tokio::task::block_in_place;
 
+use super::in_experiments::in_experiments;
+use super::key_file::KeyFile;
+use super::keys::{Keys, TraceName, TracePlace};
 use super::sorted_rows::SortedRows;
 use super::statements::{Slice, Statements};
 use crate::backfill::block_stream::BlockStream;
 use crate::backfill::error::WorkError;
-use crate::backfill::guard::{Guard, Judged};
-use crate::clickhouse::{Connection, Statement};
+use crate::backfill::guard::Guard;
+use crate::backfill::guard::row_hash::version_key;
+use crate::backfill::guard::seen_row::SeenRow;
+use crate::clickhouse::{Connection, Statement, TableInfo};
 use crate::inspect::segments::Segment;
 use crate::inspect::statements::of_segment;
 use crate::mapping::Source;
@@ -38,8 +43,15 @@ pub(super) struct ReadSlice {
     rows: Vec<(HashKey, u32)>,
 }
 
-/// A trace's `project_id` and `id`.
-pub(crate) type TraceName = (Vec<u8>, Vec<u8>);
+/// Keys that were read before.
+pub(super) struct KeptKeys {
+    /// Has them.
+    pub file: Arc<KeyFile>,
+    /// The table that they are of.
+    pub table: TableInfo,
+    /// The partition that they are of.
+    pub partition_id: String,
+}
 
 /// Reads and sorts the rows of segments.
 pub(super) struct Sorter {
@@ -51,9 +63,25 @@ pub(super) struct Sorter {
     pub budget: Budget,
     pub pool: BufferPool,
     pub shutdown: Shutdown,
+    /// Keys that were read before, if any were.
+    pub kept: Option<KeptKeys>,
 }
 
 impl ReadSlice {
+    /// Adds a row. `place` is its trace's; rows to write without one are for this process.
+    fn add(&mut self, row: &SeenRow, is_write: bool, place: TracePlace) {
+        let key = version_key(&row.key, row.version);
+        match place {
+            Some(place) if is_write => self.rows.push((key, place)),
+            _ => {
+                self.sorted.not_by_server.push(key);
+                if is_write {
+                    self.sorted.apart_rows.push(key);
+                }
+            }
+        }
+    }
+
     /// Approximate memory it takes, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let keys =
@@ -67,10 +95,10 @@ impl ReadSlice {
 }
 
 impl Sorter {
-    /// Reads the keys of a slice's rows.
+    /// Reads the keys of a slice's rows: those that were kept, if they still hold, or the table's.
     ///
     /// # Errors
-    /// [`WorkError`] if the server or the store fails, or on a signal.
+    /// [`WorkError`] if the server, the store or a file fails, or on a signal.
     pub(super) async fn read(
         &self,
         connection: &Connection,
@@ -78,6 +106,9 @@ impl Sorter {
         slice: Slice,
         days: &RangeInclusive<Day>,
     ) -> Result<ReadSlice, WorkError> {
+        if let Some(keys) = self.kept_keys(connection, segment, slice).await? {
+            return block_in_place(|| self.take_keys(&keys, days));
+        }
         let bytes = self.budget.preferred_block_bytes;
         let statement = of_segment(self.statements.keys_of(segment, slice), KEY_ROWS, bytes);
         let mut slice = ReadSlice::default();
@@ -86,15 +117,71 @@ impl Sorter {
             self.take(block, &mut slice, &mut names)
         })
         .await?;
-        block_in_place(|| {
-            let days_of_traces = self.store.days_of_traces(&slice.traces)?;
-            for (place, day) in days_of_traces.into_iter().enumerate() {
-                if !day.is_some_and(|day| days.contains(&day)) {
-                    slice.not_near.push((short(place), names.name(place)));
-                }
+        block_in_place(|| self.find_near(&mut slice, days, |place| names.name(place as usize)))?;
+        Ok(slice)
+    }
+
+    /// The keys of a whole segment, unless rows have arrived since they were read.
+    async fn kept_keys(
+        &self,
+        connection: &Connection,
+        segment: &Segment,
+        slice: Slice,
+    ) -> Result<Option<Keys>, WorkError> {
+        let Some(kept) = self.kept.as_ref().filter(|_| slice.of == 1) else {
+            return Ok(None);
+        };
+        let keys = block_in_place(|| kept.file.take(segment.number));
+        let Some(keys) = keys? else {
+            return Ok(None);
+        };
+        let newest = connection
+            .newest_block(&kept.table, &kept.partition_id)
+            .await?;
+        Ok(kept.file.is_as_of(newest).then_some(keys))
+    }
+
+    fn take_keys(&self, keys: &Keys, days: &RangeInclusive<Day>) -> Result<ReadSlice, WorkError> {
+        let mut slice = ReadSlice::default();
+        // Traces of rows that are not to be written are not asked for.
+        let mut places = vec![None; keys.number_of_traces()];
+        let mut kept_places = Vec::new();
+        for rows in keys.chunks(KEY_ROWS) {
+            let seen: Vec<SeenRow> = rows.iter().map(|(row, _)| *row).collect();
+            let (is_write, left_out) = self.guard.judge(&seen, None)?;
+            slice.sorted.left_out += left_out;
+            slice.sorted.read += rows.len() as u64;
+            for ((row, kept_place), is_write) in rows.into_iter().zip(is_write) {
+                let place = kept_place.filter(|_| is_write).map(|kept_place| {
+                    *places[kept_place as usize].get_or_insert_with(|| {
+                        slice.traces.push(keys.trace(kept_place));
+                        kept_places.push(kept_place);
+                        short(kept_places.len() - 1)
+                    })
+                });
+                slice.add(&row, is_write, place);
             }
-            Ok(slice)
-        })
+        }
+        self.find_near(&mut slice, days, |place| {
+            keys.name(kept_places[place as usize])
+        })?;
+        Ok(slice)
+    }
+
+    /// Finds out which traces are not near.
+    fn find_near(
+        &self,
+        slice: &mut ReadSlice,
+        days: &RangeInclusive<Day>,
+        name: impl Fn(u32) -> TraceName,
+    ) -> Result<(), WorkError> {
+        let days_of_traces = self.store.days_of_traces(&slice.traces)?;
+        for (place, day) in (0..).zip(days_of_traces) {
+            if !day.is_some_and(|day| days.contains(&day)) {
+                slice.not_near.push((place, name(place)));
+            }
+        }
+        Ok(())
     }
 
     async fn for_each_block(
@@ -118,55 +205,28 @@ impl Sorter {
         slice: &mut ReadSlice,
         names: &mut Names,
     ) -> Result<(), WorkError> {
-        let (judged, left_out) = self.guard.judge(block)?;
-        let sorted = &mut slice.sorted;
-        sorted.left_out += left_out;
-        sorted.read += block.rows as u64;
-        let in_experiments = self.in_experiments(block)?;
-        let is_in_experiment = |row| in_experiments.get(row).is_some_and(|&is_one| is_one);
+        let seen = self.guard.seen(block)?;
+        let rows: Vec<SeenRow> = seen.iter().map(|(row, _)| *row).collect();
+        let (is_write, left_out) = self.guard.judge(&rows, Some(block))?;
+        slice.sorted.left_out += left_out;
+        slice.sorted.read += block.rows as u64;
+        let in_experiments = in_experiments(&self.store, block)?;
         let text = |column| StringCursor::new(block.values(column));
         let (mut projects, mut ids) = (text(0), text(1));
-        for (row, of_row) in judged.into_iter().enumerate() {
-            let Judged {
-                key,
-                hashes,
-                is_write,
-            } = of_row;
+        for (number, ((row, hashes), is_write)) in seen.iter().zip(is_write).enumerate() {
             let (project, trace) = (projects.next_value()?, ids.next_value()?);
-            if !is_write {
-                sorted.not_by_server.push(key);
-            } else if is_in_experiment(row) || trace.is_empty() {
-                sorted.not_by_server.push(key);
-                sorted.apart_rows.push(key);
-            } else {
-                let trace_key = hashes.trace_key(trace);
-                let (place, is_new) = names.place(trace_key, project, trace);
+            let is_apart = trace.is_empty() || in_experiments.contains(number);
+            let place = (is_write && !is_apart).then(|| {
+                let key = hashes.trace_key(trace);
+                let (place, is_new) = names.place(key, project, trace);
                 if is_new {
-                    slice.traces.push(trace_key);
+                    slice.traces.push(key);
                 }
-                slice.rows.push((key, place));
-            }
+                place
+            });
+            slice.add(row, is_write, place);
         }
         Ok(())
-    }
-
-    /// Which rows belong to an item; empty if none can.
-    fn in_experiments(&self, block: &Block) -> Result<Vec<bool>, WorkError> {
-        if !self.store.has_experiments() {
-            return Ok(Vec::new());
-        }
-        let text = |column| StringCursor::new(block.values(column));
-        let (mut projects, mut ids, mut spans) = (text(0), text(1), text(2));
-        let mut traces = Vec::with_capacity(block.rows);
-        let mut rows = Vec::with_capacity(block.rows);
-        for row in 0..block.rows {
-            let mut trace = Vec::new();
-            key::encode(&mut trace, projects.next_value()?, ids.next_value()?);
-            traces.push(trace);
-            rows.push((short(row), spans.next_value()?));
-        }
-        let traces: Vec<&[u8]> = traces.iter().map(Vec::as_slice).collect();
-        Ok(self.store.have_items(&traces, &rows)?)
     }
 
     /// The traces that are not near, and of which the store does not know where they are.
