@@ -22,6 +22,11 @@ refused = --skip metadata_as_a_json_column --skip metadata_in_a_json_column --sk
 counted = --skip a_run_over_a_living_month_adds_the_history_and_nothing_else \
 	--skip a_restart_that_failed_before_events_core --skip what_langfuse_has_begun_to_write_since
 
+# Of what both must pass, what compares all events after versions, live rows and kills.
+versions_and_kills = live::an_observation_is_one_event live::a_month_that_langfuse_has_written live::a_run_killed \
+	live::a_server_killed live::a_run_over_a_living_month_that_is_killed live::what_changed_within_the_last_hour \
+	live::an_insert_whose_answer_is_lost live::what_is_wanted_of_a_living_month
+
 announce_rocksdb = ls -d $(target)/release/build/librocksdb-sys-* >/dev/null 2>&1 || \
 	echo "The first build compiles RocksDB: up to half an hour on two cores, once."
 
@@ -50,6 +55,7 @@ test: prerequisites-of-tests ## run all tests against a real ClickHouse
 	@echo "Once more, with --engine clickhouse: what both engines must write alike."
 	@$(clickhouse_library) TEST_ENGINE=clickhouse $(cargo) test --release --locked --test integration -- \
 		specification:: root_spans:: experiments:: $(refused)
+	@$(clickhouse_library) TEST_ENGINE=clickhouse $(cargo) test --release --locked --test faults -- $(versions_and_kills)
 
 test-engine: prerequisites-of-tests ## run all tests that both engines must pass with --engine clickhouse
 	@$(announce_rocksdb)
