@@ -11,7 +11,7 @@ use super::sample::Sample;
 use super::time::Time;
 use crate::clickhouse::StoredBytes;
 use crate::memory::ByteSize;
-use crate::progress::words::{about, plural, write_lines};
+use crate::progress::words::{about, in_about, plural, write_lines};
 
 /// What a run reads from one table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -243,9 +243,7 @@ impl Forecast {
     fn time_in_words(&self) -> String {
         self.time
             .total_seconds
-            .map_or("unknown".to_owned(), |total| {
-                format!("about {}", about(total))
-            })
+            .map_or("unknown".to_owned(), in_about)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::summary::Forecast;
 use crate::memory::ByteSize;
-use crate::progress::words::{about, count, write_lines};
+use crate::progress::words::{count, in_about, write_lines};
 
 /// Column width of the labels.
 const WIDTH: usize = 27;
@@ -66,10 +66,7 @@ impl Totals {
             };
             format!("; {} free{fits}", ByteSize(free))
         });
-        let time = self.seconds.map_or_else(
-            || "unknown".to_owned(),
-            |seconds| format!("about {}", about(seconds)),
-        );
+        let time = self.seconds.map_or("unknown".to_owned(), in_about);
         write_lines(
             f,
             WIDTH,

@@ -92,26 +92,42 @@ pub(crate) fn plural(count: u64, word: &str) -> String {
     }
 }
 
-/// Formats an estimated duration, rounded up.
+/// Formats an estimated duration, rounded up to about two digits: an estimate knows no more.
 pub(crate) fn about(seconds: f64) -> String {
     const MINUTE: u64 = 60;
     const HOUR: u64 = 60 * MINUTE;
-    let plural = |count: u64, unit: &str| match count {
-        1 => format!("1 {unit}"),
-        count => format!("{count} {unit}s"),
-    };
-    match whole(seconds.ceil()) {
-        0 | 1 => "a second".to_owned(),
-        seconds if seconds < 2 * MINUTE => plural(seconds, "second"),
-        seconds if seconds < 2 * HOUR => plural(seconds.div_ceil(MINUTE), "minute"),
-        seconds => {
-            let minutes = seconds.div_ceil(MINUTE);
-            format!(
-                "{} {}",
-                plural(minutes / 60, "hour"),
-                plural(minutes % 60, "minute")
-            )
+    const DAY: u64 = 24 * HOUR;
+    if seconds < 1.0 {
+        return "less than a second".to_owned();
+    }
+    let seconds = whole(seconds.ceil());
+    let in_units = |unit: u64, name: &str| plural(seconds.div_ceil(unit), name);
+    match seconds {
+        ..100 => in_units(1, "second"),
+        _ if seconds < 100 * MINUTE => in_units(MINUTE, "minute"),
+        _ if seconds <= 10 * HOUR => {
+            let minutes = seconds.div_ceil(10 * MINUTE) * 10;
+            match (plural(minutes / 60, "hour"), minutes % 60) {
+                (hours, 0) => hours,
+                (hours, minutes) => format!("{hours} {}", plural(minutes, "minute")),
+            }
         }
+        _ if seconds <= 2 * DAY => in_units(HOUR, "hour"),
+        _ => {
+            let hours = seconds.div_ceil(HOUR);
+            match (plural(hours / 24, "day"), hours % 24) {
+                (days, 0) => days,
+                (days, hours) => format!("{days} {}", plural(hours, "hour")),
+            }
+        }
+    }
+}
+
+/// The same with *about* before it, where that makes sense.
+pub(crate) fn in_about(seconds: f64) -> String {
+    match seconds < 1.0 {
+        true => about(seconds),
+        false => format!("about {}", about(seconds)),
     }
 }
 
@@ -154,13 +170,25 @@ mod tests {
     #[test]
     fn times_are_told_as_exactly_as_they_are_known() {
         for (seconds, words) in [
-            (0.01, "a second"),
+            (0.0, "less than a second"),
+            (0.99, "less than a second"),
+            (1.0, "1 second"),
+            (1.2, "2 seconds"),
             (90.0, "90 seconds"),
+            (100.0, "2 minutes"),
             (125.0, "3 minutes"),
-            (7_199.0, "120 minutes"),
-            (7_260.0, "2 hours 1 minute"),
+            (5_999.0, "100 minutes"),
+            (6_001.0, "1 hour 50 minutes"),
+            (7_199.0, "2 hours"),
+            (7_260.0, "2 hours 10 minutes"),
+            (36_001.0, "11 hours"),
+            (172_800.0, "48 hours"),
+            (172_801.0, "2 days 1 hour"),
+            (259_200.0, "3 days"),
         ] {
             assert_eq!(about(seconds), words);
         }
+        assert_eq!(in_about(0.4), "less than a second");
+        assert_eq!(in_about(2.5), "about 3 seconds");
     }
 }
