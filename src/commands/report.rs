@@ -57,6 +57,7 @@ pub(super) fn month_of(directory: &PartitionDir) -> Month {
         month.events_of_observations = progress.events_inserted;
         month.root_spans = progress.root_spans_inserted;
         month.without_trace = progress.observations_without_trace;
+        month.is_counted_in_part |= progress.written_by_earlier_attempts > 0;
         month.observations = month.observations.max(progress.observations_processed);
         month.segments = (progress.segments_done, progress.segments_total);
         month.written_at = progress.saved_at.0;

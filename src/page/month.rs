@@ -5,7 +5,7 @@ use super::charts::{Figures, charts, figures};
 use super::columns::{Column, Columns};
 use super::fact::Tone;
 use crate::memory::numbers::whole;
-use crate::progress::words::{about, count};
+use crate::progress::words::{about, at_least, count};
 use crate::state::finding::Finding;
 use crate::state::history::History;
 use crate::state::report::Report;
@@ -33,6 +33,8 @@ pub(crate) struct Month {
     pub root_spans: u64,
     /// Observations whose trace was not found.
     pub without_trace: u64,
+    /// Whether there may be more of these: what an interrupted process had written is not among them.
+    pub is_counted_in_part: bool,
     /// Segments done, and all segments.
     pub segments: (u64, u64),
     /// What is left to do.
@@ -65,6 +67,7 @@ impl Month {
             events_of_observations: 0,
             root_spans: 0,
             without_trace: 0,
+            is_counted_in_part: false,
             segments: (0, 0),
             left_to_do: Vec::new(),
             summary: None,
@@ -84,6 +87,7 @@ impl Month {
         self.events_of_observations = report.events_inserted;
         self.root_spans = report.root_spans_inserted.unwrap_or(0);
         self.without_trace = report.observations_without_trace;
+        self.is_counted_in_part = report.is_counted_in_part();
         self.segments = (report.segments_done, report.segments_total);
         self.target = Some(report.target_table.clone());
         self.summary = Some(report);
@@ -150,7 +154,7 @@ impl Month {
             count(self.traces),
             count(self.observations),
             count(self.events()),
-            count(self.without_trace),
+            at_least(self.without_trace, self.is_counted_in_part),
             format!("{} of {}", count(self.segments.0), count(self.segments.1)),
             about(self.seconds_at_work()),
             match seconds > 0.0 {
@@ -173,4 +177,29 @@ impl Month {
 /// The time of a finding.
 pub(super) fn said_at(finding: &Finding) -> String {
     of_clock(finding.second())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_in_part_is_said_to_be_at_least_so_many() {
+        let cells = |written_by_earlier_attempts| {
+            let month = Month::new(
+                "202406".to_owned(),
+                "finished".to_owned(),
+                Tone::Good,
+                &History::default(),
+            );
+            let report = Report {
+                observations_without_trace: 1_234,
+                written_by_earlier_attempts,
+                ..Report::default()
+            };
+            month.with_report(report).cells()
+        };
+        assert!(cells(0).contains(&"1,234".to_owned()));
+        assert!(cells(1).contains(&"at least 1,234".to_owned()));
+    }
 }
