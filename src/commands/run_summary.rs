@@ -12,7 +12,9 @@ use crate::memory::{ByteSize, peak_resident_bytes};
 use crate::partition::Partition;
 use crate::progress::words::{aligned, at_least, count, seconds, write_lines};
 use crate::state::history::History;
-use crate::state::report::{Report, SUMMARY_WIDTH, Seconds, dry_run_in_words, write_summary};
+use crate::state::report::{
+    Report, SUMMARY_WIDTH, Seconds, UNDER_WAY, dry_run_in_words, write_summary,
+};
 
 /// The outcome of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -296,6 +298,11 @@ impl fmt::Display for Summary {
             let skipped = self.without_rows_in_words.clone();
             write_lines(f, SUMMARY_WIDTH, [("Months without rows", skipped)])?;
         }
+        let mut reports = self.partitions.iter().map(|entry| &entry.report);
+        if reports.any(Report::left_segments_under_way) {
+            let line = [("Unfinished segments", UNDER_WAY.to_owned())];
+            write_lines(f, SUMMARY_WIDTH, line)?;
+        }
         let totals = &self.totals;
         write_summary(
             f,
@@ -359,6 +366,21 @@ mod tests {
         assert!(text.contains("\nMonths without rows         202402..202403\n"));
         assert!(text.contains("4: 1 done, 1 already finished, 1 failed, 1 not started"));
         assert!(text.contains("\nObservations processed      1,234,572\n"));
+    }
+
+    #[test]
+    fn segments_under_way_are_said_not_to_be_counted() {
+        let mut interrupted = entry("202405", State::Interrupted, 5);
+        assert!(
+            !Summary::new(vec![], &[], Duration::ZERO)
+                .to_string()
+                .contains(UNDER_WAY)
+        );
+        interrupted.report.ended_with = Some("interrupted".to_owned());
+        interrupted.report.segments_total = 2;
+        let text = Summary::new(vec![interrupted], &[], Duration::ZERO).to_string();
+        let line = format!("\nUnfinished segments         {UNDER_WAY}\n");
+        assert!(text.contains(&line), "{text}");
     }
 
     #[test]

@@ -17,6 +17,9 @@ use crate::progress::words::{at_least, count, seconds, write_lines};
 /// Characters before a value in the summary.
 pub(crate) const SUMMARY_WIDTH: usize = 28;
 
+/// Why a bar showed more than the summary of an interrupted run.
+pub(crate) const UNDER_WAY: &str = "those under way are not counted, and --resume reads them again";
+
 /// Wall-clock seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -282,6 +285,24 @@ impl Report {
         self.written_by_earlier_attempts > 0
     }
 
+    /// Whether the process ended while it wrote segments: the bars counted their rows, and the report does
+    /// not.
+    pub(crate) fn left_segments_under_way(&self) -> bool {
+        let has_written = self.seconds.stream > 0.0 || self.seconds.root_spans > 0.0;
+        !self.dry_run
+            && self.ended_with.is_some()
+            && has_written
+            && self.segments_done < self.segments_total
+    }
+
+    fn segments_in_words(&self) -> String {
+        let done = format!("{} of {}", self.segments_done, self.segments_total);
+        match self.left_segments_under_way() {
+            true => format!("{done}; {UNDER_WAY}"),
+            false => done,
+        }
+    }
+
     /// All rows the server acknowledged, including root spans.
     pub(crate) fn all_events(&self) -> u64 {
         self.events_inserted + self.root_spans_inserted.unwrap_or(0)
@@ -317,10 +338,7 @@ impl fmt::Display for Report {
             ("Traces not found", count(self.traces_not_found)),
             ("Errors", count(self.errors)),
             ("Retries", count(self.retries)),
-            (
-                "Segments done",
-                format!("{} of {}", self.segments_done, self.segments_total),
-            ),
+            ("Segments done", self.segments_in_words()),
             ("Time loading traces", seconds(self.seconds.load)),
             ("Time streaming", seconds(self.seconds.stream)),
             ("Time inserting (summed)", seconds(self.seconds.insert)),
@@ -349,5 +367,46 @@ impl fmt::Display for Report {
             self.spans_in_experiments
                 .map(|spans| at_least(spans, self.is_counted_in_part())),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_of_an_interrupted_run_says_what_becomes_of_segments_under_way() {
+        let finished = Report {
+            segments_done: 3,
+            segments_total: 3,
+            seconds: Seconds {
+                stream: 1.0,
+                ..Seconds::default()
+            },
+            ..Report::default()
+        };
+        let text = finished.to_string();
+        assert!(
+            text.contains("\nSegments done               3 of 3\n"),
+            "{text}"
+        );
+        let interrupted = Report {
+            segments_total: 9,
+            ended_with: Some("interrupted".to_owned()),
+            ..finished
+        };
+        let text = interrupted.to_string();
+        assert!(
+            text.contains(&format!(
+                "\nSegments done               3 of 9; {UNDER_WAY}\n"
+            )),
+            "{text}"
+        );
+        // No segment had begun.
+        let loading = Report {
+            seconds: Seconds::default(),
+            ..interrupted
+        };
+        assert!(!loading.to_string().contains(UNDER_WAY));
     }
 }
