@@ -16,7 +16,7 @@ const WIDE: u16 = 100;
 const NARROW_TEMPLATE: &str = "{msg} [{wide_bar:.green}] {percent:>3} % {rate}{left}";
 /// With row counts.
 const WIDE_TEMPLATE: &str =
-    "{msg:<22} [{wide_bar:.green}] {percent:>3} % {human_pos}/{human_len} {rate}{left}";
+    "{msg:<22} [{wide_bar:.green}] {percent:>3} % {human_pos}/{human_len}{unit} {rate}{left}";
 
 /// Whether the terminal is too narrow for row counts.
 pub(super) fn is_narrow() -> bool {
@@ -30,29 +30,38 @@ pub(super) fn of_phase(name: &'static str, total: u64, offset: u64, time: WorkTi
     // Hidden until it is added to the other bars.
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
     let bar = bar.with_message(name).with_position(offset);
+    set_unit(&bar, "", offset, time);
+    bar
+}
+
+/// Shows `unit` behind the counts of a bar of [`of_phase`], if there is room for them.
+pub(super) fn set_unit(bar: &ProgressBar, unit: &'static str, offset: u64, time: WorkTime) {
     let template = match is_narrow() {
         true => NARROW_TEMPLATE,
         false => WIDE_TEMPLATE,
     };
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(
-            style
-                .progress_chars("=> ")
-                .with_key("rate", {
-                    let time = time.clone();
-                    move |state: &ProgressState, out: &mut dyn Write| {
-                        let rate = rate(state, offset, time.seconds());
-                        let _ = write!(out, "{}/s", HumanCount(whole(rate)));
-                    }
-                })
-                .with_key("left", move |state: &ProgressState, out: &mut dyn Write| {
-                    if let Some(left) = left(state, offset, time.seconds()) {
-                        let _ = write!(out, " {} left", short(left));
-                    }
-                }),
-        ),
-        Err(_) => bar,
-    }
+    let Ok(style) = ProgressStyle::with_template(template) else {
+        return;
+    };
+    bar.set_style(
+        style
+            .progress_chars("=> ")
+            .with_key("unit", move |_: &ProgressState, out: &mut dyn Write| {
+                let _ = out.write_str(unit);
+            })
+            .with_key("rate", {
+                let time = time.clone();
+                move |state: &ProgressState, out: &mut dyn Write| {
+                    let rate = rate(state, offset, time.seconds());
+                    let _ = write!(out, "{}/s", HumanCount(whole(rate)));
+                }
+            })
+            .with_key("left", move |state: &ProgressState, out: &mut dyn Write| {
+                if let Some(left) = left(state, offset, time.seconds()) {
+                    let _ = write!(out, " {} left", short(left));
+                }
+            }),
+    );
 }
 
 /// Ends the bar at its position, with a check mark if complete.

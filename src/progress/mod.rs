@@ -29,6 +29,9 @@ use crate::memory::numbers::whole;
 
 /// Interval between lines without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+/// What a phase that leads counts. The summary counts observations, which are fewer: a table has rows of
+/// replaced versions too.
+const TABLE_ROWS: &str = " table rows";
 
 /// Shows progress. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -179,6 +182,8 @@ pub(crate) struct Phase {
     status: Arc<Mutex<Status>>,
     /// If it drives the total progress: the partition's rows before this phase, and all its rows.
     leads: Option<(u64, u64)>,
+    /// Follows the counts.
+    unit: &'static str,
     position: AtomicU64,
     total: u64,
     time: WorkTime,
@@ -210,6 +215,7 @@ impl Phase {
             overall: display.overall.clone(),
             status: Arc::clone(&display.status),
             leads: None,
+            unit: "",
             position: AtomicU64::new(offset),
             total,
             time,
@@ -225,6 +231,8 @@ impl Phase {
     /// `before` precede the phase.
     pub(crate) fn leading(mut self, before: u64, whole: u64) -> Self {
         self.leads = Some((before, whole));
+        self.unit = TABLE_ROWS;
+        bar::set_unit(&self.bar, self.unit, self.offset, self.time.clone());
         if let Some(overall) = &self.overall {
             overall.begin_at(before + self.offset, whole);
         }
@@ -324,10 +332,11 @@ impl Phase {
             .as_ref()
             .map_or_else(String::new, |words| format!("; {words}"));
         let words = format_args!(
-            "{prefix}{}: {} of {} ({percent} %), {}/s{left}{suffix}{status}",
+            "{prefix}{}: {} of {}{} ({percent} %), {}/s{left}{suffix}{status}",
             self.name,
             HumanCount(position.min(self.total)),
             HumanCount(self.total),
+            self.unit,
             HumanCount(whole(rate)),
         );
         let fields = [

@@ -397,6 +397,8 @@ fn without_a_terminal_there_are_lines_and_no_escape_codes() {
         assert!(line.contains(" of "), "{line}");
         assert!(line.contains("/s"), "{line}");
     }
+    // What differs from the summary's number of observations has another name.
+    outcome.assert_stderr_contains(" table rows (100 %)");
     // Of several partitions too.
     let several = tool.args(["--partition", "202407", "--restart"]).run();
     several.assert_code(0);
@@ -460,6 +462,7 @@ fn on_a_terminal_there_are_bars_with_a_percentage() {
         assert!(bar.contains("/s"), "{bar:?}");
         assert!(bar.contains("left"), "{bar:?}");
     }
+    assert!(screen.contains(" table rows "), "{screen:?}");
     assert!(screen.contains("Events inserted"));
 }
 
