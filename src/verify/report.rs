@@ -172,9 +172,45 @@ impl Report {
             in_full("doubled", self.doubled, Remedy::Delete),
             in_full("superseded", self.superseded, Remedy::Delete),
             in_full("extra", self.extra, Remedy::Delete),
+            in_core("only in", self.extra_in_core, Remedy::Delete),
             in_full("with a second root span", self.second_roots, Remedy::Delete),
             in_full("beside live rows", self.beside_live, Remedy::Delete),
-            in_core("only in", self.extra_in_core, Remedy::Delete),
+        ]
+    }
+
+    /// The lines of the summary about what was found, in the order of [`Report::kinds`] and of
+    /// docs/operating.md: what a repair mends, what merging mends, what is to be deleted, and then what is no
+    /// error.
+    fn found(&self) -> [(String, u64, Shown); 20] {
+        let (full, core) = (table_name(&self.target_table), self.core_name());
+        let always = |name: &str, count| (name.to_owned(), count, Shown::Always);
+        let if_any = |name: &str, count| (name.to_owned(), count, Shown::IfAny);
+        let in_table =
+            |what: &str, table: &str, count| (format!("{what} {table}"), count, Shown::IfAny);
+        [
+            always("Missing", self.missing),
+            always("Different", self.different),
+            always("Stale (trace attributes)", self.stale),
+            if_any("Wrong experiment columns", self.different_experiments),
+            in_table("Missing in", core, self.missing_in_core),
+            in_table("Different in", core, self.different_in_core),
+            in_table("Unmerged in", full, self.doubled_in_full),
+            in_table("Unmerged in", core, self.doubled_in_core),
+            always("Doubled", self.doubled),
+            if_any("Superseded", self.superseded),
+            always("Extra", self.extra),
+            in_table("Only in", core, self.extra_in_core),
+            if_any("Second root spans", self.second_roots),
+            if_any("Beside live rows", self.beside_live),
+            if_any("Newer (no error)", self.newer),
+            if_any("Written by others (no error)", self.written_by_others),
+            if_any("Left to live rows", self.left_to_live_rows),
+            if_any(
+                "Left to live root spans",
+                self.root_spans_left_to_live_roots,
+            ),
+            if_any("Items left to live spans", self.items_left_to_live_spans),
+            if_any("Left to Langfuse (late)", self.left_to_live_path),
         ]
     }
 
@@ -287,6 +323,15 @@ impl Report {
     }
 }
 
+/// When the summary has a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// In each summary.
+    Always,
+    /// If there are any: in most months there are none.
+    IfAny,
+}
+
 /// Where a wrong row is, or should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
@@ -322,7 +367,7 @@ impl fmt::Display for Report {
             (true, _) | (_, 0) => count(self.root_spans),
             (false, _) => format!("{}, not compared: add --root-spans", count(self.root_spans)),
         };
-        let rows: [(&str, String); 17] = [
+        let compared: [(&str, String); 10] = [
             ("Partition", self.partition.clone()),
             ("Target table", self.target_table.clone()),
             ("Result", result.to_owned()),
@@ -336,53 +381,30 @@ impl fmt::Display for Report {
                 "  with several versions",
                 count(self.observations_superseded),
             ),
-            ("Events", count(self.events)),
-            ("Missing", count(self.missing)),
-            ("Different", count(self.different)),
-            ("Stale (trace attributes)", count(self.stale)),
-            ("Doubled", count(self.doubled)),
-            ("Extra", count(self.extra)),
-            ("Root spans", root_spans),
             (
                 "Observations without trace",
                 count(self.observations_without_trace),
             ),
-            ("Not compared", not_compared),
-            ("Time", seconds(self.seconds)),
+            ("Events", count(self.events)),
+            ("Root spans", root_spans),
         ];
-        write_lines(f, WIDTH, rows)?;
-        // Zero in most months, so shown only if not.
-        let (full, core) = (table_name(&self.target_table), self.core_name());
-        let unmerged = |table| format!("Unmerged in {table}");
-        let (unmerged_full, unmerged_core) = (unmerged(full), unmerged(core));
-        let [missing, different, only] =
-            ["Missing", "Different", "Only"].map(|what| format!("{what} in {core}"));
-        let rest = [
-            ("Superseded", self.superseded),
-            ("Wrong experiment columns", self.different_experiments),
-            (&*unmerged_full, self.doubled_in_full),
-            (&*unmerged_core, self.doubled_in_core),
-            (&*missing, self.missing_in_core),
-            (&*different, self.different_in_core),
-            (&*only, self.extra_in_core),
-            ("Second root spans", self.second_roots),
-            ("Beside live rows", self.beside_live),
-            ("Newer (no error)", self.newer),
-            ("Written by others (no error)", self.written_by_others),
-            ("Left to live rows", self.left_to_live_rows),
-            (
-                "Left to live root spans",
-                self.root_spans_left_to_live_roots,
-            ),
-            ("Items left to live spans", self.items_left_to_live_spans),
-            ("Left to Langfuse (late)", self.left_to_live_path),
-        ];
-        let rest = rest.into_iter().filter(|(_, number)| *number > 0);
-        write_lines(f, WIDTH, rest.map(|(name, number)| (name, count(number))))?;
+        write_lines(f, WIDTH, compared)?;
+        let found = self.found().into_iter();
+        let found = found.filter(|(_, number, shown)| *shown == Shown::Always || *number > 0);
+        write_lines(
+            f,
+            WIDTH,
+            found.map(|(name, number, _)| (name, count(number))),
+        )?;
         if self.not_narrowed > 0 {
             let rows = format!("{} more rows in differing pieces", count(self.not_narrowed));
             write_lines(f, WIDTH, [("Not checked individually", rows)])?;
         }
+        let end = [
+            ("Not compared", not_compared),
+            ("Time", seconds(self.seconds)),
+        ];
+        write_lines(f, WIDTH, end)?;
         if !self.examples.is_empty() {
             writeln!(
                 f,
@@ -478,5 +500,35 @@ mod tests {
             assert!(text.contains(line), "{line}: {text}");
         }
         assert!(!text.contains("Missing in"), "{text}");
+    }
+
+    #[test]
+    fn the_summary_has_what_is_mended_in_one_way_together_and_what_is_no_error_last() {
+        let report = Report {
+            doubled_in_core: 1,
+            superseded: 1,
+            different_experiments: 1,
+            extra_in_core: 1,
+            beside_live: 1,
+            newer: 1,
+            ..report()
+        };
+        let text = report.to_string();
+        let places = [
+            "Result",
+            "Missing",
+            "Wrong experiment columns",
+            "Unmerged in events_core",
+            "Doubled",
+            "Superseded",
+            "Extra",
+            "Only in events_core",
+            "Beside live rows",
+            "Newer (no error)",
+            "Not compared",
+        ]
+        .map(|name| text.find(&format!("\n{name} ")));
+        assert!(places.iter().all(Option::is_some), "{places:?} {text}");
+        assert!(places.is_sorted(), "{places:?} {text}");
     }
 }
