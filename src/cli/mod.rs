@@ -5,6 +5,7 @@ mod dotenv;
 mod environment;
 pub(crate) mod options;
 pub(crate) mod selection;
+mod shell;
 pub(crate) mod variables;
 
 pub use environment::Environment;

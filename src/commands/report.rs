@@ -88,8 +88,11 @@ fn check(month: &Month) -> Option<String> {
     }
     let is_verified = last.is_some_and(|last| last.command == "verify");
     let partition = &month.partition;
-    (month.is_done && !is_verified)
-        .then(|| format!("check it with `events-backfill verify --partition {partition}`"))
+    (month.is_done && !is_verified).then(|| {
+        format!(
+            "check it with `events-backfill verify --partition {partition}`, with the options of the run"
+        )
+    })
 }
 
 /// A dry run's month. Its directory is gone by now, so the entry has all there is.

@@ -64,6 +64,7 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
         None => state_dirs::take(session, &options).await?,
     };
     let quiet = options.quiet;
+    let options_of_verify = options.options_of_verify.clone();
     let context = Context::new(session, options, inspected, retries, state, started);
     let ended = backfill::run(context).await?;
     let written = || {
@@ -83,10 +84,9 @@ async fn run_one(session: &Session, mut options: Options) -> Result<(), Error> {
     if ended.outcome.is_ok() {
         tell_done(session, &ended.report);
         if !ended.report.dry_run {
-            session.display.note(format_args!(
-                "next: check it with `events-backfill verify --partition {}`",
-                ended.report.partition
-            ));
+            session
+                .display
+                .note(how_to_check(&directory, &options_of_verify));
         }
     }
     if !quiet {
@@ -108,6 +108,23 @@ fn tell_done(session: &Session, report: &Report) {
         report.name(),
         seconds(report.seconds.total)
     ));
+}
+
+/// What to do after a run: verify, with those of its options that decide what is compared.
+fn how_to_check(directory: &PartitionDir, options: &str) -> String {
+    let partition = directory.share.partition;
+    if directory.cluster_shard().is_some() {
+        // `--all-shards` has started this process with options of its own.
+        return format!(
+            "next: once all shards are done, check them with `events-backfill verify --partition \
+             {partition} --all-shards`, with the options of the run"
+        );
+    }
+    let when = match directory.share.shard {
+        Some(_) => "once all shards are done, check the whole month",
+        None => "check it",
+    };
+    format!("next: {when} with `events-backfill verify --partition {partition}{options}`")
 }
 
 /// The files requested with `--report` and `--html`.
@@ -483,5 +500,36 @@ fn empty_report(options: &Options) -> Report {
         target_table: options.target_table.clone().unwrap_or_default(),
         dry_run: options.dry_run,
         ..Report::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::partition::ShareOfMonth;
+
+    #[test]
+    fn the_advice_to_verify_can_be_pasted() {
+        let partition = "202406".parse().unwrap();
+        let advice = |root: &str, shard: Option<&str>| {
+            let share = ShareOfMonth {
+                partition,
+                shard: shard.map(|shard| shard.parse().unwrap()),
+            };
+            let directory = PartitionDir::new(Path::new(root), share, false);
+            how_to_check(&directory, " --target-table mine")
+        };
+        let command = "`events-backfill verify --partition 202406 --target-table mine`";
+        assert_eq!(
+            advice("/state", None),
+            format!("next: check it with {command}")
+        );
+        assert_eq!(
+            advice("/state", Some("2/3")),
+            format!("next: once all shards are done, check the whole month with {command}")
+        );
+        assert!(advice("/state/shard-2", None).contains("--all-shards"));
     }
 }

@@ -101,7 +101,8 @@ impl fmt::Display for ShardedMonth {
         if finished == usize::from(shards) {
             return write!(
                 f,
-                "; check the whole month with `events-backfill verify --partition {partition}`"
+                "; check the whole month with `events-backfill verify --partition {partition}`, with the \
+                 options of the run"
             );
         }
         for (what, shards) in [

@@ -21,8 +21,8 @@ pub(crate) fn left_to_do(report: &Report, written_at: u64, since: Option<&Findin
         // Rounded up to the minute.
         let from = written_at + u64::try_from(LEFT_TO_LANGFUSE / 1_000_000).unwrap_or(0) + 59;
         sentences.push(format!(
-            "{} rows are left for Langfuse to write: run `events-backfill verify --partition {partition}` \
-             after {} UTC to check them",
+            "{} rows are left for Langfuse to write: run `events-backfill verify --partition {partition}`, \
+             with the options of the run, after {} UTC to check them",
             HumanCount(report.left_to_live_path),
             Moment(from).to_minute()
         ));
@@ -33,14 +33,15 @@ pub(crate) fn left_to_do(report: &Report, written_at: u64, since: Option<&Findin
     if report.traces_changed_after_writing > 0 {
         sentences.push(format!(
             "{} traces changed after events were written: `events-backfill repair --partition \
-             {partition} --optimize` brings their events up to date",
+             {partition} --optimize`, with the options of the run, brings their events up to date",
             HumanCount(report.traces_changed_after_writing)
         ));
     }
     if let Some(rows) = report.rows_to_merge.filter(|&rows| rows > 0) {
         sentences.push(format!(
             "{} rows are in the table twice until ClickHouse merges them, and v4 counts both: \
-             `events-backfill repair --partition {partition} --optimize` merges them now",
+             `events-backfill repair --partition {partition} --optimize`, with the options of the run, merges \
+             them now",
             HumanCount(rows)
         ));
     }

@@ -307,8 +307,8 @@ impl Report {
                  take hours"
             )),
             (false, true) => advice.push(format!(
-                "run `events-backfill repair --partition {partition} --optimize` to merge duplicates, \
-                 which may take hours"
+                "run `events-backfill repair --partition {partition} --optimize`, with the options of the \
+                 run, to merge duplicates, which may take hours"
             )),
         }
         let to_delete = names_of(Remedy::Delete);

@@ -1,6 +1,7 @@
 //! The request, combined from command line, environment and `.env`, and validated. A job takes only
 //! [`Options`], so nothing unchecked runs.
 
+mod as_verify;
 mod choice;
 mod earlier;
 mod engine;
@@ -16,6 +17,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::as_verify::options_of_verify;
 use self::settings::Settings;
 use super::Environment;
 use super::arguments::{RunArguments, SubjectArguments};
@@ -226,6 +228,8 @@ pub struct Options {
     pub strict: bool,
     /// What the command does with the target.
     pub intent: Intent,
+    /// The options to type after `verify --partition YYYYMM` to check what this run writes.
+    pub options_of_verify: String,
 }
 
 impl Options {
@@ -239,6 +243,7 @@ impl Options {
         partition: Partition,
     ) -> Result<Self, Error> {
         let earlier = Earlier::of(&arguments, environment)?;
+        let options_of_verify = options_of_verify(&arguments);
         let subject = arguments.subject;
         let settings = Settings { environment };
         let dry_run = arguments.dry_run || environment.flag("DRY_RUN")?;
@@ -348,6 +353,7 @@ impl Options {
                 true => Intent::Rehearse,
                 false => Intent::Write,
             },
+            options_of_verify,
         })
     }
 }
