@@ -74,8 +74,14 @@ impl FromStr for Partition {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("partition '{text}' is not a month: write it as YYYYMM, for example 202406");
+        let wrong = || match month_meant_by(text) {
+            Some(month) => {
+                format!("partition '{text}' is not a month: write it as YYYYMM, that is {month}")
+            }
+            None => {
+                format!("partition '{text}' is not a month: write it as YYYYMM, for example 202406")
+            }
+        };
         if text.len() != 6 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(wrong());
         }
@@ -93,6 +99,17 @@ impl FromStr for Partition {
         }
         Ok(Self { year, month })
     }
+}
+
+/// The month, as `YYYYMM`, that a text most likely names: `202406`, `2024-06`, `2024/06/01`.
+pub(crate) fn month_meant_by(text: &str) -> Option<String> {
+    let is_date = |c: char| c.is_ascii_digit() || matches!(c, '-' | '/' | '.' | '_');
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    if !text.chars().all(is_date) || !matches!(digits.len(), 6 | 8) {
+        return None;
+    }
+    let month = digits[..6].to_owned();
+    month.parse::<Partition>().is_ok().then_some(month)
 }
 
 fn with_margin(days: &RangeInclusive<Day>, margin: u16) -> RangeInclusive<Day> {

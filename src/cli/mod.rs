@@ -6,6 +6,7 @@ mod environment;
 pub(crate) mod options;
 pub(crate) mod selection;
 mod shell;
+pub(crate) mod usage;
 pub(crate) mod variables;
 
 pub use environment::Environment;

@@ -13,21 +13,20 @@ use crate::cli::arguments::{
     Arguments, Command, RepairArguments, RunArguments, SubjectArguments, VerifyArguments,
 };
 use crate::cli::options::{Options, Request, cluster_of, log_format, parse_wishes, shard_of};
+use crate::cli::usage;
 use crate::error::Error;
 use crate::memory::open_files;
 use crate::plan::{Forecast, OneOfSeveral, Totals};
 use crate::progress::log::{self, Level};
 use crate::session::Session;
 use crate::{plan, repair, verify};
-use clap::Parser;
 
 /// The niceness that yields to all other processes.
 const MOST_NICE: i32 = 19;
 
 /// Executes the command line and returns the exit code.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match open_files::raise_limit().and_then(|()| carry_out(arguments)) {
+    match usage::parse().and_then(start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::line(Level::Error, &error);
@@ -36,7 +35,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn carry_out(arguments: Arguments) -> Result<(), Error> {
+fn start(arguments: Arguments) -> Result<(), Error> {
+    open_files::raise_limit()?;
     let environment = Environment::read()?;
     if arguments
         .command

@@ -849,6 +849,7 @@ fn a_command_comes_before_its_flags() {
     let tool = Tool::unconfigured().args(["--partition", SAMPLE_PARTITION, "plan"]);
     let outcome = tool.run();
     outcome.assert_code(2);
+    outcome.assert_stderr_contains("put it first, `events-backfill plan ");
     assert_eq!(outcome.stdout, "");
 }
 

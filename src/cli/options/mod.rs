@@ -22,6 +22,7 @@ use self::settings::Settings;
 use super::Environment;
 use super::arguments::{RunArguments, SubjectArguments};
 use super::selection::Selection;
+use super::usage::is_command;
 use crate::clickhouse::ConnectionOptions;
 use crate::error::Error;
 use crate::memory::{Budget, ByteSize};
@@ -131,6 +132,12 @@ fn selection(arguments: &RunArguments, environment: &Environment) -> Result<Sele
     let subject = &arguments.subject;
     if !subject.partition.is_empty() {
         let texts = subject.partition.iter().map(String::as_str);
+        if let Some(command) = texts.clone().find(|text| is_command(text)) {
+            return Err(Error::configuration(format!(
+                "--partition is '{command}', which is a command: put it first, as in `events-backfill \
+                 {command} --partition 202406`"
+            )));
+        }
         return Selection::parse(texts).map_err(Error::configuration);
     }
     if subject.all_partitions {
