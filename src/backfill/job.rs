@@ -243,14 +243,17 @@ async fn work(context: &Context, journal: &mut Journal, spent: &mut Spent) -> Re
 
 /// Makes the segments, unless the checkpoint has them.
 async fn plan(context: &Context, journal: &Journal) -> Result<Option<Vec<Segment>>, Error> {
-    if journal.checkpoint().segments.is_some() {
-        return Ok(None);
-    }
     let sources = context.options.subject.sources().into_iter();
     let partitions: Vec<_> = sources
         .map(|source| context.inspected.partition(source))
         .collect();
     let rows = context.options.segment_rows;
+    if let Some(segments) = &journal.checkpoint().segments {
+        if let Some(note) = segments::not_as_asked(segments, &partitions, rows) {
+            context.display.note(note);
+        }
+        return Ok(None);
+    }
     let plan = async {
         let segments = segments::make(&context.connection, &partitions, rows).await;
         segments.map_err(|error| Error::caused("cannot divide the partition into segments", error))

@@ -285,6 +285,32 @@ pub(crate) fn larger_than_asked(
     })
 }
 
+/// A sentence for the operator if a run that is resumed would have had other segments with what was asked for:
+/// it keeps those that it has. One segment in ten more or less is no difference.
+pub(crate) fn not_as_asked(
+    segments: &[Segment],
+    partitions: &[SourcePartition<'_>],
+    asked: SegmentRows,
+) -> Option<String> {
+    let differ = partitions.iter().any(|&partition| {
+        let of_source = segments.iter().filter(|it| it.source == partition.source);
+        let rows: Vec<u64> = of_source.map(|segment| segment.rows).collect();
+        let total: u64 = rows.iter().sum();
+        let expected = total.div_ceil(asked.of_partition(total, least_rows(partition)));
+        let there_are = rows.len() as u64;
+        expected.abs_diff(there_are) * 10 > there_are
+    });
+    let largest = segments.iter().map(|segment| segment.rows).max();
+    (asked.is_asked && differ).then(|| {
+        format!(
+            "--segment-rows {} has no effect on a resume: the run keeps the segments that it began with, of up \
+             to {} rows",
+            HumanCount(asked.wanted),
+            HumanCount(largest.unwrap_or(0))
+        )
+    })
+}
+
 /// The groups of a partition in sort order, from the primary index; from a scan if the primary key is not
 /// Langfuse's.
 async fn read_groups(

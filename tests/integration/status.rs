@@ -141,6 +141,34 @@ fn the_state_directory_is_where_a_run_would_have_it() {
 }
 
 #[test]
+fn a_resume_says_that_it_keeps_the_segments_whatever_is_asked_for() {
+    let database = month();
+    let target = "resized";
+    database
+        .query(&format!("CREATE TABLE {target} AS events_full"))
+        .unwrap();
+    let proxy = Proxy::start(database.server.http_port());
+    let tool = tool(database, &proxy).args(["--target-table", target]);
+    let stall = Action::Stall(FOREVER);
+    let second_segment = proxy.arm(Fault::once(SEGMENT, Place::RequestByte(0), stall).skip(1));
+    let mut run = tool.spawn();
+    wait_for(&second_segment, &mut run);
+    run.terminate();
+    run.wait().assert_code(143);
+    let outcome = tool
+        .without_arg("--segment-rows")
+        .without_arg("50000")
+        .args(["--segment-rows", "5000000", "--resume"])
+        .run();
+    outcome
+        .assert_code(0)
+        .assert_stderr_contains("--segment-rows 5,000,000 has no effect on a resume");
+    outcome.assert_stderr_contains(&format!(
+        "`events-backfill verify --partition {SAMPLE_PARTITION} --target-table {target}"
+    ));
+}
+
+#[test]
 fn a_run_is_followed_from_its_beginning_through_an_interruption_to_its_end() {
     let database = month();
     let proxy = Proxy::start(database.server.http_port());
@@ -181,7 +209,11 @@ fn a_run_is_followed_from_its_beginning_through_an_interruption_to_its_end() {
     assert!(outcome.stdout.contains(&process), "{}", outcome.stdout);
 
     run.terminate();
-    run.wait().assert_code(143);
+    let outcome = run.wait();
+    outcome.assert_code(143);
+    let not_counted =
+        format!("1 of {segments}; those under way are not counted, and --resume reads them again");
+    assert!(outcome.stdout.contains(&not_counted), "{}", outcome.stdout);
     let unfinished = only_partition(&state);
     assert_eq!(unfinished["state"], "interrupted");
     assert!(unfinished["next"].as_str().unwrap().contains("--resume"));
@@ -193,7 +225,14 @@ fn a_run_is_followed_from_its_beginning_through_an_interruption_to_its_end() {
     assert!(begun.as_str().unwrap() <= unfinished["progress"]["saved_at"].as_str().unwrap());
 
     let tool = tool.arg("--resume");
-    tool.run().assert_code(0);
+    let outcome = tool.run();
+    outcome.assert_code(0);
+    // The same segments as before.
+    assert!(
+        !outcome.stderr.contains("has no effect"),
+        "{}",
+        outcome.stderr
+    );
     let finished = only_partition(&state);
     let report = tool.report();
     assert_eq!(finished["state"], "finished");
