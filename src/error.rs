@@ -15,6 +15,8 @@ pub struct Error {
     advice: Vec<Advice>,
     /// Further sentences that follow the advice.
     more: Vec<String>,
+    /// The setting that is most likely wrong or missing, by the name of its variable.
+    setting: Option<&'static str>,
 }
 
 /// What kind of failure it is; it decides the exit code.
@@ -93,7 +95,22 @@ impl Error {
             what: what.into(),
             advice: Vec::new(),
             more: Vec::new(),
+            setting: None,
         }
+    }
+
+    /// Names the variable of the setting that is most likely wrong or missing.
+    #[must_use]
+    pub(crate) fn about(self, setting: impl Into<Option<&'static str>>) -> Self {
+        Self {
+            setting: setting.into(),
+            ..self
+        }
+    }
+
+    /// The variable of the setting that is most likely wrong or missing, if one is.
+    pub(crate) fn setting(&self) -> Option<&'static str> {
+        self.setting
     }
 
     /// Adds what to do about it.

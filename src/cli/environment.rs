@@ -2,16 +2,21 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::dotenv;
 use super::variables::VARIABLES;
 use crate::error::Error;
 
+/// The state directory that nobody has named.
+const DEFAULT_STATE_DIR: &str = "./state";
+
 /// Settings from the environment and `.env`. The environment wins.
 #[derive(Default)]
 pub struct Environment {
     variables: HashMap<String, String>,
+    /// The current directory, if it has no file `.env`.
+    without_file: Option<PathBuf>,
 }
 
 impl Environment {
@@ -22,10 +27,13 @@ impl Environment {
     /// not UTF-8.
     pub fn read() -> Result<Self, Error> {
         let mut variables = HashMap::new();
+        let mut without_file = None;
         let unreadable = |message| Error::configuration(message);
         match std::fs::read(".env") {
             Ok(content) => variables.extend(dotenv::settings(&content).map_err(unreadable)?),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                without_file = Some(std::env::current_dir().unwrap_or_else(|_| ".".into()));
+            }
             Err(error) => {
                 return Err(unreadable(format!("cannot read the file .env: {error}")));
             }
@@ -45,7 +53,10 @@ impl Environment {
                 }
             }
         }
-        Ok(Self { variables })
+        Ok(Self {
+            variables,
+            without_file,
+        })
     }
 
     /// An environment with only these variables.
@@ -55,14 +66,36 @@ impl Environment {
             .map(|&(name, value)| (name.to_owned(), value.to_owned()));
         Self {
             variables: pairs.collect(),
+            without_file: None,
         }
+    }
+
+    /// A sentence about a missing `.env`, if an error comes from a setting that nobody has given: the
+    /// operator is most likely in another directory than the file. `None` for those who use the environment
+    /// alone.
+    pub(crate) fn hint(&self, setting: &str) -> Option<String> {
+        let directory = self.without_file.as_ref()?;
+        let also = match setting {
+            "CLICKHOUSE_PASSWORD" => "CLICKHOUSE_PASSWORD_FILE",
+            // Often left out, or given as an option.
+            "PARTITION" | "STATE_DIR" => "CLICKHOUSE_URL",
+            _ => setting,
+        };
+        let is_given = [setting, also].iter().any(|name| self.get(name).is_some());
+        (!is_given).then(|| {
+            format!(
+                "{setting} is not set, and there is no file .env in {}: if you have one, run this in its \
+                 directory",
+                directory.display()
+            )
+        })
     }
 
     /// The state directory: the flag, `STATE_DIR`, or `./state`.
     pub fn state_dir(&self, argument: Option<PathBuf>) -> PathBuf {
         argument
             .or_else(|| self.get("STATE_DIR").map(PathBuf::from))
-            .unwrap_or_else(|| PathBuf::from("./state"))
+            .unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR))
     }
 
     /// The state directories: the flags, or [`state_dir`](Self::state_dir) without any.
@@ -94,5 +127,53 @@ impl Environment {
                 "{name} is '{other}': set it to true or false"
             ))),
         }
+    }
+}
+
+/// The variable of the state directory, if `path` is the one that nobody has named.
+pub(crate) fn setting_of_state_dir(path: &Path) -> Option<&'static str> {
+    path.starts_with(DEFAULT_STATE_DIR).then_some("STATE_DIR")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn without_file(pairs: &[(&str, &str)]) -> Environment {
+        Environment {
+            without_file: Some("/somewhere".into()),
+            ..Environment::of(pairs)
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named_where_it_would_give_what_is_missing() {
+        assert_eq!(
+            without_file(&[]).hint("CLICKHOUSE_URL").unwrap(),
+            "CLICKHOUSE_URL is not set, and there is no file .env in /somewhere: if you have one, run this \
+             in its directory"
+        );
+        let url = [("CLICKHOUSE_URL", "http://host:8123")];
+        assert!(without_file(&url).hint("CLICKHOUSE_DB").is_some());
+        // Nothing for those who do without the file.
+        for setting in ["CLICKHOUSE_URL", "STATE_DIR", "PARTITION"] {
+            assert_eq!(without_file(&url).hint(setting), None, "{setting}");
+        }
+        let file = [("CLICKHOUSE_PASSWORD_FILE", "/secret")];
+        assert_eq!(without_file(&file).hint("CLICKHOUSE_PASSWORD"), None);
+        assert_eq!(Environment::of(&[]).hint("CLICKHOUSE_URL"), None);
+    }
+
+    #[test]
+    fn only_a_state_directory_that_nobody_has_named_may_be_named_in_the_file() {
+        assert_eq!(
+            setting_of_state_dir(Path::new("./state")),
+            Some("STATE_DIR")
+        );
+        assert_eq!(
+            setting_of_state_dir(Path::new("./state/202406")),
+            Some("STATE_DIR")
+        );
+        assert_eq!(setting_of_state_dir(Path::new("/data/state")), None);
     }
 }

@@ -10,3 +10,4 @@ pub(crate) mod usage;
 pub(crate) mod variables;
 
 pub use environment::Environment;
+pub(crate) use environment::setting_of_state_dir;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::status::unreadable;
+use crate::cli::setting_of_state_dir;
 pub(crate) use crate::control::Command;
 use crate::control::{NoAnswer, ask};
 use crate::error::Error;
@@ -36,7 +37,8 @@ pub(crate) fn run(root: &Path, command: &Command) -> Result<(), Error> {
         (true, 0) => Err(Error::configuration(format!(
             "no run is active in {}: name its state directory with --state-dir",
             root.display()
-        ))),
+        ))
+        .about(setting_of_state_dir(root))),
         (true, _) => Ok(()),
     }
 }

@@ -38,17 +38,27 @@ pub fn main() -> ExitCode {
 fn start(arguments: Arguments) -> Result<(), Error> {
     open_files::raise_limit()?;
     let environment = Environment::read()?;
+    dispatch(arguments, &environment).map_err(|error| {
+        let hint = error.setting().and_then(|name| environment.hint(name));
+        match hint {
+            Some(hint) => error.and(hint),
+            None => error,
+        }
+    })
+}
+
+fn dispatch(arguments: Arguments, environment: &Environment) -> Result<(), Error> {
     if arguments
         .command
         .as_ref()
         .is_some_and(Command::is_about_runs)
     {
-        log::choose(log_format(&SubjectArguments::default(), &environment)?);
+        log::choose(log_format(&SubjectArguments::default(), environment)?);
     }
     if let Some(subject) = arguments.subject()
-        && let Some(cluster) = cluster_of(subject, &environment)?
+        && let Some(cluster) = cluster_of(subject, environment)?
     {
-        return on_all_shards(arguments, &environment, &cluster);
+        return on_all_shards(arguments, environment, &cluster);
     }
     match arguments.command {
         None => {
@@ -56,17 +66,17 @@ fn start(arguments: Arguments) -> Result<(), Error> {
                 telling: arguments.telling,
                 ..arguments.run
             };
-            block_on(run::run(of_share(arguments, &environment)?))
+            block_on(run::run(of_share(arguments, environment)?))
         }
         Some(Command::Verify(arguments)) => {
-            let request = of_run(of_verify(arguments), &environment)?;
+            let request = of_run(of_verify(arguments), environment)?;
             let prove =
                 async |session: &Session, options| verify::run(session, options).await.map(looked);
             block_on(each_partition::each(request, Some("are equal"), prove))
         }
         Some(Command::Repair(arguments)) => {
             let optimize = arguments.optimize;
-            let request = of_run(of_repair(arguments), &environment)?;
+            let request = of_run(of_repair(arguments), environment)?;
             let mend = async |session: &Session, options: Options| {
                 let _window = session.keep_window(&options);
                 repair::run(session, options, optimize).await.map(looked)
@@ -74,7 +84,7 @@ fn start(arguments: Arguments) -> Result<(), Error> {
             block_on(each_partition::each(request, None, mend))
         }
         Some(Command::Plan(arguments)) => {
-            let request = of_share(arguments.run, &environment)?;
+            let request = of_share(arguments.run, environment)?;
             if arguments.json && request.selection.single().is_none() {
                 return Err(Error::configuration(
                     "--json takes a single named month: for several, name a file with --report",

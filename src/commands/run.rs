@@ -242,7 +242,8 @@ pub(super) async fn select(
             [] => Error::configuration(format!(
                 "database {} has no rows that could become events: check CLICKHOUSE_DB",
                 shared.database
-            )),
+            ))
+            .about("CLICKHOUSE_DB"),
             asked_for => missing(asked_for),
         });
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::partition_status::{PartitionStatus, Progress, State};
 use super::sharded_months::ShardedMonth;
+use crate::cli::setting_of_state_dir;
 use crate::error::Error;
 use crate::memory::ByteSize;
 use crate::progress::words::{aligned, at_least};
@@ -67,9 +68,9 @@ pub(super) fn listed(roots: &[PathBuf]) -> String {
     roots.join(", ")
 }
 
-pub(super) fn unreadable(root: &Path, error: &std::io::Error) -> Error {
-    let root = root.display();
-    Error::configuration(match error.kind() {
+pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    let root = path.display();
+    let sentence = match error.kind() {
         std::io::ErrorKind::NotFound => format!(
             "there is no state directory {root}, so no run has been started there: start one with \
              `events-backfill --partition YYYYMM`, or give the right directory with --state-dir"
@@ -77,7 +78,8 @@ pub(super) fn unreadable(root: &Path, error: &std::io::Error) -> Error {
         _ => format!(
             "cannot read the state directory {root}: {error}; give the right one with --state-dir"
         ),
-    })
+    };
+    Error::configuration(sentence).about(setting_of_state_dir(path))
 }
 
 fn json(

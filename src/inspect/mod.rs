@@ -487,11 +487,12 @@ impl Inspector {
             ),
             _ => error.to_string(),
         };
-        match self.options.is_unattended() && error.is_passing() {
+        let failed = match self.options.is_unattended() && error.is_passing() {
             // Exit code 1, so that the service manager starts it again; with 2 it would not.
             true => Error::failed(sentence),
             false => Error::configuration(sentence),
-        }
+        };
+        failed.about(setting_behind(error))
     }
 
     /// Lets the server check that it can compute every column; finds the one that it cannot.
@@ -547,7 +548,8 @@ impl Inspector {
              CLICKHOUSE_DB",
             self.connection.address(),
             self.options.connection.user
-        )))
+        ))
+        .about("CLICKHOUSE_DB"))
     }
 
     /// Makes sure that all addresses lead to the same tables.
@@ -576,7 +578,8 @@ impl Inspector {
             return Err(Error::configuration(format!(
                 "database '{database}' has no table {name}: is it Langfuse's database? Check \
                  CLICKHOUSE_DB"
-            )));
+            ))
+            .about("CLICKHOUSE_DB"));
         };
         refuse_distributed(&table)?;
         if !table.is_replacing() {
@@ -831,6 +834,22 @@ fn no_partition(
         tables.join(" and "),
         missing.join(", ")
     ))
+}
+
+/// The variable of the setting that is most likely wrong where the server cannot be asked.
+fn setting_behind(error: &RequestError) -> Option<&'static str> {
+    match (error, error.code()) {
+        (_, Some(516 | 192 | 193 | 194)) => Some("CLICKHOUSE_PASSWORD"),
+        (_, Some(_)) => None,
+        (
+            RequestError::Network(_)
+            | RequestError::TimedOut { .. }
+            | RequestError::Http { .. }
+            | RequestError::Unexpected(_),
+            None,
+        ) => Some("CLICKHOUSE_URL"),
+        _ => None,
+    }
 }
 
 fn require_monthly(source: Source, table: &TableInfo) -> Result<(), Error> {

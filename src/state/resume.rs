@@ -9,6 +9,7 @@ use time::macros::format_description;
 use super::checkpoint::{Checkpoint, CheckpointError, RunIdentity};
 use super::directory::PartitionDir;
 use crate::cli::options::{Earlier, Options};
+use crate::cli::setting_of_state_dir;
 use crate::error::Error;
 use crate::partition::ShareOfMonth;
 
@@ -33,6 +34,7 @@ pub(crate) fn decide(
     directory: &Path,
     options: &Options,
 ) -> Result<Decision, Error> {
+    let path = directory;
     let directory = directory.display();
     if options.earlier == Earlier::Restart {
         return match &stored {
@@ -55,7 +57,7 @@ pub(crate) fn decide(
     })?;
     let Some(checkpoint) = stored else {
         return match options.earlier {
-            Earlier::Resume => Err(nothing_to_resume(&directory)),
+            Earlier::Resume => Err(nothing_to_resume(path)),
             _ => Ok(Decision::Fresh),
         };
     };
@@ -102,16 +104,18 @@ pub(crate) fn require_begun(
     earlier: Earlier,
 ) -> Result<(), Error> {
     match earlier == Earlier::Resume && !begun.any(|is_begun| is_begun) {
-        true => Err(nothing_to_resume(&place.display())),
+        true => Err(nothing_to_resume(place)),
         false => Ok(()),
     }
 }
 
-fn nothing_to_resume(place: &std::path::Display<'_>) -> Error {
+fn nothing_to_resume(place: &Path) -> Error {
     Error::configuration(format!(
-        "there is nothing to resume in {place}: give the run's directory with --state-dir, or start \
-         without --resume if there was none"
+        "there is nothing to resume in {}: give the run's directory with --state-dir, or start \
+         without --resume if there was none",
+        place.display()
     ))
+    .about(setting_of_state_dir(place))
 }
 
 /// Whether the run to continue writes experiments: see [`Options::experiments_so_far`]. [`decide`] reports

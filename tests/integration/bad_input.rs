@@ -1078,3 +1078,39 @@ fn nothing_that_was_refused_left_a_trace_on_the_disk() {
     assert!(left.is_empty(), "{left:?}");
     assert!(!Path::new("state").exists());
 }
+
+#[test]
+fn a_missing_env_file_is_named_where_it_would_give_what_is_missing() {
+    let hint = ["there is no file .env in", "run this in its directory"];
+    // Everything is in the file, and this is another directory.
+    let tool = Tool::unconfigured()
+        .env("REPORT", "none")
+        .env("STATE_DIR", "")
+        .arg("status");
+    let words = [
+        "no state directory",
+        "STATE_DIR is not set",
+        hint[0],
+        hint[1],
+    ];
+    assert_refused(&tool.run(), CONFIGURATION, &words);
+    fs::write(tool.directory().join(".env"), "# nothing of ours\n").unwrap();
+    let outcome = tool.run();
+    assert_refused(&outcome, CONFIGURATION, &["no state directory"]);
+    assert!(!outcome.stderr.contains(".env"), "{}", outcome.stderr);
+
+    // The environment has all but the database.
+    let outcome = june(untouched()).without_env("CLICKHOUSE_DB").run();
+    let words = [
+        "Check CLICKHOUSE_DB",
+        "CLICKHOUSE_DB is not set",
+        hint[0],
+        hint[1],
+    ];
+    assert_refused(&outcome, CONFIGURATION, &words);
+
+    // Whoever does without the file is not told of it.
+    let outcome = june(untouched()).arg("--resume").run();
+    assert_refused(&outcome, CONFIGURATION, &["nothing to resume"]);
+    assert!(!outcome.stderr.contains(".env"), "{}", outcome.stderr);
+}

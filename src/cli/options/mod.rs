@@ -156,7 +156,8 @@ fn selection(arguments: &RunArguments, environment: &Environment) -> Result<Sele
         (None, false) => Err(Error::configuration(
             "no month given: use --partition YYYYMM, for example --partition 202406, or \
              --all-partitions",
-        )),
+        )
+        .about("PARTITION")),
     }
 }
 
