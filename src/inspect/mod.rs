@@ -49,10 +49,16 @@ const UNPARTITIONED: &str = "all";
 
 /// Bytes per stored trace in addition to its attributes: key, lengths, filter, index.
 const STORE_BYTES_PER_TRACE: u64 = 32;
-/// Bytes of an empty store.
-const STORE_BYTES_EMPTY: u64 = 1 << 20;
+/// Bytes of an empty store: most of them are reserved for its log.
+const STORE_BYTES_EMPTY: u64 = 10 << 20;
 /// Bytes of disk per observation of the month while versions are compared.
 const FILE_BYTES_PER_OBSERVATION: u64 = 29;
+/// Bytes per event of the target that the store keeps: a key of 22 bytes, a value of 9, and what RocksDB adds. 37
+/// were measured.
+const STORE_BYTES_PER_EVENT: u64 = 43;
+/// A killed run that is resumed reads the events of interrupted segments, and then, where there are no more than
+/// this, those of the whole month.
+const EVENTS_READ_AGAIN: u64 = 10_000_000;
 
 /// The result of the inspection: everything known before the work begins.
 pub(crate) struct Inspected {
@@ -115,6 +121,22 @@ impl Inspected {
         let traces = self.trace_bytes + self.traces_to_load * STORE_BYTES_PER_TRACE;
         let versions = self.observation_rows * FILE_BYTES_PER_OBSERVATION;
         STORE_BYTES_EMPTY + traces + versions + self.item_bytes
+    }
+
+    /// Bytes that the store takes for so many events that the target has before the run.
+    pub(crate) fn store_bytes_of_events(events: u64) -> u64 {
+        events * STORE_BYTES_PER_EVENT
+    }
+
+    /// About how many bytes more the store takes where the run is resumed after a kill: those of the events that
+    /// it has written by then, some of them twice.
+    pub(crate) fn store_bytes_to_resume(&self) -> u64 {
+        let root_spans = match self.root_spans {
+            Some(_) => self.trace_rows,
+            None => 0,
+        };
+        let events = (self.observation_rows + root_spans).min(EVENTS_READ_AGAIN);
+        2 * Self::store_bytes_of_events(events)
     }
 
     /// Type of `observations.start_time`, whose time zone decides where days begin.

@@ -121,7 +121,9 @@ impl Forecaster<'_> {
         let server_disk = self.server_room(&sources.with_root_spans()).await?;
         let trace_store = TraceStoreRoom {
             state_dir: options.state_dir.display().to_string(),
-            needed_bytes: inspected.store_bytes(),
+            needed_bytes: inspected.store_bytes()
+                + Inspected::store_bytes_of_events(events_there.unwrap_or(0)),
+            resume_bytes: inspected.store_bytes_to_resume(),
             free_bytes: free_bytes(&options.state_dir),
         };
         let rows = observation_rows(options, inspected);

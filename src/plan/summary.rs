@@ -29,8 +29,10 @@ pub(crate) struct TableToRead {
 pub(crate) struct TraceStoreRoom {
     /// The state directory.
     pub state_dir: String,
-    /// Maximum size of the store, in bytes.
+    /// Maximum size of the store of a run that is not killed, in bytes.
     pub needed_bytes: u64,
+    /// About how many bytes more it takes to resume a killed run.
+    pub resume_bytes: u64,
     /// Free bytes there, if known.
     pub free_bytes: Option<u64>,
 }
@@ -189,8 +191,9 @@ impl Forecast {
             (
                 "Trace store disk",
                 format!(
-                    "up to {}; {}",
+                    "up to {}, about {} more to resume after a kill; {}",
                     ByteSize(store.needed_bytes),
+                    ByteSize(store.resume_bytes),
                     room(store.free_bytes, &format!("in {}", store.state_dir))
                 ),
             ),
@@ -300,6 +303,7 @@ mod tests {
         let store = |free_bytes| TraceStoreRoom {
             state_dir: "/data/state".to_owned(),
             needed_bytes: 3 << 30,
+            resume_bytes: 1 << 30,
             free_bytes,
         };
         assert_eq!(store(None).warning(), None);

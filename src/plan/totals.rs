@@ -21,6 +21,8 @@ pub(crate) struct Totals {
     server_free: Option<u64>,
     /// The largest month's, since only one store exists at a time.
     store_bytes: u64,
+    /// Most bytes more of a month, to resume it after a kill.
+    resume_bytes: u64,
     /// `None` once any month's is unknown.
     seconds: Option<f64>,
     /// Remarks, each with the months it is about.
@@ -43,7 +45,9 @@ impl Totals {
         self.write_bytes += forecast.write_bytes;
         self.server_bytes += forecast.server_disk.needed_bytes;
         self.server_free = forecast.server_disk.free_bytes;
-        self.store_bytes = self.store_bytes.max(forecast.trace_store.needed_bytes);
+        let store = &forecast.trace_store;
+        self.store_bytes = self.store_bytes.max(store.needed_bytes);
+        self.resume_bytes = self.resume_bytes.max(store.resume_bytes);
         for note in forecast.shared_notes() {
             let month = forecast.partition.clone();
             match self.notes.iter_mut().find(|known| known.0 == *note) {
@@ -84,7 +88,11 @@ impl Totals {
                 ),
                 (
                     "Trace store disk",
-                    format!("up to {}, one month at a time", ByteSize(self.store_bytes)),
+                    format!(
+                        "up to {}, about {} more to resume after a kill; one month at a time",
+                        ByteSize(self.store_bytes),
+                        ByteSize(self.resume_bytes)
+                    ),
                 ),
                 ("Estimated time", time),
             ],

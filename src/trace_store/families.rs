@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::partition::Day;
 
+/// RocksDB's own, with the id of the run.
+pub(super) const DEFAULT: &str = "default";
 /// Keys of traces possibly seen on more than one day.
 pub(super) const SUSPECTS: &str = "suspects";
 /// Versions that override any day's: of traces on several days, of traces changed since loading,

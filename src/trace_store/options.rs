@@ -16,6 +16,12 @@ const BLOCK_BYTES: usize = 4 * 1024;
 /// read a block.
 const FILTER_BITS: f64 = 10.0;
 
+/// Maximum size of the write-ahead logs together. A family that is seldom written would otherwise keep all logs
+/// since its last flush.
+const LOG_BYTES: u64 = 8 * 1024 * 1024;
+/// Disk reserved for the manifest at once; RocksDB's default is 4 MiB.
+const MANIFEST_BYTES: usize = 256 * 1024;
+
 /// Database options.
 pub(super) fn database() -> Options {
     let mut options = Options::default();
@@ -23,6 +29,8 @@ pub(super) fn database() -> Options {
     options.create_missing_column_families(true);
     // Most data arrives in ingested files; results found during the run go through memtables.
     options.set_max_background_jobs(2);
+    options.set_max_total_wal_size(LOG_BYTES);
+    options.set_manifest_preallocation_size(MANIFEST_BYTES);
     // The block cache accounts for table readers; this bounds the file handles.
     options.set_max_open_files(open_files::of_store());
     // The state directory is for the operator: keep RocksDB's logs to errors.

@@ -302,6 +302,30 @@ fn a_plan_agrees_with_the_tables_and_with_the_run_that_follows() {
 }
 
 #[test]
+fn a_killed_run_takes_no_more_disk_than_the_plan_says_of_a_resume() {
+    let database = Server::shared().sample_month("plan_killed", OBSERVATIONS);
+    let plan = plan(&database);
+    let outcome = plan.run();
+    outcome.assert_code(0);
+    let words = line(&outcome, "Trace store disk");
+    assert!(words.contains(" more to resume after a kill; "), "{words}");
+    let store = &plan.report()["trace_store"];
+    let run = self::tool(&database);
+    let checkpoint = run.state_dir().join(SAMPLE_PARTITION).join("checkpoint");
+    let run = run.run_with_kills(3, &checkpoint);
+    let taken = number(&run.report()["store_bytes"]);
+    let most = number(&store["needed_bytes"]) + number(&store["resume_bytes"]);
+    println!("the trace store took {taken} of {store}");
+    assert!(taken <= most, "{taken} {most}");
+    // The events that are there are part of the next one.
+    plan.run().assert_code(0);
+    let there = number(&plan.report()["events_there"]);
+    let more =
+        number(&plan.report()["trace_store"]["needed_bytes"]) - number(&store["needed_bytes"]);
+    assert_eq!(more, there * 43);
+}
+
+#[test]
 fn the_disk_that_events_take_is_estimated_from_the_sources_or_from_the_events_that_are_there() {
     let database = Server::shared().sample_month("disk", OBSERVATIONS);
     let tool = plan(&database);
