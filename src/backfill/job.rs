@@ -6,14 +6,12 @@ use std::time::{Duration, Instant};
 use indicatif::HumanCount;
 
 use super::context::Context;
-use super::experiments::find_experiments;
 use super::journal::Journal;
-use super::load::trace_changes::TraceChanges;
-use super::load::{dates, load_traces, trace_changes};
-use super::pushdown::KeyFile;
+use super::load::dates;
+use super::prepare::{Prepared, prepare};
 use super::recorder::Recorder;
 use super::run_report::{Spent, report};
-use super::{known_rows, segment_keys, stream, target, trace_days, views};
+use super::{known_rows, stream, target, views};
 use crate::cli::options::{Earlier, Engine};
 use crate::control::{self, Listening};
 use crate::error::{Advice, Error, Kind};
@@ -319,57 +317,6 @@ async fn with_store(
     journal.commit(|_| {})?;
     spent.rows_to_merge = views::count_rows_to_merge(context, journal.checkpoint()).await?;
     Ok(())
-}
-
-/// What is known before rows are read.
-pub(super) struct Prepared {
-    /// Traces that change from now on.
-    pub changes: TraceChanges,
-    /// The keys of observations, for the engine of the server.
-    pub keys: Option<Arc<KeyFile>>,
-}
-
-/// Collects everything needed before reading rows.
-async fn prepare(
-    context: &Context,
-    journal: &mut Journal,
-    store: &Arc<TraceStore>,
-) -> Result<Prepared, Error> {
-    if context.options.engine == Engine::Embedded {
-        load_traces(context, journal, store).await?;
-    }
-    target::look(context, journal).await?;
-    find_experiments(context, journal, store).await?;
-    known_rows::read_target(context, journal, store).await?;
-    let keys = compare_versions(context, journal, store).await?;
-    let changes = trace_changes(context, journal, store);
-    if context.resumed {
-        changes.reload().await?;
-    }
-    Ok(Prepared { changes, keys })
-}
-
-/// Compares versions of observations, and for the engine of the server those of traces; returns the keys of
-/// segments that it kept for the latter.
-async fn compare_versions(
-    context: &Context,
-    journal: &mut Journal,
-    store: &Arc<TraceStore>,
-) -> Result<Option<Arc<KeyFile>>, Error> {
-    let filter_bytes = context.options.budget.seen_bytes;
-    let checkpoint = journal.checkpoint();
-    if context.options.engine == Engine::Embedded {
-        known_rows::scan_versions(context, checkpoint, store, filter_bytes).await?;
-        return Ok(None);
-    }
-    let of_each = filter_bytes / 2;
-    let (keys, ()) = tokio::try_join!(
-        segment_keys::read(context, checkpoint, store, of_each),
-        trace_days::find(context, store, of_each),
-    )?;
-    // No traces are loaded, so none are outdated.
-    journal.commit_with(store, |checkpoint| checkpoint.superseded = Some(0))?;
-    Ok(keys)
 }
 
 /// Writes the events of a source.

@@ -13,6 +13,7 @@ pub(crate) mod load;
 mod look_ahead;
 mod mend;
 pub(crate) mod pipeline;
+mod prepare;
 pub(crate) mod pushdown;
 mod recorder;
 pub(crate) mod remote_lookup;

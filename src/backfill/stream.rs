@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use super::context::Context;
 use super::guard::Guard;
-use super::job::Prepared;
 use super::journal::Journal;
 use super::known_rows::recovery;
 use super::look_ahead::LookAhead;
@@ -13,6 +12,7 @@ use super::pipeline::compress::Compressor;
 use super::pipeline::limits::{InsertLimits, first_part_bytes};
 use super::pipeline::send::Destination;
 use super::pipeline::{self, Done, Pipeline, Records, WorkItem};
+use super::prepare::Prepared;
 use super::pushdown::{KeyFile, Pushdown, TraceName, insert_threads};
 use super::remote_lookup;
 use super::remote_lookup::deferred_rows::DeferredRows;
