@@ -308,9 +308,11 @@ async fn with_store(
     let prepared = prepare(context, journal, store).await;
     drop(loading);
     spent.load = started.elapsed();
-    let prepared = prepared?;
+    let mut prepared = prepared?;
     for source in context.options.subject.sources() {
         write_source(context, journal, source, store, Some(&prepared), spent).await?;
+        // Its room may be needed.
+        prepared.keys = None;
     }
     views::level(context, journal.checkpoint(), store).await?;
     prepared.changes.reload().await?;

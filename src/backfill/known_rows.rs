@@ -161,7 +161,7 @@ async fn read_rows(
     Ok(())
 }
 
-/// Finds the latest version of each observation. `filter_bytes` are for [`VersionScan::filter_bytes`].
+/// Finds the latest version of each observation.
 ///
 /// # Errors
 /// [`Error`] if the server or the store fails, or on a signal.
@@ -169,7 +169,6 @@ pub(super) async fn scan_versions(
     context: &Context,
     checkpoint: &Checkpoint,
     store: &Arc<TraceStore>,
-    filter_bytes: usize,
 ) -> Result<(), Error> {
     if !wants_versions(context, checkpoint) {
         return Ok(());
@@ -180,7 +179,7 @@ pub(super) async fn scan_versions(
     let recovery = recovery(context, checkpoint, store);
     let mut attempts = recovery.attempts("reading observation versions");
     let on_rows = |rows| phase.advance(rows);
-    let scan = version_scan(context, filter_bytes, &on_rows);
+    let scan = version_scan(context, &on_rows);
     while let Err(error) = scan.run(store).await {
         attempts.failed(error).await?;
     }
@@ -198,7 +197,6 @@ pub(super) fn wants_versions(context: &Context, checkpoint: &Checkpoint) -> bool
 /// The comparison of the share's observations with all others.
 pub(super) fn version_scan<'a>(
     context: &'a Context,
-    filter_bytes: usize,
     on_rows: &'a (dyn Fn(u64) + Sync),
 ) -> VersionScan<'a> {
     let inspected = &context.inspected;
@@ -209,7 +207,7 @@ pub(super) fn version_scan<'a>(
         own: is_of_share(Source::Observations, inspected.share),
         rows: inspected.observation_rows,
         has_others: inspected.has_more_observations,
-        filter_bytes,
+        filter_bytes: context.options.budget.seen_bytes,
         max_block_bytes: context.options.budget.load_block_bytes,
         pool: context.pool.clone(),
         directory: context.state.path(),

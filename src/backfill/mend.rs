@@ -98,8 +98,7 @@ async fn prepare(
         }
     }
     if !store.wanted_days(WantedDay::Rows)?.is_empty() {
-        let filter_bytes = context.options.budget.seen_bytes;
-        known_rows::scan_versions(context, journal.checkpoint(), store, filter_bytes).await?;
+        known_rows::scan_versions(context, journal.checkpoint(), store).await?;
     }
     journal.commit_with(store, |_| {})
 }

@@ -30,39 +30,24 @@ pub(super) async fn prepare(
     journal: &mut Journal,
     store: &Arc<TraceStore>,
 ) -> Result<Prepared, Error> {
-    if context.options.engine == Engine::Embedded {
-        load_traces(context, journal, store).await?;
+    match context.options.engine {
+        Engine::Embedded => load_traces(context, journal, store).await?,
+        Engine::ClickHouse => trace_days::find(context, journal, store).await?,
     }
     target::look(context, journal).await?;
     find_experiments(context, journal, store).await?;
     known_rows::read_target(context, journal, store).await?;
-    let keys = compare_versions(context, journal, store).await?;
+    let checkpoint = journal.checkpoint();
+    let keys = match context.options.engine {
+        Engine::Embedded => {
+            known_rows::scan_versions(context, checkpoint, store).await?;
+            None
+        }
+        Engine::ClickHouse => segment_keys::read(context, checkpoint, store).await?,
+    };
     let changes = trace_changes(context, journal, store);
     if context.resumed {
         changes.reload().await?;
     }
     Ok(Prepared { changes, keys })
-}
-
-/// Compares versions of observations, and for the engine of the server those of traces; returns the keys of
-/// segments that it kept for the latter.
-async fn compare_versions(
-    context: &Context,
-    journal: &mut Journal,
-    store: &Arc<TraceStore>,
-) -> Result<Option<Arc<KeyFile>>, Error> {
-    let filter_bytes = context.options.budget.seen_bytes;
-    let checkpoint = journal.checkpoint();
-    if context.options.engine == Engine::Embedded {
-        known_rows::scan_versions(context, checkpoint, store, filter_bytes).await?;
-        return Ok(None);
-    }
-    let of_each = filter_bytes / 2;
-    let (keys, ()) = tokio::try_join!(
-        segment_keys::read(context, checkpoint, store, of_each),
-        trace_days::find(context, store, of_each),
-    )?;
-    // No traces are loaded, so none are outdated.
-    journal.commit_with(store, |checkpoint| checkpoint.superseded = Some(0))?;
-    Ok(keys)
 }

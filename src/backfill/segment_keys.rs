@@ -15,7 +15,6 @@ use crate::state::directory::free_bytes;
 use crate::trace_store::TraceStore;
 
 /// Finds the latest version of each observation, and keeps the keys of segments that remain to be written.
-/// `filter_bytes` are for [`VersionScan::filter_bytes`](super::guard::version_scan::VersionScan).
 ///
 /// # Errors
 /// [`Error`] if the server, the store or a file fails, or on a signal.
@@ -23,11 +22,10 @@ pub(super) async fn read(
     context: &Context,
     checkpoint: &Checkpoint,
     store: &Arc<TraceStore>,
-    filter_bytes: usize,
 ) -> Result<Option<Arc<KeyFile>>, Error> {
     // The keys of rows that are excluded would have to be told apart.
     if context.inspected.excludes_dataset_items {
-        known_rows::scan_versions(context, checkpoint, store, filter_bytes).await?;
+        known_rows::scan_versions(context, checkpoint, store).await?;
         return Ok(None);
     }
     if !known_rows::wants_versions(context, checkpoint) {
@@ -36,23 +34,26 @@ pub(super) async fn read(
     let compared = context.inspected.observation_partition.rows;
     let phase = Phase::begin(&context.display, "versions checked", compared, 0);
     let phase = Arc::new(phase);
-    let scan = Arc::new(key_scan(context, checkpoint, store, &phase)?);
     let on_rows = |rows| phase.advance(rows);
-    let versions = known_rows::version_scan(context, filter_bytes, &on_rows);
+    let versions = known_rows::version_scan(context, &on_rows);
     let recovery = known_rows::recovery(context, checkpoint, store);
     let mut attempts = recovery.attempts("reading observation versions");
-    let file = loop {
-        let attempt = async {
-            versions.catch_up().await?;
-            let file = new_file(context).await?;
-            let scanned = Arc::clone(&scan).run(&versions, &file, context.options.concurrency);
-            scanned.await.map(|()| file)
-        };
-        match attempt.await {
-            Ok(file) => break file,
+    let (own, file) = loop {
+        let begun = async { Ok((versions.begin(store)?, new_file(context).await?)) };
+        match begun.await {
+            Ok(begun) => break begun,
             Err(error) => attempts.failed(error).await?,
         }
     };
+    let scan = Arc::new(key_scan(context, checkpoint, store, &phase)?);
+    let mut own = scan.run(own, &file, context.options.concurrency).await?;
+    while let Err(error) = versions.read_others(&mut own).await {
+        attempts.failed(error).await?;
+    }
+    if let Err(error) = versions.settle(own, store) {
+        let failed = Error::caused("the versions of observations cannot be compared", &error);
+        return Err(attempts.failed(error).await.err().unwrap_or(failed));
+    }
     phase.finish();
     Ok(Some(file))
 }
@@ -60,14 +61,15 @@ pub(super) async fn read(
 /// A file for the keys of the partition as it is now.
 async fn new_file(context: &Context) -> Result<Arc<KeyFile>, WorkError> {
     let partition = context.inspected.partition(Source::Observations);
-    let newest = context
+    let state = context
         .connection
-        .newest_block(partition.table, partition.id);
-    // The store may need so much; what is not kept is read again.
+        .partition_state(partition.table, partition.id);
+    // The store may need so much, and others may be about to take some of the rest; what is not kept is read
+    // again.
     let needed = context.inspected.store_bytes();
     let directory = context.state.path();
     let room = free_bytes(directory).map_or(0, |free| free.saturating_sub(needed));
-    Ok(Arc::new(KeyFile::new(directory, newest.await?, room)?))
+    Ok(Arc::new(KeyFile::new(directory, state.await?, room / 2)?))
 }
 
 fn key_scan(
@@ -79,19 +81,20 @@ fn key_scan(
     let source = Source::Observations;
     let mapping = context.inspected.mapping_of(source).of_versions();
     let (segments, remaining) = (checkpoint.segments_of(source), checkpoint.remaining(source));
-    let phase = Arc::clone(phase);
     Ok(KeyScan {
         segments: segments.cloned().collect(),
         kept: remaining.iter().map(|segment| segment.number).collect(),
         query: context.inspected.versions_query_of(source, &mapping),
         reader: RowReader::new(&mapping).map_err(Error::configuration)?,
         connection: context.connection.clone(),
+        table: context.inspected.observations.clone(),
         store: Arc::clone(store),
         budget: context.options.budget,
         pool: context.pool.clone(),
         shutdown: context.shutdown.clone(),
         throttle: context.throttle.clone(),
         directory: context.state.path().to_owned(),
-        on_rows: Box::new(move |rows| phase.advance(rows)),
+        retries: context.retries.clone(),
+        phase: Arc::clone(phase),
     })
 }

@@ -4,21 +4,21 @@
 
 use super::context::Context;
 use super::guard::version_scan::VersionScan;
+use super::journal::Journal;
 use super::work_attempts::WorkAttempts;
 use crate::error::Error;
 use crate::mapping::Source;
 use crate::progress::Phase;
 use crate::trace_store::TraceStore;
 
-/// Replaces the stored days of traces with those there are now. `filter_bytes` are for
-/// [`VersionScan::filter_bytes`].
+/// Replaces the stored days of traces with those there are now.
 ///
 /// # Errors
 /// [`Error`] if the server or the store fails, or on a signal.
 pub(super) async fn find(
     context: &Context,
+    journal: &mut Journal,
     store: &TraceStore,
-    filter_bytes: usize,
 ) -> Result<(), Error> {
     let inspected = &context.inspected;
     let expected = inspected.traces_to_load;
@@ -43,7 +43,7 @@ pub(super) async fn find(
         own,
         rows: expected,
         has_others: inspected.has_more_traces,
-        filter_bytes,
+        filter_bytes: context.options.budget.seen_bytes,
         max_block_bytes: context.options.budget.load_block_bytes,
         pool: context.pool.clone(),
         directory: context.state.path(),
@@ -55,5 +55,6 @@ pub(super) async fn find(
         attempts.failed(error).await?;
     }
     phase.finish();
-    Ok(())
+    // No traces are loaded, so none are outdated.
+    journal.commit_with(store, |checkpoint| checkpoint.superseded = Some(0))
 }

@@ -24,7 +24,7 @@ pub use connection::NativeStream;
 pub(crate) use error::RequestError;
 pub(crate) use insert::{InsertRequest, InsertSelect, OpenInsert};
 pub use options::{Compression, ConnectionOptions, Password};
-pub(crate) use schema::{PartitionSize, ServerInfo, now_in_microseconds};
+pub(crate) use schema::{PartitionSize, PartitionState, ServerInfo, now_in_microseconds};
 pub use schema::{TableColumn, TableInfo};
 pub(crate) use sizes::{ColumnSizes, StoredBytes, TableName, TableSize};
 pub use statement::Statement;

@@ -129,6 +129,27 @@ pub struct Parts {
     names: u64,
 }
 
+/// How far a partition's inserts and mutations have come. A merge changes none of it, unless a number is missing
+/// between its parts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Row, Deserialize)]
+pub(crate) struct PartitionState {
+    /// One more than the highest block number: an insert increases it. 0 if there is no part.
+    pub newest: u64,
+    /// How many block numbers the parts cover: a replica may get a lower one later than a higher one.
+    pub covered: u64,
+    /// The last mutation in any part: a `DELETE` increases it.
+    pub mutation: u64,
+}
+
+impl PartitionState {
+    /// Whether nothing has been added or changed since `earlier`. A replica may lag behind.
+    pub(crate) fn is_within(self, earlier: Self) -> bool {
+        self.newest <= earlier.newest
+            && self.covered <= earlier.covered
+            && self.mutation <= earlier.mutation
+    }
+}
+
 #[derive(Row, Deserialize)]
 struct TableRow {
     uuid: String,
@@ -367,24 +388,26 @@ impl Connection {
         .await
     }
 
-    /// The highest block number in a partition: an insert increases it, a merge does not. 0 if there is none.
+    /// How far a partition's inserts and mutations have come.
     ///
     /// # Errors
     /// [`RequestError`] if the server rejects the query or cannot be reached.
-    pub(crate) async fn newest_block(
+    pub(crate) async fn partition_state(
         &self,
         table: &TableInfo,
         partition_id: &str,
-    ) -> Result<u64, RequestError> {
+    ) -> Result<PartitionState, RequestError> {
         let rows = self
-            .rows::<Count>(&format!(
-                "SELECT toUInt64(max(max_block_number)) AS count FROM system.parts \
+            .rows::<PartitionState>(&format!(
+                "SELECT toUInt64(max(max_block_number + 1)) AS newest, \
+                 toUInt64(sum(max_block_number - min_block_number + 1)) AS covered, \
+                 toUInt64(max(data_version)) AS mutation FROM system.parts \
                  WHERE active AND database = {} AND table = {} AND partition_id = {}",
                 quoting::string(&table.database),
                 quoting::string(&table.name),
                 quoting::string(partition_id)
             ))
             .await?;
-        Ok(rows.first().map_or(0, |row| row.count))
+        Ok(rows.first().copied().unwrap_or_default())
     }
 }

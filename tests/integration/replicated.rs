@@ -2,8 +2,6 @@
 //! replica to others, so that its replicated tables are read-only in either case: what is tested is what
 //! a run makes of that, that it reads such tables, and that what it asks of replicas is understood.
 
-use std::env;
-
 use crate::support::differential::{Specification, ask, ask_number, assert_complete, execute};
 use crate::support::proxy::Proxy;
 use crate::support::zookeeper::{ZooKeeper, keeper_at};
@@ -123,27 +121,13 @@ fn where_there_are_several_addresses_the_replica_is_asked_to_catch_up() {
     let asked =
         |statement: &str| -> usize { ways.iter().map(|way| way.exchanges(statement).len()).sum() };
 
-    // The engine of the server reads observations and traces at once, after it has looked at the target.
-    let (first, steps): (_, [(&[&str], _); 2]) = match env::var("TEST_ENGINE").as_deref() {
-        Ok("clickhouse") => (
-            "events_full",
-            [(&["events_full"], ""), (&["traces"], "observations")],
-        ),
-        _ => (
-            "traces",
-            [
-                (&["traces"], "events_full"),
-                (&["events_full"], "observations"),
-            ],
-        ),
-    };
     // What is read first: what this replica has not got yet would be missed.
     let sync = format!(
-        "SYSTEM SYNC REPLICA `{}`.`{first}` LIGHTWEIGHT",
+        "SYSTEM SYNC REPLICA `{}`.`traces` LIGHTWEIGHT",
         database.name
     );
     let outcome = tool.run();
-    outcome.assert_one_error(1, &["error 242", first, "is_readonly"]);
+    outcome.assert_one_error(1, &["error 242", "traces", "is_readonly"]);
     outcome.assert_stderr_contains("trying again in");
     assert!(asked(&sync) > 0);
     assert_eq!(
@@ -153,8 +137,8 @@ fn where_there_are_several_addresses_the_replica_is_asked_to_catch_up() {
     );
     // Then what is written to, and what is read next.
     let tool = tool.arg("--resume");
-    for (have_caught_up, next) in steps {
-        attach(&database, have_caught_up, "NOT REPLICATED");
+    for (has_caught_up, next) in [("traces", "events_full"), ("events_full", "observations")] {
+        attach(&database, &[has_caught_up], "NOT REPLICATED");
         let outcome = tool.run();
         outcome.assert_one_error(1, &["error 242", next, "is_readonly"]);
     }

@@ -70,7 +70,8 @@ impl VersionScan<'_> {
     pub(crate) async fn run(&self, store: &TraceStore) -> Result<(), WorkError> {
         let mut own = self.begin(store)?;
         self.read(&self.own, |row| own.add(&row)).await?;
-        self.finish(own, store).await
+        self.read_others(&mut own).await?;
+        self.settle(own, store)
     }
 
     /// Forgets what the store knows, and begins to compare.
@@ -88,18 +89,19 @@ impl VersionScan<'_> {
         })
     }
 
-    /// Reads the other rows, and tells the store what all versions together say.
+    /// Reads the other rows that may be versions of the scan's own.
     ///
     /// # Errors
-    /// [`WorkError`] if the server, the store or a file fails, or on a signal.
-    pub(crate) async fn finish(&self, own: OwnRows, store: &TraceStore) -> Result<(), WorkError> {
+    /// [`WorkError`] if the server or a file fails, or on a signal. May be repeated: a version that is read twice
+    /// is still one.
+    pub(crate) async fn read_others(&self, own: &mut OwnRows) -> Result<(), WorkError> {
         let OwnRows {
-            mut files,
+            files,
             seen,
             earliest,
         } = own;
         if let Some(seen) = seen
-            && earliest != i64::MAX
+            && *earliest != i64::MAX
         {
             let event_ts = format!("{}.event_ts", self.source.alias());
             let elsewhere = format!(
@@ -113,6 +115,15 @@ impl VersionScan<'_> {
             })
             .await?;
         }
+        Ok(())
+    }
+
+    /// Tells the store what all versions together say.
+    ///
+    /// # Errors
+    /// [`WorkError`] if the store or a file fails, or on a signal.
+    pub(crate) fn settle(&self, own: OwnRows, store: &TraceStore) -> Result<(), WorkError> {
+        let files = own.files;
         let (stop, against) = (|| self.shutdown.signal().is_some(), self.against());
         block_in_place(|| match self.source {
             Source::Observations => files.settle(store, against, latest_of_several, &stop),

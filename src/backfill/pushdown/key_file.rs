@@ -5,10 +5,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::keys::Keys;
 use crate::backfill::error::WorkError;
+use crate::clickhouse::PartitionState;
 
 /// The keys of segments, in one file that is unlinked as soon as it is created.
 #[derive(Debug)]
@@ -16,9 +18,9 @@ pub(crate) struct KeyFile {
     file: File,
     directory: PathBuf,
     places: Mutex<Places>,
-    /// The newest block of the partition before its rows were read.
-    newest_block: u64,
-    most_bytes: u64,
+    /// The partition before its rows were read.
+    state: PartitionState,
+    most_bytes: AtomicU64,
 }
 
 /// Where in the file each segment's keys are.
@@ -36,14 +38,13 @@ struct Place {
 }
 
 impl KeyFile {
-    /// Creates a file of at most `most_bytes` in a directory, for the keys of a partition whose newest block has
-    /// this number.
+    /// Creates a file of at most `most_bytes` in a directory, for the keys of a partition in this state.
     ///
     /// # Errors
     /// [`WorkError::File`] if it cannot be created.
     pub(crate) fn new(
         directory: &Path,
-        newest_block: u64,
+        state: PartitionState,
         most_bytes: u64,
     ) -> Result<Self, WorkError> {
         let file = tempfile::tempfile_in(directory);
@@ -51,28 +52,35 @@ impl KeyFile {
             file: file.map_err(|error| WorkError::file(directory, &error))?,
             directory: directory.to_owned(),
             places: Mutex::default(),
-            newest_block,
-            most_bytes,
+            state,
+            most_bytes: most_bytes.into(),
         })
     }
 
-    /// Whether the rows are still those that were read, if the partition's newest block has this number.
-    pub(super) fn is_as_of(&self, newest_block: u64) -> bool {
-        // A replica may lag behind; then the number of rows written tells.
-        newest_block <= self.newest_block
+    /// Whether the rows are still those that were read, with the partition in this state.
+    pub(super) fn is_as_of(&self, state: PartitionState) -> bool {
+        state.is_within(self.state)
     }
 
-    /// Keeps the keys of a segment, if there is room.
-    ///
-    /// # Errors
-    /// [`WorkError::File`] if the disk is full, for example.
-    pub(super) fn put(&self, segment: u32, keys: &Keys) -> Result<(), WorkError> {
+    /// Keeps the keys of a segment, if there is room. Gives all room back if there is less than there was: what
+    /// is not kept is read again.
+    pub(super) fn put(&self, segment: u32, keys: &Keys) {
+        if self.write(segment, keys).is_err() {
+            self.most_bytes.store(0, Ordering::Relaxed);
+            self.places().of_segments.clear();
+            // If it stays as large, no more than its room is lost.
+            let _ = self.file.set_len(0);
+        }
+    }
+
+    fn write(&self, segment: u32, keys: &Keys) -> std::io::Result<()> {
         let parts = keys.parts();
         let lengths = parts.map(<[u8]>::len);
         let bytes: u64 = lengths.iter().map(|&length| length as u64).sum();
         let start = {
             let mut places = self.places();
-            if bytes > self.most_bytes.saturating_sub(places.end) {
+            let most_bytes = self.most_bytes.load(Ordering::Relaxed);
+            if bytes > most_bytes.saturating_sub(places.end) {
                 return Ok(());
             }
             places.end += bytes;
@@ -80,12 +88,14 @@ impl KeyFile {
         };
         let mut at = start;
         for part in parts {
-            let written = self.file.write_all_at(part, at);
-            written.map_err(|error| self.failed(&error))?;
+            self.file.write_all_at(part, at)?;
             at += part.len() as u64;
         }
-        let place = Place { start, lengths };
-        self.places().of_segments.insert(segment, place);
+        let mut places = self.places();
+        // Another writer may have failed meanwhile.
+        if self.most_bytes.load(Ordering::Relaxed) > 0 {
+            places.of_segments.insert(segment, Place { start, lengths });
+        }
         Ok(())
     }
 
@@ -103,14 +113,10 @@ impl KeyFile {
         for (part, length) in parts.iter_mut().zip(place.lengths) {
             part.resize(length, 0);
             let read = self.file.read_exact_at(part, at);
-            read.map_err(|error| self.failed(&error))?;
+            read.map_err(|error| WorkError::file(&self.directory, &error))?;
             at += length as u64;
         }
         Ok(Some(Keys::of_parts(parts)))
-    }
-
-    fn failed(&self, error: &std::io::Error) -> WorkError {
-        WorkError::file(&self.directory, error)
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {

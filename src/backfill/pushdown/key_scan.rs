@@ -10,18 +10,22 @@ use tokio::task::{JoinSet, block_in_place};
 
 use super::in_experiments::in_experiments;
 use super::key_file::KeyFile;
-use super::keys::Gathering;
-use crate::backfill::block_stream::BlockStream;
+use super::keys::{Gathering, Keys};
+use crate::backfill::block_stream::{BlockStream, catch_up};
 use crate::backfill::error::WorkError;
 use crate::backfill::guard::seen_row::RowReader;
 use crate::backfill::guard::version_files::Row;
-use crate::backfill::guard::version_scan::{OwnRows, VersionScan};
-use crate::clickhouse::{Connection, RequestError, Statement};
+use crate::backfill::guard::version_scan::OwnRows;
+use crate::backfill::work_attempts::WorkAttempts;
+use crate::clickhouse::retry::Retries;
+use crate::clickhouse::{Connection, Statement, TableInfo};
+use crate::error::Error;
 use crate::inspect::segments::Segment;
 use crate::inspect::statements::SegmentQuery;
 use crate::memory::Budget;
 use crate::memory::buffer_pool::BufferPool;
 use crate::native::{Block, StringCursor};
+use crate::progress::Phase;
 use crate::shutdown::Shutdown;
 use crate::throttle::Throttle;
 use crate::trace_store::TraceStore;
@@ -43,6 +47,8 @@ pub(crate) struct KeyScan {
     pub reader: RowReader,
     /// The server.
     pub connection: Connection,
+    /// The table.
+    pub table: TableInfo,
     /// Knows which rows are in experiments.
     pub store: Arc<TraceStore>,
     /// Memory, as divided among segments.
@@ -55,54 +61,82 @@ pub(crate) struct KeyScan {
     pub throttle: Throttle,
     /// Directory of the files.
     pub directory: PathBuf,
-    /// Called with the number of rows read.
-    pub on_rows: Box<dyn Fn(u64) + Send + Sync>,
+    /// Retries what passes.
+    pub retries: Retries,
+    /// Shows how many rows were read.
+    pub phase: Arc<Phase>,
 }
 
 impl KeyScan {
-    /// Reads the segments, `at_once` at a time. Adds their rows to those of `versions`, and their keys to `file`.
+    /// Reads the segments, `at_once` at a time. Adds their rows to `own`, and their keys to `file`.
     ///
     /// # Errors
-    /// [`WorkError`] if the server, the store or a file fails, or on a signal. May be repeated, with a new file.
+    /// [`Error`] if the server, the store or a file fails, or on a signal.
     pub(crate) async fn run(
         self: Arc<Self>,
-        versions: &VersionScan<'_>,
+        own: OwnRows,
         file: &Arc<KeyFile>,
         at_once: usize,
-    ) -> Result<(), WorkError> {
-        let own = Arc::new(Mutex::new(versions.begin(&self.store)?));
+    ) -> Result<OwnRows, Error> {
+        let own = Arc::new(Mutex::new(own));
         let next = Arc::new(AtomicUsize::new(0));
-        let mut readers: JoinSet<Result<(), WorkError>> = JoinSet::new();
+        let mut readers: JoinSet<Result<(), Error>> = JoinSet::new();
         for _ in 0..at_once.max(1) {
             let (scan, own, file) = (Arc::clone(&self), Arc::clone(&own), Arc::clone(file));
             let next = Arc::clone(&next);
             readers.spawn(async move {
                 while let Some(segment) = scan.segments.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    tokio::select! {
-                        () = scan.throttle.may_begin() => {}
-                        _ = scan.shutdown.requested() => return Err(WorkError::Interrupted),
-                    }
-                    scan.read(segment, &own, &file).await?;
+                    scan.read_with_retries(segment, &own, &file).await?;
                 }
                 Ok(())
             });
         }
-        let unexpected = || RequestError::Unexpected(ENDED.to_owned());
         while let Some(read) = readers.join_next().await {
-            read.map_err(|_| unexpected())??;
+            read.map_err(|error| Error::caused(ENDED, error))??;
         }
-        let own = Arc::into_inner(own).ok_or_else(unexpected)?;
-        let own = own.into_inner().unwrap_or_else(PoisonError::into_inner);
-        versions.finish(own, &self.store).await
+        let own = Arc::into_inner(own).ok_or_else(|| Error::failed(ENDED))?;
+        Ok(own.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn read(
+    async fn read_with_retries(
         &self,
         segment: &Segment,
         own: &Mutex<OwnRows>,
         file: &KeyFile,
-    ) -> Result<(), WorkError> {
-        let statement = Statement::new(self.query.sql(segment), BLOCK_ROWS)
+    ) -> Result<(), Error> {
+        tokio::select! {
+            () = self.throttle.may_begin() => {}
+            signal = self.shutdown.requested() => return Err(Error::interrupted(signal)),
+        }
+        let doing = format!("reading the keys of segment {}", segment.number);
+        let failed = format!("{doing} failed");
+        let mut attempts = WorkAttempts::new(&self.retries, doing, failed).in_blocks_of(BLOCK_ROWS);
+        loop {
+            let mut rows = 0;
+            let read = self.read(segment, attempts.block_rows(), own, &mut rows);
+            match read.await {
+                Ok(keys) => {
+                    block_in_place(|| keys.inspect(|keys| file.put(segment.number, keys)));
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.phase.go_back(rows);
+                    attempts.failed(error).await?;
+                }
+            }
+        }
+    }
+
+    /// Reads a segment. Versions that an attempt has added before it failed may be added again.
+    async fn read(
+        &self,
+        segment: &Segment,
+        block_rows: usize,
+        own: &Mutex<OwnRows>,
+        rows: &mut u64,
+    ) -> Result<Option<Keys>, WorkError> {
+        catch_up(&self.connection, &self.table, &self.shutdown).await?;
+        let statement = Statement::new(self.query.sql(segment), block_rows)
             .in_bytes(self.budget.preferred_block_bytes)
             .of_a_table();
         let most = self.budget.max_block_bytes;
@@ -120,12 +154,10 @@ impl KeyScan {
         while let Some(block) = blocks.next().await? {
             block_in_place(|| self.take(&block, own, gathering.as_mut()))?;
             gathering = gathering.filter(|gathering| gathering.bytes() <= most_bytes);
-            (self.on_rows)(block.rows as u64);
+            *rows += block.rows as u64;
+            self.phase.advance(block.rows as u64);
         }
-        block_in_place(|| match gathering.and_then(Gathering::finish) {
-            Some(keys) => file.put(segment.number, &keys),
-            None => Ok(()),
-        })
+        Ok(block_in_place(|| gathering.and_then(Gathering::finish)))
     }
 
     fn take(

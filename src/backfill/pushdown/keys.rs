@@ -214,6 +214,7 @@ mod tests {
     use super::*;
     use crate::backfill::guard::row_hash::{RowParts, version};
     use crate::backfill::pushdown::KeyFile;
+    use crate::clickhouse::PartitionState;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -294,9 +295,9 @@ mod tests {
             let (Some(keys), Some(chosen)) = (keys, chosen) else { return Ok(()) };
 
             let directory = tempfile::tempdir().unwrap();
-            let file = KeyFile::new(directory.path(), 7, u64::MAX).unwrap();
-            file.put(1, &Keys::default()).unwrap();
-            file.put(3, &keys).unwrap();
+            let file = KeyFile::new(directory.path(), state(7, 7, 7), u64::MAX).unwrap();
+            file.put(1, &Keys::default());
+            file.put(3, &keys);
             prop_assert_eq!(file.take(2).unwrap(), None);
             let kept = file.take(3).unwrap().unwrap();
             prop_assert_eq!(&kept, &keys);
@@ -318,21 +319,38 @@ mod tests {
         }
     }
 
+    fn state(newest: u64, covered: u64, mutation: u64) -> PartitionState {
+        PartitionState {
+            newest,
+            covered,
+            mutation,
+        }
+    }
+
     #[test]
-    fn keys_hold_until_rows_arrive() {
+    fn keys_hold_until_rows_arrive_or_are_deleted() {
         let directory = tempfile::tempdir().unwrap();
-        let file = KeyFile::new(directory.path(), 7, 0).unwrap();
-        assert!(file.is_as_of(7));
-        assert!(!file.is_as_of(8));
+        let file = KeyFile::new(directory.path(), state(7, 6, 5), 0).unwrap();
+        for (newest, covered, mutation, holds) in [
+            (7, 6, 5, true),
+            (8, 7, 5, false),
+            // What a replica has got late.
+            (7, 7, 5, false),
+            (7, 6, 6, false),
+            // A replica that lags behind: the number of rows written tells.
+            (6, 5, 5, true),
+        ] {
+            assert_eq!(file.is_as_of(state(newest, covered, mutation)), holds);
+        }
     }
 
     #[test]
     fn keys_are_kept_as_long_as_there_is_room() {
         let directory = tempfile::tempdir().unwrap();
-        let file = KeyFile::new(directory.path(), 7, 100).unwrap();
+        let file = KeyFile::new(directory.path(), state(7, 7, 7), 100).unwrap();
         let keys = |bytes| Keys::of_parts([vec![1; bytes], Vec::new(), Vec::new(), Vec::new()]);
         for (segment, bytes) in [(0, 90), (1, 11), (2, 10), (3, 1)] {
-            file.put(segment, &keys(bytes)).unwrap();
+            file.put(segment, &keys(bytes));
         }
         let kept = [0, 1, 2, 3].map(|segment| file.take(segment).unwrap());
         assert_eq!(kept, [Some(keys(90)), None, Some(keys(10)), None]);

@@ -12,13 +12,14 @@ mod key_file;
 mod key_list;
 mod key_scan;
 mod keys;
+mod row_check;
 mod slice;
 mod sorted_rows;
 mod statements;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub(crate) use self::key_file::KeyFile;
 use self::key_list::KeyList;
 pub(crate) use self::key_scan::KeyScan;
 pub(crate) use self::keys::TraceName;
+use self::row_check::RowCheck;
 use self::slice::{KeptKeys, ReadSlice, Sorter};
 use self::sorted_rows::SortedRows;
 use self::statements::{Slice, Statements};
@@ -78,8 +80,7 @@ pub(crate) struct Pushdown {
     succeeded: AtomicU32,
     /// Milliseconds that the last statement took.
     last_took: AtomicU64,
-    /// Whether views are known to write other numbers of rows than one for each.
-    views_vary: AtomicBool,
+    row_check: RowCheck,
     /// Memory for one statement, in bytes.
     statement_bytes: Option<u64>,
     insert_threads: usize,
@@ -135,6 +136,7 @@ impl Pushdown {
             .ok_or("the target lacks a writable column that every event needs")?;
         let server = &inspected.server;
         let segments = concurrency.max(1) as u64;
+        let has_views = destination.has_views;
         // Half of the server for all statements at once: the rest is for merges and for others.
         let of_server = server.memory.map(|bytes| bytes / 2 / segments);
         let limits = [of_server, server.statement_memory];
@@ -158,7 +160,7 @@ impl Pushdown {
             most_apart: budget.segment_bytes / BYTES_PER_KEY,
             succeeded: AtomicU32::new(0),
             last_took: AtomicU64::new(0),
-            views_vary: AtomicBool::new(false),
+            row_check: RowCheck::new(has_views),
             statement_bytes: limits.into_iter().flatten().min(),
             insert_threads: insert_threads(server, concurrency),
         })
@@ -213,7 +215,10 @@ impl Pushdown {
                 let splits_blocks = self.destination.part_rows < BLOCK_ROWS;
                 let sql = statements.insert(segment, slice, &days, &sorted, splits_blocks);
                 let id = format!("{}-{name}-{number}", self.destination.query_prefix);
-                self.insert(&connection, sql, id, written, progress).await?;
+                let reported = self.insert(&connection, sql, id, progress).await?;
+                self.row_check.check(segment.number, written, reported)?;
+                progress.written += written;
+                self.destination.telemetry.enriched(written);
             }
             pushed.count(&sorted, written, self.destination.dry_run);
             on_rows(sorted.read - sorted.apart());
@@ -229,6 +234,7 @@ impl Pushdown {
                 .into());
             }
         }
+        self.row_check.learn(segment.number, progress.has_sent);
         if !(rows.is_empty() && traces.is_empty()) {
             let (prewhere, condition) = statements.rest(&rows, &traces, &rows_of_traces);
             pushed.rest = Some(Rest {
@@ -331,14 +337,14 @@ impl Pushdown {
         days.start().saturating_sub(1)..=*days.end()
     }
 
+    /// Runs a statement. Returns how many rows the server reports, those of views included.
     async fn insert(
         &self,
         connection: &Connection,
         sql: String,
         query_id: String,
-        rows: u64,
         progress: &mut Progress,
-    ) -> Result<(), WorkError> {
+    ) -> Result<u64, WorkError> {
         let destination = &*self.destination;
         let part_bytes = destination.limits.part.bytes();
         let mut insert_settings = destination.part_settings(part_bytes);
@@ -385,15 +391,8 @@ impl Pushdown {
                 progress.is_in_doubt = false;
                 let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 self.last_took.store(took, Ordering::Relaxed);
-                match self.is_complete(written, rows) {
-                    true => {
-                        progress.written += rows;
-                        destination.telemetry.enriched(rows);
-                        self.has_succeeded(part_bytes);
-                        Ok(())
-                    }
-                    false => Err(WorkError::RowsDiffer { rows, written }),
-                }
+                self.has_succeeded(part_bytes);
+                Ok(written)
             }
             Err(error) => Err(self.failed(error, part_bytes, progress)),
         }
@@ -447,17 +446,6 @@ impl Pushdown {
             let slices = self.slices.load(Ordering::Relaxed);
             self.slices.store((slices / 2).max(1), Ordering::Relaxed);
         }
-    }
-
-    /// Whether a statement wrote its rows. Views count too: mostly one row for each, so that the number is a
-    /// multiple. Where it is not, what is there is read once, and the number is not asked for again.
-    fn is_complete(&self, written: u64, rows: u64) -> bool {
-        if !self.destination.has_views {
-            return written == rows;
-        }
-        let is_multiple = written > rows && written.is_multiple_of(rows);
-        let is_enough = written >= rows;
-        is_multiple || (is_enough && self.views_vary.swap(is_enough, Ordering::Relaxed))
     }
 }
 

@@ -135,10 +135,8 @@ impl Sorter {
         let Some(keys) = keys? else {
             return Ok(None);
         };
-        let newest = connection
-            .newest_block(&kept.table, &kept.partition_id)
-            .await?;
-        Ok(kept.file.is_as_of(newest).then_some(keys))
+        let state = connection.partition_state(&kept.table, &kept.partition_id);
+        Ok(kept.file.is_as_of(state.await?).then_some(keys))
     }
 
     fn take_keys(&self, keys: &Keys, days: &RangeInclusive<Day>) -> Result<ReadSlice, WorkError> {
