@@ -128,6 +128,41 @@ fn a_second_run_adds_nothing() {
     assert_eq!(report["events_inserted"], rows - left, "{report}");
 }
 
+/// Statements of the server's own engine that read keys of observations, with a text in them.
+fn reads_of_keys(database: &Database, text: &str) -> u64 {
+    execute(database, "SYSTEM FLUSH LOGS query_log");
+    ask_number(
+        database,
+        &format!(
+            "SELECT count() FROM system.query_log WHERE type = 'QueryFinish' \
+             AND query_kind = 'Select' AND query LIKE '%helper_day%`{}`.`observations`%' \
+             AND query NOT LIKE '%PREWHERE%' AND query LIKE '%{text}%'",
+            database.name
+        ),
+    )
+}
+
+#[test]
+fn in_a_month_that_stands_still_the_keys_of_each_segment_are_read_once() {
+    let database = Server::shared().database("keys_once");
+    database.load_schema();
+    database.load_sample_month(OBSERVATIONS / 2);
+    execute(&database, "OPTIMIZE TABLE observations FINAL");
+    new_target(&database, "written");
+    let tool = tool(&database, "written").args([
+        "--engine",
+        "clickhouse",
+        "--segment-rows",
+        "2000",
+        "--no-root-spans",
+    ]);
+    tool.run().assert_code(0);
+    let segments = reads_of_keys(&database, "helper_is_deleted");
+    assert!(segments > 0);
+    assert_eq!(reads_of_keys(&database, " FINAL "), 0);
+    assert!(joined_by_the_server(&database, "written") > OBSERVATIONS / 3);
+}
+
 #[test]
 fn a_dry_run_of_the_servers_engine_writes_nothing() {
     let database = month("engine_dry");
