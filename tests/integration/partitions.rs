@@ -430,11 +430,13 @@ fn a_run_that_keeps_going_does_the_others_and_tells_which_one_failed() {
 #[test]
 fn a_partition_that_another_process_works_on_is_an_error_before_anything_begins() {
     let target = "locked";
-    let tool = tool(target).args(["--partition", "202405"]);
+    // At work until it is killed, however long the second one takes to begin.
+    let slow = ["--partition", "202405", "--max-rows-per-second", "1500"];
+    let tool = tool(target).args(slow);
     let mut first = tool.spawn();
     wait_for_rows(&mut first, target, "202405");
     let holder = format!("process {}", first.id());
-    let second = tool.without_arg("--partition").without_arg("202405");
+    let second = slow.into_iter().fold(tool, Tool::without_arg);
     let second = second.args(["--all-partitions", "--resume", "--keep-going"]);
     second.run().assert_one_error(2, &["202405", &holder]);
     assert_eq!(rows(target, "202407") + rows(target, "202406"), 0);
