@@ -45,7 +45,7 @@ pub(crate) fn of_store() -> i32 {
     i32::try_from(files.clamp(FEWEST_OF_STORE, MOST_OF_STORE)).unwrap_or(i32::MAX)
 }
 
-/// Number of files in which one scan may have the versions of rows meet. Two scans may run at once.
+/// Number of files in which a scan may have the versions of rows meet; the store needs most of the others.
 pub(crate) fn of_scan() -> u64 {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(MOST_OF_SCAN, |limits| limits.0);
     (limit / 8).clamp(FEWEST_OF_SCAN, MOST_OF_SCAN)

@@ -298,8 +298,7 @@ impl TraceStore {
         if !self.has(against) {
             return Ok(found);
         }
-        let mut order: Vec<usize> = (0..keys.len()).collect();
-        order.sort_unstable_by_key(|&index| keys[index]);
+        let order = in_key_order(keys);
         let family = self.family(against.family())?;
         let mut walk = Walk {
             iterator: self.database.raw_iterator_cf(&family),
@@ -324,8 +323,7 @@ impl TraceStore {
         if !self.has(against) {
             return Ok(found);
         }
-        let mut order: Vec<usize> = (0..keys.len()).collect();
-        order.sort_unstable_by_key(|&index| keys[index]);
+        let order = in_key_order(keys);
         let family = self.family(against.family())?;
         for chunk in order.chunks(KEYS_AT_ONCE) {
             let asked = chunk.iter().map(|&index| &keys[index]);
@@ -338,6 +336,13 @@ impl TraceStore {
         }
         Ok(found)
     }
+}
+
+/// The places of keys, in the order of the keys.
+fn in_key_order<K: Ord>(keys: &[K]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..keys.len()).collect();
+    order.sort_unstable_by(|&a, &b| keys[a].cmp(&keys[b]));
+    order
 }
 
 /// Reads a family in key order.
